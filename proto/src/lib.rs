@@ -1,1 +1,24 @@
-//! Stub.
+//! The contract between Portcullis processes: the wire messages, and the checked types everybody works with.
+//!
+//! Owns: the `.proto` files, the code generated from them ([`wire`]), the checked types ([`types`]) and the table from
+//! error kinds to gRPC codes ([`status`]). Must not know: transport set-up, storage, kernel.
+//!
+//! Invariant: a wire message is turned into a checked type where it enters a process, and nothing else handles it.
+
+pub mod status;
+pub mod types;
+
+/// The generated messages, clients and servers, by package.
+pub mod wire {
+    pub use generated::portcullis::access::v1 as access;
+    pub use generated::portcullis::agent::v1 as agent;
+    pub use generated::portcullis::audit::v1 as audit;
+
+    #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+    mod generated {
+        include!(concat!(env!("OUT_DIR"), "/wire.rs"));
+    }
+}
+
+/// The largest message either side accepts, in bytes. A grant set of 50,000 grants takes about 4 MiB.
+pub const MESSAGE_MAX_BYTES: usize = 16 * 1024 * 1024;

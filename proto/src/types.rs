@@ -1,0 +1,92 @@
+//! The checked types: whoever holds one may rely on its rules.
+//!
+//! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
+
+mod audit;
+mod grant;
+mod host;
+mod ids;
+mod request;
+mod resource;
+mod session;
+mod subject;
+mod time;
+
+pub use audit::{AuditEvent, Connection, EventId, EventKind, Gap};
+pub use grant::{EndReason, Grant, GrantHost, GrantState};
+pub use host::{Host, HostState};
+pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
+pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
+pub use resource::{NewResource, PortRange, Prefix, Protocol, Resource};
+pub use session::{Applied, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
+pub use subject::{NewSubject, Selector, Subject, SubjectRole, UnixUser};
+pub use time::{Timestamp, duration_from_wire, duration_to_wire};
+
+use std::fmt::{self, Display};
+
+/// A value that breaks a rule: which field, which value, and what the rule is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    /// The field, as the wire names it, with the outer ones in front (`resource.ports`).
+    pub field: String,
+    /// What is wrong with it, the value included.
+    pub problem: String,
+}
+
+impl Invalid {
+    /// A broken rule of `field`.
+    pub fn new(field: impl Into<String>, problem: impl Display) -> Self {
+        Self { field: field.into(), problem: problem.to_string() }
+    }
+
+    /// A field that must be there and is not.
+    pub fn missing(field: impl Into<String>) -> Self {
+        Self::new(field, "is missing")
+    }
+
+    /// The same, seen from the message that contains this one.
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = if self.field.is_empty() { outer.to_owned() } else { format!("{outer}.{}", self.field) };
+        self
+    }
+}
+
+/// Quotes a value for an error text, cut where it grows unreadable. What came from outside is shown escaped.
+pub(crate) fn quote(value: &str) -> String {
+    const SHOWN_MAX: usize = 80;
+    let shown: String = value.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect();
+    let dots = if value.chars().nth(SHOWN_MAX).is_some() { "…" } else { "" };
+    format!("`{shown}{dots}`")
+}
+
+/// Checks each of a list, and that there are not too many.
+pub(crate) fn all<W, T>(
+    field: &str,
+    values: Vec<W>,
+    max: usize,
+    check: impl Fn(W) -> Result<T, Invalid>,
+) -> Result<Vec<T>, Invalid> {
+    if values.len() > max {
+        return Err(Invalid::new(
+            field,
+            format_args!("has {} entries, at most {max} are possible", values.len()),
+        ));
+    }
+    values.into_iter().map(check).collect::<Result<_, _>>().map_err(|error| error.within(field))
+}
+
+/// Shows a list as people write it.
+pub(crate) struct List<'a, T>(pub(crate) &'a [T]);
+
+impl<T: Display> Display for List<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, item) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
+            }
+            item.fmt(f)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! Grants as the control plane shows them.
+
+use std::fmt::{self, Display};
+
+use super::{GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, time};
+use crate::wire::access as wire;
+
+/// Where a grant stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GrantState {
+    /// On its way to its hosts.
+    Activating,
+    /// The kernel of every host of it holds it.
+    Active,
+    /// Ended by somebody; not every host has confirmed yet, and its deadline has not passed.
+    Ending(EndReason),
+    /// No kernel lets anybody through by it.
+    Ended(EndReason),
+}
+
+/// Why a grant ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    /// Its deadline passed.
+    Time,
+    /// Its holder gave it back.
+    Released,
+    /// An approver or administrator took it away.
+    Revoked,
+    /// A host could not put it into its kernel.
+    ActivationFailed,
+}
+
+impl GrantState {
+    /// As people read it, without the reason.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Activating => "activating",
+            Self::Active => "active",
+            Self::Ending(_) => "ending",
+            Self::Ended(_) => "ended",
+        }
+    }
+
+    /// Why it ended, from `Ending` on.
+    pub fn end_reason(self) -> Option<EndReason> {
+        match self {
+            Self::Activating | Self::Active => None,
+            Self::Ending(reason) | Self::Ended(reason) => Some(reason),
+        }
+    }
+}
+
+impl EndReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Time, Self::Released, Self::Revoked, Self::ActivationFailed];
+
+    /// As events and people name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Released => "released",
+            Self::Revoked => "revoked",
+            Self::ActivationFailed => "activation_failed",
+        }
+    }
+}
+
+impl Display for GrantState {
+    /// `ended (time)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.end_reason() {
+            None => f.pad(self.as_str()),
+            Some(reason) => f.pad(&format!("{} ({})", self.as_str(), reason.as_str())),
+        }
+    }
+}
+
+impl Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One host of a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantHost {
+    /// The host.
+    pub name: HostName,
+    /// Its kernel holds the grant (while ending: still may hold it).
+    pub held: bool,
+    /// Why its kernel could not hold it; empty: no error.
+    pub error: String,
+}
+
+/// Subject may reach resource, on these hosts, until a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its id.
+    pub id: GrantId,
+    /// Where it stands.
+    pub state: GrantState,
+    /// What it came from.
+    pub request: RequestId,
+    /// What may be reached.
+    pub resource: ResourceName,
+    /// Who may.
+    pub subject: SubjectId,
+    /// From where; never empty.
+    pub hosts: Vec<GrantHost>,
+    /// When it was approved.
+    pub issued: Timestamp,
+    /// The longest it can live on any host.
+    pub expires: Timestamp,
+    /// None until it has ended.
+    pub ended: Option<Timestamp>,
+}
+
+impl TryFrom<wire::Grant> for Grant {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Grant) -> Result<Self, Invalid> {
+        let reason = match wire.end_reason() {
+            wire::EndReason::Unspecified => None,
+            wire::EndReason::Time => Some(EndReason::Time),
+            wire::EndReason::Released => Some(EndReason::Released),
+            wire::EndReason::Revoked => Some(EndReason::Revoked),
+            wire::EndReason::ActivationFailed => Some(EndReason::ActivationFailed),
+        };
+        let with_reason = || reason.ok_or_else(|| Invalid::missing("end_reason"));
+        let state = match wire.state() {
+            wire::GrantState::Activating => GrantState::Activating,
+            wire::GrantState::Active => GrantState::Active,
+            wire::GrantState::Ending => GrantState::Ending(with_reason()?),
+            wire::GrantState::Ended => GrantState::Ended(with_reason()?),
+            wire::GrantState::Unspecified => return Err(Invalid::new("state", "is missing or unknown")),
+        };
+        let host = |host: wire::GrantHost| {
+            Ok(GrantHost { name: host.name.parse()?, held: host.held, error: host.error })
+        };
+        Ok(Self {
+            id: wire.id.parse()?,
+            state,
+            request: wire.request.parse()?,
+            resource: wire.resource.parse()?,
+            subject: wire.subject.parse()?,
+            hosts: wire.hosts.into_iter().map(host).collect::<Result<_, Invalid>>()?,
+            issued: time::required("issued", wire.issued)?,
+            expires: time::required("expires", wire.expires)?,
+            ended: time::optional("ended", wire.ended)?,
+        })
+    }
+}
+
+impl From<Grant> for wire::Grant {
+    fn from(grant: Grant) -> Self {
+        let state = match grant.state {
+            GrantState::Activating => wire::GrantState::Activating,
+            GrantState::Active => wire::GrantState::Active,
+            GrantState::Ending(_) => wire::GrantState::Ending,
+            GrantState::Ended(_) => wire::GrantState::Ended,
+        };
+        let end_reason = match grant.state.end_reason() {
+            None => wire::EndReason::Unspecified,
+            Some(EndReason::Time) => wire::EndReason::Time,
+            Some(EndReason::Released) => wire::EndReason::Released,
+            Some(EndReason::Revoked) => wire::EndReason::Revoked,
+            Some(EndReason::ActivationFailed) => wire::EndReason::ActivationFailed,
+        };
+        let host =
+            |host: GrantHost| wire::GrantHost { name: host.name.into(), held: host.held, error: host.error };
+        Self {
+            id: grant.id.to_string(),
+            state: state.into(),
+            end_reason: end_reason.into(),
+            request: grant.request.to_string(),
+            resource: grant.resource.into(),
+            subject: grant.subject.into(),
+            hosts: grant.hosts.into_iter().map(host).collect(),
+            issued: Some(grant.issued.into()),
+            expires: Some(grant.expires.into()),
+            ended: grant.ended.map(Into::into),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_survive_the_wire() {
+        let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        let reasons = EndReason::ALL
+            .into_iter()
+            .flat_map(|reason| [GrantState::Ending(reason), GrantState::Ended(reason)]);
+        for state in [GrantState::Activating, GrantState::Active].into_iter().chain(reasons) {
+            let grant = Grant {
+                id: GrantId::new(),
+                state,
+                request: RequestId::new(),
+                resource: "db".parse().expect("valid"),
+                subject: "user:alice".parse().expect("valid"),
+                hosts: vec![GrantHost {
+                    name: "db-7".parse().expect("valid"),
+                    held: true,
+                    error: String::new(),
+                }],
+                issued: now,
+                expires: now,
+                ended: None,
+            };
+            assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
+        }
+    }
+}

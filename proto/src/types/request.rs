@@ -1,0 +1,294 @@
+//! Requests: wishes with a reason and a duration.
+
+use std::fmt::{self, Display};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{
+    GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, all, duration_from_wire,
+    duration_to_wire, time,
+};
+use crate::wire::access as wire;
+
+/// How many hosts one request may name.
+const HOSTS_MAX: usize = 1000;
+
+/// How many requests or grants one call lists at most.
+pub const GRANT_LIMIT_MAX: u32 = 1000;
+
+/// The limit of a list call: 0 stands for 100, more than [`GRANT_LIMIT_MAX`] is refused.
+pub fn page_limit(limit: u32) -> Result<u32, Invalid> {
+    match limit {
+        0 => Ok(100),
+        1..=GRANT_LIMIT_MAX => Ok(limit),
+        _ => Err(Invalid::new("limit", format_args!("{limit} is above {GRANT_LIMIT_MAX}"))),
+    }
+}
+
+/// Why somebody asks, in their words: 1..=1000 characters, not only white space, no control characters but line feeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl Reason {
+    const MAX_CHARS: usize = 1000;
+
+    /// The text, without white space around it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A remark that may be left out, by the same rules otherwise. Empty: none.
+    pub fn optional(field: &str, text: &str) -> Result<String, Invalid> {
+        match text.trim().is_empty() {
+            true => Ok(String::new()),
+            false => {
+                let reason: Self =
+                    text.parse().map_err(|error: Invalid| Invalid::new(field, error.problem))?;
+                Ok(reason.0)
+            }
+        }
+    }
+}
+
+impl FromStr for Reason {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let text = text.trim();
+        let refuse = |problem: &dyn Display| Err(Invalid::new("reason", problem));
+        if text.is_empty() {
+            return refuse(&"is empty: say what the access is for");
+        }
+        let chars = text.chars().count();
+        if chars > Self::MAX_CHARS {
+            return refuse(&format_args!("has {chars} characters, at most {} are possible", Self::MAX_CHARS));
+        }
+        if text.chars().any(|char| char.is_control() && char != '\n') {
+            return refuse(&"has a control character");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A request as somebody makes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRequest {
+    /// What is to be reached.
+    pub resource: ResourceName,
+    /// Who is to reach it; None: the caller.
+    pub subject: Option<SubjectId>,
+    /// From which hosts; empty: every host known now.
+    pub hosts: Vec<HostName>,
+    /// For how long, from approval: whole seconds, at least one. The control plane knows the maximum.
+    pub duration: Duration,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl TryFrom<wire::CreateRequestRequest> for NewRequest {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::CreateRequestRequest) -> Result<Self, Invalid> {
+        let duration = duration_from_wire("duration", wire.duration)?;
+        if duration.is_zero() || duration.subsec_nanos() != 0 {
+            return Err(Invalid::new(
+                "duration",
+                format_args!("{duration:?} is not 1 s or more in whole seconds"),
+            ));
+        }
+        let mut hosts = hosts(wire.hosts)?;
+        hosts.sort_unstable();
+        hosts.dedup();
+        Ok(Self {
+            resource: wire.resource.parse()?,
+            subject: (!wire.subject.is_empty()).then(|| wire.subject.parse()).transpose()?,
+            hosts,
+            duration,
+            reason: wire.reason.parse()?,
+        })
+    }
+}
+
+impl From<NewRequest> for wire::CreateRequestRequest {
+    fn from(new: NewRequest) -> Self {
+        Self {
+            resource: new.resource.into(),
+            subject: new.subject.map(Into::into).unwrap_or_default(),
+            hosts: new.hosts.into_iter().map(Into::into).collect(),
+            duration: Some(duration_to_wire(new.duration)),
+            reason: new.reason.0,
+        }
+    }
+}
+
+fn hosts(wire: Vec<String>) -> Result<Vec<HostName>, Invalid> {
+    all("hosts", wire, HOSTS_MAX, |name| {
+        name.parse().map_err(|error: Invalid| Invalid::new("", error.problem))
+    })
+}
+
+/// Where a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestState {
+    /// Nobody has decided.
+    Pending,
+    /// It led to a grant.
+    Approved,
+    /// It did not.
+    Denied,
+}
+
+impl RequestState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Approved, Self::Denied];
+
+    /// As people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+impl Display for RequestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A request as the control plane keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Its id.
+    pub id: RequestId,
+    /// Where it stands.
+    pub state: RequestState,
+    /// What is to be reached.
+    pub resource: ResourceName,
+    /// Whose processes are to be let through.
+    pub subject: SubjectId,
+    /// From which hosts; never empty.
+    pub hosts: Vec<HostName>,
+    /// Of the grant, from approval.
+    pub duration: Duration,
+    /// Why.
+    pub reason: Reason,
+    /// Who asked.
+    pub requester: SubjectId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Who decided, and when; None while pending.
+    pub decided: Option<(SubjectId, Timestamp)>,
+    /// What the approver said; may be empty.
+    pub comment: String,
+    /// What it led to; None unless approved.
+    pub grant: Option<GrantId>,
+}
+
+impl TryFrom<wire::Request> for Request {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Request) -> Result<Self, Invalid> {
+        let state = match wire.state() {
+            wire::RequestState::Pending => RequestState::Pending,
+            wire::RequestState::Approved => RequestState::Approved,
+            wire::RequestState::Denied => RequestState::Denied,
+            wire::RequestState::Unspecified => return Err(Invalid::new("state", "is missing or unknown")),
+        };
+        let decided = match time::optional("decided", wire.decided)? {
+            None => None,
+            Some(when) => Some((
+                wire.decided_by.parse::<SubjectId>().map_err(|error| error.within("decided_by"))?,
+                when,
+            )),
+        };
+        Ok(Self {
+            id: wire.id.parse()?,
+            state,
+            resource: wire.resource.parse()?,
+            subject: wire.subject.parse()?,
+            hosts: hosts(wire.hosts)?,
+            duration: duration_from_wire("duration", wire.duration)?,
+            reason: wire.reason.parse()?,
+            requester: wire.requester.parse()?,
+            created: time::required("created", wire.created)?,
+            decided,
+            comment: wire.comment,
+            grant: (!wire.grant.is_empty()).then(|| wire.grant.parse()).transpose()?,
+        })
+    }
+}
+
+impl From<Request> for wire::Request {
+    fn from(request: Request) -> Self {
+        let state = match request.state {
+            RequestState::Pending => wire::RequestState::Pending,
+            RequestState::Approved => wire::RequestState::Approved,
+            RequestState::Denied => wire::RequestState::Denied,
+        };
+        let (decided_by, decided) = request.decided.unzip();
+        Self {
+            id: request.id.to_string(),
+            state: state.into(),
+            resource: request.resource.into(),
+            subject: request.subject.into(),
+            hosts: request.hosts.into_iter().map(Into::into).collect(),
+            duration: Some(duration_to_wire(request.duration)),
+            reason: request.reason.0,
+            requester: request.requester.into(),
+            created: Some(request.created.into()),
+            decided_by: decided_by.map(Into::into).unwrap_or_default(),
+            decided: decided.map(Into::into),
+            comment: request.comment,
+            grant: request.grant.map(|id| id.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut wire::CreateRequestRequest), expected: Result<(), &str>) {
+        let mut wire = wire::CreateRequestRequest {
+            resource: "db".into(),
+            subject: "user:alice".into(),
+            hosts: vec![],
+            duration: Some(duration_to_wire(Duration::from_secs(60))),
+            reason: "look at the slow query".into(),
+        };
+        change(&mut wire);
+        match (NewRequest::try_from(wire), expected) {
+            (Ok(new), Ok(())) => {
+                assert_eq!(NewRequest::try_from(wire::CreateRequestRequest::from(new.clone())), Ok(new))
+            }
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (got, expected) => panic!("{got:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn new_requests() {
+        check(|_| {}, Ok(()));
+        check(|wire| wire.subject.clear(), Ok(()));
+        check(|wire| wire.hosts = vec!["b".into(), "a".into()], Ok(()));
+        check(|wire| wire.resource.clear(), Err("resource: "));
+        check(|wire| wire.duration = None, Err("duration: is missing"));
+        check(|wire| wire.duration = Some(duration_to_wire(Duration::ZERO)), Err("duration: 0ns is not 1 s"));
+        check(|wire| wire.duration = Some(duration_to_wire(Duration::from_millis(1500))), Err("1.5s is not"));
+        check(|wire| wire.reason = " \n ".into(), Err("reason: is empty"));
+        check(|wire| wire.reason = "x".repeat(1001), Err("reason: has 1001 characters"));
+        check(|wire| wire.reason = "a\u{1b}[31m".into(), Err("reason: has a control character"));
+        check(|wire| wire.hosts = vec!["A!".into()], Err("hosts: `A!` is not a name"));
+        check(|wire| wire.hosts = vec!["a".into(); 1001], Err("hosts: has 1001 entries"));
+    }
+}
