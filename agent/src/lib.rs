@@ -1,1 +1,7 @@
-//! Stub.
+//! The Portcullis host agent.
+//!
+//! Loads the gate into the kernel, binds subjects to cgroups, keeps the maps right and ships audit events. Decisions are in
+//! [`rules`]; everything else is the edges: [`kernel`] is the only caller of aya, [`session`] the only caller of tonic,
+//! [`observe`] the only reader of `/proc` and cgroupfs, [`clock`] the only reader of clocks.
+
+pub mod rules;

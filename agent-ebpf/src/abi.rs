@@ -1,0 +1,346 @@
+//! What lies in the maps and in the ring: keys, values, the verdict record, names, capacities, the ABI version.
+//!
+//! Everything is `repr(C)` without implicit padding, and every bit pattern is a value: both sides may read what the other
+//! wrote byte by byte. Numbers are in the machine's byte order, ports included; addresses are in network order.
+
+use core::mem::{align_of, size_of};
+
+/// Stands in the pin path. Raise it whenever a type or map below changes its shape or its meaning: an agent adopts only
+/// maps of its own version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Map names, as the loader and the pins use them.
+pub mod map {
+    /// Array: [`port_index`](super::port_index) → class; 0 is not protected. Written by the agent.
+    pub const PORT_CLASSES: &str = "PORT_CLASSES";
+    /// LPM trie: [`AddressKey`](super::AddressKey) → [`ResourceEntry`](super::ResourceEntry). Written by the agent.
+    pub const RESOURCES: &str = "RESOURCES";
+    /// Hash: cgroup id → [`SubjectEntry`](super::SubjectEntry). Written by the agent.
+    pub const SUBJECTS: &str = "SUBJECTS";
+    /// Hash: [`GrantKey`](super::GrantKey) → [`GrantRef`](super::GrantRef). Written by the agent.
+    pub const GRANTS: &str = "GRANTS";
+    /// Array: slot → [`GrantSlot`](super::GrantSlot). Written by the agent, and never while the slot's epoch is referred to.
+    pub const SLOTS: &str = "SLOTS";
+    /// Array: slot → epoch, a `u64`. Raised by the agent: one aligned 8-byte write revokes whatever refers to the slot.
+    pub const EPOCHS: &str = "EPOCHS";
+    /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was let through. Written by the programs.
+    pub const EVENTS_ALLOW: &str = "EVENTS_ALLOW";
+    /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was not. Written by the programs.
+    pub const EVENTS_DENY: &str = "EVENTS_DENY";
+    /// Per-CPU array: [`Ring`](super::Ring) → [`RingCounters`](super::RingCounters). Written by the programs.
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
+/// at 8; a process below the last level is nobody's and is denied.
+pub const CGROUP_LEVELS_MAX: u32 = 16;
+
+/// Cgroups that can be bound to a subject, unless configured.
+pub const SUBJECTS_MAX: u32 = 65_536;
+/// Live (subject, resource) pairs, unless configured.
+pub const GRANTS_MAX: u32 = 65_536;
+/// Address prefixes over all classes, unless configured.
+pub const RESOURCES_MAX: u32 = 16_384;
+/// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
+pub const RING_BYTES: u32 = 1024 * 1024;
+
+/// IANA's numbers of the protocols whose ports can be protected.
+pub mod protocol {
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// Ports of one protocol.
+const PORTS: u32 = 1 << 16;
+/// Entries of [`map::PORT_CLASSES`].
+pub const PORT_CLASSES_MAX: u32 = 2 * PORTS;
+
+/// Where the class of a port stands. None: the protocol has no protected ports.
+#[inline(always)]
+pub const fn port_index(protocol: u8, port: u16) -> Option<u32> {
+    match protocol {
+        protocol::TCP => Some(port as u32),
+        protocol::UDP => Some(PORTS + port as u32),
+        _ => None,
+    }
+}
+
+/// The inverse of [`port_index`]. None: no such entry.
+pub const fn port_at(index: u32) -> Option<(u8, u16)> {
+    match index / PORTS {
+        0 => Some((protocol::TCP, (index % PORTS) as u16)),
+        1 => Some((protocol::UDP, (index % PORTS) as u16)),
+        _ => None,
+    }
+}
+
+/// The part of an LPM key that is matched. The class counts in full, so a prefix length is [`CLASS_BITS`] plus that of
+/// the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressKey {
+    /// Of the port; never 0.
+    pub class: u32,
+    /// Network order; IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+}
+
+/// Leading bits of an [`AddressKey`] that are its class.
+pub const CLASS_BITS: u32 = 32;
+
+/// A protected destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResourceEntry {
+    /// The control plane's number of the resource.
+    pub number: u32,
+    /// 0. Room for modes and strict audit.
+    pub reserved: u32,
+}
+
+/// Whose a cgroup is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubjectEntry {
+    /// The control plane's number of the subject.
+    pub number: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Who wants to reach what.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantKey {
+    /// [`SubjectEntry::number`].
+    pub subject: u32,
+    /// [`ResourceEntry::number`].
+    pub resource: u32,
+}
+
+/// Where the grant of a (subject, resource) pair lies, and since which epoch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantRef {
+    /// Index into [`map::SLOTS`] and [`map::EPOCHS`].
+    pub slot: u32,
+    /// 0.
+    pub reserved: u32,
+    /// The reference counts only while the slot has this epoch.
+    pub epoch: u64,
+}
+
+/// A grant. Never changed while it is referred to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantSlot {
+    /// UUID, network order.
+    pub grant: [u8; 16],
+    /// `CLOCK_BOOTTIME` in nanoseconds; from this moment on nobody is let through. 0 is long past: closed.
+    pub expires_at_boot_ns: u64,
+    /// 0. Room for an idle limit.
+    pub reserved: u64,
+}
+
+/// Index into [`map::COUNTERS`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// [`map::EVENTS_ALLOW`].
+    Allow = 0,
+    /// [`map::EVENTS_DENY`].
+    Deny = 1,
+}
+
+/// Entries of [`map::COUNTERS`].
+pub const RINGS: u32 = 2;
+
+/// What one CPU did with one ring. `attempted` = records in the ring or read from it + `lost`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    /// Records that should have been written.
+    pub attempted: u64,
+    /// Records that found no room.
+    pub lost: u64,
+}
+
+/// Which program decided.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// TCP or connected UDP, IPv4.
+    Connect4 = 1,
+    /// TCP or connected UDP, IPv6; mapped IPv4 too.
+    Connect6 = 2,
+    /// Unconnected UDP, IPv4; also from an IPv6 socket to a mapped address.
+    Sendmsg4 = 3,
+    /// Unconnected UDP, IPv6.
+    Sendmsg6 = 4,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6];
+
+    /// The program's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+        }
+    }
+
+    /// The hook that a record names. None: not one of ours.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| *hook as u8 == code)
+    }
+}
+
+/// One verdict about a protected destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerdictRecord {
+    /// `CLOCK_BOOTTIME` in nanoseconds.
+    pub boot_ns: u64,
+    /// [`RingCounters::attempted`] of its CPU and ring with this record counted: from 1, and a missing number is a lost
+    /// record.
+    pub sequence: u64,
+    /// Of the calling task.
+    pub cgroup_id: u64,
+    /// Of the socket; unique within a boot.
+    pub socket_cookie: u64,
+    /// Of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// That the grant was referred to by; 0: no grant.
+    pub epoch: u64,
+    /// UUID, network order; all 0: no grant.
+    pub grant: [u8; 16],
+    /// Destination; network order, IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+    /// Name of the task, ended by 0 unless 16 bytes long.
+    pub command: [u8; 16],
+    /// Thread group id of the calling task: what people call its pid.
+    pub pid: u32,
+    /// Of the calling task, in the initial user namespace.
+    pub uid: u32,
+    /// Never 0: only protected destinations have records.
+    pub resource: u32,
+    /// 0: nobody's.
+    pub subject: u32,
+    /// CPU that wrote it.
+    pub cpu: u32,
+    /// Destination.
+    pub port: u16,
+    /// IANA's number.
+    pub protocol: u8,
+    /// A [`Hook`].
+    pub hook: u8,
+    /// A [`Verdict`](crate::verdict::Verdict).
+    pub verdict: u8,
+    /// A [`Reason`](crate::verdict::Reason).
+    pub reason: u8,
+    /// 0.
+    pub reserved: [u8; 6],
+}
+
+/// Fails to compile unless a type has this size and no stricter alignment: what a map or ring holds is bytes to both sides.
+macro_rules! assert_layout {
+    ($($type:ty: $size:literal,)*) => {
+        $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() <= 8);)*
+    };
+}
+
+assert_layout! {
+    AddressKey: 20,
+    ResourceEntry: 8,
+    SubjectEntry: 8,
+    GrantKey: 8,
+    GrantRef: 16,
+    GrantSlot: 32,
+    RingCounters: 16,
+    VerdictRecord: 128,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry};
+
+    /// Lets aya copy a type to and from a map.
+    macro_rules! impl_pod {
+        ($($type:ty),* $(,)?) => {
+            $(
+                // SAFETY: `Pod` asks for a `Copy` type of which every bit pattern is a value and which has no padding: these
+                // are `repr(C)` structures of integers and byte arrays; `assert_layout` pins the sizes, which are the sums
+                // of those of the fields.
+                #[allow(unsafe_code, reason = "aya's marker trait is unsafe to implement")]
+                unsafe impl aya::Pod for $type {}
+            )*
+        };
+    }
+
+    impl_pod!(AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry);
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn port_index_has_an_inverse() {
+        for protocol in [protocol::TCP, protocol::UDP] {
+            for port in [0, 1, 5432, u16::MAX] {
+                let index = port_index(protocol, port).expect("has ports");
+                assert!(index < PORT_CLASSES_MAX);
+                assert_eq!(port_at(index), Some((protocol, port)));
+            }
+        }
+        assert_eq!(port_index(132, 1), None);
+        assert_eq!(port_at(PORT_CLASSES_MAX), None);
+    }
+
+    #[test]
+    fn hooks_have_codes() {
+        for hook in Hook::ALL {
+            assert_eq!(Hook::from_code(hook as u8), Some(hook));
+        }
+        assert_eq!(Hook::from_code(0), None);
+    }
+
+    /// A pinned ring may hold records that an older program wrote: moving a field needs a new ABI version.
+    #[test]
+    fn record_offsets() {
+        let offsets = [
+            offset_of!(VerdictRecord, boot_ns),
+            offset_of!(VerdictRecord, sequence),
+            offset_of!(VerdictRecord, cgroup_id),
+            offset_of!(VerdictRecord, socket_cookie),
+            offset_of!(VerdictRecord, netns_cookie),
+            offset_of!(VerdictRecord, epoch),
+            offset_of!(VerdictRecord, grant),
+            offset_of!(VerdictRecord, address),
+            offset_of!(VerdictRecord, command),
+            offset_of!(VerdictRecord, pid),
+            offset_of!(VerdictRecord, uid),
+            offset_of!(VerdictRecord, resource),
+            offset_of!(VerdictRecord, subject),
+            offset_of!(VerdictRecord, cpu),
+            offset_of!(VerdictRecord, port),
+            offset_of!(VerdictRecord, protocol),
+            offset_of!(VerdictRecord, hook),
+            offset_of!(VerdictRecord, verdict),
+            offset_of!(VerdictRecord, reason),
+            offset_of!(VerdictRecord, reserved),
+        ];
+        assert_eq!(
+            offsets,
+            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122]
+        );
+    }
+}

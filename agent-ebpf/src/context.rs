@@ -1,0 +1,156 @@
+//! What a hook can see: the destination, the calling task, the socket.
+//!
+//! Owns: every read of a context and every helper about the caller. Must not know: rules, maps.
+
+use agent_ebpf::abi::{CGROUP_LEVELS_MAX, protocol};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_smp_processor_id,
+    bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
+};
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+};
+use aya_ebpf::programs::SockAddrContext;
+
+/// Where a connection or datagram is to go.
+pub(crate) struct Destination {
+    /// Network order; IPv4 as mapped IPv6. The wildcard address is what the kernel makes of it: loopback.
+    pub(crate) address: [u8; 16],
+    /// Machine order.
+    pub(crate) port: u16,
+    /// IANA's number; MPTCP counts as TCP.
+    pub(crate) protocol: u8,
+}
+
+/// `IPPROTO_MPTCP`. Its first subflow is a TCP connection to the same port.
+const MPTCP: u32 = 262;
+
+const LOOPBACK4: [u8; 4] = [127, 0, 0, 1];
+const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// The destination of a `connect4` or `sendmsg4` context.
+#[inline(always)]
+pub(crate) fn destination4(ctx: &SockAddrContext) -> Destination {
+    let addr = ctx.sock_addr;
+    // SAFETY: the kernel hands the program a valid `bpf_sock_addr`; `user_ip4` may be read as 4 bytes in programs for IPv4.
+    // Volatile, so that the compiler neither widens nor splits the read, which the verifier would refuse.
+    let ip = unsafe { (&raw const (*addr).user_ip4).read_volatile() };
+    Destination { address: mapped(ip.to_ne_bytes()), port: port(addr), protocol: protocol(addr) }
+}
+
+/// The destination of a `connect6` or `sendmsg6` context.
+#[inline(always)]
+pub(crate) fn destination6(ctx: &SockAddrContext) -> Destination {
+    let addr = ctx.sock_addr;
+    let mut words = [0u32; 4];
+    let mut index = 0;
+    while index < words.len() {
+        // SAFETY: as in `destination4`; `user_ip6` may be read as four times 4 bytes in programs for IPv6.
+        words[index] = unsafe { (&raw const (*addr).user_ip6[index]).read_volatile() };
+        index += 1;
+    }
+    let is_mapped = words[0] == 0 && words[1] == 0 && words[2] == 0xffffu32.to_be();
+    let address = if is_mapped {
+        mapped(words[3].to_ne_bytes())
+    } else if words[0] | words[1] | words[2] | words[3] == 0 {
+        LOOPBACK6
+    } else {
+        let mut bytes = [0; 16];
+        bytes[0..4].copy_from_slice(&words[0].to_ne_bytes());
+        bytes[4..8].copy_from_slice(&words[1].to_ne_bytes());
+        bytes[8..12].copy_from_slice(&words[2].to_ne_bytes());
+        bytes[12..16].copy_from_slice(&words[3].to_ne_bytes());
+        bytes
+    };
+    Destination { address, port: port(addr), protocol: protocol(addr) }
+}
+
+/// An IPv4 address as mapped IPv6. Connecting to 0.0.0.0 reaches 127.0.0.1.
+#[inline(always)]
+fn mapped(ip: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = if u32::from_ne_bytes(ip) == 0 { LOOPBACK4 } else { ip };
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[inline(always)]
+fn port(addr: *const bpf_sock_addr) -> u16 {
+    // SAFETY: as in `destination4`. The field is 4 bytes wide and holds the port in network order in its first two; the
+    // kernel permits the full width only.
+    let port = unsafe { (&raw const (*addr).user_port).read_volatile() };
+    u16::from_be(port as u16)
+}
+
+#[inline(always)]
+fn protocol(addr: *const bpf_sock_addr) -> u8 {
+    // SAFETY: as in `destination4`.
+    match unsafe { (&raw const (*addr).protocol).read_volatile() } {
+        MPTCP => protocol::TCP,
+        number => number as u8,
+    }
+}
+
+/// The task that calls, and its socket.
+pub(crate) struct Task {
+    pub(crate) cgroup_id: u64,
+    pub(crate) command: [u8; 16],
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) socket_cookie: u64,
+    pub(crate) netns_cookie: u64,
+    pub(crate) cpu: u32,
+}
+
+/// Asks the kernel about the calling task.
+#[inline(always)]
+pub(crate) fn task(ctx: &SockAddrContext) -> Task {
+    // SAFETY: helpers without preconditions; the two cookies take the context that the kernel handed us. All of them are
+    // open to socket address programs from Linux 5.10 on.
+    unsafe {
+        Task {
+            cgroup_id: bpf_get_current_cgroup_id(),
+            command: bpf_get_current_comm().unwrap_or_default(),
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            socket_cookie: bpf_get_socket_cookie(ctx.as_ptr()),
+            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
+            cpu: bpf_get_smp_processor_id(),
+        }
+    }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds: no clock step moves it, and suspend counts.
+#[inline(always)]
+pub(crate) fn now_boot_ns() -> u64 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The ids of the calling task's cgroups, from the root down to its own. Ends early with [`CgroupTooDeep`] if there are
+/// more levels than [`CGROUP_LEVELS_MAX`].
+#[inline(always)]
+pub(crate) fn for_each_cgroup(mut visit: impl FnMut(u64)) -> Result<(), CgroupTooDeep> {
+    let mut level = 0;
+    while level < CGROUP_LEVELS_MAX {
+        match ancestor_cgroup_id(level) {
+            0 => return Ok(()),
+            id => visit(id),
+        }
+        level += 1;
+    }
+    match ancestor_cgroup_id(CGROUP_LEVELS_MAX) {
+        0 => Ok(()),
+        _ => Err(CgroupTooDeep),
+    }
+}
+
+/// The task's own cgroup lies deeper than the programs look.
+pub(crate) struct CgroupTooDeep;
+
+/// The cgroup at this level above the task, 0 being the root; 0 if the task's own lies higher.
+#[inline(always)]
+fn ancestor_cgroup_id(level: u32) -> u64 {
+    // SAFETY: a helper without preconditions; open to socket address programs from Linux 5.10 on.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
+}

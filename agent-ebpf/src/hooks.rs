@@ -1,0 +1,125 @@
+//! The programs, one file a hook: read, look up, decide, record, return.
+
+mod connect4;
+mod connect6;
+mod sendmsg4;
+mod sendmsg6;
+
+use agent_ebpf::abi::{
+    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, VerdictRecord, port_index,
+};
+use agent_ebpf::verdict::{Caller, Facts, Reason, Verdict, decide};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::error;
+
+use crate::context::{self, Destination};
+use crate::{maps, record};
+
+/// What a socket address program returns to let the call go on.
+const GO_ON: i32 = 1;
+/// What it returns to have the caller get EPERM.
+const REFUSE: i32 = 0;
+
+/// Judges one connection or datagram of the calling task.
+#[inline(always)]
+fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
+    // Most traffic ends here, after one array look-up.
+    let Some(resource) = protecting(destination) else { return GO_ON };
+
+    let caller = caller();
+    let grant = match caller {
+        Caller::Subject(subject) => grant(GrantKey { subject, resource }),
+        Caller::Unknown | Caller::TooDeep => None,
+    };
+    // The slot before its epoch: see `Facts`.
+    let slot = grant.and_then(|grant| slot(grant.slot));
+    let epoch = grant.and_then(|grant| epoch(grant.slot));
+    let now_boot_ns = context::now_boot_ns();
+    let facts = Facts { resource: Some(resource), caller, grant: grant.as_ref(), slot: slot.as_ref(), epoch };
+    let reason = decide(&facts, now_boot_ns);
+    if reason == Reason::LookupFailed {
+        error!(ctx, "resource {}: a grant's slot could not be read", resource);
+    }
+
+    let task = context::task(ctx);
+    record::emit(
+        reason.verdict(),
+        VerdictRecord {
+            boot_ns: now_boot_ns,
+            sequence: 0,
+            cgroup_id: task.cgroup_id,
+            socket_cookie: task.socket_cookie,
+            netns_cookie: task.netns_cookie,
+            epoch: grant.map_or(0, |grant| grant.epoch),
+            grant: slot.map_or([0; 16], |slot| slot.grant),
+            address: destination.address,
+            command: task.command,
+            pid: task.pid,
+            uid: task.uid,
+            resource,
+            subject: match caller {
+                Caller::Subject(subject) => subject,
+                Caller::Unknown | Caller::TooDeep => 0,
+            },
+            cpu: task.cpu,
+            port: destination.port,
+            protocol: destination.protocol,
+            hook: hook as u8,
+            verdict: reason.verdict() as u8,
+            reason: reason as u8,
+            reserved: [0; 6],
+        },
+    );
+    match reason.verdict() {
+        Verdict::Allow => GO_ON,
+        Verdict::Deny => REFUSE,
+    }
+}
+
+/// The number of the resource that the destination belongs to.
+#[inline(always)]
+fn protecting(destination: &Destination) -> Option<u32> {
+    let index = port_index(destination.protocol, destination.port)?;
+    let class = match maps::PORT_CLASSES.get(index) {
+        None | Some(0) => return None,
+        Some(class) => *class,
+    };
+    let key = AddressKey { class, address: destination.address };
+    maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).map(|entry| entry.number)
+}
+
+/// Whose the calling task is: the nearest cgroup at or above its own that is bound.
+#[inline(always)]
+fn caller() -> Caller {
+    let mut found = Caller::Unknown;
+    let searched = context::for_each_cgroup(|id| {
+        // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
+        if let Some(entry) = unsafe { maps::SUBJECTS.get(&id) } {
+            found = Caller::Subject(entry.number);
+        }
+    });
+    match searched {
+        Ok(()) => found,
+        Err(context::CgroupTooDeep) => Caller::TooDeep,
+    }
+}
+
+#[inline(always)]
+fn grant(key: GrantKey) -> Option<GrantRef> {
+    // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
+    // run; what is copied here is one or the other.
+    unsafe { maps::GRANTS.get(&key).copied() }
+}
+
+#[inline(always)]
+fn slot(index: u32) -> Option<GrantSlot> {
+    maps::SLOTS.get(index).copied()
+}
+
+#[inline(always)]
+fn epoch(index: u32) -> Option<u64> {
+    // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run. Volatile, because
+    // the read must not move before that of the slot.
+    maps::EPOCHS.get_ptr(index).map(|epoch| unsafe { epoch.read_volatile() })
+}

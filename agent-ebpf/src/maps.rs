@@ -1,0 +1,44 @@
+//! Every map of the programs: key, value, capacity, who writes. Names are those of [`agent_ebpf::abi::map`].
+//!
+//! Owns: the definitions. Must not know: logic. Nothing here is an LRU map: what matters is never evicted.
+
+use agent_ebpf::abi::{
+    self, AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry,
+};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+
+/// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
+const NO_PREALLOC: u32 = 1;
+
+// Written by the agent.
+
+#[map]
+pub(crate) static PORT_CLASSES: Array<u32> = Array::with_max_entries(abi::PORT_CLASSES_MAX, 0);
+
+#[map]
+pub(crate) static RESOURCES: LpmTrie<AddressKey, ResourceEntry> =
+    LpmTrie::with_max_entries(abi::RESOURCES_MAX, NO_PREALLOC);
+
+#[map]
+pub(crate) static SUBJECTS: HashMap<u64, SubjectEntry> = HashMap::with_max_entries(abi::SUBJECTS_MAX, 0);
+
+#[map]
+pub(crate) static GRANTS: HashMap<GrantKey, GrantRef> = HashMap::with_max_entries(abi::GRANTS_MAX, 0);
+
+#[map]
+pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+
+#[map]
+pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+
+// Written by the programs.
+
+#[map]
+pub(crate) static EVENTS_ALLOW: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
+
+#[map]
+pub(crate) static EVENTS_DENY: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
+
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<RingCounters> = PerCpuArray::with_max_entries(abi::RINGS, 0);

@@ -1,0 +1,491 @@
+//! From what the maps hold and what they should hold to the writes that lead there, in an order that is safe at every
+//! single step.
+//!
+//! Owns: the order, the classes of ports, the slots of grants. Must not know: aya.
+//!
+//! Invariants, property-tested after each write and with writes that fail: a destination that was protected before and is
+//! to be protected after is protected all the time; nobody is let through by a grant that is not wanted any more, once its
+//! removal has been tried; a reference to a slot is never written before the slot is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::{self, Display};
+
+use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, port_index, protocol};
+use proto::types::{GrantId, Protocol, Refused, RefusedItem, Resource, ResourceNumber, SubjectNumber};
+
+/// Leading bits of a 128-bit address, IPv4 as mapped IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressPrefix {
+    /// Network order.
+    pub address: [u8; 16],
+    /// 0..=128.
+    pub bits: u8,
+}
+
+/// Which resource each prefix of a class belongs to. Never changed while a port refers to it: a class with other contents is
+/// another class.
+pub type Class = BTreeMap<AddressPrefix, u32>;
+
+/// What the maps hold. Absent is 0 or no entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Port index → class.
+    pub ports: BTreeMap<u32, u32>,
+    /// Class → its prefixes.
+    pub classes: BTreeMap<u32, Class>,
+    /// Cgroup id → subject number.
+    pub cgroups: BTreeMap<u64, u32>,
+    /// Pair → where its grant lies.
+    pub grants: BTreeMap<GrantKey, GrantRef>,
+    /// Slot → grant; also those that nothing refers to.
+    pub slots: BTreeMap<u32, GrantSlot>,
+    /// Slot → epoch.
+    pub epochs: BTreeMap<u32, u64>,
+}
+
+/// What the maps should hold.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// What is protected.
+    pub resources: Vec<Resource>,
+    /// Whose each cgroup is.
+    pub cgroups: BTreeMap<u64, SubjectNumber>,
+    /// Who may pass. Of several for one pair the longest counts: grants are a union.
+    pub grants: Vec<WantedGrant>,
+}
+
+/// A grant that should let somebody through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedGrant {
+    /// Its id.
+    pub id: GrantId,
+    /// Who may.
+    pub subject: SubjectNumber,
+    /// What may be reached.
+    pub resource: ResourceNumber,
+    /// `CLOCK_BOOTTIME` in nanoseconds.
+    pub expires_at_boot_ns: u64,
+}
+
+/// One write to one map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "fields are the maps' keys and values")]
+pub enum Write {
+    SetPort { index: u32, class: u32 },
+    AddAddress { class: u32, prefix: AddressPrefix, resource: u32 },
+    RemoveAddress { class: u32, prefix: AddressPrefix },
+    BindCgroup { id: u64, subject: u32 },
+    UnbindCgroup { id: u64 },
+    FillSlot { slot: u32, value: GrantSlot },
+    SetEpoch { slot: u32, epoch: u64 },
+    PutGrant { key: GrantKey, value: GrantRef },
+    RemoveGrant { key: GrantKey },
+}
+
+impl Display for Write {
+    /// For error texts: what could not be done.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetPort { index, class } => write!(f, "set port {index} to class {class}"),
+            Self::AddAddress { class, resource, .. } => {
+                write!(f, "add an address of resource {resource} to class {class}")
+            }
+            Self::RemoveAddress { class, .. } => write!(f, "remove an address from class {class}"),
+            Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
+            Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
+            Self::FillSlot { slot, .. } => write!(f, "fill slot {slot}"),
+            Self::SetEpoch { slot, epoch } => write!(f, "raise slot {slot} to epoch {epoch}"),
+            Self::PutGrant { key, .. } => {
+                write!(f, "let subject {} through to resource {}", key.subject, key.resource)
+            }
+            Self::RemoveGrant { key } => {
+                write!(f, "stop letting subject {} through to resource {}", key.subject, key.resource)
+            }
+        }
+    }
+}
+
+impl Entries {
+    /// What the maps hold after a write that succeeded.
+    pub fn apply(&mut self, write: &Write) {
+        match *write {
+            Write::SetPort { index, class: 0 } => drop(self.ports.remove(&index)),
+            Write::SetPort { index, class } => drop(self.ports.insert(index, class)),
+            Write::AddAddress { class, prefix, resource } => {
+                self.classes.entry(class).or_default().insert(prefix, resource);
+            }
+            Write::RemoveAddress { class, prefix } => {
+                if let Some(prefixes) = self.classes.get_mut(&class) {
+                    prefixes.remove(&prefix);
+                    if prefixes.is_empty() {
+                        self.classes.remove(&class);
+                    }
+                }
+            }
+            Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
+            Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
+            Write::FillSlot { slot, value } => drop(self.slots.insert(slot, value)),
+            Write::SetEpoch { slot, epoch } => drop(self.epochs.insert(slot, epoch)),
+            Write::PutGrant { key, value } => drop(self.grants.insert(key, value)),
+            Write::RemoveGrant { key } => drop(self.grants.remove(&key)),
+        }
+    }
+
+    fn epoch(&self, slot: u32) -> u64 {
+        self.epochs.get(&slot).copied().unwrap_or(0)
+    }
+}
+
+/// What came of a reconciliation.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What the kernel could not take.
+    pub refused: Vec<Refused>,
+    /// Removals that failed: the maps still hold something they should not, and the next reconciliation tries again.
+    pub failed: Vec<String>,
+}
+
+/// Writes what leads from `present` to `wanted`, and keeps `present` true. `slots_max` is how many slots there are.
+pub fn reconcile<E: Display>(
+    present: &mut Entries,
+    wanted: &Wanted,
+    slots_max: u32,
+    write: impl FnMut(&Write) -> Result<(), E>,
+) -> Outcome {
+    let mut reconciler = Reconciler { present, write, outcome: Outcome::default() };
+    let grants = longest(&wanted.grants);
+    reconciler.remove_grants(&grants);
+    reconciler.unbind(&wanted.cgroups);
+    reconciler.protect(&wanted.resources);
+    reconciler.bind(&wanted.cgroups);
+    reconciler.put_grants(&grants, slots_max);
+    reconciler.outcome
+}
+
+/// Of the grants of each pair the one that ends last; of equal ones the newest.
+fn longest(grants: &[WantedGrant]) -> BTreeMap<GrantKey, WantedGrant> {
+    let mut chosen: BTreeMap<GrantKey, WantedGrant> = BTreeMap::new();
+    for grant in grants {
+        let key = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
+        let rank = |grant: &WantedGrant| (grant.expires_at_boot_ns, grant.id);
+        let best = chosen.entry(key).or_insert(*grant);
+        if rank(grant) > rank(best) {
+            *best = *grant;
+        }
+    }
+    chosen
+}
+
+struct Reconciler<'a, W> {
+    present: &'a mut Entries,
+    write: W,
+    outcome: Outcome,
+}
+
+impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
+    /// Writes, and mirrors what was written. The error is for people.
+    fn try_write(&mut self, write: Write) -> Result<(), String> {
+        (self.write)(&write).map_err(|error| format!("cannot {write}: {error}"))?;
+        self.present.apply(&write);
+        Ok(())
+    }
+
+    /// A write that must not fail. Returns whether it did not.
+    fn must(&mut self, write: Write) -> bool {
+        let result = self.try_write(write);
+        let done = result.is_ok();
+        self.outcome.failed.extend(result.err());
+        done
+    }
+
+    /// A write for one item, which is refused if it fails. Returns whether it did not.
+    fn offer(&mut self, item: RefusedItem, write: Write) -> bool {
+        match self.try_write(write) {
+            Ok(()) => true,
+            Err(error) => {
+                self.refuse(item, error);
+                false
+            }
+        }
+    }
+
+    fn refuse(&mut self, item: RefusedItem, error: String) {
+        if !self.outcome.refused.iter().any(|refused| refused.item == item) {
+            self.outcome.refused.push(Refused { item, error });
+        }
+    }
+
+    /// Ends every pair that is not wanted at all. The epoch first: it alone closes, and it is one write.
+    fn remove_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
+        let gone: Vec<(GrantKey, GrantRef)> = self
+            .present
+            .grants
+            .iter()
+            .filter(|(key, _)| !wanted.contains_key(key))
+            .map(|(key, value)| (*key, *value))
+            .collect();
+        for (key, value) in gone {
+            self.raise_epoch(value.slot);
+            self.must(Write::RemoveGrant { key });
+        }
+    }
+
+    fn raise_epoch(&mut self, slot: u32) {
+        let epoch = self.present.epoch(slot).saturating_add(1);
+        self.must(Write::SetEpoch { slot, epoch });
+    }
+
+    fn unbind(&mut self, wanted: &BTreeMap<u64, SubjectNumber>) {
+        let gone: Vec<u64> = self
+            .present
+            .cgroups
+            .iter()
+            .filter(|(id, subject)| wanted.get(id).map(|number| number.get()) != Some(**subject))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.must(Write::UnbindCgroup { id });
+        }
+    }
+
+    fn bind(&mut self, wanted: &BTreeMap<u64, SubjectNumber>) {
+        let mut full: BTreeSet<SubjectNumber> = BTreeSet::new();
+        for (id, subject) in wanted {
+            if !self.present.cgroups.contains_key(id) && !full.contains(subject) {
+                let write = Write::BindCgroup { id: *id, subject: subject.get() };
+                if !self.offer(RefusedItem::Subject(*subject), write) {
+                    full.insert(*subject);
+                }
+            }
+        }
+    }
+
+    /// New classes first, then the ports, each in one write from its old class to its new one, then what no port refers to
+    /// any more.
+    fn protect(&mut self, resources: &[Resource]) {
+        let layout = Layout::of(resources);
+        let classes = self.name_classes(layout.classes);
+        let mut complete = true;
+        let mut usable: Vec<Option<u32>> = Vec::with_capacity(classes.len());
+        for (class, prefixes) in &classes {
+            let whole = self.add_class(*class, prefixes);
+            complete &= whole;
+            usable.push(whole.then_some(*class));
+        }
+        for (index, class_index) in &layout.ports {
+            let (Some(class), Some((_, prefixes))) = (usable[*class_index], classes.get(*class_index)) else {
+                continue;
+            };
+            if self.present.ports.get(index) != Some(&class) {
+                match self.try_write(Write::SetPort { index: *index, class }) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        complete = false;
+                        self.refuse_resources(prefixes, &error);
+                    }
+                }
+            }
+        }
+        // What could not be put up leaves what was there before: rather the old protection than none.
+        if complete {
+            self.drop_ports(&layout.ports);
+            self.drop_classes(&classes);
+        }
+    }
+
+    /// Gives each wanted class the number of a present one with the same contents, or one that is not in use.
+    fn name_classes(&self, wanted: Vec<Class>) -> Vec<(u32, Class)> {
+        let known: HashMap<&Class, u32> =
+            self.present.classes.iter().map(|(number, prefixes)| (prefixes, *number)).collect();
+        let taken: BTreeSet<u32> =
+            self.present.classes.keys().chain(self.present.ports.values()).copied().collect();
+        let mut free = (1..=u32::MAX).filter(|number| !taken.contains(number));
+        wanted
+            .into_iter()
+            .filter_map(|prefixes| match known.get(&prefixes) {
+                Some(number) => Some((*number, prefixes)),
+                None => free.next().map(|number| (number, prefixes)),
+            })
+            .collect()
+    }
+
+    /// Returns whether the class is there as a whole.
+    fn add_class(&mut self, class: u32, prefixes: &Class) -> bool {
+        for (prefix, resource) in prefixes {
+            let there = self.present.classes.get(&class).and_then(|present| present.get(prefix)).copied();
+            if there == Some(*resource) {
+                continue;
+            }
+            let write = Write::AddAddress { class, prefix: *prefix, resource: *resource };
+            if let Err(error) = self.try_write(write) {
+                self.refuse_resources(prefixes, &error);
+                self.drop_class_unless_used(class);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes back what was written of a class that could not be completed: it must not fill the map for good.
+    fn drop_class_unless_used(&mut self, class: u32) {
+        if self.present.ports.values().any(|used| *used == class) {
+            return;
+        }
+        let prefixes = self.present.classes.get(&class).cloned().unwrap_or_default();
+        for prefix in prefixes.into_keys() {
+            self.must(Write::RemoveAddress { class, prefix });
+        }
+    }
+
+    /// Of a class of which a part is missing no resource is surely protected on its ports.
+    fn refuse_resources(&mut self, prefixes: &Class, error: &str) {
+        for number in prefixes.values().collect::<BTreeSet<_>>() {
+            if let Ok(number) = ResourceNumber::try_from(*number) {
+                self.refuse(RefusedItem::Resource(number), error.to_owned());
+            }
+        }
+    }
+
+    fn drop_ports(&mut self, wanted: &BTreeMap<u32, usize>) {
+        let gone: Vec<u32> =
+            self.present.ports.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
+        for index in gone {
+            self.must(Write::SetPort { index, class: 0 });
+        }
+    }
+
+    fn drop_classes(&mut self, wanted: &[(u32, Class)]) {
+        let wanted: BTreeSet<u32> = wanted.iter().map(|(number, _)| *number).collect();
+        let used: BTreeSet<u32> = self.present.ports.values().copied().collect();
+        let gone: Vec<(u32, AddressPrefix)> = self
+            .present
+            .classes
+            .iter()
+            .filter(|(number, _)| !wanted.contains(number) && !used.contains(number))
+            .flat_map(|(number, prefixes)| prefixes.keys().map(|prefix| (*number, *prefix)))
+            .collect();
+        for (class, prefix) in gone {
+            self.must(Write::RemoveAddress { class, prefix });
+        }
+    }
+
+    fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>, slots_max: u32) {
+        let mut taken: BTreeSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
+        let mut next_slot = 0;
+        for (key, grant) in wanted {
+            let old = self.present.grants.get(key).copied();
+            if old.is_some_and(|old| self.is_held(old, grant)) {
+                continue;
+            }
+            while taken.contains(&next_slot) {
+                next_slot += 1;
+            }
+            let item = RefusedItem::Grant(grant.id);
+            let put = if next_slot < slots_max {
+                taken.insert(next_slot);
+                self.put_grant(*key, grant, next_slot)
+            } else {
+                self.refuse(item, format!("cannot hold more than {slots_max} grants at a time"));
+                false
+            };
+            // The pair's earlier grant ends in any case; only after the new one counts, so that a union has no hole.
+            if let Some(old) = old {
+                self.raise_epoch(old.slot);
+                if !put {
+                    self.must(Write::RemoveGrant { key: *key });
+                }
+            }
+        }
+    }
+
+    /// Whether the reference leads to exactly this grant.
+    fn is_held(&self, reference: GrantRef, grant: &WantedGrant) -> bool {
+        self.present.epoch(reference.slot) == reference.epoch
+            && self.present.slots.get(&reference.slot) == Some(&slot_of(grant))
+    }
+
+    fn put_grant(&mut self, key: GrantKey, grant: &WantedGrant, slot: u32) -> bool {
+        let item = RefusedItem::Grant(grant.id);
+        let value = GrantRef { slot, reserved: 0, epoch: self.present.epoch(slot) };
+        self.offer(item, Write::FillSlot { slot, value: slot_of(grant) })
+            && self.offer(item, Write::PutGrant { key, value })
+    }
+}
+
+fn slot_of(grant: &WantedGrant) -> GrantSlot {
+    GrantSlot { grant: *grant.id.as_bytes(), expires_at_boot_ns: grant.expires_at_boot_ns, reserved: 0 }
+}
+
+/// Which ports share which addresses: ports on which the same prefixes are protected are one class.
+struct Layout {
+    classes: Vec<Class>,
+    /// Port index → index into `classes`.
+    ports: BTreeMap<u32, usize>,
+}
+
+impl Layout {
+    fn of(resources: &[Resource]) -> Self {
+        let mut layout = Self { classes: Vec::new(), ports: BTreeMap::new() };
+        let mut numbers: HashMap<Class, usize> = HashMap::new();
+        for protocol in Protocol::ALL {
+            for (first, last, covering) in runs(resources, protocol) {
+                let class = class_of(covering.iter().map(|index| &resources[*index]));
+                let class = *numbers.entry(class).or_insert_with_key(|class| {
+                    layout.classes.push(class.clone());
+                    layout.classes.len() - 1
+                });
+                for port in first..=last {
+                    layout.ports.extend(port_index(number_of(protocol), port).map(|index| (index, class)));
+                }
+            }
+        }
+        layout
+    }
+}
+
+/// IANA's number of a protocol.
+fn number_of(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+    }
+}
+
+/// The runs of ports that the same resources cover, with the indexes of those resources; uncovered ports are left out.
+fn runs(resources: &[Resource], protocol: Protocol) -> Vec<(u16, u16, Vec<usize>)> {
+    let ranges: Vec<(usize, u16, u16)> = resources
+        .iter()
+        .enumerate()
+        .flat_map(|(index, resource)| resource.ports.iter().map(move |range| (index, range)))
+        .filter(|(_, range)| range.protocol() == protocol)
+        .map(|(index, range)| (index, range.bounds().0, range.bounds().1))
+        .collect();
+    // Where a run can begin. One past the last port lies outside `u16`, so these are wider.
+    let edges: BTreeSet<u32> =
+        ranges.iter().flat_map(|(_, first, last)| [u32::from(*first), u32::from(*last) + 1]).collect();
+    let starts = edges.iter().zip(edges.iter().skip(1));
+    starts
+        .filter_map(|(start, end)| {
+            let (first, last) = (u16::try_from(*start).ok()?, u16::try_from(end - 1).ok()?);
+            let covers = |(_, from, to): &&(usize, u16, u16)| *from <= first && last <= *to;
+            let covering: Vec<usize> = ranges.iter().filter(covers).map(|(index, ..)| *index).collect();
+            (!covering.is_empty()).then_some((first, last, covering))
+        })
+        .collect()
+}
+
+/// The prefixes of all these resources. The control plane lets no two claim the same one on the same port; should it, the
+/// first keeps it, and it is protected either way.
+fn class_of<'a>(resources: impl Iterator<Item = &'a Resource>) -> Class {
+    let mut class = Class::new();
+    for resource in resources {
+        for prefix in &resource.addresses {
+            let (address, bits) = prefix.mapped();
+            class.entry(AddressPrefix { address, bits }).or_insert(resource.number.get());
+        }
+    }
+    class
+}
+
+#[cfg(test)]
+mod tests;
