@@ -248,6 +248,32 @@ pub struct VerdictRecord {
     pub reserved: [u8; 6],
 }
 
+impl VerdictRecord {
+    /// All 0: what the fields not set are.
+    pub const EMPTY: Self = Self {
+        boot_ns: 0,
+        sequence: 0,
+        cgroup_id: 0,
+        socket_cookie: 0,
+        netns_cookie: 0,
+        epoch: 0,
+        grant: [0; 16],
+        address: [0; 16],
+        command: [0; 16],
+        pid: 0,
+        uid: 0,
+        resource: 0,
+        subject: 0,
+        cpu: 0,
+        port: 0,
+        protocol: 0,
+        hook: 0,
+        verdict: 0,
+        reason: 0,
+        reserved: [0; 6],
+    };
+}
+
 /// Fails to compile unless a type has this size and no stricter alignment: what a map or ring holds is bytes to both sides.
 macro_rules! assert_layout {
     ($($type:ty: $size:literal,)*) => {

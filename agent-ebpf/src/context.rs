@@ -2,7 +2,7 @@
 //!
 //! Owns: every read of a context and every helper about the caller. Must not know: rules, maps.
 
-use agent_ebpf::abi::{CGROUP_LEVELS_MAX, protocol};
+use agent_ebpf::abi::{CGROUP_LEVELS_MAX, VerdictRecord, protocol};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
@@ -91,32 +91,19 @@ fn protocol(addr: *const bpf_sock_addr) -> u8 {
     }
 }
 
-/// The task that calls, and its socket.
-pub(crate) struct Task {
-    pub(crate) cgroup_id: u64,
-    pub(crate) command: [u8; 16],
-    pub(crate) pid: u32,
-    pub(crate) uid: u32,
-    pub(crate) socket_cookie: u64,
-    pub(crate) netns_cookie: u64,
-    pub(crate) cpu: u32,
-}
-
-/// Asks the kernel about the calling task.
+/// Writes down who calls, and by which socket.
 #[inline(always)]
-pub(crate) fn task(ctx: &SockAddrContext) -> Task {
+pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord) {
     // SAFETY: helpers without preconditions; the two cookies take the context that the kernel handed us. All of them are
     // open to socket address programs from Linux 5.10 on.
     unsafe {
-        Task {
-            cgroup_id: bpf_get_current_cgroup_id(),
-            command: bpf_get_current_comm().unwrap_or_default(),
-            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-            uid: bpf_get_current_uid_gid() as u32,
-            socket_cookie: bpf_get_socket_cookie(ctx.as_ptr()),
-            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
-            cpu: bpf_get_smp_processor_id(),
-        }
+        record.cgroup_id = bpf_get_current_cgroup_id();
+        record.command = bpf_get_current_comm().unwrap_or_default();
+        record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        record.uid = bpf_get_current_uid_gid() as u32;
+        record.socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        record.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        record.cpu = bpf_get_smp_processor_id();
     }
 }
 

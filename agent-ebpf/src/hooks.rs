@@ -39,38 +39,28 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     let facts = Facts { resource: Some(resource), caller, grant: grant.as_ref(), slot: slot.as_ref(), epoch };
     let reason = decide(&facts, now_boot_ns);
     if reason == Reason::LookupFailed {
-        error!(ctx, "resource {}: a grant's slot could not be read", resource);
+        error!(ctx, "a grant's slot could not be read");
     }
-
-    let task = context::task(ctx);
-    record::emit(
-        reason.verdict(),
-        VerdictRecord {
-            boot_ns: now_boot_ns,
-            sequence: 0,
-            cgroup_id: task.cgroup_id,
-            socket_cookie: task.socket_cookie,
-            netns_cookie: task.netns_cookie,
-            epoch: grant.map_or(0, |grant| grant.epoch),
-            grant: slot.map_or([0; 16], |slot| slot.grant),
-            address: destination.address,
-            command: task.command,
-            pid: task.pid,
-            uid: task.uid,
-            resource,
-            subject: match caller {
-                Caller::Subject(subject) => subject,
-                Caller::Unknown | Caller::TooDeep => 0,
-            },
-            cpu: task.cpu,
-            port: destination.port,
-            protocol: destination.protocol,
-            hook: hook as u8,
-            verdict: reason.verdict() as u8,
-            reason: reason as u8,
-            reserved: [0; 6],
-        },
-    );
+    record::emit(reason.verdict(), |record| {
+        record.boot_ns = now_boot_ns;
+        record.address = destination.address;
+        record.port = destination.port;
+        record.protocol = destination.protocol;
+        record.resource = resource;
+        if let Caller::Subject(subject) = caller {
+            record.subject = subject;
+        }
+        if let Some(grant) = grant {
+            record.epoch = grant.epoch;
+        }
+        if let Some(slot) = slot {
+            record.grant = slot.grant;
+        }
+        record.hook = hook as u8;
+        record.verdict = reason.verdict() as u8;
+        record.reason = reason as u8;
+        context::describe_caller(ctx, record);
+    });
     match reason.verdict() {
         Verdict::Allow => GO_ON,
         Verdict::Deny => REFUSE,
@@ -92,16 +82,18 @@ fn protecting(destination: &Destination) -> Option<u32> {
 /// Whose the calling task is: the nearest cgroup at or above its own that is bound.
 #[inline(always)]
 fn caller() -> Caller {
-    let mut found = Caller::Unknown;
+    // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
+    let mut found = 0;
     let searched = context::for_each_cgroup(|id| {
         // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
         if let Some(entry) = unsafe { maps::SUBJECTS.get(&id) } {
-            found = Caller::Subject(entry.number);
+            found = entry.number;
         }
     });
-    match searched {
-        Ok(()) => found,
-        Err(context::CgroupTooDeep) => Caller::TooDeep,
+    match (searched, found) {
+        (Err(context::CgroupTooDeep), _) => Caller::TooDeep,
+        (Ok(()), 0) => Caller::Unknown,
+        (Ok(()), subject) => Caller::Subject(subject),
     }
 }
 

@@ -1,2 +1,153 @@
-//! Stub.
-fn main() {}
+//! `portcullis-agent`: arguments, log, exit codes.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use agent::config::Config;
+use agent::detach::detach;
+use agent::kernel::program_costs;
+use agent::observe;
+use agent::run::{StateLock, run};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Keeps the gate of this host: connections to protected ports are denied unless a live grant says otherwise.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  portcullis-agent check                       is the configuration usable?
+  portcullis-agent run                         what the service runs
+  systemctl stop portcullis-agent && portcullis-agent detach
+                                               lift the gate for good
+
+Stopping the agent does not lift the gate: programs and maps stay pinned, what is granted ends at its deadline, and
+everything else stays denied.
+
+The log goes to standard error; RUST_LOG sets how much (default: info).";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Put up the gate, or take over the one that is up, and follow the control plane
+    Run {
+        #[command(flatten)]
+        configuration: Configuration,
+    },
+    /// Check the configuration and say what it means
+    Check {
+        #[command(flatten)]
+        configuration: Configuration,
+    },
+    /// Lift the gate: detach the programs and forget the maps. The agent must not be running
+    Detach {
+        #[command(flatten)]
+        configuration: Configuration,
+    },
+    /// Load the kernel programs without attaching them, and print what each costs, as JSON
+    #[command(hide = true)]
+    Programs,
+}
+
+#[derive(clap::Args)]
+struct Configuration {
+    /// The configuration file
+    #[arg(long = "config", value_name = "FILE", default_value = "/etc/portcullis/agent.toml")]
+    path: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .init();
+    let result = match arguments.verb {
+        Verb::Run { configuration } => start(&configuration.path),
+        Verb::Check { configuration } => check(&configuration.path),
+        Verb::Detach { configuration } => lift(&configuration.path),
+        Verb::Programs => programs(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "this is where errors are told to people")]
+fn say_error(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "this is where results are told to people")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn load(path: &Path) -> Result<Config> {
+    Ok(Config::load(path, observe::hostname)?)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn start(path: &Path) -> Result<()> {
+    let config = load(path)?;
+    let token = std::fs::read_to_string(&config.token_file)
+        .with_context(|| format!("cannot read the host's token {}", config.token_file.display()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    Ok(run(config, token.trim().to_owned(), shutdown).await?)
+}
+
+fn check(path: &Path) -> Result<()> {
+    let config = load(path)?;
+    say(&format!(
+        "host `{}`, control plane {}: the configuration is usable",
+        config.host, config.control_plane
+    ));
+    Ok(())
+}
+
+fn lift(path: &Path) -> Result<()> {
+    let config = load(path)?;
+    let _lock = StateLock::take(&config)?;
+    match detach(&config)? {
+        true => say("the gate is lifted: nothing is protected on this host any more"),
+        false => say("there is no gate"),
+    }
+    Ok(())
+}
+
+/// JSON by hand: four fields, none of which needs escaping.
+fn programs() -> Result<()> {
+    let costs = program_costs()?;
+    let lines: Vec<String> = costs
+        .iter()
+        .map(|cost| {
+            let verified = cost.verified_instructions.map_or("null".to_owned(), |count| count.to_string());
+            format!(
+                r#"  {{"name": "{}", "instructions": {}, "verified_instructions": {verified}, "jited_bytes": {}}}"#,
+                cost.name, cost.instructions, cost.jited_bytes
+            )
+        })
+        .collect();
+    say(&format!("[\n{}\n]", lines.join(",\n")));
+    Ok(())
+}

@@ -1,1 +1,226 @@
-//! Audit.
+//! From a kernel record to an audit event, with the names that people know.
+//!
+//! Owns: what an event says. Must not know: disk, network, where process details were read.
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+
+use agent_ebpf::abi::{Hook, Ring, VerdictRecord, protocol};
+use agent_ebpf::verdict::{Reason, Verdict};
+use proto::types::{
+    AuditEvent, Connection, EventId, EventKind, Gap, GrantId, HostName, Resource, ResourceName, Subject,
+    SubjectId, Timestamp,
+};
+use uuid::Uuid;
+
+/// Gives each event of this host and boot its number: from 1, without holes.
+#[derive(Clone, Debug)]
+pub struct Numbering {
+    host: HostName,
+    boot_id: Uuid,
+    next: u64,
+}
+
+impl Numbering {
+    /// Goes on from `next`, the first number that was not given yet.
+    pub fn new(host: HostName, boot_id: Uuid, next: u64) -> Self {
+        Self { host, boot_id, next }
+    }
+
+    fn give(&mut self) -> EventId {
+        let id = EventId { host: Some(self.host.clone()), epoch: self.boot_id, sequence: self.next };
+        self.next += 1;
+        id
+    }
+
+    /// An event about the host itself; people read `comment`.
+    pub fn host_event(&mut self, kind: EventKind, at: Timestamp, comment: String) -> AuditEvent {
+        let event = AuditEvent::new(self.give(), kind, at);
+        AuditEvent { actor: format!("host:{}", event.host), comment, ..event }
+    }
+
+    /// Records that a ring had no room for.
+    pub fn lost(&mut self, ring: Ring, lost: u64, at: Timestamp) -> AuditEvent {
+        let place = match ring {
+            Ring::Allow => "kernel.allow",
+            Ring::Deny => "kernel.deny",
+        };
+        let event = AuditEvent::new(self.give(), EventKind::AuditGap, at);
+        AuditEvent { gap: Some(Gap { place: place.to_owned(), lost, sequences: None }), ..event }
+    }
+
+    /// One verdict.
+    pub fn verdict(
+        &mut self,
+        record: &VerdictRecord,
+        names: &Names,
+        process: ProcessDetails,
+        at: Timestamp,
+    ) -> AuditEvent {
+        // A code that is not ours can only be a denial to us: nothing is called allowed that was not proven to be.
+        let kind = match Verdict::from_code(record.verdict) {
+            Some(Verdict::Allow) => EventKind::ConnectionAllowed,
+            Some(Verdict::Deny) | None => EventKind::ConnectionDenied,
+        };
+        AuditEvent {
+            subject: names.subject(record.subject),
+            resource: names.resource(record.resource),
+            grant: GrantId::from_bytes(record.grant).map(|id| id.to_string()).unwrap_or_default(),
+            reason: Reason::from_code(record.reason).map_or("unknown", Reason::as_str).to_owned(),
+            connection: Some(connection(record, process)),
+            ..AuditEvent::new(self.give(), kind, at)
+        }
+    }
+}
+
+/// What was still to be learned of a process when its record was read. Empty: nothing any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessDetails {
+    /// Path of its executable.
+    pub executable: String,
+    /// Path of its cgroup below the root.
+    pub cgroup_path: String,
+}
+
+/// The names behind the numbers that kernels use.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    subjects: HashMap<u32, SubjectId>,
+    resources: HashMap<u32, ResourceName>,
+}
+
+impl Names {
+    /// Adds those of a new set. Earlier ones stay: records of them may still be on their way, and a number never gets
+    /// another name within a timeline.
+    pub fn learn(&mut self, resources: &[Resource], subjects: &[Subject]) {
+        self.resources
+            .extend(resources.iter().map(|resource| (resource.number.get(), resource.name.clone())));
+        self.subjects.extend(subjects.iter().map(|subject| (subject.number.get(), subject.id.clone())));
+    }
+
+    fn subject(&self, number: u32) -> String {
+        match number {
+            0 => String::new(),
+            _ => self.subjects.get(&number).map_or_else(|| format!("#{number}"), ToString::to_string),
+        }
+    }
+
+    fn resource(&self, number: u32) -> String {
+        self.resources.get(&number).map_or_else(|| format!("#{number}"), ToString::to_string)
+    }
+}
+
+fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
+    Connection {
+        hook: Hook::from_code(record.hook).map_or("unknown", Hook::as_str).to_owned(),
+        protocol: match record.protocol {
+            protocol::TCP => "tcp".to_owned(),
+            protocol::UDP => "udp".to_owned(),
+            number => number.to_string(),
+        },
+        address: Ipv6Addr::from(record.address).to_canonical().to_string(),
+        port: record.port,
+        pid: record.pid,
+        uid: record.uid,
+        command: command(&record.command),
+        executable: process.executable,
+        cgroup_id: record.cgroup_id,
+        cgroup_path: process.cgroup_path,
+        socket_cookie: record.socket_cookie,
+        boot_time_ns: record.boot_ns,
+    }
+}
+
+/// A task's name: any bytes up to the first 0. What is no UTF-8 shows as the replacement character.
+fn command(bytes: &[u8; 16]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> VerdictRecord {
+        VerdictRecord {
+            boot_ns: 5_000_000_000,
+            sequence: 1,
+            cgroup_id: 42,
+            socket_cookie: 7,
+            netns_cookie: 1,
+            epoch: 3,
+            grant: [0; 16],
+            address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 7],
+            command: *b"psql\0\0\0\0\0\0\0\0\0\0\0\0",
+            pid: 4711,
+            uid: 1000,
+            resource: 1,
+            subject: 2,
+            cpu: 0,
+            port: 5432,
+            protocol: 6,
+            hook: Hook::Connect4 as u8,
+            verdict: Verdict::Deny as u8,
+            reason: Reason::NoLiveGrant as u8,
+            reserved: [0; 6],
+        }
+    }
+
+    fn numbering() -> Numbering {
+        Numbering::new("db-7".parse().expect("valid"), Uuid::from_u128(1), 9)
+    }
+
+    fn event_of(record: &VerdictRecord, names: &Names) -> AuditEvent {
+        let at = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        numbering().verdict(record, names, ProcessDetails::default(), at)
+    }
+
+    #[test]
+    fn a_denial_in_full() {
+        insta::assert_debug_snapshot!(event_of(&record(), &Names::default()));
+    }
+
+    #[test]
+    fn an_allow_names_its_grant() {
+        let grant = GrantId::new();
+        let allow = VerdictRecord {
+            verdict: Verdict::Allow as u8,
+            reason: Reason::Granted as u8,
+            grant: *grant.as_bytes(),
+            ..record()
+        };
+        let event = event_of(&allow, &Names::default());
+        assert_eq!((event.kind, event.grant), (EventKind::ConnectionAllowed, grant.to_string()));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_no_allow() {
+        let event =
+            event_of(&VerdictRecord { verdict: 77, reason: 77, hook: 77, ..record() }, &Names::default());
+        assert_eq!((event.kind, event.reason.as_str()), (EventKind::ConnectionDenied, "unknown"));
+    }
+
+    #[test]
+    fn commands_are_any_bytes() {
+        assert_eq!(command(b"0123456789abcdef"), "0123456789abcdef");
+        assert_eq!(command(b"\xff\0aaaaaaaaaaaaaa"), "\u{fffd}");
+    }
+
+    #[test]
+    fn numbers_have_no_holes() {
+        let (mut numbering, at) = (numbering(), Timestamp::from_unix_ms(0).expect("in range"));
+        let first = numbering.host_event(EventKind::AgentStarted, at, String::new());
+        let second = numbering.lost(Ring::Deny, 3, at);
+        assert_eq!((first.id.sequence, second.id.sequence), (9, 10));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_record_panics(bytes in proptest::array::uniform16(0u8..), codes in proptest::array::uniform4(0u8..)) {
+            let [hook, verdict, reason, protocol] = codes;
+            let record =
+                VerdictRecord { command: bytes, address: bytes, grant: bytes, hook, verdict, reason, protocol, ..record() };
+            event_of(&record, &Names::default());
+        }
+    }
+}

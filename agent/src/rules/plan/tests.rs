@@ -143,6 +143,9 @@ fn a_full_map_refuses_by_name_and_keeps_the_rest() {
     assert_eq!(present.grants.len(), 2);
 }
 
+/// Index of the protocol, first port, how many more.
+type SomePorts = (usize, u32, u32);
+
 fn some_resources() -> impl Strategy<Value = Vec<Resource>> {
     let ports = prop::collection::vec((0..2usize, 1..6u32, 0..3u32), 1..3);
     let addresses = prop::collection::vec(
@@ -150,11 +153,11 @@ fn some_resources() -> impl Strategy<Value = Vec<Resource>> {
         1..3,
     );
     prop::collection::vec((addresses, ports), 0..4).prop_map(|parts| {
-        let build = |(index, (addresses, ports)): (usize, (Vec<&str>, Vec<(usize, u32, u32)>))| {
+        let build = |(index, (addresses, ports)): (usize, (Vec<&str>, Vec<SomePorts>))| {
             let number = u32::try_from(index + 1).expect("small");
             let name = format!("r{number}").parse().expect("valid");
             let addresses = addresses.iter().map(|text| text.parse().expect("valid")).collect();
-            let range = |(protocol, first, more): (usize, u32, u32)| {
+            let range = |(protocol, first, more): SomePorts| {
                 PortRange::new(Protocol::ALL[protocol], first, first + more).expect("valid")
             };
             // Overlapping ranges within one resource are no resource at all.

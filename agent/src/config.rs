@@ -1,0 +1,224 @@
+//! The configuration file: TOML to a checked [`Config`].
+//!
+//! Owns: every default and limit. Unknown fields are refused: a misspelt limit must not silently be another one.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use agent_ebpf::abi;
+use proto::types::HostName;
+use serde::Deserialize;
+
+use crate::kernel;
+use crate::session::Endpoint;
+
+/// What the agent was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This host's name, as the control plane knows it.
+    pub host: HostName,
+    /// Where the control plane is.
+    pub control_plane: Endpoint,
+    /// File with the host's token.
+    pub token_file: PathBuf,
+    /// The agent's own directory: the last grant set, events not yet acknowledged.
+    pub state_dir: PathBuf,
+    /// The gate.
+    pub kernel: kernel::Settings,
+    /// How much of the disk events may take.
+    pub spool_max_bytes: u64,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no TOML, lacks a field or has one that is unknown.
+    #[error("cannot use the configuration {path}", path = path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value breaks a rule.
+    #[error("cannot use `{field}` of the configuration {path}: {problem}", path = path.display())]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which field.
+        field: &'static str,
+        /// The value, and the rule.
+        problem: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    host: Option<String>,
+    control_plane: String,
+    token_file: PathBuf,
+    state_dir: PathBuf,
+    #[serde(default)]
+    kernel: KernelFile,
+    #[serde(default)]
+    spool: SpoolFile,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KernelFile {
+    pin_dir: PathBuf,
+    subjects_max: u32,
+    grants_max: u32,
+    resources_max: u32,
+    ring_bytes: u32,
+}
+
+impl Default for KernelFile {
+    fn default() -> Self {
+        Self {
+            pin_dir: "/sys/fs/bpf/portcullis".into(),
+            subjects_max: abi::SUBJECTS_MAX,
+            grants_max: abi::GRANTS_MAX,
+            resources_max: abi::RESOURCES_MAX,
+            ring_bytes: abi::RING_BYTES,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SpoolFile {
+    max_bytes: u64,
+}
+
+impl Default for SpoolFile {
+    /// Some 250,000 events.
+    fn default() -> Self {
+        Self { max_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+/// The most entries of a map. Each takes some 100 bytes of kernel memory that cannot be swapped.
+const ENTRIES_MAX: u32 = 1 << 20;
+/// A ring is mapped whole into the agent.
+const RING_BYTES_MAX: u32 = 1 << 28;
+/// A page, the least that the kernel takes.
+const RING_BYTES_MIN: u32 = 4096;
+/// Room for a few segments of the spool.
+const SPOOL_BYTES_MIN: u64 = 4 * 1024 * 1024;
+
+impl Config {
+    /// Reads and checks the file. `hostname` is this machine's, for when the file names none.
+    pub fn load(path: &Path, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, hostname)
+    }
+
+    fn parse(path: &Path, text: &str, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let refuse = |field: &'static str, problem: String| ConfigError::Value {
+            path: path.to_owned(),
+            field,
+            problem,
+        };
+        let within = |field, value: u32, min: u32, max: u32| match (min..=max).contains(&value) {
+            true => Ok(value),
+            false => Err(refuse(field, format!("{value} is not in {min}..={max}"))),
+        };
+        let absolute = |field, path: PathBuf| match path.is_absolute() {
+            true => Ok(path),
+            false => Err(refuse(field, format!("`{}` is not an absolute path", path.display()))),
+        };
+        let kernel = file.kernel;
+        if !kernel.ring_bytes.is_power_of_two() {
+            return Err(refuse("kernel.ring_bytes", format!("{} is not a power of two", kernel.ring_bytes)));
+        }
+        if file.spool.max_bytes < SPOOL_BYTES_MIN {
+            let problem = format!("{} is less than {SPOOL_BYTES_MIN}", file.spool.max_bytes);
+            return Err(refuse("spool.max_bytes", problem));
+        }
+        let host = file.host.unwrap_or_else(hostname);
+        Ok(Self {
+            host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
+            control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
+            token_file: absolute("token_file", file.token_file)?,
+            state_dir: absolute("state_dir", file.state_dir)?,
+            kernel: kernel::Settings {
+                pin_dir: absolute("kernel.pin_dir", kernel.pin_dir)?,
+                subjects_max: within("kernel.subjects_max", kernel.subjects_max, 1, ENTRIES_MAX)?,
+                grants_max: within("kernel.grants_max", kernel.grants_max, 1, ENTRIES_MAX)?,
+                resources_max: within("kernel.resources_max", kernel.resources_max, 1, ENTRIES_MAX)?,
+                ring_bytes: within("kernel.ring_bytes", kernel.ring_bytes, RING_BYTES_MIN, RING_BYTES_MAX)?,
+            },
+            spool_max_bytes: file.spool.max_bytes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    const LEAST: &str = r#"
+        control_plane = "http://127.0.0.1:7400"
+        token_file = "/etc/portcullis/agent.token"
+        state_dir = "/var/lib/portcullis-agent"
+    "#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("agent.toml"), text, || "db-7".to_owned())
+    }
+
+    #[track_caller]
+    fn refused(text: &str, part: &str) {
+        let error = parse(text).expect_err("must be refused");
+        let chain = format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default());
+        assert!(chain.contains(part), "{chain}");
+    }
+
+    #[test]
+    fn the_least_is_enough() {
+        let config = parse(LEAST).expect("valid");
+        assert_eq!(config.host.as_str(), "db-7");
+        assert_eq!(config.kernel, kernel::Settings::new("/sys/fs/bpf/portcullis".into()));
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        refused("", "missing field `control_plane`");
+        refused(&format!("{LEAST}\nspol = 1"), "unknown field `spol`");
+        refused(&format!("{LEAST}\n[kernel]\ngrant_max = 1"), "unknown field `grant_max`");
+        refused(&format!("{LEAST}\n[kernel]\ngrants_max = 0"), "`kernel.grants_max`");
+        refused(&format!("{LEAST}\n[kernel]\ngrants_max = 9999999"), "9999999 is not in 1..=1048576");
+        refused(&format!("{LEAST}\n[kernel]\nring_bytes = 5000"), "5000 is not a power of two");
+        refused(&format!("{LEAST}\n[kernel]\nring_bytes = 1024"), "1024 is not in 4096..=");
+        refused(&format!("{LEAST}\n[kernel]\npin_dir = \"bpf\""), "`bpf` is not an absolute path");
+        refused(&format!("{LEAST}\n[spool]\nmax_bytes = 1"), "1 is less than");
+        refused(&format!("host = \"A B\"\n{LEAST}"), "`A B` is not a name");
+        refused(&LEAST.replace("127.0.0.1", "10.0.0.1"), "10.0.0.1");
+        refused(&LEAST.replace("http:", "ftp:"), "control_plane");
+        refused("control_plane = [", "cannot use the configuration agent.toml");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}

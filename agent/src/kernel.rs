@@ -1,0 +1,328 @@
+//! The gate in the kernel: loading, pinning, attaching, map access, records. The only caller of aya.
+//!
+//! Owns: the programs' life. Must not know: what grants mean.
+//!
+//! Invariants: programs are attached by links at the root of cgroup v2 and pinned before [`Gate::raise`] returns, so that
+//! the gate stays shut when this process ends, however it ends; a gate that is already up is taken over without an instant
+//! in which neither the old nor the new programs decide.
+
+#![allow(unsafe_code, reason = "records come out of shared memory")]
+
+mod error;
+mod pins;
+mod rings;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use agent_ebpf::abi::{
+    self, AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, ResourceEntry, Ring, RingCounters,
+    SubjectEntry, map,
+};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+
+pub use error::KernelError;
+pub use rings::{Diagnostics, RecordRing};
+
+use crate::rules::plan::{AddressPrefix, Entries, Write};
+use pins::Pins;
+
+/// The kernel programs, as the build script made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
+
+/// How the gate is set up on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where programs and maps are pinned; on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// Cgroups that can be bound to a subject.
+    pub subjects_max: u32,
+    /// Live (subject, resource) pairs.
+    pub grants_max: u32,
+    /// Address prefixes over all classes of ports.
+    pub resources_max: u32,
+    /// Size of each of the two rings in bytes: a power of two, at least a page.
+    pub ring_bytes: u32,
+}
+
+impl Settings {
+    /// The defaults of the ABI, pinned at `pin_dir`.
+    pub fn new(pin_dir: PathBuf) -> Self {
+        Self {
+            pin_dir,
+            subjects_max: abi::SUBJECTS_MAX,
+            grants_max: abi::GRANTS_MAX,
+            resources_max: abi::RESOURCES_MAX,
+            ring_bytes: abi::RING_BYTES,
+        }
+    }
+}
+
+/// The gate, up.
+pub struct Gate {
+    ports: Array<MapData, u32>,
+    resources: LpmTrie<MapData, AddressKey, ResourceEntry>,
+    subjects: HashMap<MapData, u64, SubjectEntry>,
+    grants: HashMap<MapData, GrantKey, GrantRef>,
+    slots: Array<MapData, GrantSlot>,
+    epochs: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, RingCounters>,
+    /// Held beside the pins: should somebody unmount the file system, the programs stay.
+    links: Vec<PinnedLink>,
+    settings: Settings,
+    took_over: bool,
+}
+
+/// What comes out of the kernel, to be read by whoever waits for it.
+pub struct Streams {
+    /// Records of what was let through.
+    pub allow: RecordRing,
+    /// Records of what was not.
+    pub deny: RecordRing,
+    /// The programs' own diagnostics; None where the kernel gave them no place.
+    pub diagnostics: Option<Diagnostics>,
+}
+
+impl Gate {
+    /// Loads the programs, pins them and attaches them at `cgroup_root`; takes over what an earlier agent left pinned there,
+    /// maps and all.
+    ///
+    /// # Errors
+    /// If the kernel lacks something, the pin directory is no BPF file system, or what is pinned has another shape. Nothing
+    /// that was up before is taken down.
+    pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
+        let pins = Pins::prepare(&settings.pin_dir)?;
+        let took_over = pins.check_maps(settings)?;
+        let mut ebpf = load(settings, &pins)?;
+        let diagnostics = Diagnostics::init(&mut ebpf);
+        let streams = Streams {
+            allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
+            deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+            diagnostics,
+        };
+        let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let gate = Self {
+            ports: typed(&mut ebpf, map::PORT_CLASSES)?,
+            resources: typed(&mut ebpf, map::RESOURCES)?,
+            subjects: typed(&mut ebpf, map::SUBJECTS)?,
+            grants: typed(&mut ebpf, map::GRANTS)?,
+            slots: typed(&mut ebpf, map::SLOTS)?,
+            epochs: typed(&mut ebpf, map::EPOCHS)?,
+            counters: typed(&mut ebpf, map::COUNTERS)?,
+            links,
+            settings: settings.clone(),
+            took_over,
+        };
+        Ok((gate, streams))
+    }
+
+    /// Whether an earlier agent had left a gate up.
+    pub fn took_over(&self) -> bool {
+        self.took_over
+    }
+
+    /// How many slots for grants there are.
+    pub fn slots_max(&self) -> u32 {
+        self.settings.grants_max
+    }
+
+    /// How many programs are attached by this gate.
+    pub fn attached(&self) -> usize {
+        self.links.len()
+    }
+
+    /// What the maps hold now. Of a new gate: nothing, without looking.
+    pub fn read(&self) -> Result<Entries, KernelError> {
+        if !self.took_over {
+            return Ok(Entries::default());
+        }
+        let mut entries = Entries::default();
+        for (index, class) in non_zero(map::PORT_CLASSES, self.ports.iter())? {
+            entries.ports.insert(index, class);
+        }
+        for item in self.resources.iter() {
+            let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
+            let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
+            let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
+            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+        }
+        for item in self.subjects.iter() {
+            let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
+            entries.cgroups.insert(id, entry.number);
+        }
+        for item in self.grants.iter() {
+            let (key, value) = item.map_err(|error| KernelError::read(map::GRANTS, error))?;
+            entries.grants.insert(key, value);
+        }
+        for value in entries.grants.values() {
+            let slot =
+                self.slots.get(&value.slot, 0).map_err(|error| KernelError::read(map::SLOTS, error))?;
+            entries.slots.insert(value.slot, slot);
+        }
+        for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
+            entries.epochs.insert(slot, epoch);
+        }
+        Ok(entries)
+    }
+
+    /// Does one write. Removing what is not there is done already.
+    ///
+    /// # Errors
+    /// [`KernelError::Full`] names the map and the setting that makes it larger.
+    pub fn write(&mut self, write: &Write) -> Result<(), KernelError> {
+        let (name, result) = match *write {
+            Write::SetPort { index, class } => (map::PORT_CLASSES, self.ports.set(index, class, 0)),
+            Write::AddAddress { class, prefix, resource } => {
+                let entry = ResourceEntry { number: resource, reserved: 0 };
+                (map::RESOURCES, self.resources.insert(&lpm_key(class, prefix), entry, 0))
+            }
+            Write::RemoveAddress { class, prefix } => {
+                (map::RESOURCES, self.resources.remove(&lpm_key(class, prefix)))
+            }
+            Write::BindCgroup { id, subject } => {
+                let entry = SubjectEntry { number: subject, reserved: 0 };
+                (map::SUBJECTS, self.subjects.insert(id, entry, 0))
+            }
+            Write::UnbindCgroup { id } => (map::SUBJECTS, self.subjects.remove(&id)),
+            Write::FillSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
+            Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
+            Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
+            Write::RemoveGrant { key } => (map::GRANTS, self.grants.remove(&key)),
+        };
+        result.or_else(|error| KernelError::from_write(name, &self.settings, error))
+    }
+
+    /// How many records each ring has lost since it was made, summed over the CPUs.
+    pub fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
+        let counters = self.counters.get(&(ring as u32), 0);
+        let counters = counters.map_err(|error| KernelError::read(map::COUNTERS, error))?;
+        Ok(counters.iter().map(|counters| counters.lost).sum())
+    }
+}
+
+/// Lifts the gate that is pinned at `pin_dir`: detaches the programs, and forgets the maps. Returns whether there was one.
+pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
+    Pins::at(pin_dir).remove()
+}
+
+/// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
+pub fn open_rings(pin_dir: &Path) -> Result<Option<[RecordRing; 2]>, KernelError> {
+    Pins::at(pin_dir).open_rings()
+}
+
+/// What one program costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// Its name.
+    pub name: String,
+    /// Instructions after the kernel's rewriting, 8 bytes each.
+    pub instructions: u32,
+    /// Instructions that the verifier walked through; None: Linux before 5.16 does not say.
+    pub verified_instructions: Option<u32>,
+    /// Bytes of machine code; 0: not compiled.
+    pub jited_bytes: u32,
+}
+
+/// Loads every program without attaching it, and asks the kernel what it made of it.
+pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
+    Hook::ALL
+        .into_iter()
+        .map(|hook| {
+            let info =
+                loaded(&mut ebpf, hook)?.info().map_err(|source| KernelError::program(hook, source))?;
+            Ok(ProgramCost {
+                name: hook.as_str().to_owned(),
+                instructions: info.size_translated().unwrap_or(0) / 8,
+                verified_instructions: info.verified_instruction_count(),
+                jited_bytes: info.size_jitted(),
+            })
+        })
+        .collect()
+}
+
+fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    for shape in pins::shapes(settings) {
+        loader.map_max_entries(shape.name, shape.max_entries);
+        loader.map_pin_path(shape.name, pins.map(shape.name));
+    }
+    loader.load(OBJECT).map_err(KernelError::load)
+}
+
+fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
+    let cgroup = File::open(cgroup_root)
+        .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
+    Hook::ALL.into_iter().map(|hook| attach(loaded(ebpf, hook)?, hook, &cgroup, pins)).collect()
+}
+
+/// Attaches one program, then puts its link in the place of the one that was pinned there: whichever decides, one does.
+fn attach(
+    program: &mut CgroupSockAddr,
+    hook: Hook,
+    cgroup: impl AsFd,
+    pins: &Pins,
+) -> Result<PinnedLink, KernelError> {
+    let of_program = |source| KernelError::program(hook, source);
+    // `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi". Any flag is refused
+    // (aya-rs/aya#1078).
+    let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(of_program)?;
+    let link = program.take_link(id).map_err(of_program)?;
+    let link = FdLink::try_from(link).map_err(|_| KernelError::TooOld)?;
+    pins.replace_link(hook, link)
+}
+
+/// The program of a hook, loaded.
+fn loaded(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut CgroupSockAddr, KernelError> {
+    let program = ebpf.program_mut(hook.as_str()).ok_or(KernelError::Missing(hook.as_str()))?;
+    let program: &mut CgroupSockAddr =
+        program.try_into().map_err(|source| KernelError::program(hook, source))?;
+    load_patiently(program).map_err(|source| KernelError::program(hook, source))?;
+    Ok(program)
+}
+
+/// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
+fn load_patiently(program: &mut CgroupSockAddr) -> Result<(), ProgramError> {
+    const TRIES: usize = 5;
+    for _ in 1..TRIES {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            result => return result,
+        }
+    }
+    program.load()
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    ebpf.take_map(name).ok_or(KernelError::Missing(name))
+}
+
+fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    take(ebpf, name)?.try_into().map_err(|error| KernelError::read(name, error))
+}
+
+fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
+    Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
+}
+
+/// The elements of an array map that are not 0, with their indexes.
+fn non_zero<T: Default + PartialEq>(
+    name: &'static str,
+    items: impl Iterator<Item = Result<T, aya::maps::MapError>>,
+) -> Result<Vec<(u32, T)>, KernelError> {
+    (0..)
+        .zip(items)
+        .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
+        .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! What can go wrong between agent and kernel.
+
+use std::io;
+use std::path::PathBuf;
+
+use agent_ebpf::abi::{Hook, map};
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+use super::Settings;
+
+/// A step that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The programs do not load.
+    #[error("cannot load the kernel programs")]
+    Load(#[source] Box<EbpfError>),
+    /// One program does not load or attach.
+    #[error("cannot load or attach the kernel program `{hook}`")]
+    Program {
+        /// Which.
+        hook: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// The embedded object lacks something.
+    #[error("the kernel object has no `{0}`: the build is broken")]
+    Missing(&'static str),
+    /// Links at cgroups came with Linux 5.7; we promise 5.10.
+    #[error("this kernel has no links for cgroup programs: Linux 5.10 or newer is needed")]
+    TooOld,
+    /// The cgroup root does not open.
+    #[error("cannot open the cgroup v2 root {path}", path = path.display())]
+    CgroupRoot {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The pin directory is somewhere else.
+    #[error(
+        "{path} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or set `kernel.pin_dir`",
+        path = path.display()
+    )]
+    NoBpffs {
+        /// The nearest directory that is there.
+        path: PathBuf,
+    },
+    /// A pin cannot be made, moved or removed.
+    #[error("cannot change the pin {path}", path = path.display())]
+    Pin {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is pinned is not what this version, or this configuration, would make.
+    #[error(
+        "the pinned map {name} has {field} {found}, and this agent wants {wanted}: set the configuration back, or lift \
+         the gate once with `portcullis-agent detach`"
+    )]
+    Shape {
+        /// Which map.
+        name: &'static str,
+        /// Of what.
+        field: &'static str,
+        /// What is pinned.
+        found: u32,
+        /// What should be.
+        wanted: u32,
+    },
+    /// A map has no room.
+    #[error("map {name} is full ({max} entries): raise `kernel.{setting}` in the agent's configuration")]
+    Full {
+        /// Which map.
+        name: &'static str,
+        /// How many it takes.
+        max: u32,
+        /// What makes it larger.
+        setting: &'static str,
+    },
+    /// A map cannot be written.
+    #[error("cannot write map {name}")]
+    Write {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: Box<MapError>,
+    },
+    /// A map cannot be read.
+    #[error("cannot read map {name}")]
+    Read {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: Box<MapError>,
+    },
+}
+
+impl KernelError {
+    pub(super) fn load(source: EbpfError) -> Self {
+        Self::Load(Box::new(source))
+    }
+
+    pub(super) fn program(hook: Hook, source: impl Into<ProgramError>) -> Self {
+        Self::Program { hook: hook.as_str(), source: Box::new(source.into()) }
+    }
+
+    pub(super) fn read(name: &'static str, source: MapError) -> Self {
+        Self::Read { name, source: Box::new(source) }
+    }
+
+    /// What a failed write means: nothing, if it was to remove what is not there.
+    pub(super) fn from_write(name: &'static str, settings: &Settings, source: MapError) -> Result<(), Self> {
+        if matches!(source, MapError::KeyNotFound) {
+            return Ok(());
+        }
+        let MapError::SyscallError(error) = &source else {
+            return Err(Self::Write { name, source: Box::new(source) });
+        };
+        match error.io_error.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::ENOENT) => Ok(()),
+            // A full hash map says E2BIG, a full LPM trie ENOSPC; ENOMEM is a trie that the kernel has no memory for.
+            Some(nix::errno::Errno::E2BIG | nix::errno::Errno::ENOSPC) => Err(Self::full(name, settings)),
+            _ => Err(Self::Write { name, source: Box::new(source) }),
+        }
+    }
+
+    fn full(name: &'static str, settings: &Settings) -> Self {
+        let (max, setting) = match name {
+            map::RESOURCES => (settings.resources_max, "resources_max"),
+            map::SUBJECTS => (settings.subjects_max, "subjects_max"),
+            _ => (settings.grants_max, "grants_max"),
+        };
+        Self::Full { name, max, setting }
+    }
+}

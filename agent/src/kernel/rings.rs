@@ -1,0 +1,112 @@
+//! What the programs say: verdict records, and their own diagnostics.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, RawFd};
+
+use agent_ebpf::abi::VerdictRecord;
+use aya::Ebpf;
+use aya::maps::{Map, MapData, RingBuf};
+use aya_log::EbpfLogger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::KernelError;
+
+/// A ring of verdict records.
+pub struct RecordRing {
+    ring: RingBuf<MapData>,
+}
+
+impl RecordRing {
+    pub(super) fn open(map: Map) -> Result<Self, KernelError> {
+        let ring = RingBuf::try_from(map).map_err(|error| KernelError::read("ring", error))?;
+        Ok(Self { ring })
+    }
+
+    /// The same ring, to be awaited. Must be called within a tokio runtime.
+    pub fn into_async(self) -> io::Result<AsyncRecords> {
+        // SAFETY: `as_raw_fd` is that of the map, which this object owns and never exchanges.
+        let fd = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
+        Ok(AsyncRecords { fd: fd.map_err(|error| error.into_parts().1)? })
+    }
+}
+
+/// Yields what is not read yet, oldest first; None: nothing now, though there may be something later.
+impl Iterator for RecordRing {
+    type Item = VerdictRecord;
+
+    fn next(&mut self) -> Option<VerdictRecord> {
+        loop {
+            if let Some(record) = parse(&self.ring.next()?) {
+                return Some(record);
+            }
+            tracing::error!("a ring item is not a verdict record: the pinned ring is not ours");
+        }
+    }
+}
+
+impl AsRawFd for RecordRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+/// A ring of verdict records that can be awaited.
+pub struct AsyncRecords {
+    fd: AsyncFd<RecordRing>,
+}
+
+impl AsyncRecords {
+    /// Waits until there is something to read, and reads at most `max` records. Cancel-safe: nothing is read before it
+    /// returns.
+    pub async fn read(&mut self, max: usize) -> io::Result<Vec<VerdictRecord>> {
+        let mut guard = self.fd.readable_mut().await?;
+        let mut records = Vec::new();
+        while records.len() < max {
+            let Some(record) = guard.get_inner_mut().next() else {
+                guard.clear_ready();
+                break;
+            };
+            records.push(record);
+        }
+        Ok(records)
+    }
+}
+
+fn parse(item: &[u8]) -> Option<VerdictRecord> {
+    if item.len() != size_of::<VerdictRecord>() {
+        return None;
+    }
+    // SAFETY: `item` is as long as a record, which is `repr(C)`, without padding, and of integers only, so that every bit
+    // pattern is one; an unaligned read asks for nothing more.
+    Some(unsafe { item.as_ptr().cast::<VerdictRecord>().read_unaligned() })
+}
+
+/// The programs' own log lines; each goes to this process's log.
+pub struct Diagnostics {
+    fd: AsyncFd<EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl Diagnostics {
+    /// None, with a warning, where it cannot be had: enforcement does not depend on it.
+    pub(super) fn init(ebpf: &mut Ebpf) -> Option<Self> {
+        let logger = EbpfLogger::init(ebpf)
+            .inspect_err(|error| tracing::warn!(%error, "the kernel programs' diagnostics cannot be read"))
+            .ok()?;
+        // SAFETY: `as_raw_fd` is that of the log map, which the logger owns and never exchanges.
+        let fd = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }
+            .map_err(|error| error.into_parts().1)
+            .inspect_err(|error| tracing::warn!(%error, "the kernel programs' diagnostics cannot be awaited"))
+            .ok()?;
+        Some(Self { fd })
+    }
+
+    /// Waits for lines and logs them.
+    pub async fn relay(&mut self) -> io::Result<()> {
+        let mut guard = self.fd.readable_mut().await?;
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! The only reader of `/proc` and cgroupfs.
+//!
+//! Owns: where the cgroup v2 root is, which cgroup a selector stands for, what a process is. Must not know: rules.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::utsname::uname;
+use nix::unistd::{User, gethostname};
+use procfs::process::Process;
+use proto::types::{Selector, UnixUser};
+use uuid::Uuid;
+
+use crate::rules::audit::ProcessDetails;
+
+/// The inode of the root of the whole hierarchy. Any other directory is a container's view, or a subtree: programs
+/// attached there would not see the rest of the host.
+const ROOT_INODE: u64 = 1;
+
+/// Something about this host that must be known and is not.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// There is no cgroup v2.
+    #[error(
+        "no cgroup v2 hierarchy is mounted, or only a part of it: mount it with `mount -t cgroup2 none /sys/fs/cgroup`, \
+         and give a container the host's cgroup namespace"
+    )]
+    NoCgroupRoot,
+    /// A file of the kernel cannot be read.
+    #[error("cannot read {path}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the kernel says something else than expected.
+    #[error("cannot make sense of {path}: {text:?}", path = path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// What it says.
+        text: String,
+    },
+}
+
+fn read(path: &str) -> Result<String, ObserveError> {
+    fs::read_to_string(path).map_err(|source| ObserveError::Read { path: path.into(), source })
+}
+
+/// Where the root of cgroup v2 is mounted.
+pub fn cgroup_root() -> Result<PathBuf, ObserveError> {
+    let mounts = read("/proc/self/mounts")?;
+    let roots = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (path, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(unescape(path)))
+    });
+    roots
+        .into_iter()
+        .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ROOT_INODE))
+        .ok_or(ObserveError::NoCgroupRoot)
+}
+
+/// The mount table writes white space and backslashes as three octal digits.
+fn unescape(path: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(path.to_owned(), |path, (code, char)| path.replace(code, char))
+}
+
+/// The id of the running kernel.
+pub fn boot_id() -> Result<Uuid, ObserveError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = read(PATH)?;
+    text.trim().parse().map_err(|_| ObserveError::Parse { path: PATH.into(), text })
+}
+
+/// The kernel's release; empty if it does not say.
+pub fn kernel_release() -> String {
+    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// This machine's name up to the first dot; empty if it has none.
+pub fn hostname() -> String {
+    let name = gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.split('.').next().unwrap_or_default().to_lowercase()
+}
+
+/// What can be seen below the cgroup root.
+pub struct Cgroups {
+    root: PathBuf,
+    /// Paths of cgroups that processes were seen in, for when those processes are gone.
+    paths: HashMap<u64, String>,
+}
+
+impl Cgroups {
+    /// How many paths are remembered. A host has some hundred cgroups; when there are more, all are looked up anew.
+    const PATHS_MAX: usize = 8192;
+
+    /// Looks below this root.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, paths: HashMap::new() }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The id of the cgroup that a selector stands for; None: it is not there now.
+    pub fn resolve(&self, selector: &Selector) -> Option<u64> {
+        match selector {
+            Selector::Cgroup(path) => self.id_of(path),
+            Selector::UnixUser(user) => {
+                let uid = uid_of(user)?;
+                self.id_of(&format!("/user.slice/user-{uid}.slice"))
+            }
+        }
+    }
+
+    /// The id of the cgroup at this absolute path below the root: the inode number of its directory. Symbolic links are not
+    /// followed, though cgroupfs has none.
+    fn id_of(&self, path: &str) -> Option<u64> {
+        let metadata = fs::symlink_metadata(self.root.join(path.trim_start_matches('/'))).ok()?;
+        metadata.is_dir().then(|| metadata.ino())
+    }
+
+    /// What is still to be learned of the process that a record names. `boot_ns` is the record's time: a process that
+    /// started later is another one with the same pid.
+    pub fn details(&mut self, pid: u32, cgroup_id: u64, boot_ns: u64) -> ProcessDetails {
+        let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
+        let process = process.filter(|process| started_before(process, boot_ns));
+        let executable = process.as_ref().and_then(|process| process.exe().ok());
+        ProcessDetails {
+            executable: executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            cgroup_path: self.cgroup_path(process.as_ref(), cgroup_id),
+        }
+    }
+
+    /// The path of the cgroup with this id, if the process is still in it or one was seen in it before.
+    fn cgroup_path(&mut self, process: Option<&Process>, cgroup_id: u64) -> String {
+        if let Some(path) = self.paths.get(&cgroup_id) {
+            return path.clone();
+        }
+        let path = process.and_then(unified_path).filter(|path| self.id_of(path) == Some(cgroup_id));
+        if let Some(path) = &path {
+            if self.paths.len() >= Self::PATHS_MAX {
+                self.paths.clear();
+            }
+            self.paths.insert(cgroup_id, path.clone());
+        }
+        path.unwrap_or_default()
+    }
+}
+
+/// The path of a process's cgroup in the v2 hierarchy.
+fn unified_path(process: &Process) -> Option<String> {
+    let cgroups = process.cgroups().ok()?;
+    cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)
+}
+
+fn started_before(process: &Process, boot_ns: u64) -> bool {
+    let ticks_per_second = procfs::ticks_per_second();
+    let started_ns = process
+        .stat()
+        .map(|stat| u128::from(stat.starttime) * 1_000_000_000 / u128::from(ticks_per_second.max(1)))
+        .unwrap_or(u128::MAX);
+    started_ns <= u128::from(boot_ns)
+}
+
+fn uid_of(user: &UnixUser) -> Option<u32> {
+    match user {
+        UnixUser::Uid(uid) => Some(*uid),
+        UnixUser::Name(name) => User::from_name(name).ok().flatten().map(|user| user.uid.as_raw()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_stand_for_directories() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir_all(root.path().join("user.slice/user-0.slice")).expect("made");
+        fs::write(root.path().join("file"), "").expect("made");
+        let cgroups = Cgroups::new(root.path().to_owned());
+        let resolve = |text: &str| cgroups.resolve(&text.parse().expect("valid"));
+        let id = fs::metadata(root.path().join("user.slice/user-0.slice")).expect("there").ino();
+        assert_eq!(resolve("unix-user:0"), Some(id));
+        assert_eq!(resolve("unix-user:root"), Some(id));
+        assert_eq!(resolve("cgroup:/user.slice/user-0.slice"), Some(id));
+        assert_eq!(resolve("unix-user:4242"), None);
+        assert_eq!(resolve("unix-user:nobody-has-this-name"), None);
+        assert_eq!(resolve("cgroup:/absent"), None);
+        assert_eq!(resolve("cgroup:/file"), None);
+    }
+
+    #[test]
+    fn this_host_can_be_observed() {
+        assert!(boot_id().is_ok());
+        assert!(!kernel_release().is_empty());
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+    }
+
+    #[test]
+    fn a_process_that_started_later_is_another_one() {
+        let mut cgroups = Cgroups::new("/nowhere".into());
+        assert_eq!(cgroups.details(std::process::id(), 1, 0), ProcessDetails::default());
+        assert!(!cgroups.details(std::process::id(), 1, u64::MAX).executable.is_empty());
+        assert_eq!(cgroups.details(u32::MAX, 1, u64::MAX), ProcessDetails::default());
+    }
+}

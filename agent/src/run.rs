@@ -1,0 +1,331 @@
+//! The agent's life: what happens, in one closed enum, and what follows from it.
+//!
+//! Owns: the order of effects, the timers, shutdown. Must not know: how effects are done, or what is allowed.
+//!
+//! Invariants: a grant set is reported as applied only after the maps hold it; events leave memory for the spool before
+//! anything else is read from the rings, so that what cannot be kept stays in the kernel, where its loss is counted.
+
+mod auditing;
+mod enforcing;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agent_ebpf::abi::{Ring, VerdictRecord};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use proto::types::{EventKind, Hello, Report};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use crate::clock::now_boot_ns;
+use crate::config::Config;
+use crate::kernel::{Gate, KernelError};
+use crate::memory::MemoryFile;
+use crate::observe::{self, Cgroups, ObserveError};
+use crate::session::{self, Incoming, Outgoing};
+use crate::spool::{Spool, SpoolError};
+use auditing::Auditing;
+use enforcing::Enforcing;
+
+/// How often cgroups are looked for that came or went.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often losses are counted, the disk is asked to keep events, and failed writes are tried again.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often the gate is proven shut, and the host's state reported.
+const PROVE_EVERY: Duration = Duration::from_secs(5);
+/// Records that are handled in one turn, so that a flood of them does not keep grants waiting.
+const RECORDS_MAX: usize = 512;
+/// Messages of the control plane that wait.
+const INCOMING_MAX: usize = 16;
+
+/// Why the agent ended, or did not start. The gate stays as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path}", path = path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent uses it.
+    #[error("another agent runs with the state directory {path}: stop it first", path = path.display())]
+    Running {
+        /// Which.
+        path: PathBuf,
+    },
+    /// This host cannot be observed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// A ring cannot be awaited.
+    #[error("cannot wait for the kernel's records")]
+    Ring(#[source] io::Error),
+    /// The token is not one.
+    #[error(transparent)]
+    Token(#[from] session::BadToken),
+}
+
+/// Keeps two agents from using one state directory.
+pub struct StateLock {
+    _file: Flock<std::fs::File>,
+}
+
+impl StateLock {
+    /// Makes the directory if it is not there, and locks it until the lock is dropped.
+    pub fn take(config: &Config) -> Result<Self, RunError> {
+        let path = &config.state_dir;
+        let refuse = |source| RunError::StateDir { path: path.clone(), source };
+        std::fs::create_dir_all(path).map_err(refuse)?;
+        let file = std::fs::File::create(path.join("lock")).map_err(refuse)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err((_, Errno::EAGAIN)) => Err(RunError::Running { path: path.clone() }),
+            Err((_, errno)) => Err(refuse(errno.into())),
+        }
+    }
+}
+
+/// Everything that can happen to the agent.
+enum Event {
+    /// The kernel decided.
+    Records(Vec<VerdictRecord>),
+    /// The control plane said something.
+    Session(Incoming),
+    /// Time to look for cgroups.
+    Look,
+    /// Time to keep what must be kept.
+    Keep,
+    /// Time to prove that the gate is shut.
+    Prove,
+    /// Somebody asked the agent to end.
+    Shutdown,
+}
+
+/// Runs until `shutdown` resolves. The gate stays up after it.
+pub async fn run(config: Config, token: String, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let _lock = StateLock::take(&config)?;
+    let boot_id = observe::boot_id()?;
+    let cgroups = Cgroups::new(observe::cgroup_root()?);
+    let memory_file = MemoryFile::new(&config.state_dir, boot_id);
+    let memory = memory_file.read(now_boot_ns());
+    let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
+    let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
+    let mut diagnostics = streams.diagnostics;
+    let mut allow = streams.allow.into_async().map_err(RunError::Ring)?;
+    let mut deny = streams.deny.into_async().map_err(RunError::Ring)?;
+
+    let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory, memory_file)?;
+    let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
+    let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
+    let mut session = tokio::spawn(session);
+
+    let mut look = every(LOOK_EVERY);
+    let mut keep = every(KEEP_EVERY);
+    let mut prove = every(PROVE_EVERY);
+    tokio::pin!(shutdown);
+    loop {
+        let can_keep = agent.auditing.can_keep_more();
+        let event = tokio::select! {
+            // Grants before records: a flood of denials must not delay a revocation.
+            biased;
+            () = &mut shutdown => Event::Shutdown,
+            message = incoming.recv() => match message {
+                Some(message) => Event::Session(message),
+                None => return session.await.unwrap_or(Ok(())).map_err(Into::into),
+            },
+            _ = prove.tick() => Event::Prove,
+            _ = look.tick() => Event::Look,
+            _ = keep.tick() => Event::Keep,
+            records = deny.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
+            records = allow.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
+            Some(result) = relay(&mut diagnostics) => {
+                result.map_err(RunError::Ring)?;
+                continue;
+            }
+            result = &mut session => return result.unwrap_or(Ok(())).map_err(Into::into),
+        };
+        if let Event::Shutdown = event {
+            agent.auditing.sync();
+            session.abort();
+            tracing::info!("stopped; the gate stays up");
+            return Ok(());
+        }
+        agent.handle(event);
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// None, for good, where there are no diagnostics.
+async fn relay(diagnostics: &mut Option<crate::kernel::Diagnostics>) -> Option<io::Result<()>> {
+    match diagnostics {
+        Some(diagnostics) => Some(diagnostics.relay().await),
+        None => None,
+    }
+}
+
+/// The parts, and where the control plane can be told.
+struct Agent {
+    enforcing: Enforcing,
+    auditing: Auditing,
+    /// None: no session.
+    outgoing: Option<mpsc::Sender<Outgoing>>,
+    timeline: Option<Uuid>,
+    hello: watch::Sender<Hello>,
+}
+
+impl Agent {
+    fn new(
+        config: &Config,
+        boot_id: Uuid,
+        gate: Gate,
+        cgroups: Cgroups,
+        spool: Spool,
+        memory: crate::memory::Memory,
+        memory_file: MemoryFile,
+    ) -> Result<Self, RunError> {
+        let took_over = gate.took_over();
+        let lost = memory.lost;
+        let enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;
+        let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
+        auditing.learn(enforcing.grants());
+        let how = if took_over { "took over the gate that was up" } else { "put up the gate" };
+        auditing.host_event(EventKind::AgentStarted, format!("{how}; version {}", env!("CARGO_PKG_VERSION")));
+        let hello = watch::Sender::new(Hello {
+            host: config.host.clone(),
+            boot_id,
+            applied: None,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release: observe::kernel_release(),
+            report: enforcing.report(auditing.error()),
+        });
+        let agent = Self { enforcing, auditing, outgoing: None, timeline: None, hello };
+        agent.refresh_hello();
+        tracing::info!(host = %config.host, took_over, "the gate is up");
+        Ok(agent)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Records(records) => {
+                self.auditing.records(&records, self.enforcing.cgroups());
+                self.ship();
+            }
+            Event::Session(incoming) => self.hear(incoming),
+            Event::Look => {
+                if self.enforcing.follow_cgroups() {
+                    self.report();
+                }
+            }
+            Event::Keep => {
+                self.enforcing.retry();
+                self.count_losses();
+                self.auditing.sync();
+                self.ship();
+            }
+            Event::Prove => {
+                self.enforcing.prove();
+                self.report();
+            }
+            // Ends the loop before it gets here.
+            Event::Shutdown => {}
+        }
+    }
+
+    fn hear(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Connected { timeline, outgoing } => {
+                self.timeline = Some(timeline);
+                self.outgoing = Some(outgoing);
+                self.auditing.rewind();
+                self.ship();
+            }
+            Incoming::GrantSet(set) => {
+                // A session welcomes before it sends sets.
+                let Some(timeline) = self.timeline else { return };
+                if let Some(applied) = self.enforcing.apply(timeline, set) {
+                    self.send(Outgoing::Applied(applied));
+                    self.auditing.learn(self.enforcing.grants());
+                    self.enforcing.remember(self.auditing.lost());
+                    self.report();
+                }
+            }
+            Incoming::AuditAck { epoch, sequence } => {
+                self.auditing.acknowledged(epoch, sequence);
+                self.ship();
+            }
+            Incoming::Disconnected => {
+                self.outgoing = None;
+                self.auditing.rewind();
+            }
+        }
+    }
+
+    /// Sends the next events, if a session is there and the ones before are acknowledged.
+    fn ship(&mut self) {
+        if self.outgoing.is_some()
+            && let Some(events) = self.auditing.next_batch()
+        {
+            self.send(Outgoing::Audit(events));
+        }
+    }
+
+    fn count_losses(&mut self) {
+        for ring in [Ring::Allow, Ring::Deny] {
+            match self.enforcing.lost(ring) {
+                Ok(lost) => self.auditing.count_lost(ring, lost),
+                Err(error) => tracing::error!(%error, "cannot count lost records"),
+            }
+        }
+        if self.auditing.take_lost_changed() {
+            self.enforcing.remember(self.auditing.lost());
+        }
+    }
+
+    /// Tells the state if it changed, or as a sign of life.
+    fn report(&mut self) {
+        let report = self.current_report();
+        if self.hello.borrow().report != report {
+            tracing::info!(state = %report.state, detail = report.detail, "this host's state");
+        }
+        self.refresh_hello();
+        self.send(Outgoing::Report(report));
+    }
+
+    fn current_report(&self) -> Report {
+        self.enforcing.report(self.auditing.error())
+    }
+
+    fn refresh_hello(&self) {
+        let report = self.current_report();
+        self.hello.send_modify(|hello| {
+            hello.applied = self.enforcing.grants().applied().filter(|(_, generation)| *generation > 0);
+            hello.report = report;
+        });
+    }
+
+    /// Without a session nothing is sent: the next one begins with what is true then. A session that does not take what it
+    /// is given is given up.
+    fn send(&mut self, message: Outgoing) {
+        if let Some(outgoing) = &self.outgoing
+            && let Err(mpsc::error::TrySendError::Full(_)) = outgoing.try_send(message)
+        {
+            tracing::warn!("the session with the control plane does not move; beginning a new one");
+            self.outgoing = None;
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! From records to the spool, and from the spool to the control plane.
+
+use agent_ebpf::abi::{Ring, VerdictRecord};
+use proto::types::{AuditEvent, EventKind, HostName};
+use uuid::Uuid;
+
+use crate::canary;
+use crate::clock::Instants;
+use crate::observe::Cgroups;
+use crate::rules::audit::{Names, Numbering};
+use crate::rules::grants::Grants;
+use crate::spool::{Cursor, Spool, SpoolError};
+
+/// Events that one message carries; the contract's limit.
+const BATCH_MAX: usize = 512;
+
+/// The events of this host on their way.
+pub(super) struct Auditing {
+    numbering: Numbering,
+    names: Names,
+    spool: Spool,
+    /// Numbered, and not in the spool: the disk refused them. While there are any, nothing more is read.
+    pending: Vec<AuditEvent>,
+    error: Option<String>,
+    /// What was sent.
+    cursor: Cursor,
+    /// Whether an answer to it is awaited.
+    in_flight: bool,
+    /// Losses that were reported: allow, deny.
+    lost: [u64; 2],
+    lost_changed: bool,
+}
+
+impl Auditing {
+    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: [u64; 2]) -> Self {
+        let numbering = Numbering::new(host, boot_id, spool.next_sequence());
+        Self {
+            numbering,
+            names: Names::default(),
+            spool,
+            pending: Vec::new(),
+            error: None,
+            cursor: Cursor::default(),
+            in_flight: false,
+            lost,
+            lost_changed: false,
+        }
+    }
+
+    pub(super) fn learn(&mut self, grants: &Grants) {
+        self.names.learn(grants.resources(), grants.subjects());
+    }
+
+    /// Whether records may be read from the kernel.
+    pub(super) fn can_keep_more(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    pub(super) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Turns records into events and keeps them. The canary's own are left out: they say nothing about anybody.
+    pub(super) fn records(&mut self, records: &[VerdictRecord], cgroups: &mut Cgroups) {
+        let now = Instants::now();
+        for record in records.iter().filter(|record| record.resource != canary::RESOURCE_NUMBER) {
+            let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
+            let event = self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns));
+            self.pending.push(event);
+        }
+        self.flush(now);
+    }
+
+    pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
+        let now = Instants::now();
+        self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
+        self.flush(now);
+    }
+
+    /// `total` is what the ring has lost since it was made. Less than before: it is a new ring.
+    pub(super) fn count_lost(&mut self, ring: Ring, total: u64) {
+        let reported = &mut self.lost[ring as usize];
+        if total == *reported {
+            return;
+        }
+        let lost = total.checked_sub(*reported).unwrap_or(total);
+        *reported = total;
+        self.lost_changed = true;
+        if lost > 0 {
+            let now = Instants::now();
+            tracing::error!(?ring, lost, "the ring was full: verdicts without a record");
+            self.pending.push(self.numbering.lost(ring, lost, now.wall()));
+            self.flush(now);
+        }
+    }
+
+    pub(super) fn lost(&self) -> [u64; 2] {
+        self.lost
+    }
+
+    /// Whether losses were counted since the last call.
+    pub(super) fn take_lost_changed(&mut self) -> bool {
+        std::mem::take(&mut self.lost_changed)
+    }
+
+    /// Moves what is pending to the spool. What the disk refuses stays.
+    fn flush(&mut self, now: Instants) {
+        let result = self.spool.append(&self.pending, now.wall());
+        let kept = self.spool.next_sequence();
+        self.pending.retain(|event| event.id.sequence >= kept);
+        self.note(result);
+    }
+
+    /// Asks the disk to keep what was written, and tries again what it refused.
+    pub(super) fn sync(&mut self) {
+        if !self.pending.is_empty() {
+            self.flush(Instants::now());
+        }
+        if self.pending.is_empty() {
+            let result = self.spool.sync();
+            self.note(result);
+        }
+    }
+
+    fn note(&mut self, result: Result<(), SpoolError>) {
+        let error = result.err().map(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            format!("{error}: {cause}")
+        });
+        if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(error)) {
+            tracing::error!(error, "events cannot be kept; records stay in the kernel until they can");
+        }
+        self.error = error;
+    }
+
+    /// A new session: what was sent and not acknowledged is sent again.
+    pub(super) fn rewind(&mut self) {
+        self.cursor = Cursor::default();
+        self.in_flight = false;
+    }
+
+    /// The next events to send; None: none, or the answer to the last ones is still awaited.
+    pub(super) fn next_batch(&mut self) -> Option<Vec<AuditEvent>> {
+        if self.in_flight {
+            return None;
+        }
+        let events = match self.spool.read(self.cursor, BATCH_MAX) {
+            Ok(events) => events,
+            Err(error) => {
+                self.note(Err(error));
+                return None;
+            }
+        };
+        let last = events.last()?;
+        self.cursor.after = Some((last.id.epoch, last.id.sequence));
+        self.in_flight = true;
+        Some(events)
+    }
+
+    pub(super) fn acknowledged(&mut self, epoch: Uuid, sequence: u64) {
+        if self.cursor.after == Some((epoch, sequence)) {
+            self.in_flight = false;
+        }
+        let result = self.spool.acknowledge(epoch, sequence);
+        self.note(result);
+    }
+}

@@ -1,0 +1,153 @@
+//! Keeping the maps as they should be, and proving that they do what they should.
+
+use std::collections::BTreeMap;
+
+use agent_ebpf::abi::Ring;
+use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
+use uuid::Uuid;
+
+use crate::canary;
+use crate::clock::now_boot_ns;
+use crate::kernel::{Gate, KernelError};
+use crate::memory::{Memory, MemoryFile};
+use crate::observe::Cgroups;
+use crate::rules::grants::{Accepted, Grants};
+use crate::rules::plan::{Entries, Wanted, reconcile};
+use crate::rules::workloads;
+use crate::status::Health;
+
+/// The gate, what it should hold, and what it holds.
+pub(super) struct Enforcing {
+    gate: Gate,
+    entries: Entries,
+    grants: Grants,
+    cgroups: Cgroups,
+    /// Whose each cgroup was when it was last looked at.
+    bound: BTreeMap<u64, SubjectNumber>,
+    health: Health,
+    memory: MemoryFile,
+}
+
+impl Enforcing {
+    /// Starts from what is remembered. If nothing is, a gate that was taken over is left as it is until the control plane
+    /// speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
+    pub(super) fn new(
+        gate: Gate,
+        cgroups: Cgroups,
+        remembered: Memory,
+        memory: MemoryFile,
+    ) -> Result<Self, KernelError> {
+        let entries = gate.read()?;
+        let mut grants = Grants::default();
+        if let Some((timeline, set)) = remembered.grants {
+            grants.accept(timeline, set, now_boot_ns());
+        }
+        let (bound, health) = (BTreeMap::new(), Health::default());
+        let mut enforcing = Self { gate, entries, grants, cgroups, bound, health, memory };
+        if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
+            enforcing.look();
+            enforcing.reconcile();
+        }
+        enforcing.prove();
+        Ok(enforcing)
+    }
+
+    pub(super) fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
+    pub(super) fn cgroups(&mut self) -> &mut Cgroups {
+        &mut self.cgroups
+    }
+
+    /// Puts a set into the kernel. None: it was older than what is there, or cannot be meant; the control plane hears nothing.
+    pub(super) fn apply(&mut self, timeline: Uuid, set: GrantSet) -> Option<Applied> {
+        let generation = set.generation;
+        if set.resources.iter().any(|resource| resource.number.get() == canary::RESOURCE_NUMBER) {
+            tracing::error!(generation, "the grant set uses the canary's resource number; left aside");
+            return None;
+        }
+        match self.grants.accept(timeline, set, now_boot_ns()) {
+            Accepted::Older => {
+                tracing::warn!(generation, "an older grant set than the one that is enforced; left aside");
+                return None;
+            }
+            Accepted::Same | Accepted::Changed => {}
+        }
+        self.look();
+        self.reconcile();
+        let refused = self.health.refused.clone();
+        tracing::info!(generation, refused = refused.len(), "grant set applied");
+        Some(Applied { generation, refused })
+    }
+
+    /// Binds cgroups that came, and unbinds those that went. Returns whether there were any.
+    pub(super) fn follow_cgroups(&mut self) -> bool {
+        let changed = self.grants.applied().is_some() && self.look();
+        if changed {
+            self.reconcile();
+        }
+        changed
+    }
+
+    /// Tries again what failed.
+    pub(super) fn retry(&mut self) {
+        if !self.health.refused.is_empty() || !self.health.failed.is_empty() {
+            self.reconcile();
+        }
+    }
+
+    /// Returns whether something changed since the last look.
+    fn look(&mut self) -> bool {
+        let bindings = workloads::bind(self.grants.subjects(), |selector| self.cgroups.resolve(selector));
+        let changed = bindings.cgroups != self.bound || bindings.contested != self.health.contested;
+        self.bound = bindings.cgroups;
+        self.health.contested = bindings.contested;
+        changed
+    }
+
+    fn reconcile(&mut self) {
+        let mut resources = self.grants.resources().to_vec();
+        resources.push(canary::resource());
+        let wanted = Wanted { resources, cgroups: self.bound.clone(), grants: self.grants.wanted() };
+        let slots_max = self.gate.slots_max();
+        let outcome = reconcile(&mut self.entries, &wanted, slots_max, |write| self.gate.write(write));
+        for refused in &outcome.refused {
+            tracing::error!(item = ?refused.item, error = refused.error, "the kernel cannot take this");
+        }
+        for error in &outcome.failed {
+            tracing::error!(error, "the kernel still holds what it should not");
+        }
+        self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
+        self.health.failed = outcome.failed;
+    }
+
+    /// Runs the canary.
+    pub(super) fn prove(&mut self) {
+        self.health.canary = Some(canary::test());
+    }
+
+    /// `spool_error` is why events cannot be kept; None: they can.
+    pub(super) fn report(&self, spool_error: Option<&str>) -> Report {
+        self.health.report(spool_error)
+    }
+
+    pub(super) fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
+        self.gate.lost(ring)
+    }
+
+    /// Writes down what a restart must know.
+    pub(super) fn remember(&self, lost: [u64; 2]) {
+        let now_boot_ns = now_boot_ns();
+        let grants =
+            self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));
+        if let Err(error) = self.memory.write(&Memory { grants, lost }, now_boot_ns) {
+            tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
+        }
+    }
+}
+
+/// The control plane knows nothing of the canary, which its own test reports.
+fn is_known(refused: &Refused) -> bool {
+    !matches!(refused.item, RefusedItem::Resource(number) if number.get() == canary::RESOURCE_NUMBER)
+}

@@ -1,0 +1,219 @@
+//! A bounded queue on disk for events that are not acknowledged yet.
+//!
+//! Owns: segments, their bound, and the numbers of what had to be dropped. Must not know: what events say.
+//!
+//! Layout: a directory for each epoch (boot), in it segments named by the first sequence number they may hold, in each a
+//! run of frames: length and CRC-32 of the payload (little endian, 4 bytes each), then the payload, an `AuditEvent` of the
+//! wire. The newest segment stays even when it is empty: its name says where numbering goes on.
+//!
+//! Invariants: what was appended is read again after a crash of this process; a frame that was cut by a crash of the machine
+//! is taken off; when the bound is reached the oldest segment makes room, and a gap event takes the number of the last
+//! event lost, so that whoever reads the sequence sees what is missing and why.
+
+mod segment;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use proto::types::{AuditEvent, EventId, EventKind, Gap, Timestamp};
+use uuid::Uuid;
+
+use segment::Segment;
+
+/// How large a segment grows before the next one begins. The bound is kept in steps of this.
+const SEGMENT_BYTES: u64 = 1024 * 1024;
+
+/// The most that one batch may take, in bytes on disk.
+const BATCH_BYTES: u64 = 256 * 1024;
+
+/// Something that the disk refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the spool at {path}", path = path.display())]
+pub struct SpoolError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl SpoolError {
+    fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { action, path, source }
+    }
+}
+
+/// The queue.
+pub struct Spool {
+    dir: PathBuf,
+    epoch: Uuid,
+    max_bytes: u64,
+    /// Oldest first; those of earlier epochs before those of this one; never empty, and the last one is appended to.
+    segments: VecDeque<Segment>,
+}
+
+/// How far somebody has read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The last event read, as (epoch, sequence); None: start with the oldest.
+    pub after: Option<(Uuid, u64)>,
+}
+
+impl Spool {
+    /// Opens, or makes, the queue in `dir`. `epoch` is this boot; `max_bytes` bounds the disk it takes.
+    pub fn open(dir: &Path, epoch: Uuid, max_bytes: u64) -> Result<Self, SpoolError> {
+        let here = dir.join(epoch.to_string());
+        fs::create_dir_all(&here).map_err(SpoolError::at("make", &here))?;
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(dir).map_err(SpoolError::at("read", dir))? {
+            let path = entry.map_err(SpoolError::at("read", dir))?.path();
+            let Some(epoch) = path.file_name().and_then(|name| Uuid::try_parse(name.to_str()?).ok()) else {
+                tracing::warn!(path = %path.display(), "something in the spool is not ours; left alone");
+                continue;
+            };
+            segments.extend(segment::open_all(&path, epoch).map_err(SpoolError::at("read", &path))?);
+        }
+        // Earlier boots first. Among them the order does not matter: no reader compares events of different boots.
+        segments.sort_by_key(|segment| (segment.epoch == epoch, segment.epoch, segment.first));
+        let mut spool = Self { dir: dir.to_owned(), epoch, max_bytes, segments: segments.into() };
+        if spool.segments.back().is_none_or(|newest| newest.epoch != epoch) {
+            spool.begin_segment(1)?;
+        }
+        Ok(spool)
+    }
+
+    /// The number that the next event of this boot gets.
+    pub fn next_sequence(&self) -> u64 {
+        self.segments.back().map_or(1, Segment::next_sequence)
+    }
+
+    /// Appends events of this boot, numbered from [`Spool::next_sequence`] on. `now` dates the gap, should the oldest have to
+    /// make room.
+    pub fn append(&mut self, events: &[AuditEvent], now: Timestamp) -> Result<(), SpoolError> {
+        for event in events {
+            if self.newest().bytes >= SEGMENT_BYTES {
+                self.begin_segment(event.id.sequence)?;
+                self.make_room(now)?;
+            }
+            let newest = self.newest();
+            newest.append(event).map_err(SpoolError::at("append to", &newest.path))?;
+        }
+        Ok(())
+    }
+
+    /// The next events after the cursor, of one epoch, at most `max`; empty: none yet.
+    pub fn read(&self, cursor: Cursor, max: usize) -> Result<Vec<AuditEvent>, SpoolError> {
+        let start = match cursor.after {
+            None => 0,
+            Some((epoch, sequence)) => {
+                let past =
+                    |segment: &Segment| segment.epoch == epoch && segment.next_sequence() <= sequence + 1;
+                let newest = self.segments.len() - 1;
+                // A segment that is gone was acknowledged or dropped: go on with the oldest that is there.
+                self.segments.iter().rposition(past).map_or(0, |index| newest.min(index + 1))
+            }
+        };
+        let after = |segment: &Segment| match cursor.after {
+            Some((epoch, sequence)) if epoch == segment.epoch => sequence,
+            _ => 0,
+        };
+        for segment in self.segments.iter().skip(start) {
+            let events = segment.read(after(segment), max, BATCH_BYTES);
+            let events = events.map_err(SpoolError::at("read", &segment.path))?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Forgets everything of `epoch` up to and including `sequence`.
+    pub fn acknowledge(&mut self, epoch: Uuid, sequence: u64) -> Result<(), SpoolError> {
+        let newest = self.newest();
+        if newest.epoch == epoch && newest.bytes > 0 && newest.next_sequence() <= sequence + 1 {
+            let next = newest.next_sequence();
+            self.begin_segment(next)?;
+        }
+        let newest = self.segments.len() - 1;
+        let done = |index: usize, segment: &Segment| {
+            index < newest && segment.epoch == epoch && segment.next_sequence() <= sequence + 1
+        };
+        let gone: Vec<usize> = (0..newest)
+            .filter(|index| self.segments.get(*index).is_some_and(|segment| done(*index, segment)))
+            .collect();
+        for index in gone.into_iter().rev() {
+            if let Some(segment) = self.segments.remove(index) {
+                segment.delete().map_err(SpoolError::at("shorten", &segment.path))?;
+            }
+        }
+        if epoch != self.epoch && self.segments.iter().all(|segment| segment.epoch != epoch) {
+            let dir = self.dir.join(epoch.to_string());
+            fs::remove_dir(&dir).map_err(SpoolError::at("shorten", &dir))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the disk to keep what was appended, also through a loss of power.
+    pub fn sync(&mut self) -> Result<(), SpoolError> {
+        let newest = self.newest();
+        newest.sync().map_err(SpoolError::at("sync", &newest.path))
+    }
+
+    fn newest(&mut self) -> &mut Segment {
+        // `open` leaves at least one segment, and only ones before the last are ever removed.
+        self.segments.back_mut().expect("the spool has a newest segment")
+    }
+
+    fn begin_segment(&mut self, first: u64) -> Result<(), SpoolError> {
+        let dir = self.dir.join(self.epoch.to_string());
+        let segment = Segment::create(&dir, self.epoch, first).map_err(SpoolError::at("extend", &dir))?;
+        self.segments.push_back(segment);
+        Ok(())
+    }
+
+    /// Drops the oldest segments until the rest fits, each for one gap event.
+    fn make_room(&mut self, now: Timestamp) -> Result<(), SpoolError> {
+        while self.segments.iter().map(|segment| segment.bytes).sum::<u64>() > self.max_bytes {
+            // The newest is the one being written to, and the gaps of dropped ones merge: two are left at the least.
+            let Some(index) = self.segments.iter().position(|segment| !segment.is_gap) else { return Ok(()) };
+            if index + 1 >= self.segments.len() {
+                return Ok(());
+            }
+            self.drop_segment(index, now)?;
+        }
+        Ok(())
+    }
+
+    fn drop_segment(&mut self, index: usize, now: Timestamp) -> Result<(), SpoolError> {
+        let Some(dropped) = self.segments.get(index) else { return Ok(()) };
+        let (epoch, last) = (dropped.epoch, dropped.next_sequence() - 1);
+        // A gap just before becomes part of this one.
+        let merged =
+            index > 0 && self.segments.get(index - 1).is_some_and(|gap| gap.is_gap && gap.epoch == epoch);
+        let from = if merged { index - 1 } else { index };
+        let first = self.segments.get(from).map_or(1, |segment| segment.first);
+        let host = dropped.host.clone();
+        tracing::error!(%epoch, first, last, "the spool is full: events are dropped, with a gap event in their place");
+        let event = AuditEvent {
+            gap: Some(Gap {
+                place: "spool".to_owned(),
+                lost: last - first + 1,
+                sequences: Some((first, last)),
+            }),
+            ..AuditEvent::new(EventId { host, epoch, sequence: last }, EventKind::AuditGap, now)
+        };
+        let dir = self.dir.join(epoch.to_string());
+        let gap = Segment::replace_by_gap(&dir, first, &event).map_err(SpoolError::at("shorten", &dir))?;
+        if merged && let Some(segment) = self.segments.remove(index) {
+            segment.delete().map_err(SpoolError::at("shorten", &segment.path))?;
+        }
+        if let Some(place) = self.segments.get_mut(from) {
+            *place = gap;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
