@@ -1,2 +1,36 @@
-//! Stub.
-fn main() {}
+//! `portcullis`: the process around the library. The only place that touches the environment and the standard streams.
+
+use std::io::{BufWriter, LineWriter, stderr, stdin, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cli::{Surroundings, error::Kind};
+
+fn main() -> ExitCode {
+    // One worker beside this thread: the connection stays alive while this one is blocked on a slow reader.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let mut errors = LineWriter::new(stderr());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = cli::error::print(&mut errors, &cli::error::Error::Runtime(error));
+            return ExitCode::from(Kind::Local.exit_code());
+        }
+    };
+    let surroundings = Surroundings {
+        out: &mut BufWriter::new(stdout()),
+        err: &mut errors,
+        input: &mut stdin(),
+        now: jiff::Timestamp::now,
+        zone: jiff::tz::TimeZone::system(),
+        config_dir: config_dir(),
+    };
+    ExitCode::from(runtime.block_on(cli::run(std::env::args_os(), surroundings)))
+}
+
+/// `$XDG_CONFIG_HOME/portcullis`, or `~/.config/portcullis`. A relative `XDG_CONFIG_HOME` is ignored, as its standard says.
+fn config_dir() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+    Some(base.join("portcullis"))
+}

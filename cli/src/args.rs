@@ -1,0 +1,120 @@
+//! The command line: global arguments, the list of verbs, and what turns a word into a checked value.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, ValueEnum};
+use proto::types::{Invalid, Reason, SubjectRole};
+
+use crate::commands::Command;
+use crate::connect::Server;
+use crate::error;
+
+const AFTER_HELP: &str = "\
+Examples:
+  portcullis login --token-file alice.token
+  portcullis request db-prod --for 30m --reason 'slow query, INC-42' --wait && psql -h db-prod
+  portcullis audit tail --follow -o json | my-collector
+
+Names:
+  A subject is `user:NAME` or `workload:NAME`. A duration is a number with its
+  unit, such as 90s, 30m, 8h or 1h30m. An id of a request or a grant is the UUID
+  that `requests` and `grants` show.
+";
+
+/// Just-in-time access to protected ports
+///
+/// A connection to a protected port is denied in the kernel of the host, unless a live grant lets its subject through. Ask for
+/// a grant with `request`, decide about one with `approve` and `deny`, and read what happened with `audit tail`.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = format!("{AFTER_HELP}\n{}", error::exit_code_help()), color = clap::ColorChoice::Never)]
+pub struct Arguments {
+    /// What holds for every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Arguments that every verb takes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// How results are printed: a table for people (columns two spaces apart, no colours), or JSON
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub output: Format,
+
+    /// Where the control plane listens: `http://127.0.0.1:7400` or `unix:/PATH`
+    ///
+    /// Without it: the server of the last `login`, else http://127.0.0.1:7400. The token travels in the clear, so only
+    /// loopback addresses and unix sockets are accepted.
+    #[arg(long, global = true, value_name = "URL", env = "PORTCULLIS_SERVER", hide_env_values = true)]
+    pub server: Option<Server>,
+
+    /// File with the token to sign in with; `-` reads standard input
+    ///
+    /// Without it: the token of the last `login`, if it was for the same server.
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_TOKEN_FILE", hide_env_values = true)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// A value by its own rule; clap names the argument and the value, so the problem alone is told.
+pub(crate) fn checked<T: FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: Invalid| error.problem)
+}
+
+/// An approver's remark: may be empty.
+pub(crate) fn comment(text: &str) -> Result<String, String> {
+    Reason::optional("comment", text).map_err(|error| error.problem)
+}
+
+/// A duration in whole seconds, at least one.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let refuse = |problem: &dyn Display| format!("{problem}: write a number and its unit, such as 30m");
+    let duration = humantime::parse_duration(text).map_err(|error| refuse(&error))?;
+    match duration.is_zero() || duration.subsec_nanos() != 0 {
+        true => Err(refuse(&"a duration is 1 s or more, in whole seconds")),
+        false => Ok(duration),
+    }
+}
+
+/// Roles, which `--help` lists.
+pub(crate) fn role() -> impl TypedValueParser<Value = SubjectRole> {
+    PossibleValuesParser::new(SubjectRole::ALL.map(SubjectRole::as_str))
+        .try_map(|text| text.parse::<SubjectRole>())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("30m"), Ok(Duration::from_secs(1800)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "0", "0s", "1500ms", "30", "-5m", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The verbs, a file each: arguments, the calls, what is printed.
+
+pub mod approve;
+pub mod audit;
+pub mod deny;
+pub mod grants;
+pub mod host;
+pub mod login;
+pub mod release;
+pub mod request;
+pub mod requests;
+pub mod resource;
+pub mod revoke;
+pub mod status;
+pub mod subject;
+
+mod token;
+
+use proto::types::Invalid;
+
+use crate::Context;
+use crate::error::Error;
+
+/// What people type first.
+#[derive(Debug, clap::Subcommand)]
+#[allow(missing_docs, reason = "clap would print it in place of the arguments' own text")]
+pub enum Command {
+    Login(login::Arguments),
+    #[command(subcommand)]
+    Resource(resource::Verb),
+    #[command(subcommand)]
+    Subject(subject::Verb),
+    #[command(subcommand)]
+    Host(host::Verb),
+    Request(request::Arguments),
+    Requests(requests::Arguments),
+    Approve(approve::Arguments),
+    Deny(deny::Arguments),
+    Grants(grants::Arguments),
+    Revoke(revoke::Arguments),
+    Release(release::Arguments),
+    #[command(subcommand)]
+    Audit(audit::Verb),
+    Status(status::Arguments),
+}
+
+pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(), Error> {
+    match command {
+        Command::Login(arguments) => login::run(arguments, context).await,
+        Command::Resource(verb) => resource::run(verb, context).await,
+        Command::Subject(verb) => subject::run(verb, context).await,
+        Command::Host(verb) => host::run(verb, context).await,
+        Command::Request(arguments) => request::run(arguments, context).await,
+        Command::Requests(arguments) => requests::run(arguments, context).await,
+        Command::Approve(arguments) => approve::run(arguments, context).await,
+        Command::Deny(arguments) => deny::run(arguments, context).await,
+        Command::Grants(arguments) => grants::run(arguments, context).await,
+        Command::Revoke(arguments) => revoke::run(arguments, context).await,
+        Command::Release(arguments) => release::run(arguments, context).await,
+        Command::Audit(verb) => audit::run(verb, context).await,
+        Command::Status(arguments) => status::run(arguments, context).await,
+    }
+}
+
+/// Turns a part of an answer into its checked type. `what` completes "cannot …".
+fn checked<W, T: TryFrom<W, Error = Invalid>>(what: &str, part: Option<W>) -> Result<T, Error> {
+    let checked = part.ok_or_else(|| Invalid::missing("")).and_then(TryInto::try_into);
+    checked.map_err(|error| Error::Malformed { what: what.to_owned(), source: error.into() })
+}
+
+/// Turns a list of an answer into rows.
+fn rows<W, T: TryFrom<W, Error = Invalid>, R: From<T>>(what: &str, parts: Vec<W>) -> Result<Vec<R>, Error> {
+    parts.into_iter().map(|part| Ok(checked::<W, T>(what, Some(part))?.into())).collect()
+}
+
+/// What one list call gives at most. Asked for always: whoever filters the output wants all there is.
+const LIST_MAX: u32 = proto::types::GRANT_LIMIT_MAX;
+
+/// Says so when there may be more than was listed.
+fn tell_if_cut(context: &mut Context<'_>, listed: usize, things: &str) {
+    if listed >= LIST_MAX as usize {
+        context.tell(&format!("only the newest {LIST_MAX} {things} are shown"));
+    }
+}

@@ -1,0 +1,72 @@
+//! `portcullis request`
+
+mod wait;
+
+use std::time::Duration;
+
+use proto::types::{HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
+use proto::wire::access::CreateRequestRequest;
+
+use crate::Context;
+use crate::args::{checked, duration};
+use crate::connect::call;
+use crate::error::Error;
+use crate::output::rows::{GrantRow, RequestRow};
+
+/// Ask for access to a resource
+///
+/// Prints the request, or with `--wait` the grant once it is active. An approver decides with `approve` or `deny`; the time
+/// counts from the approval.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  portcullis request db-prod --for 30m --reason 'slow query, INC-42'
+  portcullis request db-prod --for 30m --reason 'slow query, INC-42' --wait && psql -h db-prod
+  portcullis request db-prod --subject workload:ci/deploy --host ci-1,ci-2 --for 2h --reason 'release 7.3'
+
+Exit codes of --wait:
+   0  the grant is active: the next connection is let through
+  10  an approver denied the request
+  11  the grant ended before it was active
+  12  the time to wait is over; the request, or its grant, goes on")]
+pub struct Arguments {
+    /// The resource, as `resource list` shows it
+    #[arg(value_parser = checked::<ResourceName>)]
+    resource: ResourceName,
+    /// Whose processes are to be let through: `user:NAME` or `workload:NAME`; without it, your own
+    #[arg(long, value_parser = checked::<SubjectId>)]
+    subject: Option<SubjectId>,
+    /// A host from which; give it again for each more, or separate them by commas; without it, every host known now
+    #[arg(long = "host", value_name = "HOST", value_delimiter = ',', value_parser = checked::<HostName>)]
+    hosts: Vec<HostName>,
+    /// For how long, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    duration: Duration,
+    /// What for: 1 to 1000 characters that approvers and auditors read
+    #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
+    reason: Reason,
+    /// Return when the kernel of every host holds the grant, so that the next connection succeeds
+    ///
+    /// What happens meanwhile is told on standard error.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait at most, such as 90s or 1h
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, requires = "wait")]
+    wait_timeout: Duration,
+}
+
+pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
+    let Arguments { resource, subject, hosts, duration, reason, wait, wait_timeout } = arguments;
+    let what = format!("request access to `{resource}`");
+    // By way of the wire, which checks the parts as the control plane will.
+    let message: CreateRequestRequest = NewRequest { resource, subject, hosts, duration, reason }.into();
+    NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
+    let control_plane = context.connect().await?;
+    let answer = call(&what, control_plane.access().create_request(message)).await?;
+    let request: Request = super::checked(&what, answer.request)?;
+    if !wait {
+        return context.print_one(&RequestRow::from(request));
+    }
+    let grant = wait::until_active(context, control_plane, &request, wait_timeout).await?;
+    context.print_one(&GrantRow::from(grant))
+}

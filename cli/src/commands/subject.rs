@@ -1,0 +1,103 @@
+//! `portcullis subject …`
+
+use proto::types::{NewSubject, Selector, Subject, SubjectId, SubjectRole};
+use proto::wire::access::{self as wire, AddSubjectRequest, IssueTokenRequest, ListSubjectsRequest};
+
+use super::token::{Destination, Owner};
+use crate::Context;
+use crate::args::{checked, role};
+use crate::connect::call;
+use crate::error::Error;
+use crate::output::rows::SubjectRow;
+
+/// People and services that access is for: show them, add one, issue a token
+#[derive(clap::Subcommand, Debug)]
+pub enum Verb {
+    /// Make a person or service known
+    #[command(after_help = "\
+Examples:
+  portcullis subject add user:alice@example.com --selector unix-user:alice
+  portcullis subject add workload:ci/deploy --selector cgroup:/system.slice/ci-runner.service
+  portcullis subject add user:bob@example.com --role approver")]
+    Add(Add),
+    /// Show them all, by id
+    #[command(after_help = "\
+Example:
+  portcullis subject list -o json | jq -r '.[] | select(.role == \"approver\").id'")]
+    List,
+    /// Issue a new token, with which the subject signs in; it ends the one before
+    ///
+    /// The token is shown once, alone on standard output; the control plane keeps its hash only.
+    #[command(after_help = "\
+Examples:
+  portcullis subject token user:alice@example.com | wl-copy
+  portcullis subject token workload:ci/deploy --new-token-file /etc/ci/portcullis.token")]
+    Token(Token),
+}
+
+/// The arguments of `add`.
+#[derive(clap::Args, Debug)]
+pub struct Add {
+    /// `user:NAME` or `workload:NAME`; NAME is 1 to 128 of a-z, 0-9, `.`, `_`, `-`, `@`, `/`, `+`
+    #[arg(value_parser = checked::<SubjectId>)]
+    id: SubjectId,
+    /// How its processes are found on a host: `cgroup:/PATH` or `unix-user:NAME-OR-UID`; give it again for each more
+    ///
+    /// Without one it can sign in and approve, but no process belongs to it.
+    #[arg(long = "selector", value_name = "SELECTOR", value_parser = checked::<Selector>)]
+    selectors: Vec<Selector>,
+    /// What it may do at the control plane
+    ///
+    /// A member asks for itself. An approver also decides about others' requests and revokes grants. An auditor is a member
+    /// who reads the audit record and everybody's requests and grants. An administrator may do everything.
+    #[arg(long, default_value = "member", value_parser = role())]
+    role: SubjectRole,
+}
+
+/// The arguments of `token`.
+#[derive(clap::Args, Debug)]
+pub struct Token {
+    /// Whose token: `user:NAME` or `workload:NAME`
+    #[arg(value_parser = checked::<SubjectId>)]
+    id: SubjectId,
+    #[command(flatten)]
+    destination: Destination,
+}
+
+pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Error> {
+    match verb {
+        Verb::Add(arguments) => add(arguments, context).await,
+        Verb::List => list(context).await,
+        Verb::Token(arguments) => token(arguments, context).await,
+    }
+}
+
+async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
+    let Add { id, selectors, role } = arguments;
+    let what = format!("add subject `{id}`");
+    // By way of the wire, which checks the parts against each other.
+    let new = NewSubject::try_from(wire::Subject::from(NewSubject { id, selectors, role }))
+        .map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
+    let mut directory = context.connect().await?.directory();
+    let message = AddSubjectRequest { subject: Some(new.into()) };
+    let answer = call(&what, directory.add_subject(message)).await?;
+    let subject: Subject = super::checked(&what, answer.subject)?;
+    context.print_one(&SubjectRow::from(subject))
+}
+
+async fn list(context: &mut Context<'_>) -> Result<(), Error> {
+    let what = "list subjects";
+    let mut directory = context.connect().await?.directory();
+    let answer = call(what, directory.list_subjects(ListSubjectsRequest {})).await?;
+    context.print_list(&super::rows::<_, Subject, SubjectRow>(what, answer.subjects)?)
+}
+
+async fn token(arguments: Token, context: &mut Context<'_>) -> Result<(), Error> {
+    let subject = arguments.id.to_string();
+    let destination = arguments.destination.prepare()?;
+    let mut directory = context.connect().await?.directory();
+    let what = format!("issue a token for `{subject}`");
+    let message = IssueTokenRequest { subject: subject.clone() };
+    let answer = call(what, directory.issue_token(message)).await?;
+    destination.deliver(context, Owner::Subject(subject), answer.token)
+}

@@ -1,0 +1,188 @@
+//! Audit events as collectors and people see them. The JSON form is described in docs/audit-events.md.
+
+use std::fmt::Write;
+
+use proto::types::{AuditEvent, Connection, EventKind, Gap};
+use serde::Serialize;
+
+use super::text::View;
+use super::{escape, utc};
+
+/// One event as one flat object. Fields that do not apply are left out.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct AuditRow {
+    pub position: u64,
+    pub id: String,
+    pub event: &'static str,
+    pub time: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub host: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub request: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub grant: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub actor: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<GapPart>,
+}
+
+/// The connection attempt of a verdict.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct ConnectionPart {
+    pub hook: String,
+    pub protocol: String,
+    pub address: String,
+    pub port: u16,
+    pub pid: u32,
+    pub uid: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub command: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub executable: String,
+    pub cgroup_id: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroup_path: String,
+    pub socket_cookie: u64,
+    pub boot_time_ns: u64,
+}
+
+/// What was lost.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct GapPart {
+    pub r#where: String,
+    pub lost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sequence: Option<u64>,
+}
+
+impl From<AuditEvent> for AuditRow {
+    fn from(event: AuditEvent) -> Self {
+        Self {
+            position: event.position,
+            id: event.id.to_string(),
+            event: event.kind.as_str(),
+            time: utc(event.time),
+            host: event.host,
+            subject: event.subject,
+            resource: event.resource,
+            request: event.request,
+            grant: event.grant,
+            actor: event.actor,
+            reason: event.reason,
+            comment: event.comment,
+            expires: event.expires.map(utc),
+            connection: event.connection.map(Into::into),
+            gap: event.gap.map(Into::into),
+        }
+    }
+}
+
+impl From<Connection> for ConnectionPart {
+    fn from(connection: Connection) -> Self {
+        Self {
+            hook: connection.hook,
+            protocol: connection.protocol,
+            address: connection.address,
+            port: connection.port,
+            pid: connection.pid,
+            uid: connection.uid,
+            command: connection.command,
+            executable: connection.executable,
+            cgroup_id: connection.cgroup_id,
+            cgroup_path: connection.cgroup_path,
+            socket_cookie: connection.socket_cookie,
+            boot_time_ns: connection.boot_time_ns,
+        }
+    }
+}
+
+impl From<Gap> for GapPart {
+    fn from(gap: Gap) -> Self {
+        let (first_sequence, last_sequence) = gap.sequences.unzip();
+        Self { r#where: gap.place, lost: gap.lost, first_sequence, last_sequence }
+    }
+}
+
+/// One event as one line for people, without its line feed.
+pub fn line(event: &AuditEvent, view: &View) -> String {
+    let mut parts = vec![view.clock(event.time), format!("{:<19}", event.kind.as_str()), whom(event)];
+    parts.push(event.reason.clone());
+    parts.push(place(event));
+    if let Some(gap) = &event.gap {
+        parts.push(lost(gap));
+    }
+    if let Some(expires) = event.expires {
+        parts.push(format!("until {}", view.clock(expires)));
+    }
+    if !event.actor.is_empty() && event.actor != event.subject {
+        parts.push(format!("by {}", event.actor));
+    }
+    match event.kind {
+        EventKind::RequestCreated | EventKind::RequestApproved | EventKind::RequestDenied => {
+            parts.push(format!("request {}", event.request));
+        }
+        EventKind::GrantIssued | EventKind::GrantActive | EventKind::GrantEnding | EventKind::GrantEnded => {
+            parts.push(format!("grant {}", event.grant));
+        }
+        _ => {}
+    }
+    if !event.comment.is_empty() {
+        parts.push(format!("“{}”", event.comment));
+    }
+    parts.retain(|part| !part.is_empty());
+    escape(parts.join("  ").trim_end())
+}
+
+/// Who reaches for what.
+fn whom(event: &AuditEvent) -> String {
+    let subject = match (event.subject.as_str(), &event.connection) {
+        ("", Some(_)) => "no subject",
+        (subject, _) => subject,
+    };
+    match (subject, event.resource.as_str()) {
+        (subject, "") => subject.to_owned(),
+        ("", resource) => resource.to_owned(),
+        (subject, resource) => format!("{subject} → {resource}"),
+    }
+}
+
+/// Which process, what address and which host.
+fn place(event: &AuditEvent) -> String {
+    let mut text = String::new();
+    if let Some(connection) = &event.connection {
+        let Connection { command, pid, protocol, address, port, .. } = connection;
+        let command = if command.is_empty() { "process" } else { command };
+        let (open, close) = if address.contains(':') { ("[", "]") } else { ("", "") };
+        let _ = write!(text, "{command}[{pid}] {protocol} {open}{address}{close}:{port} ");
+    }
+    if !event.host.is_empty() {
+        let _ = write!(text, "on {}", event.host);
+    }
+    text.trim_end().to_owned()
+}
+
+fn lost(gap: &Gap) -> String {
+    let mut text = format!("{} lost in {}", gap.lost, gap.place);
+    if let Some((first, last)) = gap.sequences {
+        let _ = write!(text, ", sequence {first} to {last}");
+    }
+    text
+}

@@ -1,0 +1,290 @@
+//! Resources, subjects, hosts, requests, grants and new tokens as people and programs see them.
+//!
+//! In JSON: ids and names are strings, times RFC 3339 in UTC, durations whole seconds; a field that does not apply is
+//! left out. A state has the same name in both forms.
+
+use std::collections::BTreeMap;
+
+use proto::types::{EndReason, Grant, GrantState, Host, Request, Resource, Subject};
+use serde::Serialize;
+
+use super::text::{cut, words};
+use super::{Row, View, exact, utc};
+
+/// How much of a free text fits a line of a table.
+const TEXT_SHOWN_MAX: usize = 60;
+
+/// A resource.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct ResourceRow {
+    pub name: String,
+    pub number: u32,
+    pub addresses: Vec<String>,
+    pub ports: Vec<String>,
+}
+
+impl From<Resource> for ResourceRow {
+    fn from(resource: Resource) -> Self {
+        Self {
+            name: resource.name.into(),
+            number: resource.number.get(),
+            addresses: resource.addresses.iter().map(ToString::to_string).collect(),
+            ports: resource.ports.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Row for ResourceRow {
+    const HEADER: &'static [&'static str] = &["NAME", "ADDRESSES", "PORTS"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![self.name.clone(), words(&self.addresses), words(&self.ports)]
+    }
+}
+
+/// A subject.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct SubjectRow {
+    pub id: String,
+    pub number: u32,
+    pub role: &'static str,
+    pub selectors: Vec<String>,
+}
+
+impl From<Subject> for SubjectRow {
+    fn from(subject: Subject) -> Self {
+        Self {
+            id: subject.id.into(),
+            number: subject.number.get(),
+            role: subject.role.as_str(),
+            selectors: subject.selectors.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Row for SubjectRow {
+    const HEADER: &'static [&'static str] = &["ID", "ROLE", "SELECTORS"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![self.id.clone(), self.role.to_owned(), words(&self.selectors)]
+    }
+}
+
+/// A host and what is known of its gate.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct HostRow {
+    pub name: String,
+    pub state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    pub applied_generation: u64,
+    pub wanted_generation: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub agent_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kernel_release: String,
+    #[serde(skip)]
+    host: Host,
+}
+
+impl From<Host> for HostRow {
+    fn from(host: Host) -> Self {
+        Self {
+            name: host.name.to_string(),
+            state: host.state.as_str().replace(' ', "_"),
+            detail: host.detail.clone(),
+            applied_generation: host.applied_generation,
+            wanted_generation: host.generation,
+            seen: host.seen.map(utc),
+            agent_version: host.agent_version.clone(),
+            kernel_release: host.kernel_release.clone(),
+            host,
+        }
+    }
+}
+
+impl Row for HostRow {
+    const HEADER: &'static [&'static str] =
+        &["HOST", "STATE", "APPLIED", "WANTED", "SEEN", "AGENT", "KERNEL", "DETAIL"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.state.clone(),
+            self.applied_generation.to_string(),
+            self.wanted_generation.to_string(),
+            self.host.seen.map(|seen| view.since(seen)).unwrap_or_default(),
+            one_word(&self.agent_version),
+            one_word(&self.kernel_release),
+            self.detail.clone(),
+        ]
+    }
+}
+
+/// What an agent said about itself may hold anything; a column holds one word.
+fn one_word(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join("_")
+}
+
+/// A request.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct RequestRow {
+    pub id: String,
+    pub state: &'static str,
+    pub resource: String,
+    pub subject: String,
+    pub hosts: Vec<String>,
+    pub duration_s: u64,
+    pub reason: String,
+    pub requester: String,
+    pub created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+    #[serde(skip)]
+    request: Request,
+}
+
+impl From<Request> for RequestRow {
+    fn from(request: Request) -> Self {
+        Self {
+            id: request.id.to_string(),
+            state: request.state.as_str(),
+            resource: request.resource.to_string(),
+            subject: request.subject.to_string(),
+            hosts: request.hosts.iter().map(ToString::to_string).collect(),
+            duration_s: request.duration.as_secs(),
+            reason: request.reason.to_string(),
+            requester: request.requester.to_string(),
+            created: utc(request.created),
+            decided_by: request.decided.as_ref().map(|(by, _)| by.to_string()),
+            decided: request.decided.as_ref().map(|(_, when)| utc(*when)),
+            comment: request.comment.clone(),
+            grant: request.grant.map(|id| id.to_string()),
+            request,
+        }
+    }
+}
+
+impl Row for RequestRow {
+    const HEADER: &'static [&'static str] =
+        &["ID", "STATE", "AGE", "FOR", "SUBJECT", "RESOURCE", "HOSTS", "REQUESTER", "DECIDED-BY", "REASON"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.state.to_owned(),
+            view.since(self.request.created),
+            exact(self.request.duration),
+            self.subject.clone(),
+            self.resource.clone(),
+            words(&self.hosts),
+            self.requester.clone(),
+            self.decided_by.clone().unwrap_or_default(),
+            cut(&self.reason, TEXT_SHOWN_MAX),
+        ]
+    }
+}
+
+/// A grant.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct GrantRow {
+    pub id: String,
+    pub state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_reason: Option<&'static str>,
+    pub request: String,
+    pub resource: String,
+    pub subject: String,
+    pub hosts: Vec<String>,
+    /// Those of `hosts` whose kernel holds it.
+    pub hosts_held: Vec<String>,
+    /// Host to why its kernel could not hold it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_errors: BTreeMap<String, String>,
+    pub issued: String,
+    pub expires: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+    #[serde(skip)]
+    grant: Grant,
+}
+
+impl From<Grant> for GrantRow {
+    fn from(grant: Grant) -> Self {
+        let failed = grant.hosts.iter().filter(|host| !host.error.is_empty());
+        Self {
+            id: grant.id.to_string(),
+            state: grant.state.as_str(),
+            end_reason: grant.state.end_reason().map(EndReason::as_str),
+            request: grant.request.to_string(),
+            resource: grant.resource.to_string(),
+            subject: grant.subject.to_string(),
+            hosts: grant.hosts.iter().map(|host| host.name.to_string()).collect(),
+            hosts_held: grant
+                .hosts
+                .iter()
+                .filter(|host| host.held)
+                .map(|host| host.name.to_string())
+                .collect(),
+            host_errors: failed.map(|host| (host.name.to_string(), host.error.clone())).collect(),
+            issued: utc(grant.issued),
+            expires: utc(grant.expires),
+            ended: grant.ended.map(utc),
+            grant,
+        }
+    }
+}
+
+impl Row for GrantRow {
+    const HEADER: &'static [&'static str] =
+        &["ID", "STATE", "HELD", "REMAINING", "EXPIRES", "SUBJECT", "RESOURCE", "HOSTS"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let remaining = match self.grant.state {
+            GrantState::Ended(_) => String::new(),
+            GrantState::Activating | GrantState::Active | GrantState::Ending(_) => {
+                view.until(self.grant.expires)
+            }
+        };
+        vec![
+            self.id.clone(),
+            self.grant.state.to_string().replace(' ', ""),
+            format!("{}/{}", self.hosts_held.len(), self.hosts.len()),
+            remaining,
+            view.clock(self.grant.expires),
+            self.subject.clone(),
+            self.resource.clone(),
+            words(&self.hosts),
+        ]
+    }
+}
+
+/// A token that was just issued, or where it was written.
+#[derive(Serialize)]
+pub struct TokenRow {
+    /// Whose it is; None: a host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Whose agent's it is; None: a subject's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The token; None: it was written to a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Where it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+}

@@ -1,0 +1,368 @@
+//! A control plane that knows its answers by heart, on a real unix socket, and a way to run one command line against it.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use proto::status::ErrorKind;
+use proto::wire::access::access_service_server::{AccessService, AccessServiceServer};
+use proto::wire::access::directory_service_server::{DirectoryService, DirectoryServiceServer};
+use proto::wire::access::*;
+use proto::wire::audit::audit_service_server::{AuditService, AuditServiceServer};
+use proto::wire::audit::*;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request as Call, Response, Status};
+
+pub(crate) const REQUEST: &str = "019aac1e-7b1c-7c10-9f6b-3f2d6c1f7a01";
+pub(crate) const GRANT: &str = "019aac20-1f4e-7d22-8c55-0a9b8c7d6e5f";
+pub(crate) const TOKEN: &str = "pct_admin";
+
+/// What comes over a stream; an error ends it.
+pub(crate) type Script<T> = Vec<Result<T, (ErrorKind, &'static str, &'static str)>>;
+
+/// What the next streams bring, what each unary call is refused with, and which calls came.
+#[derive(Clone, Default)]
+pub(crate) struct Canned {
+    pub(crate) watches: Arc<Mutex<VecDeque<Script<WatchRequestResponse>>>>,
+    pub(crate) tails: Arc<Mutex<VecDeque<Script<TailResponse>>>>,
+    pub(crate) refusal: Option<(ErrorKind, &'static str, &'static str)>,
+    pub(crate) hosts: Option<Vec<Host>>,
+    pub(crate) calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl Canned {
+    /// Remembers the call; refuses it without the right token or when told to.
+    fn enter<T: std::fmt::Debug>(&self, call: Call<T>) -> Result<T, Status> {
+        let token = call.metadata().get("authorization").map(|value| value.as_bytes().to_vec());
+        if token.as_deref() != Some(format!("Bearer {TOKEN}").as_bytes()) {
+            let message = "the token is not known";
+            return Err(proto::status::status(ErrorKind::Unauthenticated, message, ""));
+        }
+        let message = call.into_inner();
+        self.calls.lock().unwrap().push(format!("{message:?}"));
+        match self.refusal {
+            Some((kind, message, hint)) => Err(proto::status::status(kind, message, hint)),
+            None => Ok(message),
+        }
+    }
+}
+
+pub(crate) fn at(text: &str) -> Option<prost_types::Timestamp> {
+    let time: jiff::Timestamp = text.parse().unwrap();
+    Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() })
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+pub(crate) fn request(state: RequestState) -> Request {
+    let decided = state != RequestState::Pending;
+    Request {
+        id: REQUEST.into(),
+        state: state.into(),
+        resource: "db-prod".into(),
+        subject: "user:alice@example.com".into(),
+        hosts: vec!["db-7".into(), "db-8".into()],
+        duration: seconds(5400),
+        reason: "slow query\nin INC-42, and a text that is far too long to be shown whole in a table".into(),
+        requester: "user:alice@example.com".into(),
+        created: at("2026-11-22T09:57:30.25Z"),
+        decided_by: if decided { "user:bob".into() } else { String::new() },
+        decided: if decided { at("2026-11-22T09:58:00Z") } else { None },
+        comment: if decided { "see INC-42".into() } else { String::new() },
+        grant: if state == RequestState::Approved { GRANT.into() } else { String::new() },
+    }
+}
+
+pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 2]) -> Grant {
+    let host = |(name, (held, error)): (&str, (bool, &str))| GrantHost {
+        name: name.into(),
+        held,
+        error: error.into(),
+    };
+    Grant {
+        id: GRANT.into(),
+        state: state.into(),
+        end_reason: reason.into(),
+        request: REQUEST.into(),
+        resource: "db-prod".into(),
+        subject: "user:alice@example.com".into(),
+        hosts: ["db-7", "db-8"].into_iter().zip(hosts).map(host).collect(),
+        issued: at("2026-11-22T09:58:00Z"),
+        expires: at("2026-11-22T11:28:00Z"),
+        ended: if state == GrantState::Ended { at("2026-11-22T09:59:00Z") } else { None },
+    }
+}
+
+pub(crate) fn active() -> Grant {
+    grant(GrantState::Active, EndReason::Unspecified, [(true, ""), (true, "")])
+}
+
+pub(crate) fn resource() -> Resource {
+    let port = |protocol: Protocol, first, last| PortRange { protocol: protocol.into(), first, last };
+    Resource {
+        name: "db-prod".into(),
+        number: 1,
+        addresses: vec!["10.0.4.17".into(), "2001:db8::/32".into()],
+        ports: vec![port(Protocol::Tcp, 5432, 5432), port(Protocol::Udp, 6000, 6010)],
+    }
+}
+
+pub(crate) fn subjects() -> Vec<Subject> {
+    let subject = |id: &str, number, selectors: &[&str], role: SubjectRole| Subject {
+        id: id.into(),
+        number,
+        selectors: selectors.iter().map(ToString::to_string).collect(),
+        role: role.into(),
+    };
+    vec![
+        subject("user:alice@example.com", 2, &["unix-user:alice"], SubjectRole::Member),
+        subject("user:bob", 3, &[], SubjectRole::Approver),
+        subject("workload:ci/deploy", 4, &["cgroup:/ci.slice/a", "unix-user:990"], SubjectRole::Member),
+    ]
+}
+
+pub(crate) fn host(name: &str, state: HostState, detail: &str) -> Host {
+    Host {
+        name: name.into(),
+        state: state.into(),
+        detail: detail.into(),
+        generation: 42,
+        applied_generation: 41,
+        seen: at("2026-11-22T09:59:58Z"),
+        agent_version: "0.1.0".into(),
+        kernel_release: "6.12.9-amd64".into(),
+    }
+}
+
+fn hosts() -> Vec<Host> {
+    let unseen = Host {
+        name: "new-1".into(),
+        state: HostState::Unreachable.into(),
+        detail: "its agent never connected".into(),
+        ..Host::default()
+    };
+    vec![
+        host("db-7", HostState::Enforcing, ""),
+        host("db-8", HostState::NotEnforcing, "connect4 is not attached\u{1b}[2J"),
+        unseen,
+    ]
+}
+
+#[tonic::async_trait]
+impl DirectoryService for Canned {
+    async fn add_resource(
+        &self,
+        call: Call<AddResourceRequest>,
+    ) -> Result<Response<AddResourceResponse>, Status> {
+        let resource = Resource { number: 7, ..self.enter(call)?.resource.unwrap() };
+        Ok(Response::new(AddResourceResponse { resource: Some(resource) }))
+    }
+
+    async fn list_resources(
+        &self,
+        call: Call<ListResourcesRequest>,
+    ) -> Result<Response<ListResourcesResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListResourcesResponse { resources: vec![resource()] }))
+    }
+
+    async fn add_subject(
+        &self,
+        call: Call<AddSubjectRequest>,
+    ) -> Result<Response<AddSubjectResponse>, Status> {
+        let subject = Subject { number: 7, ..self.enter(call)?.subject.unwrap() };
+        Ok(Response::new(AddSubjectResponse { subject: Some(subject) }))
+    }
+
+    async fn list_subjects(
+        &self,
+        call: Call<ListSubjectsRequest>,
+    ) -> Result<Response<ListSubjectsResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListSubjectsResponse { subjects: subjects() }))
+    }
+
+    async fn issue_token(
+        &self,
+        call: Call<IssueTokenRequest>,
+    ) -> Result<Response<IssueTokenResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(IssueTokenResponse { token: "pct_new".into() }))
+    }
+
+    async fn add_host(&self, call: Call<AddHostRequest>) -> Result<Response<AddHostResponse>, Status> {
+        let name = self.enter(call)?.name;
+        let host = Host { name, state: HostState::Unreachable.into(), ..Host::default() };
+        Ok(Response::new(AddHostResponse { host: Some(host), token: "pct_agent".into() }))
+    }
+
+    async fn list_hosts(&self, call: Call<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListHostsResponse { hosts: self.hosts.clone().unwrap_or_else(hosts) }))
+    }
+}
+
+type Stream<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+fn play<T>(scripts: &Mutex<VecDeque<Script<T>>>) -> Response<Stream<T>> {
+    let script = scripts.lock().unwrap().pop_front().expect("the test has a script for each stream");
+    let status = |(kind, message, hint)| proto::status::status(kind, message, hint);
+    let messages: Vec<_> = script.into_iter().map(|message| message.map_err(status)).collect();
+    Response::new(tokio_stream::iter(messages))
+}
+
+#[tonic::async_trait]
+impl AccessService for Canned {
+    type WatchRequestStream = Stream<WatchRequestResponse>;
+
+    async fn create_request(
+        &self,
+        call: Call<CreateRequestRequest>,
+    ) -> Result<Response<CreateRequestResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(CreateRequestResponse { request: Some(request(RequestState::Pending)) }))
+    }
+
+    async fn list_requests(
+        &self,
+        call: Call<ListRequestsRequest>,
+    ) -> Result<Response<ListRequestsResponse>, Status> {
+        let states = match self.enter(call)?.all {
+            true => vec![RequestState::Pending, RequestState::Approved, RequestState::Denied],
+            false => vec![RequestState::Pending],
+        };
+        Ok(Response::new(ListRequestsResponse { requests: states.into_iter().map(request).collect() }))
+    }
+
+    async fn watch_request(
+        &self,
+        call: Call<WatchRequestRequest>,
+    ) -> Result<Response<Self::WatchRequestStream>, Status> {
+        self.enter(call)?;
+        Ok(play(&self.watches))
+    }
+
+    async fn approve_request(
+        &self,
+        call: Call<ApproveRequestRequest>,
+    ) -> Result<Response<ApproveRequestResponse>, Status> {
+        self.enter(call)?;
+        let grant = grant(GrantState::Activating, EndReason::Unspecified, [(true, ""), (false, "")]);
+        let request = Some(request(RequestState::Approved));
+        Ok(Response::new(ApproveRequestResponse { request, grant: Some(grant) }))
+    }
+
+    async fn deny_request(
+        &self,
+        call: Call<DenyRequestRequest>,
+    ) -> Result<Response<DenyRequestResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(DenyRequestResponse { request: Some(request(RequestState::Denied)) }))
+    }
+
+    async fn list_grants(
+        &self,
+        call: Call<ListGrantsRequest>,
+    ) -> Result<Response<ListGrantsResponse>, Status> {
+        let mut grants = vec![active()];
+        if self.enter(call)?.all {
+            let failed = [(false, "map GRANTS is full (65536 entries)"), (false, "")];
+            grants.push(grant(GrantState::Ending, EndReason::Released, [(false, ""), (true, "")]));
+            grants.push(grant(GrantState::Ended, EndReason::ActivationFailed, failed));
+        }
+        Ok(Response::new(ListGrantsResponse { grants }))
+    }
+
+    async fn revoke_grant(
+        &self,
+        call: Call<RevokeGrantRequest>,
+    ) -> Result<Response<RevokeGrantResponse>, Status> {
+        self.enter(call)?;
+        let grant = grant(GrantState::Ending, EndReason::Revoked, [(true, ""), (false, "")]);
+        Ok(Response::new(RevokeGrantResponse { grant: Some(grant) }))
+    }
+
+    async fn release_grant(
+        &self,
+        call: Call<ReleaseGrantRequest>,
+    ) -> Result<Response<ReleaseGrantResponse>, Status> {
+        self.enter(call)?;
+        let grant = grant(GrantState::Ended, EndReason::Released, [(false, ""), (false, "")]);
+        Ok(Response::new(ReleaseGrantResponse { grant: Some(grant) }))
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for Canned {
+    type TailStream = Stream<TailResponse>;
+
+    async fn tail(&self, call: Call<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        self.enter(call)?;
+        Ok(play(&self.tails))
+    }
+}
+
+/// A running canned control plane, with a folder of its own.
+pub(crate) struct World {
+    pub(crate) canned: Canned,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) async fn start(canned: Canned) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("token"), TOKEN).unwrap();
+        let listener = tokio::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(DirectoryServiceServer::new(canned.clone()))
+            .add_service(AccessServiceServer::new(canned.clone()))
+            .add_service(AuditServiceServer::new(canned.clone()))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        tokio::spawn(server);
+        Self { canned, dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs one command line at 10:00 UTC and shows all that came of it.
+    pub(crate) async fn run(&self, line: &[&str]) -> String {
+        let server = format!("--server=unix:{}", self.path("socket").display());
+        let token = format!("--token-file={}", self.path("token").display());
+        self.run_bare(&[line, &[&server, &token]].concat(), line).await
+    }
+
+    /// The same, without naming server and token.
+    pub(crate) async fn run_bare(&self, args: &[&str], shown: &[&str]) -> String {
+        let mut shown = shown.join(" ");
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let surroundings = cli::Surroundings {
+            out: &mut out,
+            err: &mut err,
+            input: &mut TOKEN.as_bytes(),
+            now: || "2026-11-22T10:00:00Z".parse().unwrap(),
+            zone: jiff::tz::TimeZone::UTC,
+            config_dir: Some(self.path("config/portcullis")),
+        };
+        let args = ["portcullis"].iter().chain(args).map(Into::into);
+        let code = cli::run(args, surroundings).await;
+        shown.insert_str(0, "$ portcullis ");
+        for (name, text) in [("out", out), ("err", err)] {
+            let text = String::from_utf8(text).unwrap();
+            if !text.is_empty() {
+                write!(shown, "\n--- {name}\n{}", text.trim_end()).unwrap();
+            }
+        }
+        write!(shown, "\n--- exit code {code}\n\n").unwrap();
+        without(&shown, self.dir.path())
+    }
+}
+
+/// A text without the name of a folder that differs from run to run.
+pub(crate) fn without(text: &str, dir: &Path) -> String {
+    text.replace(&dir.display().to_string(), "[DIR]")
+}

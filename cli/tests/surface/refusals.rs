@@ -1,0 +1,122 @@
+use proto::status::ErrorKind;
+
+use crate::canned::{Canned, GRANT, REQUEST, World};
+
+/// Every kind of refusal, with and without a hint of the control plane's own.
+#[tokio::test]
+async fn by_the_control_plane() {
+    let mut text = String::new();
+    for kind in ErrorKind::ALL {
+        let refusal = Some((kind, "it says why\u{1b}[2J, with `the value`", ""));
+        let world = World::start(Canned { refusal, ..Canned::default() }).await;
+        text += &world.run(&["approve", REQUEST]).await;
+    }
+    let refusal = Some((ErrorKind::FailedPrecondition, "it has ended (time)", "make another request"));
+    let world = World::start(Canned { refusal, ..Canned::default() }).await;
+    text += &world.run(&["revoke", GRANT]).await;
+    insta::assert_snapshot!("by_the_control_plane", text);
+}
+
+/// Wrong values: refused with the value named, before any call.
+#[tokio::test]
+async fn of_arguments() {
+    let world = World::start(Canned::default()).await;
+    let long = "x".repeat(1001);
+    let many: Vec<String> = (0..65).map(|at| format!("--address=10.0.0.{at}")).collect();
+    let mut too_many = vec!["resource", "add", "db", "--port=tcp/1"];
+    too_many.extend(many.iter().map(String::as_str));
+    let request = |rest: &[&'static str]| [&["request", "db", "--for=1m", "--reason=x"], rest].concat();
+    let lines: Vec<Vec<&str>> = vec![
+        vec!["resource", "add", "db", "--address=10.0.0.300", "--port=tcp/1"],
+        vec!["resource", "add", "db", "--address=10.0.0.7/8", "--port=tcp/1"],
+        vec!["resource", "add", "db", "--address=10.0.0.7", "--port=tcp/0"],
+        vec!["resource", "add", "db", "--address=10.0.0.7", "--port=tcp/65536"],
+        vec!["resource", "add", "db", "--address=10.0.0.7", "--port=5432"],
+        vec!["resource", "add", "db", "--address=10.0.0.7", "--port=tcp/1-10,tcp/10"],
+        vec!["resource", "add", "DB", "--address=10.0.0.7", "--port=tcp/1"],
+        vec!["resource", "add", "db", "--port=tcp/1"],
+        too_many,
+        vec!["subject", "add", "alice"],
+        vec!["subject", "add", "user:alice", "--role=root"],
+        vec!["subject", "add", "user:alice", "--selector=cgroup:relative"],
+        vec!["host", "add", "control-plane"],
+        vec!["request", "db", "--for=0s", "--reason=x"],
+        vec!["request", "db", "--for=1500ms", "--reason=x"],
+        vec!["request", "db", "--for=30", "--reason=x"],
+        vec!["request", "db", "--for=1m", "--reason= "],
+        vec!["request", "db", "--for=1m", "--reason", &long],
+        vec!["request", "db", "--for=1m"],
+        request(&["--host=A"]),
+        request(&["--subject=group:x"]),
+        request(&["--wait-timeout=1m"]),
+        vec!["approve", "7"],
+        vec!["approve", REQUEST, "--comment=\u{1b}[2J"],
+        vec!["audit", "tail", "--last=0"],
+        vec!["audit", "tail", "--last=10001"],
+        vec!["audit", "tail", "--last=1", "--after=1"],
+        vec!["grants", "--server=http://10.0.0.1:7400"],
+        vec!["frobnicate"],
+        vec![],
+    ];
+    let mut text = String::new();
+    for line in lines {
+        let shown: Vec<&str> = line.iter().map(|word| &word[..word.len().min(40)]).take(8).collect();
+        let server = format!("unix:{}", world.path("socket").display());
+        let token = world.path("token").display().to_string();
+        let mut args = vec!["--token-file", &token];
+        if !line.iter().any(|word| word.starts_with("--server")) {
+            args.extend(["--server", &server]);
+        }
+        let result = world.run_bare(&[&args, line.as_slice()].concat(), &shown).await;
+        assert!(result.contains("--- exit code 2"), "{result}");
+        // The whole help of a bare `portcullis` is under snapshot already.
+        text += &result
+            .lines()
+            .take(8)
+            .collect::<Vec<_>>()
+            .join("\n")
+            .replace('\u{1b}', "ESC")
+            .replace(&long, "[1001 x]");
+        text += "\n\n";
+    }
+    insta::assert_snapshot!("of_arguments", text);
+    assert!(world.canned.calls.lock().unwrap().is_empty());
+}
+
+/// Nobody there, no token, files that are not what they should be.
+#[tokio::test]
+async fn of_surroundings() {
+    let world = World::start(Canned::default()).await;
+    let path = |name: &str| world.path(name).display().to_string();
+    for (name, content) in [("empty", ""), ("two-lines", "a\nb"), ("not-text", "\u{0}")] {
+        std::fs::write(world.path(name), content).unwrap();
+    }
+    let mut text = String::new();
+    for (server, token) in [
+        (path("nobody"), path("token")),
+        (path("token"), path("token")),
+        (path("socket"), path("missing")),
+        (path("socket"), path("empty")),
+        (path("socket"), path("two-lines")),
+        (path("socket"), path("not-text")),
+    ] {
+        let server = format!("--server=unix:{server}");
+        let token = format!("--token-file={token}");
+        let args = ["grants", &server, &token];
+        text += &world.run_bare(&args, &args).await;
+    }
+    let http = ["grants", "--server=http://127.0.0.1:1"];
+    let token = format!("--token-file={}", path("token"));
+    text += &world.run_bare(&[http[0], http[1], &token], &http).await;
+    text += &world.run_bare(&["grants"], &["grants"]).await;
+    std::fs::create_dir_all(world.path("config/portcullis")).unwrap();
+    std::fs::write(world.path("config/portcullis/credentials.toml"), "server = 'ftp://x'\ntoken = 'a'")
+        .unwrap();
+    text += &world.run_bare(&["grants"], &["grants"]).await;
+    insta::assert_snapshot!("of_surroundings", text);
+}
+
+#[test]
+fn exit_codes() {
+    insta::assert_snapshot!("exit_codes", cli::error::exit_code_help());
+}

@@ -1,0 +1,119 @@
+use proto::wire::access::{Host, HostState};
+
+use crate::canned::{Canned, GRANT, REQUEST, World, host};
+
+/// Each line as a table and as JSON.
+async fn check(name: &str, lines: &[&[&str]]) {
+    let world = World::start(Canned::default()).await;
+    let mut text = String::new();
+    for line in lines {
+        text += &world.run(line).await;
+        text += &world.run(&[line, &["-o", "json"][..]].concat()).await;
+    }
+    insta::assert_snapshot!(name, text);
+}
+
+#[tokio::test]
+async fn directory() {
+    let add =
+        "resource add db --address 10.0.0.0/24,10.1.0.1 --port tcp/5432 --port udp/1-65535 --address ::1";
+    let add: Vec<&str> = add.split(' ').collect();
+    check(
+        "directory",
+        &[
+            &["resource", "list"],
+            &add,
+            &["subject", "list"],
+            &["subject", "add", "user:eve", "--selector", "unix-user:eve", "--role", "auditor"],
+            &["subject", "add", "user:eve"],
+            &["subject", "token", "user:eve"],
+            &["host", "add", "db-9"],
+            &["status"],
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn access() {
+    check(
+        "access",
+        &[
+            &["request", "db-prod", "--for", "1h30m", "--reason", "slow query"],
+            &["requests"],
+            &["requests", "--all"],
+            &["approve", REQUEST, "--comment", "see INC-42"],
+            &["deny", REQUEST],
+            &["grants"],
+            &["grants", "--all"],
+            &["revoke", GRANT, "--comment", "laptop lost"],
+            &["release", GRANT],
+        ],
+    )
+    .await;
+}
+
+/// What reaches the control plane, defaults included.
+#[tokio::test]
+async fn what_is_asked() {
+    let world = World::start(Canned::default()).await;
+    let request = ["request", "db-prod", "--for", "90s", "--reason", " x ", "--host=b,a", "--host=a"];
+    world.run(&request).await;
+    world.run(&["request", "db", "--for", "1d", "--reason", "x", "--subject=workload:ci/deploy"]).await;
+    world.run(&["subject", "add", "user:eve"]).await;
+    world.run(&["revoke", GRANT]).await;
+    insta::assert_snapshot!("what_is_asked", world.canned.calls.lock().unwrap().join("\n"));
+}
+
+#[tokio::test]
+async fn check_of_status() {
+    async fn code(hosts: Vec<Host>) -> String {
+        let world = World::start(Canned { hosts: Some(hosts), ..Canned::default() }).await;
+        world.run(&["status", "--check"]).await
+    }
+    let degraded = host("db-8", HostState::Degraded, "without ring records");
+    let one = || host("db-7", HostState::Enforcing, "");
+    let text = code(vec![one()]).await + &code(vec![one(), degraded]).await + &code(vec![]).await;
+    insta::assert_snapshot!("check_of_status", text);
+}
+
+#[tokio::test]
+async fn new_tokens_in_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::start(Canned::default()).await;
+    let path = world.path("agent.token");
+    std::fs::write(&path, "an older and longer one, which others can read").unwrap();
+    let file = path.display().to_string();
+    let text = world.run(&["host", "add", "db-9", "--new-token-file", &file]).await
+        + &world.run(&["subject", "token", "user:eve", "-o", "json", "--new-token-file", &file]).await;
+    insta::assert_snapshot!("new_tokens_in_files", text);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "pct_new\n");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // Nothing is issued if it could not be kept, and what is not a file is left alone.
+    world.canned.calls.lock().unwrap().clear();
+    for file in ["/nowhere/agent.token", "/dev/null", "/proc"] {
+        let text = world.run(&["host", "add", "db-9", "--new-token-file", file]).await;
+        assert!(text.contains(&format!("cannot write token file `{file}`")), "{text}");
+    }
+    assert!(world.canned.calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn login() {
+    let world = World::start(Canned::default()).await;
+    let server = format!("unix:{}", world.path("socket").display());
+    let shown = ["login", "--token-file", "-", "--server", "unix:[DIR]/socket"];
+    let mut text = world.run_bare(&["login", "--token-file", "-", "--server", &server], &shown).await;
+    // From now on neither is named; and the token is not shown to another server.
+    text += &world.run_bare(&["resource", "list"], &["resource", "list"]).await;
+    let other = ["resource", "list", "--server", "http://127.0.0.1:1"];
+    text += &world.run_bare(&other, &other).await;
+    std::fs::write(world.path("bad"), "pct_wrong").unwrap();
+    let bad = world.path("bad").display().to_string();
+    text += &world.run_bare(&["login", "--token-file", &bad], &["login --token-file [DIR]/bad"]).await;
+    text += &world.run_bare(&["login"], &["login"]).await;
+    insta::assert_snapshot!("login", text);
+    let stored = std::fs::read_to_string(world.path("config/portcullis/credentials.toml")).unwrap();
+    assert_eq!(stored, format!("server = \"{server}\"\ntoken = \"pct_admin\"\n"));
+}

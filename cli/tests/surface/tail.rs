@@ -1,0 +1,166 @@
+use proto::status::ErrorKind;
+use proto::types::EventKind as Kind;
+use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, TailResponse};
+
+use crate::canned::{Canned, GRANT, REQUEST, Script, World, at};
+
+pub(crate) fn event(position: u64, source: &str, kind: Kind) -> AuditEvent {
+    let epoch = "5b1e4a44-6f43-4b54-9a0e-1f2e3d4c5b6a".to_owned();
+    AuditEvent {
+        id: Some(EventId { source: source.into(), epoch, sequence: position }),
+        kind: EventKind::from(kind).into(),
+        time: at("2026-11-22T09:58:07.5Z"),
+        position,
+        host: if source == "control-plane" { String::new() } else { source.into() },
+        ..AuditEvent::default()
+    }
+}
+
+fn verdict(position: u64, kind: Kind) -> AuditEvent {
+    let connection = Connection {
+        hook: "connect4".into(),
+        protocol: "tcp".into(),
+        address: "127.0.5.4".into(),
+        port: 5432,
+        pid: 4711,
+        uid: 1000,
+        command: "psql".into(),
+        executable: "/usr/bin/psql".into(),
+        cgroup_id: 5123,
+        cgroup_path: "/user.slice/user-1000.slice".into(),
+        socket_cookie: 77,
+        boot_time_ns: 123_456_789_012,
+    };
+    AuditEvent {
+        subject: "user:alice".into(),
+        resource: "db-demo".into(),
+        reason: "no_live_grant".into(),
+        connection: Some(connection),
+        ..event(position, "db-7", kind)
+    }
+}
+
+/// One event of every kind, with what such an event carries.
+pub(crate) fn every_kind() -> Vec<AuditEvent> {
+    let mut position = 0;
+    let mut next = |kind: Kind| {
+        position += 1;
+        let about = || AuditEvent {
+            subject: "user:alice".into(),
+            resource: "db-demo".into(),
+            request: REQUEST.into(),
+            actor: "user:bob".into(),
+            ..event(position, "control-plane", kind)
+        };
+        let expires = at("2026-11-22T10:28:07Z");
+        let of_host = |reason: &str| AuditEvent {
+            actor: "host:db-7".into(),
+            reason: reason.into(),
+            ..event(position, "db-7", kind)
+        };
+        match kind {
+            Kind::ConnectionAllowed => {
+                let reason = "granted".into();
+                AuditEvent { grant: GRANT.into(), reason, expires, ..verdict(position, kind) }
+            }
+            Kind::ConnectionDenied => verdict(position, kind),
+            Kind::RequestCreated => {
+                AuditEvent { actor: "user:alice".into(), comment: "slow\nquery\u{9b}2J".into(), ..about() }
+            }
+            Kind::RequestApproved | Kind::RequestDenied => {
+                AuditEvent { comment: "see INC-42".into(), ..about() }
+            }
+            Kind::GrantIssued | Kind::GrantActive => AuditEvent { grant: GRANT.into(), expires, ..about() },
+            Kind::GrantEnding | Kind::GrantEnded => {
+                AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
+            }
+            Kind::ResourceAdded => AuditEvent { subject: String::new(), request: String::new(), ..about() },
+            Kind::SubjectAdded | Kind::TokenIssued => {
+                AuditEvent { resource: String::new(), request: String::new(), ..about() }
+            }
+            Kind::HostAdded => {
+                let host = "db-7".into();
+                AuditEvent { host, actor: "user:bob".into(), ..event(position, "control-plane", kind) }
+            }
+            Kind::CallRefused => AuditEvent {
+                actor: "user:eve".into(),
+                reason: "permission_denied".into(),
+                comment: "RevokeGrant".into(),
+                ..event(position, "control-plane", kind)
+            },
+            Kind::AuditGap => {
+                let gap = Gap { r#where: "spool".into(), lost: 3, first_sequence: 11, last_sequence: 13 };
+                AuditEvent { gap: Some(gap), ..event(position, "db-7", kind) }
+            }
+            Kind::AgentStateChanged => {
+                AuditEvent { comment: "connect4 is not attached".into(), ..of_host("not_enforcing") }
+            }
+            Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
+                of_host("")
+            }
+        }
+    };
+    let mut events: Vec<AuditEvent> = Kind::ALL.iter().map(|kind| next(*kind)).collect();
+    let mut unknown = verdict(90, Kind::ConnectionDenied);
+    unknown.subject.clear();
+    unknown.time = at("2026-11-21T23:59:59Z");
+    if let Some(connection) = &mut unknown.connection {
+        connection.address = "2001:db8::1".into();
+        connection.command = "a\u{1b}[2J".into();
+        connection.executable.clear();
+        connection.cgroup_path.clear();
+    }
+    let kernel = Gap { r#where: "kernel.deny".into(), lost: 7, first_sequence: 0, last_sequence: 0 };
+    events.extend([unknown, AuditEvent { gap: Some(kernel), ..event(91, "db-7", Kind::AuditGap) }]);
+    events
+}
+
+fn script(events: Vec<AuditEvent>) -> Script<TailResponse> {
+    events.into_iter().map(|event| Ok(TailResponse { event: Some(event) })).collect()
+}
+
+async fn world(scripts: Vec<Script<TailResponse>>) -> World {
+    let world = World::start(Canned::default()).await;
+    world.canned.tails.lock().unwrap().extend(scripts);
+    world
+}
+
+#[tokio::test]
+async fn every_event() {
+    let world = world(vec![script(every_kind()), script(every_kind())]).await;
+    let text = world.run(&["audit", "tail"]).await + &world.run(&["audit", "tail", "-o", "json"]).await;
+    assert!(!text.chars().any(|char| char.is_control() && char != '\n'));
+    insta::assert_snapshot!("every_event", text);
+}
+
+/// Followed across two losses of the control plane: each line once, and asked for from the last one printed.
+#[tokio::test]
+async fn followed() {
+    let one = |position| script(vec![verdict(position, Kind::ConnectionDenied)]);
+    let mut lost = one(7);
+    lost.push(Err((ErrorKind::Unavailable, "the control plane is stopping", "")));
+    let gone = vec![Err((ErrorKind::OutOfRange, "position 8 lies beyond the newest event, 3", ""))];
+    let world = world(vec![lost, one(8), gone]).await;
+    let text = world.run(&["audit", "tail", "--follow"]).await;
+    let calls = world.canned.calls.lock().unwrap().join("\n");
+    insta::assert_snapshot!("followed", format!("{text}{calls}"));
+}
+
+/// An event that breaks the contract stops no other, and is not passed over in silence.
+#[tokio::test]
+async fn unreadable() {
+    let mut bad = verdict(5, Kind::ConnectionDenied);
+    bad.kind = 999;
+    let good = |position| verdict(position, Kind::ConnectionDenied);
+    let world = world(vec![script(vec![good(4), bad, good(6)])]).await;
+    insta::assert_snapshot!("unreadable", world.run(&["audit", "tail", "--after=3"]).await);
+    insta::assert_snapshot!("unreadable_calls", world.canned.calls.lock().unwrap().join("\n"));
+}
+
+/// What follows must begin: a refusal at the start is told at once.
+#[tokio::test]
+async fn refused_at_the_start() {
+    let refusal = Some((ErrorKind::Unavailable, "the control plane is stopping", ""));
+    let world = World::start(Canned { refusal, ..Canned::default() }).await;
+    insta::assert_snapshot!("refused_at_the_start", world.run(&["audit", "tail", "-f"]).await);
+}
