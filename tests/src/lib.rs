@@ -1,1 +1,13 @@
-//! Stub.
+//! What the kernel tests, the stories and the demo stand on: own cgroups and addresses, real processes, real servers.
+//!
+//! Owns: making all that, and taking it away again, also after a failure. Everything made here has a name or an address of
+//! its own, and only processes started here are ever ended.
+
+pub mod listener;
+pub mod machine;
+pub mod postgres;
+pub mod probe;
+pub mod process;
+pub mod runner;
+pub mod sandbox;
+pub mod stage;

@@ -128,7 +128,8 @@ impl Pins {
     /// taken its name; for that moment both do, and a denial by either counts.
     pub(super) fn replace_link(&self, hook: Hook, link: FdLink) -> Result<PinnedLink, KernelError> {
         let path = self.link(hook);
-        let beside = path.with_extension("new");
+        // No dot: the BPF file system refuses names with one.
+        let beside = self.dir.join("links").join(format!("{}-new", hook.as_str()));
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| KernelError::Pin { path, source }

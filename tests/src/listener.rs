@@ -1,0 +1,103 @@
+//! Servers that write down what reaches them: the proof is at the receiver.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
+use proto::types::Protocol;
+
+/// How long a marker may take on loopback.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A server on an address of its own.
+pub struct Listener {
+    address: SocketAddr,
+    protocol: Protocol,
+    received: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Listens. Port 0: any free one.
+    pub fn start(protocol: Protocol, address: SocketAddr) -> Result<Self> {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (markers, stopped) = (Arc::clone(&received), Arc::clone(&stop));
+        let keep = move |marker: String| markers.lock().expect("no holder panics").push(marker);
+        let (address, thread) = match protocol {
+            Protocol::Tcp => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                (address, std::thread::spawn(move || accept(&listener, &stopped, &keep)))
+            }
+            Protocol::Udp => {
+                let socket = UdpSocket::bind(address)?;
+                socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+                let address = socket.local_addr()?;
+                (address, std::thread::spawn(move || receive(&socket, &stopped, &keep)))
+            }
+        };
+        Ok(Self { address, protocol, received, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it serves.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether the marker has arrived, or arrives soon.
+    pub fn has_received(&self, marker: &str) -> bool {
+        let arrived = || self.arrived(marker).then_some(());
+        crate::process::wait_for("marker", ARRIVAL_TIMEOUT, || Ok(arrived())).is_ok()
+    }
+
+    /// Whether the marker has arrived by now.
+    pub fn arrived(&self, marker: &str) -> bool {
+        self.received.lock().expect("no holder panics").iter().any(|received| received == marker)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It ends within a few milliseconds, having nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, stop: &AtomicBool, keep: &dyn Fn(String)) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        let mut text = String::new();
+        // A client that says nothing and stays must not hold up the next one.
+        let quiet = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(2))));
+        if quiet.is_ok() && stream.read_to_string(&mut text).is_ok() {
+            keep(text);
+        }
+    }
+}
+
+fn receive(socket: &UdpSocket, stop: &AtomicBool, keep: &dyn Fn(String)) {
+    let mut buffer = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok(length) = socket.recv(&mut buffer) {
+            keep(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    }
+}

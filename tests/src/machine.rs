@@ -1,0 +1,20 @@
+//! What this machine can do, so that a test that cannot run is skipped by name, never passed.
+
+use std::sync::OnceLock;
+
+use nix::unistd::Uid;
+
+/// Why kernel tests cannot run here; None: they can.
+pub fn cannot_enforce() -> Option<&'static str> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    let reason = REASON.get_or_init(|| {
+        if !Uid::effective().is_root() {
+            return Some("not root".to_owned());
+        }
+        if let Err(error) = agent::observe::cgroup_root() {
+            return Some(error.to_string());
+        }
+        agent::kernel::program_costs().err().map(|error| format!("the kernel programs do not load: {error}"))
+    });
+    reason.as_deref()
+}

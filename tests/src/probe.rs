@@ -1,0 +1,123 @@
+//! A process in a cgroup that tries to get through, and says what came of it.
+//!
+//! The test binary is its own probe: started with [`FLAG`] it does one attempt and ends.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+
+use crate::process::{in_cgroup, output};
+use crate::sandbox::Cgroup;
+
+/// The first argument of a probe.
+pub const FLAG: &str = "--as-probe";
+
+/// How to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// Connect, send the marker, close.
+    Tcp,
+    /// Send the marker to the address, unconnected.
+    UdpSend,
+    /// Connect, then send.
+    UdpConnect,
+    /// Connect every millisecond, and print each attempt: boot clock in nanoseconds when it began, and what came of it.
+    TcpEveryMillisecond,
+}
+
+impl Attempt {
+    const ALL: [Self; 4] = [Self::Tcp, Self::UdpSend, Self::UdpConnect, Self::TcpEveryMillisecond];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::UdpSend => "udp-send",
+            Self::UdpConnect => "udp-connect",
+            Self::TcpEveryMillisecond => "tcp-every-millisecond",
+        }
+    }
+}
+
+/// The command of a probe within `cgroup`. A mapped IPv6 address is used from an IPv6 socket.
+pub fn command(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr, marker: &str) -> Result<Command> {
+    let program = std::env::current_exe().context("this program's path")?;
+    let mut command = in_cgroup(cgroup, program);
+    command.args([FLAG, attempt.as_str(), &to.to_string(), marker]);
+    Ok(command)
+}
+
+/// Makes one attempt from within `cgroup`. Gives `ok`, or the name of the error (`EPERM`).
+pub fn run(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr, marker: &str) -> Result<String> {
+    Ok(output(&mut command(cgroup, attempt, to, marker)?)?.trim().to_owned())
+}
+
+/// Does what a probe does, and ends the process, if it was started as one.
+pub fn run_if_asked() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(FLAG) {
+        let result = attempt_from(arguments.collect());
+        std::process::exit(match result {
+            Ok(()) => 0,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "probe: {error:#}");
+                1
+            }
+        });
+    }
+}
+
+fn attempt_from(arguments: Vec<String>) -> Result<()> {
+    let [attempt, to, marker] = arguments.as_slice() else { bail!("three arguments are expected") };
+    let attempt = Attempt::ALL.into_iter().find(|known| known.as_str() == attempt).context("unknown attempt")?;
+    let to: SocketAddr = to.parse()?;
+    let mut out = io::stdout();
+    match attempt {
+        Attempt::Tcp => writeln!(out, "{}", name(tcp(to, marker)))?,
+        Attempt::UdpSend => writeln!(out, "{}", name(udp_send(to, marker)))?,
+        Attempt::UdpConnect => writeln!(out, "{}", name(udp_connect(to, marker)))?,
+        Attempt::TcpEveryMillisecond => loop {
+            let began_boot_ns = agent::clock::now_boot_ns();
+            let result = name(tcp(to, marker));
+            if writeln!(out, "{began_boot_ns} {result}").and_then(|()| out.flush()).is_err() {
+                // Nobody listens any more.
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        },
+    }
+    Ok(())
+}
+
+fn tcp(to: SocketAddr, marker: &str) -> io::Result<()> {
+    TcpStream::connect_timeout(&to, Duration::from_secs(5))?.write_all(marker.as_bytes())
+}
+
+fn udp_send(to: SocketAddr, marker: &str) -> io::Result<()> {
+    udp_socket(to)?.send_to(marker.as_bytes(), to).map(drop)
+}
+
+fn udp_connect(to: SocketAddr, marker: &str) -> io::Result<()> {
+    let socket = udp_socket(to)?;
+    socket.connect(to)?;
+    socket.send(marker.as_bytes()).map(drop)
+}
+
+fn udp_socket(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0))
+}
+
+fn name(result: io::Result<()>) -> String {
+    match result.map_err(|error| error.raw_os_error().map(Errno::from_raw)) {
+        Ok(()) => "ok".to_owned(),
+        Err(Some(errno)) => format!("{errno:?}"),
+        Err(None) => "timeout".to_owned(),
+    }
+}

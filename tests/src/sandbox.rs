@@ -1,0 +1,137 @@
+//! A place of one's own: a temporary directory, a BPF file system, cgroups and loopback addresses that nobody else uses.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tempfile::TempDir;
+
+/// The place. What it made is taken away when it is dropped.
+pub struct Sandbox {
+    dir: TempDir,
+    bpffs: PathBuf,
+    cgroup_root: PathBuf,
+    /// Below the root, with a leading slash.
+    cgroup: String,
+    address: Ipv4Addr,
+}
+
+/// How long a cgroup may take to become empty: its processes were killed, and the kernel is just burying them.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Sandbox {
+    /// Makes it.
+    pub fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new().prefix("portcullis-").tempdir().context("no temporary directory")?;
+        let bpffs = dir.path().join("bpf");
+        fs::create_dir(&bpffs)?;
+        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("cannot mount a bpffs")?;
+        let cgroup_root = agent::observe::cgroup_root()?;
+        let sandbox = Self {
+            dir,
+            bpffs,
+            cgroup_root,
+            cgroup: format!("/portcullis-{pid}-{count}"),
+            address: address(pid, count),
+        };
+        sandbox.make_cgroup("")?;
+        Ok(sandbox)
+    }
+
+    /// The temporary directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A directory on the sandbox's BPF file system.
+    pub fn pin_dir(&self) -> PathBuf {
+        self.bpffs.join("portcullis")
+    }
+
+    /// The root of cgroup v2.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup_root
+    }
+
+    /// An address in 127.0.0.0/8 that only this sandbox uses.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Makes a cgroup (and those above it) within the sandbox's own. `path` is relative; empty: the sandbox's own.
+    pub fn make_cgroup(&self, path: &str) -> Result<Cgroup> {
+        let path = format!("{}/{path}", self.cgroup).trim_end_matches('/').to_owned();
+        self.make_cgroup_at(path)
+    }
+
+    /// Makes a cgroup anywhere below the root. It is taken away with the sandbox only if it lies within the sandbox's own.
+    pub fn make_cgroup_at(&self, path: String) -> Result<Cgroup> {
+        let directory = self.cgroup_root.join(path.trim_start_matches('/'));
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make the cgroup {path}"))?;
+        Ok(Cgroup { path, directory })
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let cgroup = self.cgroup_root.join(self.cgroup.trim_start_matches('/'));
+        remove_cgroup(&cgroup).unwrap_or_else(|error| complain(&format!("{error:#}")));
+        // Pins go with the file system, and programs with their pins.
+        umount2(&self.bpffs, MntFlags::MNT_DETACH).unwrap_or_else(|error| complain(&format!("bpffs: {error}")));
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the test runner talks to a person")]
+fn complain(text: &str) {
+    eprintln!("cannot clean up: {text}");
+}
+
+/// Removes a cgroup and what is within it, once it is empty.
+pub fn remove_cgroup(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_cgroup(&path)?;
+        }
+    }
+    let deadline = Instant::now() + EMPTY_TIMEOUT;
+    while let Err(error) = fs::remove_dir(directory) {
+        if Instant::now() > deadline {
+            bail!("cgroup {} is not empty: {error}", directory.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// 127.64.0.0/10, by process and count; never the first or last address of a /24.
+fn address(pid: u32, count: u32) -> Ipv4Addr {
+    let [_, high, low, _] = (pid << 8).to_be_bytes();
+    Ipv4Addr::new(127, 64 + (high ^ (count / 250) as u8) % 64, low, 1 + (count % 250) as u8)
+}
+
+/// A cgroup that exists.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    /// Below the root, with a leading slash.
+    pub path: String,
+    /// Its directory.
+    pub directory: PathBuf,
+}
+
+impl Cgroup {
+    /// Its id: the inode number.
+    pub fn id(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(fs::metadata(&self.directory).with_context(|| format!("no cgroup {}", self.path))?.ino())
+    }
+}
