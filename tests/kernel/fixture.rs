@@ -99,7 +99,12 @@ impl Fixture {
         self.grant_to(SUBJECT, RESOURCE, duration)
     }
 
-    pub(crate) fn grant_to(&mut self, subject: u32, resource: u32, duration: Duration) -> Result<WantedGrant> {
+    pub(crate) fn grant_to(
+        &mut self,
+        subject: u32,
+        resource: u32,
+        duration: Duration,
+    ) -> Result<WantedGrant> {
         let grant = grant(subject, resource, duration)?;
         self.wanted.grants.push(grant);
         self.apply()?;
@@ -143,12 +148,21 @@ pub(crate) fn resource(number: u32, at: SocketAddr, protocol: Protocol) -> Resul
 
 /// Whether an attempt gets a marker through to the listener: `Ok` means that it arrived, `Err` that the caller was told EPERM
 /// and nothing arrived; anything else fails the test.
-pub(crate) fn reaches(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr, listener: &Listener) -> Result<bool> {
+pub(crate) fn reaches(
+    cgroup: &Cgroup,
+    attempt: Attempt,
+    to: SocketAddr,
+    listener: &Listener,
+) -> Result<bool> {
     let marker = format!("{attempt:?} {}", GrantId::new());
     let result = probe::run(cgroup, attempt, to, &marker)?;
     match result.as_str() {
         "ok" if listener.has_received(&marker) => Ok(true),
         "EPERM" if !listener.arrived(&marker) => Ok(false),
-        _ => bail!("{attempt:?} from {} to {to}: {result}; arrived: {}", cgroup.path, listener.arrived(&marker)),
+        _ => bail!(
+            "{attempt:?} from {} to {to}: {result}; arrived: {}",
+            cgroup.path,
+            listener.arrived(&marker)
+        ),
     }
 }

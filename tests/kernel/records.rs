@@ -36,7 +36,11 @@ fn a_denial_says_who_and_where() -> Result<()> {
     let program = command.get_args().nth(3).context("the probe's path")?.to_owned();
     let arguments: Vec<_> = command.get_args().skip(4).map(ToOwned::to_owned).collect();
     let mut command = tests::process::in_cgroup(&cgroup, "/usr/bin/setpriv");
-    command.args([format!("--reuid={UID}"), "--clear-groups".into()]).arg(program).args(arguments).process_group(0);
+    command
+        .args([format!("--reuid={UID}"), "--clear-groups".into()])
+        .arg(program)
+        .args(arguments)
+        .process_group(0);
     let child = command.stdout(std::process::Stdio::piped()).spawn()?;
     let pid = child.id();
     let output = child.wait_with_output()?;

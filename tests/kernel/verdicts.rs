@@ -198,7 +198,8 @@ fn a_granted_child_does_not_cover_its_parent() -> Result<()> {
     let mut fixture = Fixture::new()?;
     let listener = fixture.protected(Protocol::Tcp)?;
     let child = fixture.subject("parent/child")?;
-    let (parent, sibling) = (fixture.sandbox.make_cgroup("parent")?, fixture.sandbox.make_cgroup("parent/sibling")?);
+    let (parent, sibling) =
+        (fixture.sandbox.make_cgroup("parent")?, fixture.sandbox.make_cgroup("parent/sibling")?);
     fixture.grant(HOUR)?;
     ensure_eq!(reaches(&child, Attempt::Tcp, listener.address(), &listener)?, true);
     for cgroup in [parent, sibling] {

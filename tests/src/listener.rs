@@ -86,7 +86,9 @@ fn accept(listener: &TcpListener, stop: &AtomicBool, keep: &dyn Fn(String)) {
         };
         let mut text = String::new();
         // A client that says nothing and stays must not hold up the next one.
-        let quiet = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(2))));
+        let quiet = stream
+            .set_nonblocking(false)
+            .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(2))));
         if quiet.is_ok() && stream.read_to_string(&mut text).is_ok() {
             keep(text);
         }

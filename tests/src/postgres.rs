@@ -1,1 +1,87 @@
-//! Later.
+//! A real PostgreSQL server of one's own.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::User;
+
+use crate::process::{Background, output, wait_for};
+
+/// A server makes its files, and starts, within a few seconds; more where the disk is busy.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The server. Dropped, it is ended.
+pub struct Postgres {
+    address: Ipv4Addr,
+    port: u16,
+    programs: PathBuf,
+    process: Background,
+}
+
+impl Postgres {
+    /// Makes a database cluster in `dir`, and serves it on this address.
+    pub fn start(dir: &Path, address: Ipv4Addr, port: u16) -> Result<Self> {
+        let programs = programs()?;
+        // The server refuses to run as root.
+        let user =
+            User::from_name("postgres")?.context("there is no account `postgres`: install postgresql")?;
+        let data = dir.join("postgres");
+        fs::create_dir(&data)?;
+        chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        // So that the account can get there; what lies beside has modes of its own.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+        let as_postgres = |program: &str| {
+            let mut command = Command::new("/usr/bin/setpriv");
+            command
+                .args(["--reuid=postgres", "--regid=postgres", "--clear-groups"])
+                .arg(programs.join(program));
+            command
+        };
+        output(
+            as_postgres("initdb")
+                .args(["--auth=trust", "--username=demo", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
+                .arg(&data),
+        )?;
+        let mut command = as_postgres("postgres");
+        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
+        command.args(["-c", &format!("listen_addresses={address}"), "-c", "unix_socket_directories="]);
+        let process = Background::start("PostgreSQL", &mut command, &dir.join("postgres.log"))?;
+        let mut postgres = Self { address, port, programs, process };
+        wait_for("PostgreSQL to answer", START_TIMEOUT, || {
+            postgres.process.ensure_running()?;
+            let ready =
+                Command::new(postgres.programs.join("pg_isready")).args(postgres.arguments()).output()?;
+            Ok(ready.status.success().then_some(()))
+        })?;
+        Ok(postgres)
+    }
+
+    /// The client program.
+    pub fn psql(&self) -> PathBuf {
+        self.programs.join("psql")
+    }
+
+    /// How any client of PostgreSQL is told where the server is.
+    pub fn arguments(&self) -> Vec<String> {
+        let (address, port) = (self.address.to_string(), self.port.to_string());
+        ["-h", &address, "-p", &port, "-U", "demo", "-d", "postgres"].map(ToOwned::to_owned).to_vec()
+    }
+}
+
+/// Where the newest installed version keeps its programs.
+fn programs() -> Result<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .context("PostgreSQL is not installed: run `cargo xtask setup`")?;
+    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    let installed = versions.filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = installed.filter(|path| path.join("bin/postgres").is_file()).max_by_key(version);
+    match newest {
+        Some(path) => Ok(path.join("bin")),
+        None => bail!("no PostgreSQL server in /usr/lib/postgresql: run `cargo xtask setup`"),
+    }
+}

@@ -72,7 +72,8 @@ pub fn run_if_asked() {
 
 fn attempt_from(arguments: Vec<String>) -> Result<()> {
     let [attempt, to, marker] = arguments.as_slice() else { bail!("three arguments are expected") };
-    let attempt = Attempt::ALL.into_iter().find(|known| known.as_str() == attempt).context("unknown attempt")?;
+    let attempt =
+        Attempt::ALL.into_iter().find(|known| known.as_str() == attempt).context("unknown attempt")?;
     let to: SocketAddr = to.parse()?;
     let mut out = io::stdout();
     match attempt {

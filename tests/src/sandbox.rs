@@ -28,10 +28,12 @@ impl Sandbox {
     pub fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix("portcullis-").tempdir().context("no temporary directory")?;
+        let dir =
+            tempfile::Builder::new().prefix("portcullis-").tempdir().context("no temporary directory")?;
         let bpffs = dir.path().join("bpf");
         fs::create_dir(&bpffs)?;
-        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("cannot mount a bpffs")?;
+        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount a bpffs")?;
         let cgroup_root = agent::observe::cgroup_root()?;
         let sandbox = Self {
             dir,
@@ -83,7 +85,8 @@ impl Drop for Sandbox {
         let cgroup = self.cgroup_root.join(self.cgroup.trim_start_matches('/'));
         remove_cgroup(&cgroup).unwrap_or_else(|error| complain(&format!("{error:#}")));
         // Pins go with the file system, and programs with their pins.
-        umount2(&self.bpffs, MntFlags::MNT_DETACH).unwrap_or_else(|error| complain(&format!("bpffs: {error}")));
+        umount2(&self.bpffs, MntFlags::MNT_DETACH)
+            .unwrap_or_else(|error| complain(&format!("bpffs: {error}")));
     }
 }
 

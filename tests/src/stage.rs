@@ -1,1 +1,258 @@
-//! Later.
+//! A whole installation on this machine: control plane, agent and the people who use them, with the real binaries.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::process::{Background, output, wait_for};
+use crate::sandbox::{Cgroup, Sandbox};
+
+/// How long a daemon may take until it answers. These machines are shared: it is a bound, not a measure.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long anything may take that takes milliseconds.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The name of the one host.
+pub const HOST: &str = "stage-1";
+
+/// The first administrator.
+pub const ADMIN: &str = "user:admin";
+
+/// The installation. Dropped, everything is ended and taken away.
+pub struct Stage {
+    control_plane: Option<Background>,
+    agent: Option<Background>,
+    sandbox: Sandbox,
+}
+
+/// A binary of the project, built beside this one.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe().context("this program's path")?;
+    let found = here.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("there is no `{name}` beside {}: run `cargo xtask test`", here.display()))
+}
+
+impl Stage {
+    /// Makes the database, starts control plane and agent, and waits until the host is enforcing.
+    pub fn start() -> Result<Self> {
+        Self::start_with("")
+    }
+
+    /// The same, with more lines in the agent's configuration.
+    pub fn start_with(agent_configuration: &str) -> Result<Self> {
+        let mut stage = Self { control_plane: None, agent: None, sandbox: Sandbox::new()? };
+        stage.write_configurations(agent_configuration)?;
+        output(
+            Command::new(binary("portcullis-control-plane")?)
+                .args(["init", "--quiet", "--config"])
+                .arg(stage.path("control-plane.toml"))
+                .arg("--token-file")
+                .arg(stage.token_file(ADMIN)),
+        )?;
+        stage.start_control_plane()?;
+        let token_file = stage.path("agent.token").display().to_string();
+        stage.cli(ADMIN)?.run(&["host", "add", HOST, "--new-token-file", &token_file])?;
+        stage.start_agent()?;
+        stage.wait_for_host("enforcing")?;
+        Ok(stage)
+    }
+
+    fn write_configurations(&self, agent_configuration: &str) -> Result<()> {
+        let dir = self.sandbox.dir().display();
+        let control_plane =
+            format!("listen = \"unix:{dir}/socket\"\ndatabase = \"{dir}/control-plane.db\"\n");
+        fs::write(self.path("control-plane.toml"), control_plane)?;
+        let agent = format!(
+            "host = \"{HOST}\"\ncontrol_plane = \"unix:{dir}/socket\"\ntoken_file = \"{dir}/agent.token\"\n\
+             state_dir = \"{dir}/agent\"\n{agent_configuration}\n[kernel]\npin_dir = \"{}\"\n",
+            self.sandbox.pin_dir().display()
+        );
+        fs::write(self.path("agent.toml"), agent)?;
+        Ok(())
+    }
+
+    /// What it stands on.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// A file of this installation.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.sandbox.dir().join(name)
+    }
+
+    /// Where the token of a subject is kept.
+    fn token_file(&self, subject: &str) -> PathBuf {
+        self.path(&format!("{}.token", subject.replace([':', '/'], "-")))
+    }
+
+    /// Starts the control plane, and waits until it answers.
+    pub fn start_control_plane(&mut self) -> Result<()> {
+        let ready = self.path("ready");
+        let _ = fs::remove_file(&ready);
+        let mut command = Command::new(binary("portcullis-control-plane")?);
+        command
+            .args(["serve", "--config"])
+            .arg(self.path("control-plane.toml"))
+            .arg("--ready-file")
+            .arg(&ready);
+        let log = self.path("control-plane.log");
+        let process = self.control_plane.insert(Background::start("the control plane", &mut command, &log)?);
+        wait_for("the control plane to answer", START_TIMEOUT, || {
+            process.ensure_running()?;
+            Ok(ready.exists().then_some(()))
+        })
+    }
+
+    /// Starts the agent.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut command = Command::new(binary("portcullis-agent")?);
+        command.args(["run", "--config"]).arg(self.path("agent.toml"));
+        let log = self.path("agent.log");
+        self.agent = Some(Background::start("the agent", &mut command, &log)?);
+        Ok(())
+    }
+
+    /// The running control plane.
+    pub fn control_plane(&mut self) -> Result<&mut Background> {
+        self.control_plane.as_mut().context("the control plane is not running")
+    }
+
+    /// The running agent.
+    pub fn agent(&mut self) -> Result<&mut Background> {
+        self.agent.as_mut().context("the agent is not running")
+    }
+
+    /// Ends the control plane as a crash would.
+    pub fn kill_control_plane(&mut self) -> Result<()> {
+        self.control_plane.take().context("the control plane is not running")?.kill()
+    }
+
+    /// Ends the agent as a crash would.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("the agent is not running")?.kill()
+    }
+
+    /// Waits until `status` shows the host in this state.
+    pub fn wait_for_host(&mut self, state: &str) -> Result<()> {
+        let cli = self.cli(ADMIN)?;
+        let waited = wait_for(&format!("the host to be {state}"), START_TIMEOUT, || {
+            let hosts = cli.json(&["status"])?;
+            Ok((hosts[0]["state"] == state).then_some(()))
+        });
+        let log = self.agent.as_ref().map(Background::log).unwrap_or_default();
+        waited.with_context(|| format!("the agent's log:\n{log}"))
+    }
+
+    /// Makes a subject known and gives it a token to sign in with.
+    pub fn add_subject(&self, id: &str, role: &str, selectors: &[&str]) -> Result<()> {
+        let mut arguments = vec!["subject", "add", id, "--role", role];
+        arguments.extend(selectors.iter().flat_map(|selector| ["--selector", selector]));
+        let admin = self.cli(ADMIN)?;
+        admin.run(&arguments)?;
+        let token_file = self.token_file(id).display().to_string();
+        admin.run(&["subject", "token", id, "--new-token-file", &token_file])?;
+        Ok(())
+    }
+
+    /// A subject with a cgroup of its own.
+    pub fn add_subject_with_cgroup(&self, id: &str) -> Result<Cgroup> {
+        let cgroup = self.sandbox.make_cgroup(&id.replace([':', '/'], "-"))?;
+        self.add_subject(id, "member", &[&format!("cgroup:{}", cgroup.path)])?;
+        Ok(cgroup)
+    }
+
+    /// The command line of a subject.
+    pub fn cli(&self, subject: &str) -> Result<Cli> {
+        let server = format!("unix:{}", self.path("socket").display());
+        Ok(Cli { program: binary("portcullis")?, server, token_file: self.token_file(subject) })
+    }
+
+    /// Asks for access as the subject, has the administrator approve, and returns when the kernel holds the grant: its id.
+    pub fn grant(&self, subject: &str, resource: &str, duration: &str) -> Result<String> {
+        let request = self.cli(subject)?.json(&[
+            "request",
+            resource,
+            "--for",
+            duration,
+            "--reason",
+            "a story needs it",
+        ])?;
+        let request = text(&request, "id")?;
+        let admin = self.cli(ADMIN)?;
+        let grant = text(&admin.json(&["approve", &request])?, "id")?;
+        self.wait_for_grant(&grant, "active")?;
+        Ok(grant)
+    }
+
+    /// Waits until a grant is in this state.
+    pub fn wait_for_grant(&self, id: &str, state: &str) -> Result<Value> {
+        let admin = self.cli(ADMIN)?;
+        wait_for(&format!("grant {id} to be {state}"), SOON, || {
+            let grants = admin.json(&["grants", "--all"])?;
+            let found = grants.as_array().into_iter().flatten().find(|grant| grant["id"] == id);
+            Ok(found.filter(|grant| grant["state"] == state).cloned())
+        })
+    }
+
+    /// All events so far, oldest first.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let lines = self.cli(ADMIN)?.run(&["audit", "tail", "--after", "0", "-o", "json"])?;
+        lines.lines().map(|line| serde_json::from_str(line).context("an event is no JSON")).collect()
+    }
+
+    /// Waits until an event is in the record.
+    pub fn wait_for_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_for(what, SOON, || Ok(self.events()?.into_iter().find(|event| is_it(event))))
+    }
+}
+
+/// A field of a JSON object that is text.
+pub fn text(value: &Value, field: &str) -> Result<String> {
+    let text = value[field].as_str().with_context(|| format!("no text in `{field}` of {value}"))?;
+    Ok(text.to_owned())
+}
+
+/// The command line of one subject.
+pub struct Cli {
+    program: PathBuf,
+    server: String,
+    token_file: PathBuf,
+}
+
+impl Cli {
+    /// A command, to be changed and run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null());
+        command.env("PORTCULLIS_SERVER", &self.server).env("PORTCULLIS_TOKEN_FILE", &self.token_file);
+        command
+    }
+
+    /// Runs it; gives back what it printed. Fails if it fails.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        output(&mut self.command(arguments))
+    }
+
+    /// Runs it with `-o json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["-o", "json"]);
+        serde_json::from_str(&self.run(&arguments)?).context("the CLI printed no JSON")
+    }
+
+    /// Runs it; it must fail with this exit code, and its error must have these words.
+    pub fn fails(&self, arguments: &[&str], code: i32, words: &str) -> Result<()> {
+        let output: Output = self.command(arguments).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() != Some(code) || !stderr.contains(words) {
+            bail!("{arguments:?}: {}, expected exit code {code} and `{words}`:\n{stderr}", output.status);
+        }
+        Ok(())
+    }
+}

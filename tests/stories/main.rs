@@ -1,2 +1,14 @@
-//! Stub.
-fn main() {}
+//! The whole system, as people use it: the real binaries, a real kernel, real servers. Each story is numbered steps that an
+//! operator would recognise. Needs root and BPF; skipped by name elsewhere.
+
+mod bad_input;
+mod deadlines;
+mod life;
+mod outages;
+mod psql;
+
+fn main() {
+    tests::runner::main(
+        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS].concat(),
+    );
+}

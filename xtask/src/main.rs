@@ -1,2 +1,105 @@
-//! Stub.
-fn main() {}
+//! Every chore of the project, as `cargo xtask VERB`.
+//!
+//! This file owns the list of verbs; each verb has a module that owns its chore. A verb sets up
+//! what it needs itself, silently when everything is there, so no verb has to be run before another.
+
+// Printing is what chores do.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod ci;
+mod ebpf;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::sh::Checkout;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Every chore of the project", version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Check everything the chores need, and install what is missing
+    ///
+    /// One line for each thing: ok, installed, or what to run. Safe to run again. The other verbs
+    /// set up what they need themselves; this one does it all at once.
+    Setup,
+    /// Build the kernel programs; print the size and the verifier cost of each
+    ///
+    /// Sizes are read from the object. Verifier cost and jited size come from the kernel, which
+    /// loads the programs for that without attaching them; that takes root.
+    Ebpf,
+    /// Run every test, and end with one line: N passed, N failed, N skipped
+    ///
+    /// Kernel tests take root; without it they are skipped, by name. Fails when no test ran.
+    Test {
+        /// Run only tests whose name contains this; each filter is a run of its own
+        filters: Vec<String>,
+    },
+    /// Run all that continuous integration runs, the tests last
+    Ci,
+    /// Format the code
+    Fmt {
+        /// Change nothing; fail if something is not formatted
+        #[arg(long)]
+        check: bool,
+    },
+    /// Lint the code, for the host and for the kernel; a warning is a failure
+    Clippy,
+    /// Check dependencies: duplicates, licenses, sources
+    ///
+    /// Advisories are not checked here: their database has to be fetched, and this must not.
+    Deny,
+    /// Check that Cargo.lock is current
+    Lock,
+    /// Check the house rules that no compiler checks: who may import what, module headers, paths
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    let checkout = Checkout::find()?;
+    match verb {
+        Verb::Setup => setup::run(&checkout),
+        Verb::Ebpf => ebpf::run(&checkout),
+        Verb::Test { filters } => test::run(&checkout, &filters),
+        Verb::Ci => ci::run(&checkout),
+        Verb::Fmt { check } => ci::fmt(&checkout, check),
+        Verb::Clippy => ci::clippy(&checkout),
+        Verb::Deny => ci::deny(&checkout),
+        Verb::Lock => ci::lock(&checkout),
+        Verb::Tidy => tidy::run(&checkout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn generations_go_forward_within_a_timeline() {
-        let (here, elsewhere) = (Uuid::now_v7(), Uuid::now_v7());
+        let (here, elsewhere) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let mut grants = Grants::default();
         assert_eq!(grants.applied(), None);
         assert_eq!(grants.accept(here, set(5, &[]), 0), Accepted::Changed);
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_deadline_never_moves_later() {
-        let (timeline, id) = (Uuid::now_v7(), GrantId::new());
+        let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
         let mut grants = Grants::default();
         grants.accept(timeline, set(1, &[(id, 60)]), 10 * SECOND);
         assert_eq!(deadlines(&grants), [(id, 70)]);
@@ -178,13 +178,13 @@ mod tests {
         grants.accept(timeline, set(3, &[(id, 5)]), 20 * SECOND);
         assert_eq!(deadlines(&grants), [(id, 25)]);
         // Another timeline changes nothing about it.
-        grants.accept(Uuid::now_v7(), set(1, &[(id, 600)]), 20 * SECOND);
+        grants.accept(Uuid::from_u128(2), set(1, &[(id, 600)]), 20 * SECOND);
         assert_eq!(deadlines(&grants), [(id, 25)]);
     }
 
     #[test]
     fn what_ran_out_is_remembered_for_a_while_and_what_was_revoked_is_not() {
-        let (timeline, short, long) = (Uuid::now_v7(), GrantId::new(), GrantId::new());
+        let (timeline, short, long) = (Uuid::from_u128(1), GrantId::new(), GrantId::new());
         let mut grants = Grants::default();
         grants.accept(timeline, set(1, &[(short, 10), (long, 60)]), 0);
         grants.accept(timeline, set(2, &[]), 10 * SECOND);
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_on_disk_comes_back_with_the_same_deadlines() {
-        let (timeline, id) = (Uuid::now_v7(), GrantId::new());
+        let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
         let mut grants = Grants::default();
         grants.accept(timeline, set(7, &[(id, 60)]), 5 * SECOND);
         let kept = grants.remaining_set(25 * SECOND);

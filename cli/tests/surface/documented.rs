@@ -1,3 +1,5 @@
+//! The page for consumers names everything that the program can print.
+
 use proto::types::{EndReason, EventKind};
 
 const PAGE: &str = include_str!("../../../docs/audit-events.md");

@@ -1,3 +1,5 @@
+//! All help, in one text.
+
 use clap::CommandFactory;
 
 /// All help in one text, as jj does it: each change of wording is reviewed.

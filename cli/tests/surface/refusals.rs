@@ -1,3 +1,5 @@
+//! What the control plane refuses, as people and scripts see it.
+
 use proto::status::ErrorKind;
 
 use crate::canned::{Canned, GRANT, REQUEST, World};

@@ -1,3 +1,5 @@
+//! Tables and JSON of every result.
+
 use proto::wire::access::{Host, HostState};
 
 use crate::canned::{Canned, GRANT, REQUEST, World, host};

@@ -1,3 +1,5 @@
+//! The audit record, as lines for people and for programs.
+
 use proto::status::ErrorKind;
 use proto::types::EventKind as Kind;
 use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, TailResponse};

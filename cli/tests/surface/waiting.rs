@@ -1,3 +1,5 @@
+//! `request --wait`: what is told meanwhile, and each outcome.
+
 use proto::status::ErrorKind;
 use proto::wire::access::{EndReason, Grant, GrantState, RequestState, WatchRequestResponse};
 

@@ -1,0 +1,66 @@
+//! An engineer's command line: ask, wait, and the next command works.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use tests::ensure_eq;
+use tests::postgres::Postgres;
+use tests::process::in_cgroup;
+use tests::runner::Test;
+use tests::stage::{ADMIN, Stage, text};
+
+pub(crate) const TESTS: &[Test] =
+    &[("psql::a_hundred_times_the_first_connection_succeeds", a_hundred_times_the_first_connection_succeeds)];
+
+/// `portcullis request … --wait && psql …`, a hundred times in a row, each with a grant of its own.
+fn a_hundred_times_the_first_connection_succeeds() -> Result<()> {
+    const TIMES: usize = 100;
+    const PORT: u16 = 5432;
+    let stage = Stage::start()?;
+    let address = stage.sandbox().address();
+    let postgres = Postgres::start(stage.sandbox().dir(), address, PORT)?;
+    let admin = stage.cli(ADMIN)?;
+    admin.run(&[
+        "resource",
+        "add",
+        "db",
+        "--address",
+        &address.to_string(),
+        "--port",
+        &format!("tcp/{PORT}"),
+    ])?;
+    let shell = stage.add_subject_with_cgroup("user:alice")?;
+    let alice = stage.cli("user:alice")?;
+    for turn in 1..=TIMES {
+        let line = r#""$0" request db --for 5m --reason "turn" --wait -o json && "$@" -tAc 'select 6 * 7'"#;
+        let mut command = in_cgroup(&shell, "/bin/sh");
+        command
+            .args(["-c", line])
+            .arg(tests::stage::binary("portcullis")?)
+            .arg(postgres.psql())
+            .args(postgres.arguments());
+        for (name, value) in alice.command(&[]).get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let request = tests::process::wait_for("the request", tests::stage::SOON, || {
+            let requests = admin.json(&["requests"])?;
+            requests.get(0).map(|request| text(request, "id")).transpose()
+        })?;
+        let grant = text(&admin.json(&["approve", &request])?, "id")?;
+        let output = child.wait_with_output()?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() || answer.lines().last() != Some("42") {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("turn {turn}: {}\n{answer}\n{stderr}", output.status);
+        }
+        alice.run(&["release", &grant])?;
+        stage.wait_for_grant(&grant, "ended")?;
+    }
+    // It was the grants that let psql through.
+    let mut command = in_cgroup(&shell, postgres.psql());
+    let refused = command.args(postgres.arguments()).args(["-c", "select 1"]).output().context("psql")?;
+    ensure_eq!(refused.status.success(), false);
+    ensure_eq!(String::from_utf8_lossy(&refused.stderr).contains("Operation not permitted"), true);
+    Ok(())
+}

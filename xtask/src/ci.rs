@@ -1,0 +1,95 @@
+//! `ci`: all that continuous integration runs, in order, each step also a verb of its own.
+//!
+//! Cheap steps come first, so that a slip is known in seconds; the tests come last, so that their
+//! closing line is the last of the whole run.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    ebpf,
+    setup::{self, Thing},
+    sh::{self, Checkout},
+    test, tidy,
+};
+
+pub(crate) fn run(checkout: &Checkout) -> Result<()> {
+    let mut times = Vec::new();
+    let mut step = |name, chore: &dyn Fn() -> Result<()>| -> Result<()> {
+        println!("== {name}");
+        let start = Instant::now();
+        chore().with_context(|| format!("step `{name}` failed; alone it is `cargo xtask {name}`"))?;
+        times.push((name, start.elapsed()));
+        Ok(())
+    };
+    step("fmt", &|| fmt(checkout, true))?;
+    step("tidy", &|| tidy::run(checkout))?;
+    step("clippy", &|| clippy(checkout))?;
+    step("deny", &|| deny(checkout))?;
+    step("lock", &|| lock(checkout))?;
+
+    println!("== test");
+    let start = Instant::now();
+    let tally = test::execute(checkout, &[])?;
+    times.push(("test", start.elapsed()));
+
+    println!("\n{}", report(&times));
+    test::conclude(&tally)
+}
+
+fn report(times: &[(&str, Duration)]) -> String {
+    let total = times.iter().map(|(_, time)| time).sum();
+    let lines = times.iter().copied().chain([("in all", total)]);
+    let lines = lines.map(|(name, time)| format!("{name:<8} {:>7.1} s", time.as_secs_f64()));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+pub(crate) fn fmt(checkout: &Checkout, check: bool) -> Result<()> {
+    setup::ensure(checkout, &[Thing::RustComponents])?;
+    let mut cargo = checkout.cargo();
+    cargo.args(["fmt", "--all"]);
+    if check {
+        cargo.arg("--check");
+    }
+    sh::run(&mut cargo)
+}
+
+pub(crate) fn clippy(checkout: &Checkout) -> Result<()> {
+    // The agent's build script builds the kernel programs, hence the linker.
+    setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker])?;
+    let mut host = checkout.cargo();
+    host.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    sh::run(&mut host)?;
+    sh::run(ebpf::cargo(checkout, "clippy").args(["--", "-D", "warnings"]))
+}
+
+pub(crate) fn deny(checkout: &Checkout) -> Result<()> {
+    setup::ensure(checkout, &[Thing::CargoDeny])?;
+    let mut cargo = checkout.cargo();
+    // What is in the lock file, nothing newer. No `advisories`: see deny.toml.
+    cargo.args(["deny", "--locked", "--all-features", "check", "--hide-inclusion-graph"]);
+    cargo.args(["bans", "licenses", "sources"]);
+    sh::run(&mut cargo)
+}
+
+/// Cargo itself says what is wrong when Cargo.lock does not fit the manifests.
+///
+/// Under the alias `cargo xtask` the lock file has been brought up to date by then, unless cargo
+/// was told not to: `.ci/run` says `cargo --locked xtask ci`.
+pub(crate) fn lock(checkout: &Checkout) -> Result<()> {
+    sh::output(checkout.cargo().args(["metadata", "--locked", "--format-version", "1"]))
+        .context("Cargo.lock does not fit the manifests: run `cargo update --workspace`, commit it")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_adds_up() {
+        let times = [("fmt", Duration::from_millis(1500)), ("test", Duration::from_secs(200))];
+        assert_eq!(report(&times), "fmt          1.5 s\ntest       200.0 s\nin all     201.5 s");
+    }
+}
