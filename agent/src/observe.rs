@@ -160,7 +160,17 @@ impl Cgroups {
 /// The path of a process's cgroup in the v2 hierarchy.
 fn unified_path(process: &Process) -> Option<String> {
     let cgroups = process.cgroups().ok()?;
-    cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)
+    cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| from_the_root(&cgroup.pathname).to_owned())
+}
+
+/// An agent in a cgroup namespace of its own is told paths that begin with as many `/..` as its own cgroup has levels. What
+/// is left may still be relative to some other cgroup; whoever uses it compares the id.
+fn from_the_root(path: &str) -> &str {
+    let mut rest = path;
+    while let Some(shorter) = rest.strip_prefix("/..") {
+        rest = shorter;
+    }
+    rest
 }
 
 fn started_before(process: &Process, boot_ns: u64) -> bool {
@@ -205,6 +215,8 @@ mod tests {
         assert!(boot_id().is_ok());
         assert!(!kernel_release().is_empty());
         assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+        assert_eq!(from_the_root("/../../system.slice/a"), "/system.slice/a");
+        assert_eq!(from_the_root("/system.slice/a"), "/system.slice/a");
     }
 
     #[test]

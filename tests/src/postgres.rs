@@ -61,6 +61,11 @@ impl Postgres {
         Ok(postgres)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
     /// The client program.
     pub fn psql(&self) -> PathBuf {
         self.programs.join("psql")

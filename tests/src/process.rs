@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cleanup;
 use crate::sandbox::Cgroup;
 
 /// How long a process may take to end after it was asked to, before it is made to.
@@ -17,6 +18,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process in the background. Dropped, it is killed.
 pub struct Background {
+    /// None: it has ended, and its pid may be another's.
+    cleanup: Option<cleanup::Entry>,
     name: String,
     child: Child,
     log: PathBuf,
@@ -32,7 +35,11 @@ impl Background {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        let pid = Pid::from_raw(child.id() as i32);
+        let cleanup = cleanup::register(move || {
+            let _ = kill(pid, Signal::SIGKILL);
+        });
+        Ok(Self { cleanup: Some(cleanup), name: name.to_owned(), child, log: log.to_owned() })
     }
 
     /// What it has written so far.
@@ -50,9 +57,20 @@ impl Background {
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
+    /// How it ended; None: it has not.
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let status = self.child.try_wait()?;
+        if status.is_some()
+            && let Some(entry) = self.cleanup.take()
+        {
+            entry.is_gone();
+        }
+        Ok(status)
+    }
+
     /// Fails, with its log, if it has ended.
     pub fn ensure_running(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
+        match self.ended()? {
             None => Ok(()),
             Some(status) => bail!("{} ended ({status}):\n{}", self.name, self.log()),
         }
@@ -63,7 +81,7 @@ impl Background {
         self.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + END_TIMEOUT;
         loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             if Instant::now() > deadline {
@@ -75,7 +93,7 @@ impl Background {
 
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
+        drop(self.cleanup.take());
         self.child.wait()?;
         Ok(())
     }
@@ -83,8 +101,8 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        // A process that has ended already is as good.
-        let _ = self.child.kill();
+        drop(self.cleanup.take());
+        // It was killed, or has ended by itself.
         let _ = self.child.wait();
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{machine, probe};
+use crate::{cleanup, machine, probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -11,6 +11,7 @@ pub type Test = (&'static str, fn() -> Result<()>);
 /// Runs tests that need to enforce. A process that was started as a probe never gets that far.
 pub fn main(tests: Vec<Test>) {
     probe::run_if_asked();
+    cleanup::on_signals();
     let arguments = Arguments::from_args();
     let reason = machine::cannot_enforce();
     if let Some(reason) = reason {

@@ -3,22 +3,31 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tempfile::TempDir;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::cleanup;
 
 /// The place. What it made is taken away when it is dropped.
 pub struct Sandbox {
-    dir: TempDir,
+    _cleanup: cleanup::Entry,
+    dir: PathBuf,
     bpffs: PathBuf,
     cgroup_root: PathBuf,
     /// Below the root, with a leading slash.
     cgroup: String,
     address: Ipv4Addr,
 }
+
+/// What the names of all sandboxes begin with; the process id and a number follow.
+const PREFIX: &str = "portcullis-test-";
 
 /// How long a cgroup may take to become empty: its processes were killed, and the kernel is just burying them.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,28 +36,28 @@ impl Sandbox {
     /// Makes it.
     pub fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        static CLEARED: Once = Once::new();
+        CLEARED.call_once(clear_leftovers);
         let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir =
-            tempfile::Builder::new().prefix("portcullis-").tempdir().context("no temporary directory")?;
-        let bpffs = dir.path().join("bpf");
+        let cgroup_root = agent::observe::cgroup_root()?;
+        let cgroup = format!("/{PREFIX}{pid}-{count}");
+        let dir = std::env::temp_dir().join(format!("{PREFIX}{pid}-{count}"));
+        let bpffs = dir.join("bpf");
+        let leftover =
+            Leftover { dir: dir.clone(), cgroup: cgroup_root.join(cgroup.trim_start_matches('/')) };
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let _cleanup = cleanup::register(move || leftover.remove());
         fs::create_dir(&bpffs)?;
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("cannot mount a bpffs")?;
-        let cgroup_root = agent::observe::cgroup_root()?;
-        let sandbox = Self {
-            dir,
-            bpffs,
-            cgroup_root,
-            cgroup: format!("/portcullis-{pid}-{count}"),
-            address: address(pid, count),
-        };
+        let sandbox = Self { _cleanup, dir, bpffs, cgroup_root, cgroup, address: address(pid, count) };
         sandbox.make_cgroup("")?;
         Ok(sandbox)
     }
 
     /// The temporary directory.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// A directory on the sandbox's BPF file system.
@@ -80,19 +89,42 @@ impl Sandbox {
     }
 }
 
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        let cgroup = self.cgroup_root.join(self.cgroup.trim_start_matches('/'));
-        remove_cgroup(&cgroup).unwrap_or_else(|error| complain(&format!("{error:#}")));
-        // Pins go with the file system, and programs with their pins.
-        umount2(&self.bpffs, MntFlags::MNT_DETACH)
-            .unwrap_or_else(|error| complain(&format!("bpffs: {error}")));
+/// What a sandbox leaves behind unless it is taken away.
+struct Leftover {
+    dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Leftover {
+    fn remove(self) {
+        // Pins go with the file system, and programs with their pins. It was never mounted if making the sandbox failed.
+        let _ = umount2(&self.dir.join("bpf"), MntFlags::MNT_DETACH);
+        remove_cgroup(&self.cgroup).unwrap_or_else(|error| complain(&format!("{error:#}")));
+        fs::remove_dir_all(&self.dir)
+            .unwrap_or_else(|error| complain(&format!("{}: {error}", self.dir.display())));
     }
 }
 
 #[allow(clippy::print_stderr, reason = "the test runner talks to a person")]
 fn complain(text: &str) {
     eprintln!("cannot clean up: {text}");
+}
+
+/// Takes away what processes left behind that were killed outright: their file systems and directories, and cgroups that are
+/// empty.
+fn clear_leftovers() {
+    let Ok(cgroup_root) = agent::observe::cgroup_root() else { return };
+    for place in [std::env::temp_dir(), cgroup_root.clone()] {
+        let entries = fs::read_dir(&place).into_iter().flatten().filter_map(Result::ok);
+        for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
+            if pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)) {
+                let _ = umount2(&std::env::temp_dir().join(&name).join("bpf"), MntFlags::MNT_DETACH);
+                let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
+                let _ = remove_cgroup(&cgroup_root.join(&name));
+            }
+        }
+    }
 }
 
 /// Removes a cgroup and what is within it, once it is empty.

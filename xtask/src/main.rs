@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod ci;
+mod demo;
 mod ebpf;
 mod setup;
 mod sh;
@@ -34,6 +35,11 @@ enum Verb {
     /// One line for each thing: ok, installed, or what to run. Safe to run again. The other verbs
     /// set up what they need themselves; this one does it all at once.
     Setup,
+    /// Show the story: refused, requested, approved, connected, ended, audited
+    ///
+    /// With a real kernel and a real PostgreSQL server, on an address of its own. Takes root, and
+    /// some 15 seconds after the build; everything it makes is taken away at the end.
+    Demo,
     /// Build the kernel programs; print the size and the verifier cost of each
     ///
     /// Sizes are read from the object. Verifier cost and jited size come from the kernel, which
@@ -83,6 +89,7 @@ fn run(verb: Verb) -> Result<()> {
     let checkout = Checkout::find()?;
     match verb {
         Verb::Setup => setup::run(&checkout),
+        Verb::Demo => demo::run(&checkout),
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
         Verb::Ci => ci::run(&checkout),

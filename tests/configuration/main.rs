@@ -1,0 +1,35 @@
+//! The example configurations under `deploy/` are taken by the programs that they are for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
+#[test]
+fn the_agents_example_is_usable() {
+    let config =
+        agent::config::Config::load(&deploy("etc/agent.toml"), || "db-7".to_owned()).expect("usable");
+    let defaults = agent::kernel::Settings::new("/sys/fs/bpf/portcullis".into());
+    assert_eq!(config.kernel, defaults, "the example shows the defaults");
+}
+
+#[test]
+fn the_control_planes_example_is_usable() {
+    control_plane::config::Config::read(&deploy("etc/control-plane.toml")).expect("usable");
+}
+
+/// The file within the DaemonSet's ConfigMap: the block behind its name, without the indentation.
+#[test]
+fn the_daemon_sets_configuration_is_usable() {
+    let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).expect("readable");
+    let (_, block) = manifest.split_once("agent.toml: |\n").expect("the ConfigMap has an agent.toml");
+    let indent = block.len() - block.trim_start_matches(' ').len();
+    let lines = block.lines().take_while(|line| line.is_empty() || line.starts_with(&" ".repeat(indent)));
+    let text: Vec<&str> = lines.map(|line| line.get(indent..).unwrap_or("")).collect();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("agent.toml");
+    fs::write(&path, text.join("\n")).expect("written");
+    agent::config::Config::load(&path, || "node-1".to_owned()).expect("usable");
+}
