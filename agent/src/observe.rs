@@ -160,7 +160,10 @@ impl Cgroups {
 /// The path of a process's cgroup in the v2 hierarchy.
 fn unified_path(process: &Process) -> Option<String> {
     let cgroups = process.cgroups().ok()?;
-    cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| from_the_root(&cgroup.pathname).to_owned())
+    cgroups
+        .into_iter()
+        .find(|cgroup| cgroup.hierarchy == 0)
+        .map(|cgroup| from_the_root(&cgroup.pathname).to_owned())
 }
 
 /// An agent in a cgroup namespace of its own is told paths that begin with as many `/..` as its own cgroup has levels. What

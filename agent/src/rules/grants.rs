@@ -15,6 +15,10 @@ use super::plan::WantedGrant;
 /// How long a grant that ran out stays in the maps, so that a denial says `expired`. The kernel lets nobody through by it.
 const LAPSED_KEPT: Duration = Duration::from_secs(10 * 60);
 
+/// A grant that is taken away this shortly before its deadline ran out: the control plane's clock, by which it did, is ahead
+/// of ours by the time that the set was under way.
+const NEARLY: Duration = Duration::from_secs(1);
+
 /// How many of those at most: they must never take the room of live ones.
 const LAPSED_MAX: usize = 256;
 
@@ -63,8 +67,13 @@ impl Grants {
             };
             self.grants.insert(grant.id, wanted);
         }
-        let ran_out = known.into_iter().filter(|(_, grant)| grant.expires_at_boot_ns <= now_boot_ns);
-        self.lapsed.extend(ran_out.filter(|(id, _)| !self.grants.contains_key(id)));
+        let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
+        let gone = known.into_iter().filter(|(id, _)| !self.grants.contains_key(id));
+        let ran_out = gone.filter(|(_, grant)| grant.expires_at_boot_ns <= soon_boot_ns);
+        // It ends now, not then: what is not in the set lets nobody through.
+        self.lapsed.extend(ran_out.map(|(id, grant)| {
+            (id, WantedGrant { expires_at_boot_ns: grant.expires_at_boot_ns.min(now_boot_ns), ..grant })
+        }));
         self.forget_lapsed(now_boot_ns);
         self.timeline = Some(timeline);
         self.generation = set.generation;
@@ -187,8 +196,8 @@ mod tests {
         let (timeline, short, long) = (Uuid::from_u128(1), GrantId::new(), GrantId::new());
         let mut grants = Grants::default();
         grants.accept(timeline, set(1, &[(short, 10), (long, 60)]), 0);
-        grants.accept(timeline, set(2, &[]), 10 * SECOND);
-        assert_eq!(deadlines(&grants), [(short, 10)]);
+        grants.accept(timeline, set(2, &[]), 10 * SECOND - 1);
+        assert_eq!(deadlines(&grants), [(short, 9)], "it ends when it is taken away, not later");
         assert!(grants.remaining_set(10 * SECOND).grants.is_empty());
         grants.accept(timeline, set(3, &[]), (10 + 10 * 60) * SECOND);
         assert_eq!(deadlines(&grants), []);
