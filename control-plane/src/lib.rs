@@ -1,1 +1,18 @@
-//! Stub.
+//! The Portcullis control plane: requests, approvals, grants, their distribution, the audit record.
+//!
+//! Owns: [`serve`] and [`Store::create`](store::Store::create), which the binary and tests call. Must not know: arguments,
+//! the environment.
+
+pub mod audit;
+pub mod clock;
+pub mod config;
+mod deadlines;
+pub mod identity;
+pub mod listen;
+mod rpc;
+pub mod rules;
+mod run;
+mod sessions;
+pub mod store;
+
+pub use run::{ServeError, serve};

@@ -1,2 +1,190 @@
-//! Stub.
-fn main() {}
+//! `portcullis-control-plane`: arguments, the configuration file, signals, exit codes.
+//!
+//! Exit codes: 0 done; 1 it could not be done; 2 the arguments or the configuration are wrong.
+
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Parser, Subcommand};
+use control_plane::config::{Config, ConfigError, Listen};
+use control_plane::identity::Token;
+use control_plane::store::{Store, StoreError};
+use control_plane::{ServeError, clock};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The control plane of Portcullis: requests, approvals, grants, the audit record.
+#[derive(Parser)]
+#[command(name = "portcullis-control-plane", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes the database and the first administrator, `user:admin`, and shows the administrator's token once
+    Init(Init),
+    /// Runs the control plane until SIGTERM or SIGINT
+    Serve(Serve),
+}
+
+#[derive(Args)]
+struct Init {
+    #[command(flatten)]
+    place: Place,
+    /// Write the token to a new file that only you can read, instead of to standard output
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
+    /// Say nothing but the token
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// The configuration that names the database
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The database itself
+    #[arg(long, value_name = "PATH")]
+    database: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// The configuration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Write the address here as soon as callers are answered
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+/// The error, what it comes from, and what to do next.
+fn report(error: &anyhow::Error) {
+    let mut text = format!("error: {error}\n");
+    for cause in error.chain().skip(1) {
+        text += &format!("  caused by: {cause}\n");
+    }
+    let hint = error
+        .downcast_ref::<StoreError>()
+        .map(StoreError::hint)
+        .or_else(|| error.downcast_ref::<ServeError>().map(ServeError::hint))
+        .unwrap_or_default();
+    if !hint.is_empty() {
+        text += &format!("hint: {hint}\n");
+    }
+    // Nobody is left to tell if this fails.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match command {
+        Command::Init(init) => runtime.block_on(initialise(&init)),
+        Command::Serve(serve) => runtime.block_on(run_server(serve)),
+    }
+}
+
+async fn initialise(init: &Init) -> anyhow::Result<()> {
+    let database = match (&init.place.config, &init.place.database) {
+        (_, Some(database)) => database.clone(),
+        (Some(config), None) => Config::read(config)?.database,
+        (None, None) => return Err(anyhow!("neither --config nor --database was given")),
+    };
+    // Before the database: a token that nobody can be shown would be lost.
+    let mut file = init.token_file.as_deref().map(new_token_file).transpose()?;
+    let token = Token::for_subject();
+    if let Err(error) = Store::create(&database, &token.hash(), clock::now()).await {
+        if let Some(path) = &init.token_file {
+            // The error that matters is the first one.
+            let _ = std::fs::remove_file(path);
+        }
+        return Err(error.into());
+    }
+    let token = format!("{}\n", token.reveal());
+    let shown = match &mut file {
+        Some(file) => file.write_all(token.as_bytes()),
+        None => io::stdout().write_all(token.as_bytes()),
+    };
+    shown.with_context(|| {
+        format!(
+            "cannot write the token, which nobody can sign in without: remove `{}` and run init again",
+            database.display()
+        )
+    })?;
+    if !init.quiet {
+        let place = init.token_file.as_ref().map(|path| format!("in {}", path.display()));
+        let text = format!(
+            "made {}\nthe token of `user:admin` is {}; it is not shown again\n\
+             next: `portcullis-control-plane serve --config FILE`, then `portcullis login --token-file FILE`\n",
+            database.display(),
+            place.as_deref().unwrap_or("the line on standard output"),
+        );
+        io::stderr().write_all(text.as_bytes()).context("cannot write to standard error")?;
+    }
+    Ok(())
+}
+
+fn new_token_file(path: &Path) -> anyhow::Result<std::fs::File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.with_context(|| format!("cannot make token file `{}`", path.display()))
+}
+
+async fn run_server(arguments: Serve) -> anyhow::Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let ready = |bound: &Listen| {
+        let Some(path) = &arguments.ready_file else { return };
+        if let Err(error) = write_ready(path, bound) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, path = %path.display(), "cannot write the ready file");
+        }
+    };
+    Ok(control_plane::serve(config, ready, shutdown).await?)
+}
+
+/// The file is there whole or not at all.
+fn write_ready(path: &Path, bound: &Listen) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    std::fs::write(&unfinished, format!("{bound}\n"))?;
+    std::fs::rename(&unfinished, path)
+}

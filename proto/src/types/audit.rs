@@ -21,7 +21,7 @@ pub struct EventId {
     pub host: Option<HostName>,
     /// Of a host: the boot. Of the control plane: the timeline of its database.
     pub epoch: Uuid,
-    /// From 1, without holes, per source and epoch.
+    /// From 1, per source and epoch; without holes, but where a gap of the spool says which are missing.
     pub sequence: u64,
 }
 
@@ -211,7 +211,7 @@ pub struct Connection {
 pub struct Gap {
     /// `kernel.allow`, `kernel.deny` or `spool`.
     pub place: String,
-    /// How many; exact.
+    /// How many; exact for a kernel ring, and the length of the range for `spool`.
     pub lost: u64,
     /// For `spool`: the sequence numbers lost, both ends included.
     pub sequences: Option<(u64, u64)>,

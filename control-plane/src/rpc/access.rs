@@ -1,0 +1,193 @@
+//! `AccessService`: from a wish to a grant and to its end.
+
+use proto::types::{
+    EndReason, Grant, GrantId, GrantState, NewRequest, Reason, RequestId, RequestState, page_limit,
+};
+use proto::wire::access as wire;
+use proto::wire::access::access_service_server::AccessService;
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+
+use super::{Admitted, Answers, Gate, failed, invalid, stream};
+use crate::clock;
+use crate::rules::calls::Method;
+use crate::store::{RequestFilter, View, Whose};
+
+/// Answers for requests and grants.
+#[derive(Clone, Debug)]
+pub(crate) struct Access(pub(crate) Gate);
+
+impl Access {
+    async fn end(
+        &self,
+        caller: &Admitted,
+        id: &str,
+        reason: EndReason,
+        comment: &str,
+    ) -> Result<Grant, Status> {
+        let id: GrantId = id.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", comment).map_err(invalid)?;
+        let whose = caller.whose()?;
+        let ended =
+            self.0.store.end_grant(id, reason, caller.subject()?, &whose, &comment, clock::now()).await;
+        match ended {
+            Ok(grant) => Ok(grant),
+            Err(error) => Err(self.0.answer(caller, error).await),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AccessService for Access {
+    async fn create_request(
+        &self,
+        request: Request<wire::CreateRequestRequest>,
+    ) -> Result<Response<wire::CreateRequestResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::CreateRequest).await?;
+        let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
+        let requester = caller.subject()?;
+        let subject = match self.0.policy.judge(&new, requester, caller.reach) {
+            Ok(subject) => subject,
+            Err(refusal) => return Err(self.0.refuse(&caller, refusal).await),
+        };
+        match self.0.store.create_request(new, &subject, requester, clock::now()).await {
+            Ok(request) => Ok(Response::new(wire::CreateRequestResponse { request: Some(request.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_requests(
+        &self,
+        request: Request<wire::ListRequestsRequest>,
+    ) -> Result<Response<wire::ListRequestsResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ListRequests).await?;
+        let wire::ListRequestsRequest { all, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        match self.0.store.requests(&RequestFilter { all, whose: caller.whose()?, limit }).await {
+            Ok(requests) => {
+                let requests = requests.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListRequestsResponse { requests }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    type WatchRequestStream = Answers<wire::WatchRequestResponse>;
+
+    async fn watch_request(
+        &self,
+        request: Request<wire::WatchRequestRequest>,
+    ) -> Result<Response<Self::WatchRequestStream>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::WatchRequest).await?;
+        let id: RequestId = request.into_inner().id.parse().map_err(invalid)?;
+        let whose = caller.whose()?;
+        let gate = self.0.clone();
+        // What is not there is said by the call itself, not by its stream.
+        if let Err(error) = gate.store.view(id, &whose).await {
+            return Err(gate.answer(&caller, error).await);
+        }
+        Ok(Response::new(stream(gate.clone(), caller, |answers| watch(gate, id, whose, answers))))
+    }
+
+    async fn approve_request(
+        &self,
+        request: Request<wire::ApproveRequestRequest>,
+    ) -> Result<Response<wire::ApproveRequestResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ApproveRequest).await?;
+        let wire::ApproveRequestRequest { id, comment } = request.into_inner();
+        let id: RequestId = id.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.approve(id, caller.subject()?, &comment, clock::now()).await {
+            Ok((request, grant)) => Ok(Response::new(wire::ApproveRequestResponse {
+                request: Some(request.into()),
+                grant: Some(grant.into()),
+            })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn deny_request(
+        &self,
+        request: Request<wire::DenyRequestRequest>,
+    ) -> Result<Response<wire::DenyRequestResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::DenyRequest).await?;
+        let wire::DenyRequestRequest { id, comment } = request.into_inner();
+        let id: RequestId = id.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.deny(id, caller.subject()?, &comment, clock::now()).await {
+            Ok(request) => Ok(Response::new(wire::DenyRequestResponse { request: Some(request.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_grants(
+        &self,
+        request: Request<wire::ListGrantsRequest>,
+    ) -> Result<Response<wire::ListGrantsResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ListGrants).await?;
+        let wire::ListGrantsRequest { all, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        match self.0.store.grants(&RequestFilter { all, whose: caller.whose()?, limit }).await {
+            Ok(grants) => {
+                let grants = grants.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListGrantsResponse { grants }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn revoke_grant(
+        &self,
+        request: Request<wire::RevokeGrantRequest>,
+    ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::RevokeGrant).await?;
+        let wire::RevokeGrantRequest { id, comment } = request.into_inner();
+        let grant = self.end(&caller, &id, EndReason::Revoked, &comment).await?;
+        Ok(Response::new(wire::RevokeGrantResponse { grant: Some(grant.into()) }))
+    }
+
+    async fn release_grant(
+        &self,
+        request: Request<wire::ReleaseGrantRequest>,
+    ) -> Result<Response<wire::ReleaseGrantResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ReleaseGrant).await?;
+        let grant = self.end(&caller, &request.into_inner().id, EndReason::Released, "").await?;
+        Ok(Response::new(wire::ReleaseGrantResponse { grant: Some(grant.into()) }))
+    }
+}
+
+/// Sends a request as it is now and after each change, until nothing can come of it that the caller waits for.
+async fn watch(
+    gate: Gate,
+    id: RequestId,
+    whose: Whose,
+    answers: mpsc::Sender<Result<wire::WatchRequestResponse, Status>>,
+) -> Result<(), Status> {
+    let mut changed = gate.store.signals().access();
+    let mut sent = None;
+    loop {
+        changed.mark_unchanged();
+        let view = gate.store.view(id, &whose).await.map_err(|error| failed(&error))?;
+        if sent.as_ref() != Some(&view) {
+            let grant = view.grant.clone().map(Into::into);
+            let answer = wire::WatchRequestResponse { request: Some(view.request.clone().into()), grant };
+            if answers.send(Ok(answer)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if is_settled(&view) {
+            return Ok(());
+        }
+        sent = Some(view);
+        // The sender lives in the store that the gate holds.
+        let _ = changed.changed().await;
+    }
+}
+
+fn is_settled(view: &View) -> bool {
+    match (view.request.state, view.grant.as_ref().map(|grant| grant.state)) {
+        (RequestState::Denied, _) => true,
+        (_, Some(GrantState::Active | GrantState::Ending(_) | GrantState::Ended(_))) => true,
+        (RequestState::Pending | RequestState::Approved, Some(GrantState::Activating) | None) => false,
+    }
+}

@@ -1,0 +1,149 @@
+//! `DirectoryService`: resources, subjects, hosts.
+
+use proto::types::{Host, HostName, NewResource, NewSubject, SubjectId};
+use proto::wire::access as wire;
+use proto::wire::access::directory_service_server::DirectoryService;
+use tonic::{Request, Response, Status};
+
+use super::{Gate, invalid};
+use crate::clock;
+use crate::identity::Token;
+use crate::rules::calls::Method;
+use crate::rules::roster;
+use crate::store::HostRecord;
+
+/// Answers for the directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory(pub(crate) Gate);
+
+impl Directory {
+    fn shown(&self, record: HostRecord) -> Host {
+        let connected = self.0.sessions.seen(&record.name);
+        let (state, detail) = roster::shown(connected.is_some(), record.report.as_ref(), &record.missing);
+        Host {
+            name: record.name,
+            state,
+            detail,
+            generation: record.generation,
+            applied_generation: record.applied_generation,
+            seen: connected.or(record.seen),
+            agent_version: record.agent_version,
+            kernel_release: record.kernel_release,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DirectoryService for Directory {
+    async fn add_resource(
+        &self,
+        request: Request<wire::AddResourceRequest>,
+    ) -> Result<Response<wire::AddResourceResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::AddResource).await?;
+        let resource = request.into_inner().resource.ok_or_else(|| missing("resource"))?;
+        let new: NewResource = resource.try_into().map_err(within("resource"))?;
+        match self.0.store.add_resource(new, caller.subject()?.as_str(), clock::now()).await {
+            Ok(resource) => Ok(Response::new(wire::AddResourceResponse { resource: Some(resource.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_resources(
+        &self,
+        request: Request<wire::ListResourcesRequest>,
+    ) -> Result<Response<wire::ListResourcesResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ListResources).await?;
+        match self.0.store.resources().await {
+            Ok(resources) => {
+                let resources = resources.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListResourcesResponse { resources }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn add_subject(
+        &self,
+        request: Request<wire::AddSubjectRequest>,
+    ) -> Result<Response<wire::AddSubjectResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::AddSubject).await?;
+        let subject = request.into_inner().subject.ok_or_else(|| missing("subject"))?;
+        let new: NewSubject = subject.try_into().map_err(within("subject"))?;
+        match self.0.store.add_subject(new, caller.subject()?.as_str(), clock::now()).await {
+            Ok(subject) => Ok(Response::new(wire::AddSubjectResponse { subject: Some(subject.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_subjects(
+        &self,
+        request: Request<wire::ListSubjectsRequest>,
+    ) -> Result<Response<wire::ListSubjectsResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ListSubjects).await?;
+        match self.0.store.subjects().await {
+            Ok(subjects) => {
+                let subjects = subjects.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListSubjectsResponse { subjects }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn issue_token(
+        &self,
+        request: Request<wire::IssueTokenRequest>,
+    ) -> Result<Response<wire::IssueTokenResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::IssueToken).await?;
+        let subject: SubjectId = request.into_inner().subject.parse().map_err(invalid)?;
+        let token = Token::for_subject();
+        let actor = caller.subject()?.as_str();
+        match self.0.store.issue_token(&subject, &token.hash(), actor, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::IssueTokenResponse { token: token.reveal() })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn add_host(
+        &self,
+        request: Request<wire::AddHostRequest>,
+    ) -> Result<Response<wire::AddHostResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::AddHost).await?;
+        let name: HostName = request.into_inner().name.parse().map_err(invalid)?;
+        let token = Token::for_host();
+        let store = &self.0.store;
+        let actor = caller.subject()?.as_str();
+        let host = match store.add_host(&name, &token.hash(), actor, clock::now()).await {
+            Ok(()) => store.host(&name).await,
+            Err(error) => Err(error),
+        };
+        match host {
+            Ok(host) => Ok(Response::new(wire::AddHostResponse {
+                host: Some(self.shown(host).into()),
+                token: token.reveal(),
+            })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_hosts(
+        &self,
+        request: Request<wire::ListHostsRequest>,
+    ) -> Result<Response<wire::ListHostsResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::ListHosts).await?;
+        match self.0.store.hosts().await {
+            Ok(hosts) => {
+                let hosts = hosts.into_iter().map(|host| self.shown(host).into()).collect();
+                Ok(Response::new(wire::ListHostsResponse { hosts }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+}
+
+fn missing(field: &str) -> Status {
+    invalid(proto::types::Invalid::missing(field))
+}
+
+fn within(field: &'static str) -> impl Fn(proto::types::Invalid) -> Status {
+    move |error| invalid(error.within(field))
+}

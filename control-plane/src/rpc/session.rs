@@ -1,0 +1,278 @@
+//! A session: what is said between an agent and us, from its hello to its end.
+//!
+//! Owns: the order of messages, the time limits, what ends a session. Must not know: what a set contains.
+//!
+//! Invariant: after every hello the current set is sent once, whatever the agent says that it holds.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use proto::status::{ErrorKind, status};
+use proto::types::{Applied, AuditEvent, Hello, HostName, Invalid, Report};
+use proto::wire::agent as wire;
+use proto::wire::agent::session_request::Message as Said;
+use proto::wire::agent::session_response::Message as Answer;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tonic::{Status, Streaming};
+
+use super::{Admitted, Gate, failed, invalid, stopping};
+use crate::clock;
+use crate::rules::placement::Sent;
+use crate::sessions::Seat;
+use crate::store::StoreError;
+
+/// How long an agent has for its hello: it has nothing to wait for.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an agent may be silent: three of its reports.
+const SILENCE_LIMIT: Duration = Duration::from_secs(45);
+
+/// How long the session before this one has to write down its end.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The agent closed it.
+    Closed,
+    /// The connection broke.
+    Broken(Status),
+    /// The agent was silent for too long, or did not take what was sent.
+    Silent,
+    /// The agent started another session.
+    Superseded,
+    /// The control plane stops.
+    Stopping,
+    /// The agent said what it may not say.
+    Refused(Status),
+    /// Our fault.
+    Failed(StoreError),
+}
+
+impl From<Invalid> for End {
+    fn from(error: Invalid) -> Self {
+        Self::Refused(invalid(error))
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Refused(_) => Self::Refused(failed(&error)),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+impl End {
+    /// As one word, for the record.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken(_) => "connection_lost",
+            Self::Silent => "silent",
+            Self::Superseded => "superseded",
+            Self::Stopping => "stopping",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// What the agent is told; None: it is not there any more, or knows.
+    fn status(&self) -> Option<Status> {
+        match self {
+            Self::Closed | Self::Broken(_) => None,
+            Self::Silent => {
+                let message = format!("nothing was heard for {} s", SILENCE_LIMIT.as_secs());
+                Some(status(ErrorKind::Unavailable, message, "start a new session"))
+            }
+            Self::Superseded => {
+                Some(status(ErrorKind::Aborted, "a newer session of this host took over", ""))
+            }
+            Self::Stopping => Some(stopping()),
+            Self::Refused(status) => Some(status.clone()),
+            Self::Failed(error) => Some(failed(error)),
+        }
+    }
+
+    /// For people.
+    fn detail(&self) -> String {
+        match self {
+            Self::Broken(status) | Self::Refused(status) => status.message().chars().take(1000).collect(),
+            Self::Failed(error) => error.to_string(),
+            Self::Closed | Self::Silent | Self::Superseded | Self::Stopping => String::new(),
+        }
+    }
+}
+
+/// One session, before and during its life.
+pub(super) struct Session {
+    gate: Gate,
+    caller: Admitted,
+    host: HostName,
+    incoming: Streaming<wire::SessionRequest>,
+    answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+    sent: Sent,
+}
+
+impl Session {
+    pub(super) fn new(
+        gate: Gate,
+        caller: Admitted,
+        host: HostName,
+        incoming: Streaming<wire::SessionRequest>,
+        answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+    ) -> Self {
+        Self { gate, caller, host, incoming, answers, sent: Sent::default() }
+    }
+
+    /// The whole session.
+    pub(super) async fn run(mut self) {
+        let hello = match self.hello().await {
+            Ok(hello) => hello,
+            Err(end) => return self.say_goodbye(&end).await,
+        };
+        let (seat, notices) = self.gate.sessions.take(&self.host, clock::now());
+        if let Some(before_gone) = notices.before_gone {
+            // It says so in the record first, so that the record tells the story in order.
+            let _ = timeout(HANDOVER_LIMIT, before_gone.given()).await;
+        }
+        if let Err(error) = self.gate.store.agent_connected(&hello, clock::now()).await {
+            return self.say_goodbye(&error.into()).await;
+        }
+        tracing::info!(host = %self.host, "agent connected");
+        let gate = self.gate.clone();
+        let end = tokio::select! {
+            Err(end) = self.converse(&seat) => end,
+            () = notices.stopped.given() => End::Superseded,
+            () = gate.stopped() => End::Stopping,
+        };
+        tracing::info!(host = %self.host, reason = end.word(), detail = end.detail(), "agent disconnected");
+        self.write_end(&end).await;
+        drop(seat);
+        self.say_goodbye(&end).await;
+    }
+
+    async fn hello(&mut self) -> Result<Hello, End> {
+        let first = tokio::select! {
+            first = timeout(HELLO_LIMIT, self.incoming.message()) => first,
+            () = self.gate.stopped() => return Err(End::Stopping),
+        };
+        let late = || {
+            let message = format!("no hello within {} s", HELLO_LIMIT.as_secs());
+            End::Refused(status(ErrorKind::InvalidArgument, message, ""))
+        };
+        let Some(first) = first.map_err(|_| late())?.map_err(End::Broken)? else { return Err(End::Closed) };
+        let Some(Said::Hello(hello)) = first.message else {
+            return Err(Invalid::new("message", "is not `hello`, which comes first").into());
+        };
+        let hello: Hello = hello.try_into().map_err(|error: Invalid| error.within("hello"))?;
+        if hello.host == self.host {
+            return Ok(hello);
+        }
+        self.gate.refused(&self.caller.caller.to_string(), "permission_denied", self.caller.method).await;
+        let message = format!("this token is of host `{}`, not of `{}`", self.host, hello.host);
+        Err(End::Refused(status(
+            ErrorKind::PermissionDenied,
+            message,
+            "use the token that came with the host",
+        )))
+    }
+
+    /// Talks until something ends it. Dropped at any point, nothing is half done: what was not committed did not happen,
+    /// and was not acknowledged.
+    async fn converse(&mut self, seat: &Seat) -> Result<Infallible, End> {
+        let mut changed = self.gate.store.signals().set_of(&self.host);
+        let timeline = self.gate.store.timeline().to_string();
+        self.answer(Answer::Welcome(wire::Welcome { timeline })).await?;
+        changed.mark_unchanged();
+        self.send_set().await?;
+        let mut silence = std::pin::pin!(sleep(SILENCE_LIMIT));
+        loop {
+            tokio::select! {
+                said = self.incoming.message() => {
+                    let Some(said) = said.map_err(End::Broken)? else { return Err(End::Closed) };
+                    seat.heard(clock::now());
+                    self.hear(said).await?;
+                    silence.set(sleep(SILENCE_LIMIT));
+                }
+                // The sender lives in the store that the gate holds.
+                Ok(()) = changed.changed() => {
+                    changed.mark_unchanged();
+                    self.send_set().await?;
+                }
+                () = &mut silence => return Err(End::Silent),
+            }
+        }
+    }
+
+    /// Sends the set as it is now. It is made when there is room for it, so that what it says is left of a grant is true.
+    async fn send_set(&mut self) -> Result<(), End> {
+        let room = timeout(SILENCE_LIMIT, self.answers.reserve()).await.map_err(|_| End::Silent)?;
+        let room = room.map_err(|_| End::Closed)?;
+        let plan = self.gate.store.plan(&self.host).await?;
+        let (set, left_out) = plan.set(clock::now());
+        self.sent.note(set.generation, left_out);
+        room.send(Ok(wire::SessionResponse { message: Some(Answer::GrantSet(set.into())) }));
+        Ok(())
+    }
+
+    async fn hear(&mut self, said: wire::SessionRequest) -> Result<(), End> {
+        match said.message {
+            None => Err(Invalid::new("message", "is missing or unknown").into()),
+            Some(Said::Hello(_)) => Err(Invalid::new("message", "is `hello`, which comes only once").into()),
+            Some(Said::Applied(applied)) => {
+                self.applied(applied.try_into().map_err(|error: Invalid| error.within("applied"))?).await
+            }
+            Some(Said::Report(report)) => {
+                let report: Report = report.try_into().map_err(|error: Invalid| error.within("report"))?;
+                Ok(self.gate.store.agent_reported(&self.host, &report, clock::now()).await?)
+            }
+            Some(Said::Audit(batch)) => self.audit(batch).await,
+        }
+    }
+
+    async fn applied(&mut self, applied: Applied) -> Result<(), End> {
+        let Some(left_out) = self.sent.answered(applied.generation) else {
+            tracing::warn!(host = %self.host, generation = applied.generation, "an agent applied what was not sent");
+            return Ok(());
+        };
+        Ok(self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?)
+    }
+
+    async fn audit(&mut self, batch: wire::AuditBatch) -> Result<(), End> {
+        let check = |(index, event): (usize, proto::wire::audit::AuditEvent)| {
+            AuditEvent::try_from(event).map_err(|error| error.within(&format!("audit.events[{index}]")))
+        };
+        let events = batch.events.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>()?;
+        let stored = self.gate.store.receive(&self.host, events).await?;
+        let ack = wire::AuditAck { epoch: stored.epoch.to_string(), sequence: stored.sequence };
+        self.answer(Answer::AuditAck(ack)).await
+    }
+
+    /// An agent that takes nothing for as long as it may be silent is gone.
+    async fn answer(&self, answer: Answer) -> Result<(), End> {
+        let answer = wire::SessionResponse { message: Some(answer) };
+        let sent = timeout(SILENCE_LIMIT, self.answers.send(Ok(answer))).await.map_err(|_| End::Silent)?;
+        sent.map_err(|_| End::Closed)
+    }
+
+    async fn write_end(&self, end: &End) {
+        let now = clock::now();
+        let seen = self.gate.sessions.seen(&self.host).unwrap_or(now);
+        let store = &self.gate.store;
+        let written = store.agent_disconnected(&self.host, end.word(), &end.detail(), seen, now).await;
+        if let Err(error) = written {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(host = %self.host, error, "cannot record the end of a session");
+        }
+    }
+
+    async fn say_goodbye(&self, end: &End) {
+        if let Some(status) = end.status() {
+            // An agent that takes nothing any more learns it from the connection.
+            let _ = timeout(HANDOVER_LIMIT, self.answers.send(Err(status))).await;
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What is right: pure functions from what is known to what follows.
+//!
+//! Owns: the two lives (request and grant), which host holds what, who may call what, how a host is shown. Must not know:
+//! async, clocks, files, the wire, storage. Time is an argument.
+
+pub mod calls;
+pub mod grant;
+pub mod numbering;
+pub mod placement;
+pub mod policy;
+pub mod refusal;
+pub mod request;
+pub mod roster;
+pub mod throttle;
+
+pub use refusal::Refusal;

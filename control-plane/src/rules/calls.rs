@@ -1,0 +1,132 @@
+//! Who may call what: one table.
+//!
+//! Owns: the table. Must not know: how a caller is recognised, or what a method does.
+
+use std::fmt::{self, Display};
+
+use proto::types::{HostName, SubjectId, SubjectRole};
+
+/// Who speaks, as its token says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// A person or service.
+    Subject {
+        /// Which one.
+        id: SubjectId,
+        /// What it may do here.
+        role: SubjectRole,
+    },
+    /// The agent of a host.
+    Host(HostName),
+}
+
+impl Display for Caller {
+    /// As audit events name who caused something.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Subject { id, .. } => f.pad(id.as_str()),
+            Self::Host(name) => write!(f, "host:{name}"),
+        }
+    }
+}
+
+/// How far a caller's right to call a method reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// It may not.
+    No,
+    /// For itself: requests and grants that are for it or that it asked for; its own host.
+    Own,
+    /// For everybody.
+    All,
+}
+
+/// Declares the methods and, in the same row, who may call each.
+macro_rules! calls {
+    ($($method:ident = $name:literal: $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
+        /// A method of one of the services.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs, reason = "the .proto files say it")]
+        pub enum Method {
+            $($method,)*
+        }
+
+        impl Method {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$method,)*];
+
+            /// `SERVICE.METHOD`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$method => $name,)*
+                }
+            }
+
+            /// For whom this caller may call it.
+            pub fn reach(self, caller: &Caller) -> Reach {
+                let [member, approver, auditor, administrator, host] = match self {
+                    $(Self::$method => {
+                        [Reach::$member, Reach::$approver, Reach::$auditor, Reach::$administrator, Reach::$host]
+                    })*
+                };
+                match caller {
+                    Caller::Subject { role: SubjectRole::Member, .. } => member,
+                    Caller::Subject { role: SubjectRole::Approver, .. } => approver,
+                    Caller::Subject { role: SubjectRole::Auditor, .. } => auditor,
+                    Caller::Subject { role: SubjectRole::Administrator, .. } => administrator,
+                    Caller::Host(_) => host,
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    // method                                       member approver auditor administrator host
+    AddResource = "DirectoryService.AddResource":     No     No       No      All           No;
+    ListResources = "DirectoryService.ListResources": All    All      All     All           No;
+    AddSubject = "DirectoryService.AddSubject":       No     No       No      All           No;
+    ListSubjects = "DirectoryService.ListSubjects":   No     No       No      All           No;
+    IssueToken = "DirectoryService.IssueToken":       No     No       No      All           No;
+    AddHost = "DirectoryService.AddHost":             No     No       No      All           No;
+    ListHosts = "DirectoryService.ListHosts":         All    All      All     All           No;
+    CreateRequest = "AccessService.CreateRequest":    Own    Own      Own     All           No;
+    ListRequests = "AccessService.ListRequests":      Own    All      All     All           No;
+    WatchRequest = "AccessService.WatchRequest":      Own    All      All     All           No;
+    ApproveRequest = "AccessService.ApproveRequest":  No     All      No      All           No;
+    DenyRequest = "AccessService.DenyRequest":        No     All      No      All           No;
+    ListGrants = "AccessService.ListGrants":          Own    All      All     All           No;
+    RevokeGrant = "AccessService.RevokeGrant":        No     All      No      All           No;
+    ReleaseGrant = "AccessService.ReleaseGrant":      Own    Own      Own     Own           No;
+    Tail = "AuditService.Tail":                       No     No       All     All           No;
+    Session = "AgentService.Session":                 No     No       No      No            Own;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn callers() -> Vec<(&'static str, Caller)> {
+        let id: SubjectId = "user:alice".parse().expect("valid");
+        let subject = |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role });
+        let mut callers: Vec<_> = SubjectRole::ALL.into_iter().map(subject).collect();
+        callers.push(("host", Caller::Host("db-7".parse().expect("valid"))));
+        callers
+    }
+
+    #[test]
+    fn who_may_call_what() {
+        let mut table = format!("{:32}", "");
+        for (name, _) in callers() {
+            table += &format!("{name:14}");
+        }
+        for method in Method::ALL {
+            table += &format!("\n{:32}", method.as_str());
+            for (_, caller) in callers() {
+                table += &format!("{:14}", format!("{:?}", method.reach(&caller)).to_lowercase());
+            }
+        }
+        let table: Vec<&str> = table.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(table.join("\n"));
+    }
+}

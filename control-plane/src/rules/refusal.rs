@@ -1,0 +1,115 @@
+//! Why something asked for is not done: one list, with the kind and the next step for each.
+//!
+//! Owns: the texts that people read when the control plane says no. Must not know: how they reach them.
+
+use std::time::Duration;
+
+use proto::status::ErrorKind;
+use proto::types::{
+    GrantId, GrantState, HostName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
+};
+
+/// Why something asked for is not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the texts say it")]
+pub enum Refusal {
+    #[error("resource `{0}` is not known")]
+    UnknownResource(ResourceName),
+    #[error("subject `{0}` is not known")]
+    UnknownSubject(SubjectId),
+    #[error("host `{0}` is not known")]
+    UnknownHost(HostName),
+    #[error("request {0} is not known")]
+    UnknownRequest(RequestId),
+    #[error("grant {0} is not known")]
+    UnknownGrant(GrantId),
+    #[error("resource `{0}` is there already")]
+    ResourceExists(ResourceName),
+    #[error("subject `{0}` is there already")]
+    SubjectExists(SubjectId),
+    #[error("host `{0}` is there already")]
+    HostExists(HostName),
+    #[error("selector `{selector}` belongs to subject `{subject}`")]
+    SelectorTaken { selector: String, subject: SubjectId },
+    #[error("{destination} belongs to resource `{resource}`")]
+    DestinationTaken { destination: String, resource: ResourceName },
+    #[error("no host is known")]
+    NoHost,
+    #[error("duration: {} is above the maximum of {}", humantime::format_duration(*asked), humantime::format_duration(*maximum))]
+    TooLong { asked: Duration, maximum: Duration },
+    #[error("subject `{caller}` may not ask for `{subject}`")]
+    ForSomebodyElse { caller: SubjectId, subject: SubjectId },
+    #[error("subject `{approver}` may not decide request {request}: {tie}")]
+    OwnRequest { approver: SubjectId, request: RequestId, tie: &'static str },
+    #[error("request {request} is {state} already: `{by}` decided at {}", moment(*at))]
+    AlreadyDecided { request: RequestId, state: RequestState, by: SubjectId, at: Timestamp },
+    #[error("grant {grant} is {state} already")]
+    NotLive { grant: GrantId, state: GrantState },
+    #[error("subject `{caller}` does not hold grant {grant} and did not ask for it")]
+    NotHolder { caller: SubjectId, grant: GrantId },
+    #[error("after_position: {asked} lies beyond the newest event, {newest}")]
+    BeyondNewest { asked: u64, newest: u64 },
+    #[error("audit.events[{index}].{field}: {problem}")]
+    BadEvent { index: usize, field: &'static str, problem: String },
+}
+
+/// A moment as people and machines read it, in UTC.
+fn moment(time: Timestamp) -> String {
+    let since = Duration::from_millis(u64::try_from(time.unix_ms()).unwrap_or(0));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+impl Refusal {
+    /// What sort of refusal it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownResource(_)
+            | Self::UnknownSubject(_)
+            | Self::UnknownHost(_)
+            | Self::UnknownRequest(_)
+            | Self::UnknownGrant(_) => ErrorKind::NotFound,
+            Self::ResourceExists(_)
+            | Self::SubjectExists(_)
+            | Self::HostExists(_)
+            | Self::SelectorTaken { .. } => ErrorKind::AlreadyExists,
+            Self::DestinationTaken { .. }
+            | Self::NoHost
+            | Self::AlreadyDecided { .. }
+            | Self::NotLive { .. } => ErrorKind::FailedPrecondition,
+            Self::TooLong { .. } | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
+            Self::ForSomebodyElse { .. } | Self::OwnRequest { .. } | Self::NotHolder { .. } => {
+                ErrorKind::PermissionDenied
+            }
+            Self::BeyondNewest { .. } => ErrorKind::OutOfRange,
+        }
+    }
+
+    /// What to do next; empty: nothing that would help is known.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::UnknownResource(_) => "list what there is with `portcullis resource list`",
+            Self::UnknownSubject(_) => "ask an administrator to add the subject",
+            Self::UnknownHost(_) => "list what there is with `portcullis status`",
+            Self::UnknownRequest(_) => "list what there is with `portcullis requests`",
+            Self::UnknownGrant(_) => "list what there is with `portcullis grants`",
+            Self::ResourceExists(_) | Self::SubjectExists(_) | Self::HostExists(_) => "choose another name",
+            Self::SelectorTaken { .. } => "a process can belong to one subject only: choose another selector",
+            Self::DestinationTaken { .. } => "a destination can belong to one resource only",
+            Self::NoHost => "an administrator adds a host first, and starts its agent",
+            Self::TooLong { .. } => {
+                "ask for less; an operator can raise `max_grant_duration` in the control plane's configuration"
+            }
+            Self::ForSomebodyElse { .. } => {
+                "leave the subject out to ask for yourself, or ask an administrator"
+            }
+            Self::OwnRequest { .. } => "another approver has to decide",
+            Self::AlreadyDecided { .. } => "make a new request",
+            Self::NotLive { .. } => "",
+            Self::NotHolder { .. } => "an approver can revoke it",
+            Self::BeyondNewest { .. } => {
+                "the record is not the one that this position came from: start again from 0"
+            }
+            Self::BadEvent { .. } => "",
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Refused calls in the record: each is counted, but nobody can flood the record with them.
+//!
+//! Owns: which refusals get a line of their own. Must not know: where lines are written.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proto::types::Timestamp;
+
+use super::calls::Method;
+
+/// One line in this time for each caller and method; what comes in between is counted in the next line.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Who was refused what.
+pub type Key = (String, Method);
+
+/// The refusals of the last second.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    /// Bounded by the known callers times the methods: unknown callers share one name.
+    recent: HashMap<Key, Recent>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    written: Timestamp,
+    suppressed: u64,
+}
+
+impl Throttle {
+    /// A refusal at `now`: whether it gets a line, and how many others this line stands for.
+    pub fn note(&mut self, key: Key, now: Timestamp) -> Option<u64> {
+        let recent = self.recent.get_mut(&key);
+        match recent {
+            Some(recent) if !is_over(recent.written, now) => {
+                recent.suppressed += 1;
+                None
+            }
+            Some(recent) => {
+                recent.written = now;
+                Some(std::mem::take(&mut recent.suppressed))
+            }
+            None => {
+                self.recent.insert(key, Recent { written: now, suppressed: 0 });
+                Some(0)
+            }
+        }
+    }
+
+    /// The refusals that were only counted and are due for a line, each with how many others its line stands for; what has
+    /// been quiet is forgotten.
+    pub fn due(&mut self, now: Timestamp) -> Vec<(Key, u64)> {
+        let over = self.recent.extract_if(|_, recent| is_over(recent.written, now));
+        over.filter_map(|(key, recent)| Some((key, recent.suppressed.checked_sub(1)?))).collect()
+    }
+}
+
+/// A clock that was set back does not silence anybody for longer.
+fn is_over(written: Timestamp, now: Timestamp) -> bool {
+    now < written || now.since(written) >= PAUSE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_second_and_none_forgotten() {
+        let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
+        let key = |caller: &str| (caller.to_owned(), Method::Tail);
+        let mut throttle = Throttle::default();
+        assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0));
+        assert_eq!(throttle.note(key("user:eve"), at(1)), None);
+        assert_eq!(throttle.note(key("user:bob"), at(2)), Some(0));
+        assert_eq!(throttle.due(at(999)), Vec::new());
+        assert_eq!(throttle.note(key("user:eve"), at(1000)), Some(1));
+        assert_eq!(throttle.note(key("user:eve"), at(1500)), None);
+        assert_eq!(throttle.note(key("user:eve"), at(1600)), None);
+        assert_eq!(
+            throttle.due(at(2500)),
+            [(key("user:eve"), 1)],
+            "a line for one, that stands for one other"
+        );
+        assert!(throttle.recent.is_empty());
+        assert_eq!(throttle.note(key("user:eve"), at(2600)), Some(0));
+        assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0), "the clock was set back");
+    }
+}

@@ -1,0 +1,77 @@
+//! The durable record, in SQLite.
+//!
+//! Owns: all SQL; that a change and its audit event are one transaction; waking those who wait for changes, after the
+//! commit. Must not know: who may do what, the wire between processes.
+//!
+//! Invariants: there is one writer at a time, and one process on a database. What a caller was told is on disk
+//! (synchronous=FULL).
+
+mod access;
+mod agents;
+mod audit;
+mod decode;
+mod directory;
+mod error;
+mod grants;
+mod hosts;
+mod requests;
+mod setup;
+mod signals;
+mod steps;
+mod tokens;
+mod tx;
+
+pub use audit::Stored;
+pub use error::StoreError;
+pub use hosts::HostRecord;
+pub use requests::{RequestFilter, View, Whose};
+pub use signals::Signals;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use uuid::Uuid;
+
+use tx::Tx;
+
+/// The record. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    timeline: Uuid,
+    signals: Arc<Signals>,
+    /// Held as long as the store: keeps a second process off the database.
+    _lock: Arc<File>,
+}
+
+impl Store {
+    /// A UUID made with the database.
+    pub fn timeline(&self) -> Uuid {
+        self.timeline
+    }
+
+    /// What to wait for.
+    pub fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    /// Lets running statements finish and closes the files.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// Begins a change. Without a commit nothing of it happens.
+    async fn write(&self) -> Result<Tx, StoreError> {
+        let inner =
+            self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::sql("begin a change"))?;
+        Ok(Tx::new(inner, self.timeline, Arc::clone(&self.signals)))
+    }
+
+    /// Several reads of one and the same state.
+    async fn read(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.readers.begin().await.map_err(StoreError::sql("begin to read"))
+    }
+}

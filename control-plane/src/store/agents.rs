@@ -1,0 +1,260 @@
+//! What agents say about their hosts.
+
+use std::collections::HashSet;
+
+use proto::types::{Applied, EventKind, GrantId, Hello, HostName, Refused, RefusedItem, Report, Timestamp};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::hosts::{HostRecord, host};
+use super::setup::SYSTEM;
+use super::tx::Tx;
+use super::{Store, StoreError, decode, directory};
+use crate::rules::grant::Answer;
+use crate::rules::placement::{self, Span};
+use crate::rules::roster;
+
+/// A detail can name many refused items; an event's text holds 4096 bytes.
+const COMMENT_MAX_CHARS: usize = 1000;
+
+/// No honest agent holds a generation beyond this one; what is above would leave no room to raise it further.
+const GENERATION_MAX: u64 = 1 << 62;
+
+impl Store {
+    /// An agent's session begins: what its kernel holds, and what it reports.
+    pub async fn agent_connected(&self, hello: &Hello, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let generation = host(tx.sql(), &hello.host).await?.1.generation;
+        let is_ours = |held: &(Uuid, u64)| held.0 == self.timeline() && held.1 <= GENERATION_MAX;
+        let held = hello.applied.filter(is_ours).map(|(_, held)| held);
+        // Restored from an older copy, we could be behind what the agent holds, and it would refuse all we send.
+        if let Some(held) = held.filter(|held| *held > generation) {
+            tracing::warn!(host = %hello.host, held, generation, "an agent is ahead of this database");
+            set_generation(tx.sql(), &hello.host, held).await?;
+            tx.raise(&hello.host).await?;
+        }
+        sqlx::query(
+            "UPDATE hosts SET applied_generation = ?, seen_ms = ?, agent_version = ?, kernel_release = ?
+             WHERE name = ?",
+        )
+        .bind(decode::sql(held.unwrap_or(0)))
+        .bind(now.unix_ms())
+        .bind(&hello.agent_version)
+        .bind(&hello.kernel_release)
+        .bind(hello.host.as_str())
+        .execute(tx.sql())
+        .await
+        .map_err(StoreError::sql("note an agent's hello"))?;
+        tx.record(EventKind::AgentConnected, now, |event| {
+            event.host = hello.host.to_string();
+            event.actor = format!("host:{}", hello.host);
+            event.comment = format!("agent {}, kernel {}", hello.agent_version, hello.kernel_release);
+        })
+        .await?;
+        for (grant, span) in open_grants(tx.sql(), &hello.host).await? {
+            let answer = match held {
+                // A timeline of somebody else's says nothing about our grants, but that they are not there.
+                None => Some(Answer::Blank),
+                Some(held) => placement::lacks(span, held).then_some(Answer::Lacks),
+            };
+            if let Some(answer) = answer {
+                tx.heard(grant, &hello.host, answer, now).await?;
+            }
+        }
+        tx.report(&hello.host, &hello.report, now).await?;
+        tx.commit().await
+    }
+
+    /// An agent's session is over.
+    pub async fn agent_disconnected(
+        &self,
+        name: &HostName,
+        reason: &str,
+        comment: &str,
+        seen: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        sqlx::query("UPDATE hosts SET seen_ms = ? WHERE name = ?")
+            .bind(seen.unix_ms())
+            .bind(name.as_str())
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("note an agent's end"))?;
+        tx.record(EventKind::AgentDisconnected, now, |event| {
+            event.host = name.to_string();
+            event.actor = SYSTEM.to_owned();
+            event.reason = reason.to_owned();
+            event.comment = comment.to_owned();
+        })
+        .await?;
+        tx.commit().await
+    }
+
+    /// An agent says how its host is.
+    pub async fn agent_reported(
+        &self,
+        name: &HostName,
+        report: &Report,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        // Nearly all reports say the same again; they must not queue up for the one writer.
+        if self.host(name).await?.report.as_ref() == Some(report) {
+            return Ok(());
+        }
+        let mut tx = self.write().await?;
+        tx.report(name, report, now).await?;
+        tx.commit().await
+    }
+
+    /// A host's kernel holds a set that was sent to it, without what was left out of it.
+    pub async fn agent_applied(
+        &self,
+        name: &HostName,
+        applied: &Applied,
+        left_out: &[GrantId],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let (number, before) = host(tx.sql(), name).await?;
+        sqlx::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ?")
+            .bind(decode::sql(applied.generation))
+            .bind(now.unix_ms())
+            .bind(number)
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("note what an agent applied"))?;
+        replace_refusals(tx.sql(), number, applied).await?;
+        tx.note_state(name, &before, now).await?;
+        let open = open_grants(tx.sql(), name).await?;
+        for (grant, answer) in placement::answers(applied, left_out, &open) {
+            tx.heard(grant, name, answer, now).await?;
+        }
+        tx.commit().await
+    }
+}
+
+impl Tx {
+    async fn report(&mut self, name: &HostName, report: &Report, now: Timestamp) -> Result<(), StoreError> {
+        let (number, before) = host(self.sql(), name).await?;
+        if before.report.as_ref() == Some(report) {
+            return Ok(());
+        }
+        sqlx::query("UPDATE hosts SET reported_state = ?, reported_detail = ?, seen_ms = ? WHERE number = ?")
+            .bind(report.state.as_str())
+            .bind(&report.detail)
+            .bind(now.unix_ms())
+            .bind(number)
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("note an agent's report"))?;
+        self.note_state(name, &before, now).await
+    }
+
+    /// Writes down that what may be claimed of a host is not what it was.
+    async fn note_state(
+        &mut self,
+        name: &HostName,
+        before: &HostRecord,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let after = host(self.sql(), name).await?.1;
+        let claimed = |record: &HostRecord| {
+            record.report.as_ref().map(|report| roster::claimed(report, &record.missing))
+        };
+        let Some(claim) = claimed(&after).filter(|claim| Some(claim) != claimed(before).as_ref()) else {
+            return Ok(());
+        };
+        self.record(EventKind::AgentStateChanged, now, |event| {
+            event.host = name.to_string();
+            event.actor = format!("host:{name}");
+            event.reason = claim.state.as_str().replace(' ', "_");
+            event.comment = claim.detail.chars().take(COMMENT_MAX_CHARS).collect();
+        })
+        .await
+    }
+}
+
+async fn set_generation(
+    sql: &mut SqliteConnection,
+    name: &HostName,
+    generation: u64,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE hosts SET generation = ? WHERE name = ?")
+        .bind(decode::sql(generation))
+        .bind(name.as_str())
+        .execute(sql)
+        .await
+        .map_err(StoreError::sql("set a host's generation"))?;
+    Ok(())
+}
+
+async fn replace_refusals(
+    sql: &mut SqliteConnection,
+    host: i64,
+    applied: &Applied,
+) -> Result<(), StoreError> {
+    let failed = StoreError::sql("note what a host refused");
+    sqlx::query("DELETE FROM host_refusals WHERE host = ?")
+        .bind(host)
+        .execute(&mut *sql)
+        .await
+        .map_err(&failed)?;
+    let known = known_items(sql, applied).await?;
+    for refused in applied.refused.iter().filter(|refused| known.contains(&refused.item)) {
+        let (statement, number) = match refused.item {
+            RefusedItem::Grant(_) => continue,
+            RefusedItem::Resource(number) => {
+                ("INSERT OR IGNORE INTO host_refusals (host, resource, error) VALUES (?, ?, ?)", number.get())
+            }
+            RefusedItem::Subject(number) => {
+                ("INSERT OR IGNORE INTO host_refusals (host, subject, error) VALUES (?, ?, ?)", number.get())
+            }
+        };
+        sqlx::query(statement)
+            .bind(host)
+            .bind(number)
+            .bind(&refused.error)
+            .execute(&mut *sql)
+            .await
+            .map_err(&failed)?;
+    }
+    Ok(())
+}
+
+/// What can be refused at all: a confused agent that refuses a million things must not hold up the one writer.
+async fn known_items(
+    sql: &mut SqliteConnection,
+    applied: &Applied,
+) -> Result<HashSet<RefusedItem>, StoreError> {
+    let is_item = |refused: &Refused| !matches!(refused.item, RefusedItem::Grant(_));
+    if !applied.refused.iter().any(is_item) {
+        return Ok(HashSet::new());
+    }
+    let resources = directory::resources(sql).await?.into_iter();
+    let subjects = directory::subjects(sql).await?.into_iter();
+    let resources = resources.map(|resource| RefusedItem::Resource(resource.number));
+    Ok(resources.chain(subjects.map(|subject| RefusedItem::Subject(subject.number))).collect())
+}
+
+/// The grants that a host's kernel may hold.
+async fn open_grants(
+    sql: &mut SqliteConnection,
+    name: &HostName,
+) -> Result<Vec<(GrantId, Span)>, StoreError> {
+    let rows: Vec<(String, i64, Option<i64>)> = sqlx::query_as(
+        "SELECT grant_hosts.grant_id, grant_hosts.since_generation, grant_hosts.until_generation
+         FROM grant_hosts JOIN hosts ON hosts.number = grant_hosts.host
+         WHERE hosts.name = ? AND grant_hosts.holding <> 'free'",
+    )
+    .bind(name.as_str())
+    .fetch_all(sql)
+    .await
+    .map_err(StoreError::sql("read a host's open grants"))?;
+    let open = |(id, since, until): (String, i64, Option<i64>)| {
+        let until = until.map(|until| decode::number("until_generation", until)).transpose()?;
+        let span = Span { since: decode::number("since_generation", since)?, until };
+        Ok((decode::text("grant", &id)?, span))
+    };
+    rows.into_iter().map(open).collect()
+}

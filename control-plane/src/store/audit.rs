@@ -1,0 +1,124 @@
+//! The audit record's rows: appended in order, read by position, never changed.
+
+use prost::Message;
+use proto::types::{AuditEvent, HostName, Timestamp};
+use proto::wire::audit as wire;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use uuid::Uuid;
+
+use super::{Store, StoreError, decode};
+use crate::rules::numbering;
+
+/// What was kept of an agent's batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Which epoch.
+    pub epoch: Uuid,
+    /// The last sequence number of it that is on disk.
+    pub sequence: u64,
+}
+
+impl Store {
+    /// Keeps the new events of an agent's batch; what is there already is left out. On return they are on disk.
+    pub async fn receive(&self, host: &HostName, events: Vec<AuditEvent>) -> Result<Stored, StoreError> {
+        let epoch = numbering::epoch(host, &events)?;
+        let mut tx = self.write().await?;
+        let stored = last_sequence(tx.sql(), Some(host), epoch).await?;
+        let new = numbering::continuation(stored, events)?;
+        let Some(last) = new.last() else { return Ok(Stored { epoch, sequence: stored }) };
+        let sequence = last.id.sequence;
+        append(tx.sql(), new).await?;
+        tx.wake_followers();
+        tx.commit().await?;
+        Ok(Stored { epoch, sequence })
+    }
+
+    /// At most `limit` events after `position`, in order.
+    pub async fn events(&self, position: u64, limit: u32) -> Result<Vec<AuditEvent>, StoreError> {
+        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT position, payload FROM audit_events WHERE position > ? ORDER BY position LIMIT ?",
+        )
+        .bind(decode::sql(position))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(StoreError::sql("read audit events"))?;
+        rows.into_iter().map(|(position, payload)| event(position, &payload)).collect()
+    }
+
+    /// The position of the newest event; 0: there is none.
+    pub async fn newest_position(&self) -> Result<u64, StoreError> {
+        let newest: i64 = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(StoreError::sql("read the newest position"))?;
+        decode::number("position", newest)
+    }
+
+    /// Records that `caller` was refused a call: `reason` is a word, `comment` says which call.
+    pub async fn call_refused(
+        &self,
+        caller: &str,
+        reason: &str,
+        comment: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        tx.record(proto::types::EventKind::CallRefused, now, |event| {
+            event.actor = caller.to_owned();
+            event.reason = reason.to_owned();
+            event.comment = comment;
+        })
+        .await?;
+        tx.commit().await
+    }
+}
+
+/// The last sequence number kept of a source (None: ourselves) and epoch; 0: none.
+pub(super) async fn last_sequence(
+    sql: &mut SqliteConnection,
+    host: Option<&HostName>,
+    epoch: Uuid,
+) -> Result<u64, StoreError> {
+    let last: i64 = sqlx::query_scalar(
+        "SELECT coalesce(max(sequence), 0) FROM audit_events WHERE source = ? AND epoch = ?",
+    )
+    .bind(source(host))
+    .bind(epoch.to_string())
+    .fetch_one(sql)
+    .await
+    .map_err(StoreError::sql("read the last sequence number"))?;
+    decode::number("sequence", last)
+}
+
+/// Puts events, which are not empty, at the end of the record.
+pub(super) async fn append(sql: &mut SqliteConnection, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+    let newest: i64 = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
+        .fetch_one(&mut *sql)
+        .await
+        .map_err(StoreError::sql("read the newest position"))?;
+    let mut insert: QueryBuilder<Sqlite> =
+        QueryBuilder::new("INSERT INTO audit_events (position, source, epoch, sequence, payload) ");
+    insert.push_values((newest + 1..).zip(events), |mut row, (position, event)| {
+        row.push_bind(position)
+            .push_bind(source(event.id.host.as_ref()).to_owned())
+            .push_bind(event.id.epoch.to_string())
+            .push_bind(decode::sql(event.id.sequence))
+            .push_bind(wire::AuditEvent { position: 0, ..event.into() }.encode_to_vec());
+    });
+    insert.build().execute(sql).await.map_err(StoreError::sql("append audit events"))?;
+    Ok(())
+}
+
+fn source(host: Option<&HostName>) -> &str {
+    host.map_or("control-plane", HostName::as_str)
+}
+
+fn event(position: i64, payload: &[u8]) -> Result<AuditEvent, StoreError> {
+    let broken = |problem: String| {
+        StoreError::broken("audit event")(proto::types::Invalid::new(format!("position {position}"), problem))
+    };
+    let wire = wire::AuditEvent::decode(payload).map_err(|error| broken(error.to_string()))?;
+    let event = AuditEvent::try_from(wire).map_err(StoreError::broken("audit event"))?;
+    Ok(AuditEvent { position: decode::number("position", position)?, ..event })
+}

@@ -1,0 +1,226 @@
+//! Resources and subjects.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+
+use proto::types::{
+    EventKind, NewResource, NewSubject, Resource, Selector, Subject, SubjectId, SubjectRole, Timestamp,
+};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+
+use super::tx::Tx;
+use super::{Store, StoreError, decode};
+use crate::identity::TokenHash;
+use crate::rules::Refusal;
+
+impl Store {
+    /// Adds a resource; every host's set is another one then.
+    pub async fn add_resource(
+        &self,
+        new: NewResource,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Resource, StoreError> {
+        let mut tx = self.write().await?;
+        for known in resources(tx.sql()).await? {
+            if known.name == new.name {
+                return Err(Refusal::ResourceExists(new.name).into());
+            }
+            if let Some(destination) = known.conflict(&new) {
+                return Err(Refusal::DestinationTaken { destination, resource: known.name }.into());
+            }
+        }
+        let number: i64 = sqlx::query_scalar(
+            "INSERT INTO resources (name, addresses, ports, added_ms) VALUES (?, ?, ?, ?) RETURNING number",
+        )
+        .bind(new.name.as_str())
+        .bind(join(&new.addresses))
+        .bind(join(&new.ports))
+        .bind(now.unix_ms())
+        .fetch_one(tx.sql())
+        .await
+        .map_err(StoreError::sql("add a resource"))?;
+        let resource = Resource::numbered(decode::id_number("number", number)?, new);
+        tx.raise_all().await?;
+        tx.record(EventKind::ResourceAdded, now, |event| {
+            event.resource = resource.name.to_string();
+            event.actor = actor.to_owned();
+            event.comment = resource.destination();
+            event.comment.truncate(COMMENT_MAX_BYTES);
+        })
+        .await?;
+        tx.commit().await?;
+        Ok(resource)
+    }
+
+    /// By name.
+    pub async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
+        resources(&mut *self.read().await?).await
+    }
+
+    /// Adds a subject; every host's set is another one then. With a token's hash, it can sign in at once.
+    pub async fn add_subject(
+        &self,
+        new: NewSubject,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Subject, StoreError> {
+        let mut tx = self.write().await?;
+        let subject = tx.add_subject(new, actor, now).await?;
+        tx.raise_all().await?;
+        tx.commit().await?;
+        Ok(subject)
+    }
+
+    /// By id.
+    pub async fn subjects(&self) -> Result<Vec<Subject>, StoreError> {
+        subjects(&mut *self.read().await?).await
+    }
+
+    /// Makes a host known; its agent signs in with the token of this hash.
+    pub async fn add_host(
+        &self,
+        name: &proto::types::HostName,
+        token: &TokenHash,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let added =
+            sqlx::query("INSERT INTO hosts (name, added_ms) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
+                .bind(name.as_str())
+                .bind(now.unix_ms())
+                .execute(tx.sql())
+                .await
+                .map_err(StoreError::sql("add a host"))?;
+        if added.rows_affected() == 0 {
+            return Err(Refusal::HostExists(name.clone()).into());
+        }
+        tx.record(EventKind::HostAdded, now, |event| {
+            event.host = name.to_string();
+            event.actor = actor.to_owned();
+        })
+        .await?;
+        tx.issue_host_token(name, token, actor, now).await?;
+        tx.commit().await
+    }
+}
+
+/// The longest comment of an event, in bytes; destinations and selectors are ASCII or cut at a character by their types.
+const COMMENT_MAX_BYTES: usize = 4096;
+
+impl Tx {
+    pub(super) async fn add_subject(
+        &mut self,
+        new: NewSubject,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Subject, StoreError> {
+        let number: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO subjects (id, role, added_ms) VALUES (?, ?, ?)
+             ON CONFLICT (id) DO NOTHING RETURNING number",
+        )
+        .bind(new.id.as_str())
+        .bind(new.role.as_str())
+        .bind(now.unix_ms())
+        .fetch_optional(self.sql())
+        .await
+        .map_err(StoreError::sql("add a subject"))?;
+        let Some(number) = number else { return Err(Refusal::SubjectExists(new.id).into()) };
+        for selector in &new.selectors {
+            self.add_selector(number, selector).await?;
+        }
+        let subject = Subject::numbered(decode::id_number("number", number)?, new);
+        self.record(EventKind::SubjectAdded, now, |event| {
+            event.subject = subject.id.to_string();
+            event.actor = actor.to_owned();
+            event.comment = format!("role {}", subject.role);
+        })
+        .await?;
+        Ok(subject)
+    }
+
+    async fn add_selector(&mut self, subject: i64, selector: &Selector) -> Result<(), StoreError> {
+        let selector = selector.to_string();
+        let owner: Option<String> = sqlx::query_scalar(
+            "SELECT subjects.id FROM selectors JOIN subjects ON subjects.number = selectors.subject
+             WHERE selector = ?",
+        )
+        .bind(&selector)
+        .fetch_optional(self.sql())
+        .await
+        .map_err(StoreError::sql("look up a selector"))?;
+        if let Some(owner) = owner {
+            return Err(Refusal::SelectorTaken { selector, subject: decode::text("subject", &owner)? }.into());
+        }
+        sqlx::query("INSERT INTO selectors (selector, subject) VALUES (?, ?)")
+            .bind(selector)
+            .bind(subject)
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("add a selector"))?;
+        Ok(())
+    }
+}
+
+fn join<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// All resources, by name.
+pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
+    let rows: Vec<(i64, String, String, String)> =
+        sqlx::query_as("SELECT number, name, addresses, ports FROM resources ORDER BY name")
+            .fetch_all(sql)
+            .await
+            .map_err(StoreError::sql("read the resources"))?;
+    let resource = |(number, name, addresses, ports): (i64, String, String, String)| {
+        let addresses = addresses.split(' ').map(|part| decode::text("addresses", part));
+        let ports = ports.split(' ').map(|part| decode::text("ports", part));
+        Ok(Resource {
+            number: decode::id_number("number", number)?,
+            name: decode::text("resource", &name)?,
+            addresses: addresses.collect::<Result<_, _>>()?,
+            ports: ports.collect::<Result<_, _>>()?,
+        })
+    };
+    rows.into_iter().map(resource).collect()
+}
+
+/// All subjects, by id.
+pub(super) async fn subjects(sql: &mut SqliteConnection) -> Result<Vec<Subject>, StoreError> {
+    let rows: Vec<(i64, String, String)> =
+        sqlx::query_as("SELECT number, id, role FROM subjects ORDER BY id")
+            .fetch_all(&mut *sql)
+            .await
+            .map_err(StoreError::sql("read the subjects"))?;
+    let selectors: Vec<(i64, String)> = sqlx::query_as("SELECT subject, selector FROM selectors")
+        .fetch_all(sql)
+        .await
+        .map_err(StoreError::sql("read the selectors"))?;
+    let mut by_subject: HashMap<i64, Vec<Selector>> = HashMap::new();
+    for (subject, selector) in selectors {
+        by_subject.entry(subject).or_default().push(decode::text("selector", &selector)?);
+    }
+    let subject = |(number, id, role): (i64, String, String)| {
+        let mut selectors = by_subject.remove(&number).unwrap_or_default();
+        selectors.sort_unstable();
+        Ok(Subject {
+            number: decode::id_number("number", number)?,
+            id: decode::text::<SubjectId>("subject", &id)?,
+            selectors,
+            role: decode::text::<SubjectRole>("role", &role)?,
+        })
+    };
+    rows.into_iter().map(subject).collect()
+}
+
+/// Adds `(?, ?, …)` with these texts.
+pub(super) fn push_list(query: &mut QueryBuilder<Sqlite>, items: impl IntoIterator<Item = String>) {
+    query.push("(");
+    let mut list = query.separated(", ");
+    for item in items {
+        list.push_bind(item);
+    }
+    query.push(")");
+}

@@ -1,0 +1,147 @@
+//! Grants, read.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proto::types::{Grant, GrantHost, GrantId, GrantState, HostName, Invalid, SubjectId};
+use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+
+use super::directory::push_list;
+use super::requests::push_whose;
+use super::{RequestFilter, Store, StoreError, decode};
+use crate::rules::Refusal;
+use crate::rules::grant::{Body, Holding, Life};
+
+impl Store {
+    /// Grants, newest first.
+    pub async fn grants(&self, filter: &RequestFilter) -> Result<Vec<Grant>, StoreError> {
+        let mut query = QueryBuilder::new(GRANTS);
+        query.push(if filter.all { " WHERE true" } else { " WHERE grants.state <> 'ended'" });
+        push_whose(&mut query, &filter.whose);
+        query.push(" ORDER BY grants.id DESC LIMIT ").push_bind(filter.limit);
+        let rows = read(&mut *self.read().await?, query).await?;
+        Ok(rows.into_iter().map(Kept::shown).collect())
+    }
+}
+
+/// A grant as it is kept.
+pub(super) struct Kept {
+    pub(super) grant: Grant,
+    pub(super) life: Life,
+    pub(super) requester: SubjectId,
+}
+
+impl Kept {
+    fn shown(self) -> Grant {
+        self.grant
+    }
+}
+
+/// A grant as people see it.
+pub(super) async fn grant(sql: &mut SqliteConnection, id: GrantId) -> Result<Grant, StoreError> {
+    Ok(kept(sql, id).await?.shown())
+}
+
+/// A grant as it is kept.
+pub(super) async fn kept(sql: &mut SqliteConnection, id: GrantId) -> Result<Kept, StoreError> {
+    let mut query = QueryBuilder::new(GRANTS);
+    query.push(" WHERE grants.id = ").push_bind(id.to_string());
+    let found = read(sql, query).await?.pop();
+    Ok(found.ok_or(Refusal::UnknownGrant(id))?)
+}
+
+pub(super) const GRANTS: &str = "
+    SELECT grants.id, grants.state, grants.end_reason, grants.request, resources.name AS resource,
+        subjects.id AS subject, requesters.id AS requester, grants.issued_ms, grants.expires_ms, grants.ended_ms
+    FROM grants
+    JOIN requests ON requests.id = grants.request
+    JOIN resources ON resources.number = requests.resource
+    JOIN subjects ON subjects.number = requests.subject
+    JOIN subjects AS requesters ON requesters.number = requests.requester";
+
+#[derive(FromRow)]
+struct GrantRow {
+    id: String,
+    state: String,
+    end_reason: Option<String>,
+    request: String,
+    resource: String,
+    subject: String,
+    requester: String,
+    issued_ms: i64,
+    expires_ms: i64,
+    ended_ms: Option<i64>,
+}
+
+/// The grants that a query made from [`GRANTS`] finds.
+pub(super) async fn read(
+    sql: &mut SqliteConnection,
+    mut query: QueryBuilder<Sqlite>,
+) -> Result<Vec<Kept>, StoreError> {
+    let rows: Vec<GrantRow> =
+        query.build_query_as().fetch_all(&mut *sql).await.map_err(StoreError::sql("read grants"))?;
+    let mut query = QueryBuilder::new(
+        "SELECT grant_hosts.grant_id, hosts.name, grant_hosts.holding, grant_hosts.error FROM grant_hosts
+         JOIN hosts ON hosts.number = grant_hosts.host WHERE grant_hosts.grant_id IN ",
+    );
+    push_list(&mut query, rows.iter().map(|row| row.id.clone()));
+    let places: Vec<(String, String, String, String)> =
+        query.build_query_as().fetch_all(sql).await.map_err(StoreError::sql("read grants' hosts"))?;
+    let mut hosts: HashMap<String, BTreeMap<HostName, Holding>> = HashMap::new();
+    for (grant, name, word, error) in places {
+        hosts.entry(grant).or_default().insert(decode::text("host", &name)?, holding(&word, error)?);
+    }
+    let kept = |row: GrantRow| {
+        let hosts = hosts.remove(&row.id).unwrap_or_default();
+        decode_grant(row, hosts)
+    };
+    rows.into_iter().map(kept).collect()
+}
+
+fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kept, StoreError> {
+    let state = decode::grant_state(&row.state, row.end_reason.as_deref())?;
+    let expires = decode::time("expires", row.expires_ms)?;
+    let shown = |(name, holding): (&HostName, &Holding)| GrantHost {
+        name: name.clone(),
+        held: match state {
+            GrantState::Activating | GrantState::Active => *holding == Holding::Held,
+            GrantState::Ending(_) | GrantState::Ended(_) => holding.may_hold(),
+        },
+        error: holding_words(holding).1.to_owned(),
+    };
+    let grant = Grant {
+        id: decode::text("grant", &row.id)?,
+        state,
+        request: decode::text("request", &row.request)?,
+        resource: decode::text("resource", &row.resource)?,
+        subject: decode::text("subject", &row.subject)?,
+        hosts: hosts.iter().map(shown).collect(),
+        issued: decode::time("issued", row.issued_ms)?,
+        expires,
+        ended: row.ended_ms.map(|ended| decode::time("ended", ended)).transpose()?,
+    };
+    let requester = decode::text("requester", &row.requester)?;
+    Ok(Kept { grant, life: Life::kept(state, Body { expires, hosts }), requester })
+}
+
+/// As a row says it: the word, and the error of a refusal.
+pub(super) fn holding_words(holding: &Holding) -> (&'static str, &str) {
+    match holding {
+        Holding::Unknown => ("unknown", ""),
+        Holding::Held => ("held", ""),
+        Holding::Refused(error) => ("refused", error),
+        Holding::Free(error) => ("free", error),
+    }
+}
+
+fn holding(word: &str, error: String) -> Result<Holding, StoreError> {
+    match word {
+        "unknown" => Ok(Holding::Unknown),
+        "held" => Ok(Holding::Held),
+        "refused" => Ok(Holding::Refused(error)),
+        "free" => Ok(Holding::Free(error)),
+        _ => {
+            let unknown = Invalid::new("holding", format_args!("`{word}` is not known"));
+            Err(StoreError::broken("holding")(unknown))
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Grants: their steps, each with its events and with the sets it changes.
+
+use proto::types::{
+    AuditEvent, EndReason, EventKind, Grant, GrantId, GrantState, HostName, SubjectId, Timestamp,
+};
+use sqlx::QueryBuilder;
+
+use super::grants::{GRANTS, Kept, grant, holding_words, kept, read};
+use super::setup::SYSTEM;
+use super::tx::Tx;
+use super::{Store, StoreError, Whose, decode};
+use crate::rules::Refusal;
+use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped};
+
+/// How many grants one transaction ends, so that others get their turn at the database in between.
+const EXPIRE_BATCH: u32 = 100;
+
+/// Who or what makes a step, for the record.
+struct Cause<'a> {
+    actor: String,
+    comment: &'a str,
+}
+
+impl Store {
+    /// Ends a grant; of somebody's own only, if `whose` says so.
+    pub async fn end_grant(
+        &self,
+        id: GrantId,
+        reason: EndReason,
+        caller: &SubjectId,
+        whose: &Whose,
+        comment: &str,
+        now: Timestamp,
+    ) -> Result<Grant, StoreError> {
+        let mut tx = self.write().await?;
+        let kept = kept(tx.sql(), id).await?;
+        if let Whose::Of(holder) = whose
+            && ![&kept.grant.subject, &kept.requester].contains(&holder)
+        {
+            return Err(Refusal::NotHolder { caller: caller.clone(), grant: id }.into());
+        }
+        let cause = Cause { actor: caller.to_string(), comment };
+        tx.step(kept, Step::End(reason), &cause, now).await?;
+        let grant = grant(tx.sql(), id).await?;
+        tx.commit().await?;
+        Ok(grant)
+    }
+
+    /// When the next grant reaches its deadline; None: there is no live one.
+    pub async fn next_deadline(&self) -> Result<Option<Timestamp>, StoreError> {
+        let next: Option<i64> =
+            sqlx::query_scalar("SELECT min(expires_ms) FROM grants WHERE state <> 'ended'")
+                .fetch_one(&self.readers)
+                .await
+                .map_err(StoreError::sql("read the next deadline"))?;
+        next.map(|next| decode::time("expires", next)).transpose()
+    }
+
+    /// Ends grants whose deadline has passed. Returns whether there may be more of them.
+    pub async fn expire(&self, now: Timestamp) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let mut query = QueryBuilder::new(GRANTS);
+        query.push(" WHERE grants.state <> 'ended' AND grants.expires_ms <= ").push_bind(now.unix_ms());
+        query.push(" ORDER BY grants.expires_ms LIMIT ").push_bind(EXPIRE_BATCH);
+        let over = read(tx.sql(), query).await?;
+        let may_be_more = over.len() == EXPIRE_BATCH as usize;
+        for kept in over {
+            let cause = Cause { actor: SYSTEM.to_owned(), comment: "" };
+            tx.step(kept, Step::Wait, &cause, now).await?;
+        }
+        tx.commit().await?;
+        Ok(may_be_more)
+    }
+}
+
+impl Tx {
+    /// A host's agent said something about a grant.
+    pub(super) async fn heard(
+        &mut self,
+        id: GrantId,
+        host: &HostName,
+        answer: Answer,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let comment = match &answer {
+            Answer::Refuses(error) => error.clone(),
+            Answer::Holds | Answer::Lacks | Answer::Blank => String::new(),
+        };
+        let cause = Cause { actor: format!("host:{host}"), comment: &comment };
+        let kept = kept(self.sql(), id).await?;
+        self.step(kept, Step::Heard(host.clone(), answer), &cause, now).await
+    }
+
+    /// Makes a step and writes down what it changed.
+    async fn step(
+        &mut self,
+        kept: Kept,
+        step: Step,
+        cause: &Cause<'_>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let Kept { grant, life: before, .. } = kept;
+        let refused = |NotLive(state)| Refusal::NotLive { grant: grant.id, state };
+        let Stepped { life, entered } = before.clone().step(step, now).map_err(refused)?;
+        if life == before {
+            return Ok(());
+        }
+        for (host, holding) in &life.body().hosts {
+            if before.body().hosts.get(host) != Some(holding) {
+                self.note_holding(grant.id, host, holding).await?;
+            }
+        }
+        if before.state().end_reason().is_none() && life.state().end_reason().is_some() {
+            self.take_out(&grant, &entered).await?;
+        }
+        if !entered.is_empty() {
+            self.note_state_of(grant.id, life.state(), now).await?;
+        }
+        for state in entered {
+            self.record_step(&grant, state, cause, now).await?;
+        }
+        self.wake_access();
+        Ok(())
+    }
+
+    async fn note_holding(
+        &mut self,
+        grant: GrantId,
+        host: &HostName,
+        holding: &Holding,
+    ) -> Result<(), StoreError> {
+        let (word, error) = holding_words(holding);
+        sqlx::query(
+            "UPDATE grant_hosts SET holding = ?, error = ?
+             WHERE grant_id = ? AND host = (SELECT number FROM hosts WHERE name = ?)",
+        )
+        .bind(word)
+        .bind(error)
+        .bind(grant.to_string())
+        .bind(host.as_str())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("note what a host holds"))?;
+        Ok(())
+    }
+
+    /// Takes a grant out of its hosts' sets. If it was ended before its deadline, the sets are sent anew; at its deadline
+    /// the kernels end it by themselves, and the next set will be without it.
+    async fn take_out(&mut self, grant: &Grant, entered: &[GrantState]) -> Result<(), StoreError> {
+        let is_early = entered.iter().any(|state| matches!(state, GrantState::Ending(_)));
+        if is_early {
+            for host in &grant.hosts {
+                self.raise(&host.name).await?;
+            }
+        }
+        sqlx::query(
+            "UPDATE grant_hosts SET until_generation =
+                 (SELECT generation + ? FROM hosts WHERE hosts.number = grant_hosts.host)
+             WHERE grant_id = ?",
+        )
+        .bind(if is_early { 0_i64 } else { 1 })
+        .bind(grant.id.to_string())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("take a grant out of its hosts' sets"))?;
+        Ok(())
+    }
+
+    async fn note_state_of(
+        &mut self,
+        grant: GrantId,
+        state: GrantState,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let ended = matches!(state, GrantState::Ended(_)).then_some(now.unix_ms());
+        sqlx::query("UPDATE grants SET state = ?, end_reason = ?, ended_ms = ? WHERE id = ?")
+            .bind(state.as_str())
+            .bind(state.end_reason().map(EndReason::as_str))
+            .bind(ended)
+            .bind(grant.to_string())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("step a grant"))?;
+        Ok(())
+    }
+
+    async fn record_step(
+        &mut self,
+        grant: &Grant,
+        state: GrantState,
+        cause: &Cause<'_>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let kind = match state {
+            GrantState::Activating => EventKind::GrantIssued,
+            GrantState::Active => EventKind::GrantActive,
+            GrantState::Ending(_) => EventKind::GrantEnding,
+            GrantState::Ended(_) => EventKind::GrantEnded,
+        };
+        self.record_grant(kind, grant, now, |event| {
+            event.reason = state.end_reason().map(|reason| reason.to_string()).unwrap_or_default();
+            event.actor.clone_from(&cause.actor);
+            event.comment = cause.comment.to_owned();
+        })
+        .await
+    }
+
+    pub(super) async fn record_grant(
+        &mut self,
+        kind: EventKind,
+        grant: &Grant,
+        now: Timestamp,
+        fill: impl FnOnce(&mut AuditEvent),
+    ) -> Result<(), StoreError> {
+        self.record(kind, now, |event| {
+            event.request = grant.request.to_string();
+            event.grant = grant.id.to_string();
+            event.subject = grant.subject.to_string();
+            event.resource = grant.resource.to_string();
+            event.expires = Some(grant.expires);
+            fill(event);
+        })
+        .await
+    }
+}

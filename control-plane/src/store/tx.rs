@@ -1,0 +1,99 @@
+//! One change: its rows, its audit events, and whom it wakes.
+
+use std::sync::Arc;
+
+use proto::types::{AuditEvent, EventId, EventKind, HostName, Timestamp};
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+use uuid::Uuid;
+
+use super::signals::{Changes, Signals};
+use super::{StoreError, audit, decode};
+
+/// A change under way. Dropped, it has not happened.
+#[derive(Debug)]
+pub(super) struct Tx {
+    inner: Transaction<'static, Sqlite>,
+    timeline: Uuid,
+    signals: Arc<Signals>,
+    changes: Changes,
+}
+
+impl Tx {
+    pub(super) fn new(inner: Transaction<'static, Sqlite>, timeline: Uuid, signals: Arc<Signals>) -> Self {
+        Self { inner, timeline, signals, changes: Changes::default() }
+    }
+
+    /// Where statements go.
+    pub(super) fn sql(&mut self) -> &mut SqliteConnection {
+        &mut self.inner
+    }
+
+    /// Those who wait for a request or grant are woken.
+    pub(super) fn wake_access(&mut self) {
+        self.changes.access = true;
+    }
+
+    /// Followers of the audit record are woken.
+    pub(super) fn wake_followers(&mut self) {
+        self.changes.events = true;
+    }
+
+    /// Writes one line of our own into the record; `fill` says what there is to say.
+    pub(super) async fn record(
+        &mut self,
+        kind: EventKind,
+        now: Timestamp,
+        fill: impl FnOnce(&mut AuditEvent),
+    ) -> Result<(), StoreError> {
+        let epoch = self.timeline;
+        let sequence = audit::last_sequence(self.sql(), None, epoch).await?.saturating_add(1);
+        let id = EventId { host: None, epoch, sequence };
+        let mut event = AuditEvent::new(id, kind, now);
+        fill(&mut event);
+        audit::append(self.sql(), vec![event]).await?;
+        self.wake_followers();
+        Ok(())
+    }
+
+    /// Raises a host's generation: its set is another one from here on. Returns the new generation.
+    pub(super) async fn raise(&mut self, host: &HostName) -> Result<u64, StoreError> {
+        let raised = sqlx::query_scalar(
+            "UPDATE hosts SET generation = generation + 1 WHERE name = ? RETURNING generation",
+        )
+        .bind(host.as_str())
+        .fetch_one(self.sql())
+        .await
+        .map_err(StoreError::sql("raise a host's generation"))?;
+        self.changes.sets.insert(host.clone());
+        decode::number("generation", raised)
+    }
+
+    /// Raises the generation of every host.
+    pub(super) async fn raise_all(&mut self) -> Result<(), StoreError> {
+        let names: Vec<String> =
+            sqlx::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
+                .fetch_all(self.sql())
+                .await
+                .map_err(StoreError::sql("raise every host's generation"))?;
+        for name in names {
+            self.changes.sets.insert(decode::text("host", &name)?);
+        }
+        Ok(())
+    }
+
+    /// Makes it durable, then wakes. Once begun it is carried through, even if the caller is gone: else a change could
+    /// happen and nobody be woken.
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        let Self { inner, signals, changes, .. } = self;
+        let committing = tokio::spawn(async move {
+            let committed = inner.commit().await;
+            if committed.is_ok() {
+                signals.give(changes);
+            }
+            committed
+        });
+        // The task neither panics nor is aborted, unless the runtime itself is being torn down.
+        let committed = committing.await.unwrap_or(Err(sqlx::Error::WorkerCrashed));
+        committed.map_err(StoreError::sql("commit a change"))
+    }
+}

@@ -1,0 +1,319 @@
+//! From a wish to a grant and to its end.
+
+use proto::status::ErrorKind;
+use proto::types::{EndReason, EventKind, GrantState, RequestState, SubjectRole};
+use proto::wire::access as wire;
+use proto::wire::agent::refused::Item;
+
+use crate::world::{FakeAgent, World, hello, refused, resource, until};
+
+#[tokio::test]
+async fn a_grant_from_wish_to_end() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let (mut agent, first) = FakeAgent::start(&world, &story.host_token).await;
+    assert_eq!((first.resources.len(), first.subjects.len(), first.grants.len()), (1, 3, 0));
+    agent.applied(first.generation).await;
+
+    let request = story.alice.request(600).await.expect("made");
+    assert_eq!(request.state, RequestState::Pending);
+    let own = story.alice.approve(request.id).await;
+    refused(own, ErrorKind::PermissionDenied, "may not call AccessService.ApproveRequest");
+    let watching = tokio::spawn({
+        let mut alice = story.alice.clone();
+        async move { alice.watch(request.id).await }
+    });
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    assert_eq!(grant.state, GrantState::Activating);
+
+    let set = agent.set_with(1).await;
+    assert!(set.generation > first.generation);
+    assert_eq!(set.grants[0].id, grant.id);
+    assert!(set.grants[0].remaining.as_secs() >= 590);
+    agent.applied(set.generation).await;
+    let seen = watching.await.expect("no panic");
+    let last = seen.last().expect("at least one").clone();
+    assert_eq!(last.0.state, RequestState::Approved);
+    let active = last.1.expect("approved");
+    assert_eq!(active.state, GrantState::Active);
+    assert!(active.hosts[0].held);
+
+    let again = story.dora.approve(request.id).await;
+    refused(again, ErrorKind::FailedPrecondition, "is approved already: `user:dora` decided at 20");
+
+    let ending = story.dora.revoke(grant.id).await.expect("revoked");
+    assert_eq!(ending.state, GrantState::Ending(EndReason::Revoked));
+    assert!(ending.hosts[0].held, "its kernel still may hold it");
+    refused(story.dora.revoke(grant.id).await, ErrorKind::FailedPrecondition, "is ending (revoked) already");
+    let without = agent.set_with(0).await;
+    // A late answer about the set with the grant does not count as its end.
+    agent.applied(set.generation).await;
+    agent.applied(without.generation).await;
+    until(async || story.alice.clone().grants(false).await.is_empty()).await;
+    let ended = story.alice.grants(true).await.remove(0);
+    assert_eq!(ended.state, GrantState::Ended(EndReason::Revoked));
+    assert!(ended.ended.is_some() && !ended.hosts[0].held);
+
+    let record = world.record().await;
+    let kinds: Vec<String> = record
+        .iter()
+        .map(|event| {
+            let story = [&*event.actor, &*event.subject, &*event.reason, &*event.comment].join(" | ");
+            format!("{} | {story}", event.kind)
+        })
+        .collect();
+    insta::assert_snapshot!(kinds.join("\n"));
+    for (index, event) in record.iter().enumerate() {
+        assert_eq!((event.position, event.id.sequence), (index as u64 + 1, index as u64 + 1));
+        assert_eq!(event.id.source(), "control-plane");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_decides_their_own() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let own = story.dora.request(60).await.expect("made");
+    refused(story.dora.approve(own.id).await, ErrorKind::PermissionDenied, "it asked for it itself");
+    let new = wire::CreateRequestRequest {
+        resource: "db".to_owned(),
+        subject: "user:dora".to_owned(),
+        duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        reason: "why not".to_owned(),
+        ..wire::CreateRequestRequest::default()
+    };
+    let for_dora = world.admin.create(new.clone()).await.expect("administrators ask for anybody");
+    refused(story.dora.approve(for_dora.id).await, ErrorKind::PermissionDenied, "the access is for itself");
+    refused(world.admin.approve(for_dora.id).await, ErrorKind::PermissionDenied, "it asked for it itself");
+    refused(story.alice.create(new).await, ErrorKind::PermissionDenied, "may not ask for `user:dora`");
+    assert!(world.admin.grants(true).await.is_empty());
+    let refusals = world.record().await.into_iter().filter(|event| event.kind == EventKind::CallRefused);
+    // How many of them are only counted depends on the second in which they fall.
+    let refusals = refusals.map(|event| {
+        let method = event.comment.split(' ').next().unwrap_or_default();
+        format!("{} {} {method}", event.actor, event.reason)
+    });
+    assert_eq!(
+        refusals.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>(),
+        [
+            "user:admin permission_denied AccessService.ApproveRequest",
+            "user:alice permission_denied AccessService.CreateRequest",
+            "user:dora permission_denied AccessService.ApproveRequest",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn bad_requests_change_nothing() {
+    let mut world = World::new().await;
+    let good = wire::CreateRequestRequest {
+        resource: "db".to_owned(),
+        duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        reason: "why not".to_owned(),
+        ..wire::CreateRequestRequest::default()
+    };
+    world.resource("db", "10.0.0.7").await;
+    let no_host = world.admin.create(good.clone()).await;
+    refused(no_host, ErrorKind::FailedPrecondition, "an administrator adds a host first");
+    world.host("db-7").await;
+    let duration = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    let bad = [
+        (
+            wire::CreateRequestRequest { resource: "dc".into(), ..good.clone() },
+            ErrorKind::NotFound,
+            "resource `dc`",
+        ),
+        (
+            wire::CreateRequestRequest { subject: "user:eve".into(), ..good.clone() },
+            ErrorKind::NotFound,
+            "`user:eve`",
+        ),
+        (
+            wire::CreateRequestRequest { hosts: vec!["x".into()], ..good.clone() },
+            ErrorKind::NotFound,
+            "host `x`",
+        ),
+        (
+            wire::CreateRequestRequest { reason: " ".into(), ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "reason",
+        ),
+        (
+            wire::CreateRequestRequest { duration: duration(0, 0), ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "0",
+        ),
+        (
+            wire::CreateRequestRequest { duration: duration(1, 5), ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "1 s",
+        ),
+        (
+            wire::CreateRequestRequest { duration: duration(-1, 0), ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "-1",
+        ),
+        (
+            wire::CreateRequestRequest { duration: None, ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "missing",
+        ),
+        (
+            wire::CreateRequestRequest { duration: duration(3601, 0), ..good.clone() },
+            ErrorKind::InvalidArgument,
+            "duration: 1h 1s is above the maximum of 1h",
+        ),
+    ];
+    for (new, kind, words) in bad {
+        refused(world.admin.create(new).await, kind, words);
+    }
+    refused(
+        world.admin.approve("01940000-0000-7000-8000-000000000001".parse().expect("valid")).await,
+        ErrorKind::NotFound,
+        "is not known",
+    );
+    refused(world.admin.revoke("7").await, ErrorKind::InvalidArgument, "`7` is not an id");
+    let listed = world.admin.access.list_requests(wire::ListRequestsRequest { all: true, limit: 0 }).await;
+    assert!(listed.expect("listed").into_inner().requests.is_empty());
+}
+
+#[tokio::test]
+async fn members_see_their_own() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let mut eve = world.subject("user:eve", SubjectRole::Member).await;
+    let mut otto = world.subject("user:otto", SubjectRole::Auditor).await;
+    let request = story.alice.request(60).await.expect("made");
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    for (caller, sees) in [(&mut eve, 0), (&mut otto, 1), (&mut story.alice, 1), (&mut story.dora, 1)] {
+        let list = wire::ListRequestsRequest { all: true, limit: 0 };
+        let requests = caller.access.list_requests(list).await.expect("listed").into_inner().requests;
+        assert_eq!((requests.len(), caller.grants(true).await.len()), (sees, sees));
+    }
+    let watch = wire::WatchRequestRequest { id: request.id.to_string() };
+    refused(eve.access.watch_request(watch).await, ErrorKind::NotFound, "is not known");
+    let release = wire::ReleaseGrantRequest { id: grant.id.to_string() };
+    let others = eve.access.release_grant(release.clone()).await;
+    refused(others, ErrorKind::PermissionDenied, "does not hold grant");
+    refused(
+        eve.revoke(grant.id).await,
+        ErrorKind::PermissionDenied,
+        "may not call AccessService.RevokeGrant",
+    );
+    let released = story.alice.access.release_grant(release).await.expect("released").into_inner();
+    assert_eq!(released.grant.expect("is there").end_reason(), wire::EndReason::Released);
+}
+
+#[tokio::test]
+async fn a_denied_request_stays_denied() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let request = story.alice.request(60).await.expect("made");
+    let deny = wire::DenyRequestRequest { id: request.id.to_string(), comment: "not today".to_owned() };
+    let denied = story.dora.access.deny_request(deny.clone()).await.expect("denied").into_inner();
+    assert_eq!(denied.request.expect("is there").comment, "not today");
+    refused(story.dora.access.deny_request(deny).await, ErrorKind::FailedPrecondition, "is denied already");
+    refused(world.admin.approve(request.id).await, ErrorKind::FailedPrecondition, "is denied already");
+    let seen = story.alice.watch(request.id).await;
+    assert_eq!(seen.len(), 1, "nothing more can come");
+    assert_eq!((seen[0].0.state, &seen[0].1), (RequestState::Denied, &None));
+}
+
+#[tokio::test]
+async fn what_a_kernel_cannot_take_ends_the_grant() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let other = world.host("db-8").await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let request = story.alice.request(60).await.expect("made");
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    let set = agent.set_with(1).await;
+    agent.refuse(set.generation, Item::Grant(grant.id.to_string())).await;
+    let without = agent.set_with(0).await;
+    let ending = story.alice.grants(false).await.remove(0);
+    assert_eq!(ending.state, GrantState::Ending(EndReason::ActivationFailed));
+    assert_eq!((ending.hosts[0].error.as_str(), ending.hosts[1].held), ("map full", true));
+    let seen = story.alice.watch(request.id).await;
+    assert_eq!(seen.len(), 1, "it cannot become active any more");
+    agent.applied(without.generation).await;
+    // The other host never had it: its agent's hello says that its kernel holds nothing.
+    let mut late = world.caller(&other).await;
+    FakeAgent::open(&mut late, hello("db-8")).await.expect("a session");
+    until(async || story.alice.clone().grants(false).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn restarting_keeps_everything() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let pending = story.alice.request(60).await.expect("made");
+    let granted = story.alice.request(120).await.expect("made");
+    let grant = story.dora.approve(granted.id).await.expect("approved");
+    let before = world.record().await;
+    world.restart().await;
+    assert_eq!(world.record().await[..before.len()], before[..]);
+    let mut alice = world.caller(&story.alice.token).await;
+    let list = wire::ListRequestsRequest::default();
+    let open = alice.access.list_requests(list).await.expect("listed").into_inner().requests;
+    assert_eq!(open.len(), 1);
+    assert_eq!(open[0].id, pending.id.to_string());
+    let (mut agent, set) = FakeAgent::start(&world, &story.host_token).await;
+    assert_eq!(set.grants[0].id, grant.id);
+    agent.applied(set.generation).await;
+    assert_eq!(
+        alice.watch(granted.id).await.pop().and_then(|seen| seen.1).expect("approved").state,
+        GrantState::Active
+    );
+    world.resource("db2", "10.0.0.8").await;
+    assert_eq!(agent.set().await.resources.len(), 2);
+}
+
+#[tokio::test]
+async fn names_and_destinations_belong_to_one() {
+    let mut world = World::new().await;
+    world.story().await;
+    let mut add = async |name, address| world.admin.directory.add_resource(resource(name, address)).await;
+    refused(add("db", "10.0.0.9").await, ErrorKind::AlreadyExists, "resource `db` is there already");
+    let taken = "10.0.0.7 on tcp/5432 belongs to resource `db`";
+    refused(add("db2", "10.0.0.7").await, ErrorKind::FailedPrecondition, taken);
+    refused(add("db2", "::ffff:10.0.0.7").await, ErrorKind::FailedPrecondition, taken);
+    refused(add("db2", "10.0.0.7/33").await, ErrorKind::InvalidArgument, "10.0.0.7/33");
+    add("net", "10.0.0.0/24").await.expect("a shorter prefix is no conflict");
+    let subject = |id: &str, selector: &str| wire::AddSubjectRequest {
+        subject: Some(wire::Subject {
+            id: id.to_owned(),
+            number: 0,
+            selectors: vec![selector.to_owned()],
+            role: wire::SubjectRole::Member.into(),
+        }),
+    };
+    let directory = &mut world.admin.directory;
+    directory.add_subject(subject("user:bob", "unix-user:bob")).await.expect("added");
+    let taken = directory.add_subject(subject("user:bob2", "unix-user:bob")).await;
+    refused(taken, ErrorKind::AlreadyExists, "selector `unix-user:bob` belongs to subject `user:bob`");
+    let again = directory.add_subject(subject("user:alice", "unix-user:alice")).await;
+    refused(again, ErrorKind::AlreadyExists, "subject `user:alice` is there already");
+    let host = directory.add_host(wire::AddHostRequest { name: "db-7".to_owned() }).await;
+    refused(host, ErrorKind::AlreadyExists, "host `db-7` is there already");
+    let token = directory.issue_token(wire::IssueTokenRequest { subject: "user:nobody".to_owned() }).await;
+    refused(token, ErrorKind::NotFound, "subject `user:nobody` is not known");
+    let subjects = directory.list_subjects(wire::ListSubjectsRequest {}).await.expect("listed").into_inner();
+    assert_eq!(subjects.subjects.len(), 4, "what was refused half way left nothing");
+}
+
+#[tokio::test]
+async fn a_new_token_ends_the_one_before() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let issue = wire::IssueTokenRequest { subject: "user:alice".to_owned() };
+    let token = world.admin.directory.issue_token(issue).await.expect("issued").into_inner().token;
+    let old = story.alice.directory.list_hosts(wire::ListHostsRequest {}).await;
+    refused(old, ErrorKind::Unauthenticated, "the token is not known");
+    world.caller(&token).await.directory.list_hosts(wire::ListHostsRequest {}).await.expect("allowed");
+    let nobody = world.caller("").await.directory.list_hosts(wire::ListHostsRequest {}).await;
+    refused(nobody, ErrorKind::Unauthenticated, "no token came with the call");
+    let host =
+        world.caller(&story.host_token).await.access.list_grants(wire::ListGrantsRequest::default()).await;
+    refused(host, ErrorKind::PermissionDenied, "`host:db-7` may not call AccessService.ListGrants");
+}

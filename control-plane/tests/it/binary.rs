@@ -1,0 +1,162 @@
+//! The binary: what an operator types, and what comes back.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use proto::wire::access::ListHostsRequest;
+
+use crate::world::{Caller, until};
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-control-plane"));
+    command.env_remove("RUST_LOG").env_remove("COLUMNS");
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = binary().args(arguments).output().expect("runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("exits"), text(stdout), text(stderr))
+}
+
+fn write_config(folder: &Path, listen: &str) -> PathBuf {
+    let path = folder.join("cp.toml");
+    let text = format!("listen = \"{listen}\"\ndatabase = \"cp.db\"\nmax_grant_duration = \"1h\"\n");
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Ends the process whatever happens to the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    async fn start(config: &Path, ready: &Path) -> (Self, String) {
+        let mut command = binary();
+        command.args(["serve", "--config", text(config), "--ready-file", text(ready)]);
+        let running = Self(command.stderr(Stdio::null()).spawn().expect("starts"));
+        until(async || ready.exists()).await;
+        let address = std::fs::read_to_string(ready).expect("read").trim().to_owned();
+        (running, address)
+    }
+
+    async fn terminate(mut self) -> i32 {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("runs").success());
+        let status =
+            tokio::task::spawn_blocking(move || self.0.wait().expect("ends")).await.expect("no panic");
+        status.code().expect("exits by itself")
+    }
+}
+
+#[test]
+fn init_shows_the_token_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database = folder.path().join("cp.db");
+    let (code, token, explanation) = run(&["init", "--database", text(&database)]);
+    assert_eq!(code, 0, "{explanation}");
+    assert!(token.starts_with("pct_") && token.trim().len() == 68 && token.lines().count() == 1);
+    assert!(explanation.contains("the token of `user:admin` is the line on standard output"));
+    let mode = std::fs::metadata(&database).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (code, stdout, stderr) = run(&["init", "--database", text(&database)]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("exists already") && stderr.contains("hint: it was left as it is"), "{stderr}");
+}
+
+#[test]
+fn init_writes_the_token_to_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = write_config(folder.path(), "127.0.0.1:0");
+    let file = folder.path().join("admin.token");
+    let arguments = ["init", "--config", text(&config), "--token-file", text(&file), "--quiet"];
+    assert_eq!(run(&arguments), (0, String::new(), String::new()));
+    assert!(std::fs::read_to_string(&file).expect("read").starts_with("pct_"));
+    assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+    let (code, _, stderr) = run(&arguments);
+    assert!(code == 1 && stderr.contains("cannot make token file"), "{stderr}");
+    std::fs::remove_file(&file).expect("removed");
+    let (code, _, stderr) = run(&arguments);
+    assert!(code == 1 && stderr.contains("exists already") && !file.exists(), "{stderr}");
+}
+
+#[test]
+fn mistakes_are_answered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = write_config(folder.path(), "127.0.0.1:0");
+    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("does not exist") && stderr.contains("portcullis-control-plane init"),
+        "{stderr}"
+    );
+    let config = write_config(folder.path(), "0.0.0.0:7400");
+    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("listen = \"0.0.0.0:7400\" can be reached from other machines"), "{stderr}");
+    let (code, _, stderr) = run(&["serve", "--config", "/nowhere.toml"]);
+    assert!(code == 2 && stderr.contains("caused by: No such file"), "{stderr}");
+    assert_eq!(run(&["init"]).0, 2);
+    assert_eq!(run(&["init", "--database", "a", "--config", "b"]).0, 2);
+}
+
+#[test]
+fn help() {
+    let help = |arguments: &[&str]| run(arguments).1;
+    insta::assert_snapshot!(
+        [help(&["--help"]), help(&["init", "--help"]), help(&["serve", "--help"])].join("\n")
+    );
+}
+
+#[tokio::test]
+async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("cp.sock");
+    let listen = format!("unix:{}", socket.display());
+    let config = write_config(folder.path(), &listen);
+    let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
+    let ready = folder.path().join("ready");
+    let (running, address) = Running::start(&config, &ready).await;
+    assert_eq!(address, listen);
+    assert_eq!(std::fs::metadata(&socket).expect("is there").permissions().mode() & 0o777, 0o660);
+    let mut caller = Caller::connect(&address, token.trim().to_owned()).await;
+    caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
+    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
+    assert!(code == 1 && stderr.contains("is in use by another control plane"), "{stderr}");
+    assert_eq!(running.terminate().await, 0);
+    assert!(!socket.exists());
+    // Killed, it leaves its socket behind; the next one sees that nobody answers on it.
+    std::fs::remove_file(&ready).expect("removed");
+    let (running, _) = Running::start(&config, &ready).await;
+    drop(running);
+    assert!(socket.exists());
+    std::fs::remove_file(&ready).expect("removed");
+    let (running, address) = Running::start(&config, &ready).await;
+    let mut caller = Caller::connect(&address, token.trim().to_owned()).await;
+    caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
+    assert_eq!(running.terminate().await, 0);
+    std::fs::write(&socket, "not a socket").expect("written");
+    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
+    assert!(code == 1 && stderr.contains("is there and is not a socket"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_port_of_its_own_choice_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = write_config(folder.path(), "[::1]:0");
+    run(&["init", "--config", text(&config), "--quiet"]);
+    let (running, address) = Running::start(&config, &folder.path().join("ready")).await;
+    assert!(address.starts_with("[::1]:") && !address.ends_with(":0"), "{address}");
+    assert_eq!(running.terminate().await, 0);
+}

@@ -1,0 +1,216 @@
+//! Random histories of grants and of the kernels that hold them, on a real database: what the control plane claims is
+//! true of every kernel after every event.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use control_plane::identity::Token;
+use control_plane::store::{RequestFilter, Store, Whose};
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
+use proto::types::{
+    Applied, EndReason, Grant, GrantId, GrantState, Hello, HostName, HostState, NewResource, NewSubject,
+    Refused, RefusedItem, Report, SubjectId, SubjectRole, Timestamp,
+};
+use uuid::Uuid;
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// A grant is asked for and approved, for this many seconds.
+    Grant(u8),
+    /// One of the grants is revoked.
+    Revoke(usize),
+    /// A session sends its host the set as it is now.
+    Send(usize),
+    /// A host's kernel takes the oldest set that was sent to it; perhaps it has no room for the newest grant.
+    Take(usize, bool),
+    /// A host boots and connects.
+    Boot(usize),
+    /// A host connects again; what was on the way is lost.
+    Reconnect(usize),
+    /// Time goes on, and deadlines with it.
+    Wait(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let host = || 0..2_usize;
+    prop_oneof![
+        3 => (1..60_u8).prop_map(Event::Grant),
+        2 => any::<usize>().prop_map(Event::Revoke),
+        6 => host().prop_map(Event::Send),
+        6 => (host(), prop_oneof![6 => Just(false), 1 => Just(true)])
+            .prop_map(|(host, is_full)| Event::Take(host, is_full)),
+        1 => host().prop_map(Event::Boot),
+        2 => host().prop_map(Event::Reconnect),
+        2 => (0..20_u8).prop_map(Event::Wait),
+    ]
+}
+
+/// A host, as an honest agent and its kernel would be.
+#[derive(Default)]
+struct Host {
+    /// What the kernel holds, with the deadline that it enforces.
+    kernel: BTreeMap<GrantId, Timestamp>,
+    applied: u64,
+    /// What is on the way: generation, grants, and what was left out.
+    sent: VecDeque<(u64, BTreeMap<GrantId, Timestamp>, Vec<GrantId>)>,
+    newest: u64,
+}
+
+struct World {
+    store: Store,
+    now: Timestamp,
+    names: [HostName; 2],
+    hosts: [Host; 2],
+    alice: SubjectId,
+    dora: SubjectId,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("cp.db");
+        let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        Store::create(&path, &Token::for_subject().hash(), now).await.expect("made");
+        let store = Store::open(&path).await.expect("opens");
+        let (alice, dora): (SubjectId, SubjectId) =
+            ("user:alice".parse().expect("valid"), "user:dora".parse().expect("valid"));
+        for (id, role) in [(&alice, SubjectRole::Member), (&dora, SubjectRole::Approver)] {
+            let new = NewSubject { id: id.clone(), selectors: Vec::new(), role };
+            store.add_subject(new, "system", now).await.expect("added");
+        }
+        let ports = vec!["tcp/5432".parse().expect("valid")];
+        let addresses = vec!["10.0.0.7".parse().expect("valid")];
+        let db = NewResource::new("db".parse().expect("valid"), addresses, ports).expect("valid");
+        store.add_resource(db, "system", now).await.expect("added");
+        let names: [HostName; 2] = ["a".parse().expect("valid"), "b".parse().expect("valid")];
+        let mut world = Self { store, now, names, hosts: Default::default(), alice, dora, _folder: folder };
+        for index in 0..2 {
+            let name = world.names[index].clone();
+            world.store.add_host(&name, &Token::for_host().hash(), "system", now).await.expect("added");
+            world.connect(index).await;
+        }
+        world
+    }
+
+    async fn happen(&mut self, event: Event) {
+        match event {
+            Event::Grant(seconds) => self.grant(seconds).await,
+            Event::Revoke(which) => {
+                let live = self.grants(false).await;
+                let Some(grant) = live.get(which % live.len().max(1)) else { return };
+                // What is ending already, or over, is refused; the claims are checked all the same.
+                let whose = Whose::Everybodys;
+                let revoked = EndReason::Revoked;
+                let _ = self.store.end_grant(grant.id, revoked, &self.dora, &whose, "", self.now).await;
+            }
+            Event::Send(index) => self.send(index).await,
+            Event::Take(index, is_full) => self.take(index, is_full).await,
+            Event::Boot(index) => {
+                self.hosts[index].kernel.clear();
+                self.hosts[index].applied = 0;
+                self.connect(index).await;
+            }
+            Event::Reconnect(index) => self.connect(index).await,
+            Event::Wait(seconds) => {
+                self.now = self.now.plus(Duration::from_secs(seconds.into()));
+                while self.store.expire(self.now).await.expect("expires") {}
+            }
+        }
+    }
+
+    async fn grant(&self, seconds: u8) {
+        let new = proto::types::NewRequest {
+            resource: "db".parse().expect("valid"),
+            subject: None,
+            hosts: Vec::new(),
+            duration: Duration::from_secs(seconds.into()),
+            reason: "why not".parse().expect("valid"),
+        };
+        let request = self.store.create_request(new, &self.alice, &self.alice, self.now).await.expect("made");
+        self.store.approve(request.id, &self.dora, "", self.now).await.expect("approved");
+    }
+
+    async fn send(&mut self, index: usize) {
+        let (set, left_out) = self.store.plan(&self.names[index]).await.expect("reads").set(self.now);
+        let host = &mut self.hosts[index];
+        assert!(set.generation >= host.newest, "generations never go back");
+        if set.generation == host.newest {
+            return;
+        }
+        host.newest = set.generation;
+        let grants = set.grants.iter().map(|grant| (grant.id, self.now.plus(grant.remaining))).collect();
+        host.sent.push_back((set.generation, grants, left_out));
+    }
+
+    async fn take(&mut self, index: usize, is_full: bool) {
+        let host = &mut self.hosts[index];
+        let Some((generation, mut grants, left_out)) = host.sent.pop_front() else { return };
+        let refused = if is_full { grants.pop_last() } else { None };
+        let refused =
+            refused.map(|(id, _)| Refused { item: RefusedItem::Grant(id), error: "full".to_owned() });
+        host.kernel = grants;
+        host.applied = generation;
+        let applied = Applied { generation, refused: refused.into_iter().collect() };
+        self.store.agent_applied(&self.names[index], &applied, &left_out, self.now).await.expect("noted");
+    }
+
+    async fn connect(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        host.sent.clear();
+        host.newest = 0;
+        let applied = (host.applied > 0).then(|| (self.store.timeline(), host.applied));
+        let hello = Hello {
+            host: self.names[index].clone(),
+            boot_id: Uuid::from_u128(1),
+            applied,
+            agent_version: String::new(),
+            kernel_release: String::new(),
+            report: Report { state: HostState::Enforcing, detail: String::new() },
+        };
+        self.store.agent_connected(&hello, self.now).await.expect("noted");
+        self.send(index).await;
+    }
+
+    async fn grants(&self, all: bool) -> Vec<Grant> {
+        let filter = RequestFilter { all, whose: Whose::Everybodys, limit: 1000 };
+        self.store.grants(&filter).await.expect("reads")
+    }
+
+    /// Every claim, held against every kernel.
+    async fn check(&self) {
+        for grant in self.grants(true).await {
+            for (host, shown) in self.hosts.iter().zip(&grant.hosts) {
+                let lets_through = host.kernel.get(&grant.id).is_some_and(|deadline| self.now < *deadline);
+                let deadline = host.kernel.get(&grant.id);
+                assert!(deadline.is_none_or(|deadline| *deadline <= grant.expires), "it lives too long");
+                match grant.state {
+                    GrantState::Activating | GrantState::Active => {
+                        assert!(!shown.held || lets_through || self.now >= grant.expires, "{grant:?}");
+                    }
+                    GrantState::Ending(_) => assert!(shown.held || !lets_through, "{grant:?}"),
+                    GrantState::Ended(_) => assert!(!lets_through, "{grant:?}"),
+                }
+            }
+        }
+        let events = self.store.events(0, 10_000).await.expect("reads");
+        let sequences: BTreeSet<u64> = events.iter().map(|event| event.id.sequence).collect();
+        assert_eq!(sequences, (1..=events.len() as u64).collect(), "numbered without holes");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn claims_are_true_of_every_kernel(events in proptest::collection::vec(event(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut world = World::new().await;
+            for event in events {
+                world.happen(event).await;
+                world.check().await;
+            }
+        });
+    }
+}

@@ -1,0 +1,405 @@
+//! A control plane of its own for each test, with callers and agents to talk to it.
+
+use std::time::Duration;
+
+use control_plane::clock;
+use control_plane::config::{Config, Listen};
+use control_plane::identity::Token;
+use control_plane::store::Store;
+use proto::status::ErrorKind;
+use proto::types::{
+    AuditEvent, EventId, EventKind, Grant, GrantSet, Host, NewRequest, Request, RequestId, SubjectRole,
+};
+use proto::wire::access as wire;
+use proto::wire::access::access_service_client::AccessServiceClient;
+use proto::wire::access::directory_service_client::DirectoryServiceClient;
+use proto::wire::agent as agent_wire;
+use proto::wire::agent::agent_service_client::AgentServiceClient;
+use proto::wire::agent::session_request::Message as Said;
+use proto::wire::agent::session_response::Message as Answer;
+use proto::wire::audit as audit_wire;
+use proto::wire::audit::audit_service_client::AuditServiceClient;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+/// Nothing in these tests takes this long; a test that waits for it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct World {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) admin: Caller,
+    server: Option<Server>,
+}
+
+struct Server {
+    address: String,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let token = Token::for_subject();
+        Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
+        let server = start(&folder).await;
+        let admin = Caller::connect(&server.address, token.reveal()).await;
+        Self { folder, admin, server: Some(server) }
+    }
+
+    pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
+        Config {
+            listen: Listen::Tcp("127.0.0.1:0".parse().expect("valid")),
+            database: folder.path().join("cp.db"),
+            max_grant_duration: Duration::from_secs(3600),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.server.as_ref().expect("is running").address
+    }
+
+    /// Stops the control plane as SIGTERM does.
+    pub(crate) async fn stop(&mut self) {
+        let server = self.server.take().expect("is running");
+        server.stop.send(()).expect("is running");
+        tokio::time::timeout(PATIENCE, server.task).await.expect("stops in time").expect("no panic");
+    }
+
+    /// Stops it and starts it on the same database.
+    pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    pub(crate) async fn start(&mut self) {
+        let server = start(&self.folder).await;
+        self.admin = Caller::connect(&server.address, self.admin.token.clone()).await;
+        self.server = Some(server);
+    }
+
+    pub(crate) async fn caller(&self, token: &str) -> Caller {
+        Caller::connect(self.address(), token.to_owned()).await
+    }
+
+    /// Adds a subject and signs it in.
+    pub(crate) async fn subject(&mut self, id: &str, role: SubjectRole) -> Caller {
+        let subject = wire::Subject {
+            id: id.to_owned(),
+            role: wire::SubjectRole::from(role).into(),
+            ..wire::Subject::default()
+        };
+        let add = wire::AddSubjectRequest { subject: Some(subject) };
+        self.admin.directory.add_subject(add).await.expect("added");
+        let issue = wire::IssueTokenRequest { subject: id.to_owned() };
+        let token = self.admin.directory.issue_token(issue).await.expect("issued").into_inner().token;
+        self.caller(&token).await
+    }
+
+    /// Adds a host; returns its token.
+    pub(crate) async fn host(&mut self, name: &str) -> String {
+        let add = wire::AddHostRequest { name: name.to_owned() };
+        self.admin.directory.add_host(add).await.expect("added").into_inner().token
+    }
+
+    pub(crate) async fn resource(&mut self, name: &str, address: &str) -> u32 {
+        let added = self.admin.directory.add_resource(resource(name, address)).await.expect("added");
+        added.into_inner().resource.expect("is there").number
+    }
+
+    /// What most stories begin with: `db`, `db-7`, alice (a member) and dora (an approver).
+    pub(crate) async fn story(&mut self) -> Story {
+        self.resource("db", "10.0.0.7").await;
+        let host_token = self.host("db-7").await;
+        Story {
+            host_token,
+            alice: self.subject("user:alice", SubjectRole::Member).await,
+            dora: self.subject("user:dora", SubjectRole::Approver).await,
+        }
+    }
+
+    pub(crate) async fn hosts(&mut self) -> Vec<Host> {
+        let hosts = self.admin.directory.list_hosts(wire::ListHostsRequest {}).await.expect("listed");
+        hosts.into_inner().hosts.into_iter().map(|host| host.try_into().expect("valid")).collect()
+    }
+
+    /// The whole record.
+    pub(crate) async fn record(&mut self) -> Vec<AuditEvent> {
+        self.admin.tail(audit_wire::TailRequest::default()).await
+    }
+}
+
+pub(crate) struct Story {
+    pub(crate) host_token: String,
+    pub(crate) alice: Caller,
+    pub(crate) dora: Caller,
+}
+
+async fn start(folder: &tempfile::TempDir) -> Server {
+    let (stop, stopped) = oneshot::channel();
+    let (ready, bound) = oneshot::channel();
+    let config = World::config(folder);
+    let task = tokio::spawn(async move {
+        let ready = |listen: &Listen| ready.send(listen.to_string()).expect("somebody waits");
+        let shutdown = async move {
+            let _ = stopped.await;
+        };
+        control_plane::serve(config, ready, shutdown).await.expect("serves");
+    });
+    let address = bound.await.expect("is bound");
+    Server { address, stop, task }
+}
+
+pub(crate) fn resource(name: &str, address: &str) -> wire::AddResourceRequest {
+    let port = wire::PortRange { protocol: wire::Protocol::Tcp.into(), first: 5432, last: 5432 };
+    let resource = wire::Resource {
+        name: name.to_owned(),
+        number: 0,
+        addresses: vec![address.to_owned()],
+        ports: vec![port],
+    };
+    wire::AddResourceRequest { resource: Some(resource) }
+}
+
+/// Puts the token into each call.
+#[derive(Clone)]
+pub(crate) struct Bearer(String);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if !self.0.is_empty() {
+            let header = format!("Bearer {}", self.0).parse().expect("ASCII");
+            request.metadata_mut().insert("authorization", header);
+        }
+        Ok(request)
+    }
+}
+
+type Wire = InterceptedService<Channel, Bearer>;
+
+/// Somebody with a token.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) token: String,
+    pub(crate) directory: DirectoryServiceClient<Wire>,
+    pub(crate) access: AccessServiceClient<Wire>,
+    pub(crate) audit: AuditServiceClient<Wire>,
+    pub(crate) agent: AgentServiceClient<Wire>,
+}
+
+impl Caller {
+    pub(crate) async fn connect(address: &str, token: String) -> Self {
+        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
+        let channel = Endpoint::from_shared(uri).expect("valid").connect().await.expect("connected");
+        let bearer = Bearer(token.clone());
+        Self {
+            token,
+            directory: DirectoryServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            agent: AgentServiceClient::with_interceptor(channel, bearer),
+        }
+    }
+
+    /// Asks for `db` for itself.
+    pub(crate) async fn request(&mut self, seconds: u64) -> Result<Request, Status> {
+        let new = NewRequest {
+            resource: "db".parse().expect("valid"),
+            subject: None,
+            hosts: Vec::new(),
+            duration: Duration::from_secs(seconds),
+            reason: "ticket 4711".parse().expect("valid"),
+        };
+        self.create(new.into()).await
+    }
+
+    pub(crate) async fn create(&mut self, new: wire::CreateRequestRequest) -> Result<Request, Status> {
+        let created = self.access.create_request(new).await?.into_inner();
+        Ok(created.request.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn approve(&mut self, id: RequestId) -> Result<Grant, Status> {
+        let approve = wire::ApproveRequestRequest { id: id.to_string(), comment: "go ahead".to_owned() };
+        let approved = self.access.approve_request(approve).await?.into_inner();
+        Ok(approved.grant.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn revoke(&mut self, id: impl ToString) -> Result<Grant, Status> {
+        let revoke = wire::RevokeGrantRequest { id: id.to_string(), comment: "enough".to_owned() };
+        let revoked = self.access.revoke_grant(revoke).await?.into_inner();
+        Ok(revoked.grant.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn grants(&mut self, all: bool) -> Vec<Grant> {
+        let list = wire::ListGrantsRequest { all, limit: 0 };
+        let grants = self.access.list_grants(list).await.expect("listed").into_inner().grants;
+        grants.into_iter().map(|grant| grant.try_into().expect("valid")).collect()
+    }
+
+    /// Reads a stream of events to its end.
+    pub(crate) async fn tail(&mut self, tail: audit_wire::TailRequest) -> Vec<AuditEvent> {
+        let mut stream = self.audit.tail(tail).await.expect("allowed").into_inner();
+        let mut events = Vec::new();
+        while let Some(event) = next_event(&mut stream).await {
+            events.push(event);
+        }
+        events
+    }
+
+    /// Watches a request until its stream ends.
+    pub(crate) async fn watch(&mut self, id: RequestId) -> Vec<(Request, Option<Grant>)> {
+        let watch = wire::WatchRequestRequest { id: id.to_string() };
+        let mut stream = self.access.watch_request(watch).await.expect("allowed").into_inner();
+        let mut seen = Vec::new();
+        while let Some(answer) = within(stream.message()).await.expect("no error") {
+            let grant = answer.grant.map(|grant| grant.try_into().expect("valid"));
+            seen.push((answer.request.expect("is there").try_into().expect("valid"), grant));
+        }
+        seen
+    }
+}
+
+pub(crate) async fn next_event(stream: &mut Streaming<audit_wire::TailResponse>) -> Option<AuditEvent> {
+    let answer = within(stream.message()).await.expect("no error")?;
+    Some(answer.event.expect("is there").try_into().expect("valid"))
+}
+
+/// Fails the test instead of hanging it.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("in time")
+}
+
+/// Checks that a call was refused: with which kind, and with which words in its text or hint.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, kind: ErrorKind, words: &str) {
+    let status = result.expect_err("is refused");
+    let text = format!("{} / {}", status.message(), proto::status::hint(&status).unwrap_or_default());
+    assert_eq!(ErrorKind::from_code(status.code()), kind, "{text}");
+    assert!(text.contains(words), "{text}");
+}
+
+/// An agent without a kernel: it says what it is told to say.
+pub(crate) struct FakeAgent {
+    pub(crate) said: mpsc::Sender<agent_wire::SessionRequest>,
+    pub(crate) answers: Streaming<agent_wire::SessionResponse>,
+    pub(crate) boot: Uuid,
+}
+
+pub(crate) fn hello(host: &str) -> agent_wire::Hello {
+    agent_wire::Hello {
+        host: host.to_owned(),
+        boot_id: Uuid::from_u128(1).to_string(),
+        timeline: String::new(),
+        applied_generation: 0,
+        agent_version: "0.1.0".to_owned(),
+        kernel_release: "6.12.0".to_owned(),
+        report: Some(report("", wire::HostState::Enforcing)),
+    }
+}
+
+pub(crate) fn report(detail: &str, state: wire::HostState) -> agent_wire::Report {
+    agent_wire::Report { state: state.into(), detail: detail.to_owned() }
+}
+
+impl FakeAgent {
+    /// Opens a session and says hello.
+    pub(crate) async fn open(caller: &mut Caller, hello: agent_wire::Hello) -> Result<Self, Status> {
+        let (said, receiver) = mpsc::channel(8);
+        let boot = hello.boot_id.parse().unwrap_or_default();
+        said.send(agent_wire::SessionRequest { message: Some(Said::Hello(hello)) }).await.expect("open");
+        let answers = caller.agent.session(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok(Self { said, answers, boot })
+    }
+
+    /// Opens a session of `db-7`, and waits for the welcome and the first set.
+    pub(crate) async fn start(world: &World, token: &str) -> (Self, GrantSet) {
+        let mut agent = Self::open(&mut world.caller(token).await, hello("db-7")).await.expect("a session");
+        let Ok(Answer::Welcome(_)) = agent.next().await else { panic!("a welcome comes first") };
+        let set = agent.set().await;
+        (agent, set)
+    }
+
+    pub(crate) async fn say(&self, said: Said) {
+        self.said
+            .send(agent_wire::SessionRequest { message: Some(said) })
+            .await
+            .expect("the session is open");
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Answer, Status> {
+        let answer = within(self.answers.message()).await?;
+        Ok(answer.and_then(|answer| answer.message).expect("the session is open"))
+    }
+
+    /// The next grant set; anything else is a failure.
+    pub(crate) async fn set(&mut self) -> GrantSet {
+        match self.next().await {
+            Ok(Answer::GrantSet(set)) => set.try_into().expect("valid"),
+            answer => panic!("{answer:?} is no grant set"),
+        }
+    }
+
+    /// The next set that holds so many grants.
+    pub(crate) async fn set_with(&mut self, grants: usize) -> GrantSet {
+        loop {
+            let set = self.set().await;
+            if set.grants.len() == grants {
+                return set;
+            }
+        }
+    }
+
+    pub(crate) async fn applied(&self, generation: u64) {
+        self.say(Said::Applied(agent_wire::Applied { generation, refused: Vec::new() })).await;
+    }
+
+    pub(crate) async fn refuse(&self, generation: u64, item: agent_wire::refused::Item) {
+        let refused = agent_wire::Refused { item: Some(item), error: "map full".to_owned() };
+        self.say(Said::Applied(agent_wire::Applied { generation, refused: vec![refused] })).await;
+    }
+
+    pub(crate) fn event(&self, sequence: u64) -> audit_wire::AuditEvent {
+        let host = "db-7".parse().expect("valid");
+        let id = EventId { host: Some(host), epoch: self.boot, sequence };
+        AuditEvent::new(id, EventKind::AgentStarted, clock::now()).into()
+    }
+
+    pub(crate) async fn batch(&self, events: Vec<audit_wire::AuditEvent>) {
+        self.say(Said::Audit(agent_wire::AuditBatch { events })).await;
+    }
+
+    /// The next acknowledgement: its sequence number.
+    pub(crate) async fn acknowledged(&mut self) -> u64 {
+        match self.next().await {
+            Ok(Answer::AuditAck(ack)) => ack.sequence,
+            answer => panic!("{answer:?} is no acknowledgement"),
+        }
+    }
+
+    /// The status that the session ends with.
+    pub(crate) async fn end(&mut self) -> Status {
+        loop {
+            match within(self.answers.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok("closed"),
+                Err(status) => return status,
+            }
+        }
+    }
+}
+
+/// Asks again and again until it is so.
+pub(crate) async fn until<F: Future<Output = bool>>(mut is_so: impl FnMut() -> F) {
+    within(async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
