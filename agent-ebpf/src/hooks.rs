@@ -5,9 +5,7 @@ mod connect6;
 mod sendmsg4;
 mod sendmsg6;
 
-use agent_ebpf::abi::{
-    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, VerdictRecord, port_index,
-};
+use agent_ebpf::abi::{AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, port_index};
 use agent_ebpf::verdict::{Caller, Facts, Reason, Verdict, decide};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
@@ -86,7 +84,7 @@ fn caller() -> Caller {
     let mut found = 0;
     let searched = context::for_each_cgroup(|id| {
         // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-        if let Some(entry) = unsafe { maps::SUBJECTS.get(&id) } {
+        if let Some(entry) = unsafe { maps::SUBJECTS.get(id) } {
             found = entry.number;
         }
     });
@@ -101,7 +99,7 @@ fn caller() -> Caller {
 fn grant(key: GrantKey) -> Option<GrantRef> {
     // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
     // run; what is copied here is one or the other.
-    unsafe { maps::GRANTS.get(&key).copied() }
+    unsafe { maps::GRANTS.get(key).copied() }
 }
 
 #[inline(always)]
