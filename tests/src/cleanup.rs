@@ -4,14 +4,19 @@
 //! when it is gone; a signal ends the process only after the rest of the list is gone too.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 type Remove = Box<dyn FnOnce() + Send>;
 
 /// Later things stand on earlier ones, so they go first.
 static LIST: LazyLock<Mutex<(u64, BTreeMap<u64, Remove>)>> = LazyLock::new(Mutex::default);
+
+/// A signal came.
+static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Something on the list.
 pub struct Entry(u64);
@@ -42,19 +47,34 @@ impl Drop for Entry {
     }
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP take everything away before they end this process. To be called before there are
-/// other threads; processes that are started do not inherit it.
-pub fn on_signals() {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    if signals.thread_block().is_err() {
-        return;
-    }
+/// From now on SIGINT, SIGTERM and SIGHUP take everything away before they end this process. Handlers, unlike a blocked
+/// signal, are not inherited by the processes that are started.
+pub fn on_signals() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate, mut hang_up) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
     std::thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            remove_all();
-            std::process::exit(128 + signal as i32);
-        }
+        let kind = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt(),
+                _ = terminate.recv() => SignalKind::terminate(),
+                _ = hang_up.recv() => SignalKind::hangup(),
+            }
+        });
+        ENDING.store(true, Ordering::SeqCst);
+        remove_all();
+        std::process::exit(128 + kind.as_raw_value());
     });
+    Ok(())
+}
+
+/// To be called before the process ends by itself: if a signal is ending it, that goes on to its end, and this never returns.
+pub fn let_signals_finish() {
+    while ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 fn remove_all() {

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use nix::unistd::User;
 
 use crate::process::{Background, output, wait_for};
@@ -75,6 +76,15 @@ impl Postgres {
     pub fn arguments(&self) -> Vec<String> {
         let (address, port) = (self.address.to_string(), self.port.to_string());
         ["-h", &address, "-p", &port, "-U", "demo", "-d", "postgres"].map(ToOwned::to_owned).to_vec()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Its "fast" shutdown: it ends its own processes first. Should it not, it is killed.
+        if self.process.signal(Signal::SIGINT).is_ok() {
+            let _ = self.process.wait();
+        }
     }
 }
 

@@ -79,6 +79,11 @@ impl Background {
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+
+    /// Waits until it ends; fails, with its log, if it does not.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + END_TIMEOUT;
         loop {
             if let Some(status) = self.ended()? {

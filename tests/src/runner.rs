@@ -11,7 +11,7 @@ pub type Test = (&'static str, fn() -> Result<()>);
 /// Runs tests that need to enforce. A process that was started as a probe never gets that far.
 pub fn main(tests: Vec<Test>) {
     probe::run_if_asked();
-    cleanup::on_signals();
+    cleanup::on_signals().expect("signals can be handled");
     let arguments = Arguments::from_args();
     let reason = machine::cannot_enforce();
     if let Some(reason) = reason {
@@ -21,7 +21,9 @@ pub fn main(tests: Vec<Test>) {
         let run = move || test().map_err(|error| Failed::from(format!("{error:#}")));
         Trial::test(name, run).with_ignored_flag(reason.is_some())
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    cleanup::let_signals_finish();
+    conclusion.exit();
 }
 
 #[allow(clippy::print_stderr, reason = "the test runner talks to a person")]

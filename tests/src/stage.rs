@@ -149,6 +149,17 @@ impl Stage {
         waited.with_context(|| format!("the agent's log:\n{log}"))
     }
 
+    /// Waits until the host's kernel holds what the control plane wants there.
+    pub fn wait_until_applied(&self) -> Result<()> {
+        let admin = self.cli(ADMIN)?;
+        wait_for("the kernel to hold the newest set", SOON, || {
+            let hosts = admin.json(&["status"])?;
+            let generation =
+                |field: &str| hosts[0][field].as_u64().with_context(|| format!("no `{field}` in {hosts}"));
+            Ok((generation("applied_generation")? == generation("wanted_generation")?).then_some(()))
+        })
+    }
+
     /// Makes a subject known and gives it a token to sign in with.
     pub fn add_subject(&self, id: &str, role: &str, selectors: &[&str]) -> Result<()> {
         let mut arguments = vec!["subject", "add", id, "--role", role];

@@ -26,16 +26,8 @@ pub(crate) fn stage_with_resource() -> Result<(Stage, Listener)> {
     let listener = Listener::start(Protocol::Tcp, (stage.sandbox().address(), 0).into())?;
     let (address, port) = (listener.address().ip().to_string(), format!("tcp/{}", listener.address().port()));
     stage.cli(ADMIN)?.run(&["resource", "add", "db", "--address", &address, "--port", &port])?;
-    wait_until_denied(&stage, &listener)?;
+    stage.wait_until_applied()?;
     Ok((stage, listener))
-}
-
-/// A new resource is on its way to its hosts for some milliseconds.
-fn wait_until_denied(stage: &Stage, listener: &Listener) -> Result<()> {
-    let cgroup = stage.sandbox().make_cgroup("nobody")?;
-    tests::process::wait_for("the resource to be protected", tests::stage::SOON, || {
-        Ok((connect(&cgroup, listener)? == "EPERM").then_some(()))
-    })
 }
 
 pub(crate) fn connect(cgroup: &Cgroup, listener: &Listener) -> Result<String> {

@@ -25,8 +25,9 @@ const BOB: &str = "user:bob";
 const GRANT: &str = "10s";
 
 fn main() -> ExitCode {
-    cleanup::on_signals();
-    match story() {
+    let told = cleanup::on_signals().map_err(Into::into).and_then(|()| story());
+    cleanup::let_signals_finish();
+    match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "\nerror: {error:#}");
@@ -113,7 +114,7 @@ fn story() -> Result<()> {
     say("1. An administrator protects the database, and looks whether the host is enforcing.\n")?;
     let at = address.to_string();
     admin.portcullis(&["resource", "add", RESOURCE, "--address", &at, "--port", &format!("tcp/{PORT}")])?;
-    wait_until_protected(&admin)?;
+    stage.wait_until_applied()?;
     admin.portcullis(&["status"])?;
 
     say("\n2. Alice has no grant. The kernel refuses her connection before a packet leaves.\n")?;
@@ -167,12 +168,4 @@ fn introduce(address: Ipv4Addr) -> Result<()> {
          \x20 - the host agent, which has put the gate into the kernel (eBPF)\n\
          \x20 - a shell for alice, in a cgroup of its own: that is how the kernel knows her\n"
     ))
-}
-
-/// A new resource takes some milliseconds to reach its hosts.
-fn wait_until_protected(admin: &Person<'_>) -> Result<()> {
-    tests::process::wait_for("the database to be protected", tests::stage::SOON, || {
-        let hosts = admin.cli.json(&["status"])?;
-        Ok((hosts[0]["generation"] == hosts[0]["applied_generation"]).then_some(()))
-    })
 }
