@@ -4,6 +4,7 @@
 //! its own, and only processes started here are ever ended.
 
 pub mod cleanup;
+pub mod fixture;
 pub mod listener;
 pub mod machine;
 pub mod postgres;
