@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 /// Little endian, as the machines we build for are.
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Socket storage maps need BTF, which comes from debug information.
+const BTF_FLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];
+
 fn main() -> Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
     ] {
         cargo.env_remove(name);
     }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", BTF_FLAGS.join("\x1f"));
     let status = cargo.status().context("cannot start cargo for the kernel programs")?;
     if !status.success() {
         bail!("cannot build the kernel programs ({status}); if a tool is missing, run `cargo xtask setup`");

@@ -19,10 +19,22 @@ pub mod map {
     pub const SUBJECTS: &str = "SUBJECTS";
     /// Hash: [`GrantKey`](super::GrantKey) → [`GrantRef`](super::GrantRef). Written by the agent.
     pub const GRANTS: &str = "GRANTS";
-    /// Array: slot → [`GrantSlot`](super::GrantSlot). Written by the agent, and never while the slot's epoch is referred to.
+    /// Array: slot → [`GrantSlot`](super::GrantSlot): which grant to name. Written by the agent.
     pub const SLOTS: &str = "SLOTS";
+    /// Array: slot → deadline, a `u64`: `CLOCK_BOOTTIME` in nanoseconds; from this moment on nobody is let through. 0 is long
+    /// past: closed. Written by the agent; moved later only while it has not passed, so that it is a union's.
+    pub const DEADLINES: &str = "DEADLINES";
     /// Array: slot → epoch, a `u64`. Raised by the agent: one aligned 8-byte write revokes whatever refers to the slot.
     pub const EPOCHS: &str = "EPOCHS";
+    /// Array: slot → when a packet or connection was last admitted, a `u64`: `CLOCK_BOOTTIME` in nanoseconds. Written by the
+    /// programs.
+    pub const LAST_ADMITTED: &str = "LAST_ADMITTED";
+    /// Socket storage: [`Admission`](super::Admission): who made the socket, and what it was let through by. Written by the
+    /// programs.
+    pub const ADMISSIONS: &str = "ADMISSIONS";
+    /// Hash: socket cookie → [`ConnectionEntry`](super::ConnectionEntry): the connections to protected destinations that are up.
+    /// Not LRU: a full map denies. Written by the programs; the agent removes what it has seen closed.
+    pub const CONNECTIONS: &str = "CONNECTIONS";
     /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was let through. Written by the programs.
     pub const EVENTS_ALLOW: &str = "EVENTS_ALLOW";
     /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was not. Written by the programs.
@@ -41,6 +53,8 @@ pub const SUBJECTS_MAX: u32 = 65_536;
 pub const GRANTS_MAX: u32 = 65_536;
 /// Address prefixes over all classes, unless configured.
 pub const RESOURCES_MAX: u32 = 16_384;
+/// Connections to protected destinations that are up at a time, unless configured.
+pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
@@ -50,30 +64,34 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
+
+    /// All of them, in the order of [`map::PORT_CLASSES`](super::map::PORT_CLASSES).
+    pub const ALL: [u8; 5] = [TCP, UDP, DCCP, SCTP, UDPLITE];
 }
 
 /// Ports of one protocol.
 const PORTS: u32 = 1 << 16;
 /// Entries of [`map::PORT_CLASSES`].
-pub const PORT_CLASSES_MAX: u32 = 2 * PORTS;
+pub const PORT_CLASSES_MAX: u32 = protocol::ALL.len() as u32 * PORTS;
 
 /// Where the class of a port stands. None: the protocol has no protected ports.
 #[inline(always)]
 pub const fn port_index(protocol: u8, port: u16) -> Option<u32> {
-    match protocol {
-        protocol::TCP => Some(port as u32),
-        protocol::UDP => Some(PORTS + port as u32),
-        _ => None,
-    }
-}
-
-/// The inverse of [`port_index`]. None: no such entry.
-pub const fn port_at(index: u32) -> Option<(u8, u16)> {
-    match index / PORTS {
-        0 => Some((protocol::TCP, (index % PORTS) as u16)),
-        1 => Some((protocol::UDP, (index % PORTS) as u16)),
-        _ => None,
-    }
+    let place = match protocol {
+        protocol::TCP => 0,
+        protocol::UDP => 1,
+        protocol::DCCP => 2,
+        protocol::SCTP => 3,
+        protocol::UDPLITE => 4,
+        _ => return None,
+    };
+    Some(place * PORTS + port as u32)
 }
 
 /// The part of an LPM key that is matched. The class counts in full, so a prefix length is [`CLASS_BITS`] plus that of
@@ -132,16 +150,70 @@ pub struct GrantRef {
     pub epoch: u64,
 }
 
-/// A grant. Never changed while it is referred to.
+/// What a slot is called. A slot stands for a time in which a pair is let through without a break: overlapping grants of the
+/// pair share it, and it is named after the one that ends last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantSlot {
     /// UUID, network order.
     pub grant: [u8; 16],
-    /// `CLOCK_BOOTTIME` in nanoseconds; from this moment on nobody is let through. 0 is long past: closed.
-    pub expires_at_boot_ns: u64,
-    /// 0. Room for an idle limit.
-    pub reserved: u64,
+}
+
+/// What is known of a socket. All 0: nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Cgroup of the task that made the socket; 0: it was made by the kernel, accepted, or made before the gate was up.
+    pub creator_cgroup_id: u64,
+    /// The slot's epoch when the socket was let through.
+    pub epoch: u64,
+    /// Whose that task was; 0: nobody's.
+    pub creator_subject: u32,
+    /// What the socket was let through to; 0: nothing.
+    pub resource: u32,
+    /// Whom it was let through for.
+    pub subject: u32,
+    /// By which slot.
+    pub slot: u32,
+    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD).
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl Admission {
+    /// The other side opened the connection: its packets go to no port that this side chose.
+    pub const PASSIVE: u32 = 1;
+    /// That its packets are held back has been recorded.
+    pub const TOLD: u32 = 2;
+}
+
+/// A connection that is up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionEntry {
+    /// The slot's epoch when it was let through.
+    pub epoch: u64,
+    /// `CLOCK_BOOTTIME` in nanoseconds, of the verdict.
+    pub admitted_boot_ns: u64,
+    /// Of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// Destination; network order, IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+    /// By which slot.
+    pub slot: u32,
+    /// What it leads to.
+    pub resource: u32,
+    /// Whom it was let through for.
+    pub subject: u32,
+    /// Of the task that connected.
+    pub pid: u32,
+    /// Destination.
+    pub port: u16,
+    /// IANA's number.
+    pub protocol: u8,
+    /// 0.
+    pub reserved: [u8; 5],
 }
 
 /// Index into [`map::COUNTERS`].
@@ -179,11 +251,13 @@ pub enum Hook {
     Sendmsg4 = 3,
     /// Unconnected UDP, IPv6.
     Sendmsg6 = 4,
+    /// A packet on its way out.
+    Egress = 5,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6];
+    pub const ALL: [Self; 5] = [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6, Self::Egress];
 
     /// The program's name.
     pub const fn as_str(self) -> &'static str {
@@ -192,6 +266,7 @@ impl Hook {
             Self::Connect6 => "connect6",
             Self::Sendmsg4 => "sendmsg4",
             Self::Sendmsg6 => "sendmsg6",
+            Self::Egress => "egress",
         }
     }
 
@@ -207,14 +282,13 @@ impl Hook {
 pub struct VerdictRecord {
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub boot_ns: u64,
-    /// [`RingCounters::attempted`] of its CPU and ring with this record counted: from 1, and a missing number is a lost
-    /// record.
-    pub sequence: u64,
-    /// Of the calling task.
+    /// Of the task that made the socket; 0: not known, see [`Admission::creator_cgroup_id`].
+    pub creator_cgroup_id: u64,
+    /// Of the calling task; at [`Hook::Egress`] the socket's, which is its creator's.
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
-    /// Of the socket's network namespace.
+    /// Of the socket's network namespace; 0 at [`Hook::Egress`].
     pub netns_cookie: u64,
     /// That the grant was referred to by; 0: no grant.
     pub epoch: u64,
@@ -222,7 +296,8 @@ pub struct VerdictRecord {
     pub grant: [u8; 16],
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
-    /// Name of the task, ended by 0 unless 16 bytes long.
+    /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`], as are pid and uid: whichever task runs
+    /// when a packet leaves has nothing to do with it.
     pub command: [u8; 16],
     /// Thread group id of the calling task: what people call its pid.
     pub pid: u32,
@@ -252,7 +327,7 @@ impl VerdictRecord {
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
         boot_ns: 0,
-        sequence: 0,
+        creator_cgroup_id: 0,
         cgroup_id: 0,
         socket_cookie: 0,
         netns_cookie: 0,
@@ -287,14 +362,18 @@ assert_layout! {
     SubjectEntry: 8,
     GrantKey: 8,
     GrantRef: 16,
-    GrantSlot: 32,
+    GrantSlot: 16,
+    Admission: 40,
+    ConnectionEntry: 64,
     RingCounters: 16,
     VerdictRecord: 128,
 }
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry};
+    use super::{
+        AddressKey, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry,
+    };
 
     /// Lets aya copy a type to and from a map.
     macro_rules! impl_pod {
@@ -309,26 +388,37 @@ mod pod {
         };
     }
 
-    impl_pod!(AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry);
+    impl_pod!(
+        AddressKey,
+        ConnectionEntry,
+        GrantKey,
+        GrantRef,
+        GrantSlot,
+        ResourceEntry,
+        RingCounters,
+        SubjectEntry
+    );
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use core::mem::offset_of;
+    use std::vec::Vec;
 
     use super::*;
 
     #[test]
-    fn port_index_has_an_inverse() {
-        for protocol in [protocol::TCP, protocol::UDP] {
-            for port in [0, 1, 5432, u16::MAX] {
-                let index = port_index(protocol, port).expect("has ports");
-                assert!(index < PORT_CLASSES_MAX);
-                assert_eq!(port_at(index), Some((protocol, port)));
-            }
-        }
-        assert_eq!(port_index(132, 1), None);
-        assert_eq!(port_at(PORT_CLASSES_MAX), None);
+    fn each_port_has_a_place_of_its_own() {
+        let ports = [0, 1, 5432, u16::MAX];
+        let places: Vec<u32> = protocol::ALL
+            .into_iter()
+            .flat_map(|protocol| ports.map(|port| port_index(protocol, port).expect("has ports")))
+            .collect();
+        assert!(places.is_sorted() && places.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(places.iter().all(|place| *place < PORT_CLASSES_MAX));
+        assert_eq!(port_index(1, 1), None);
     }
 
     #[test]
@@ -344,7 +434,7 @@ mod tests {
     fn record_offsets() {
         let offsets = [
             offset_of!(VerdictRecord, boot_ns),
-            offset_of!(VerdictRecord, sequence),
+            offset_of!(VerdictRecord, creator_cgroup_id),
             offset_of!(VerdictRecord, cgroup_id),
             offset_of!(VerdictRecord, socket_cookie),
             offset_of!(VerdictRecord, netns_cookie),

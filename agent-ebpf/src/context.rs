@@ -2,12 +2,12 @@
 //!
 //! Owns: every read of a context and every helper about the caller. Must not know: rules, maps.
 
-use agent_ebpf::abi::{CGROUP_LEVELS_MAX, VerdictRecord, protocol};
+use agent_ebpf::abi::{Admission, CGROUP_LEVELS_MAX, VerdictRecord, protocol};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_smp_processor_id,
-    bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
+    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
@@ -91,20 +91,74 @@ fn protocol(addr: *const bpf_sock_addr) -> u8 {
     }
 }
 
+/// The socket that a socket address program judges.
+#[inline(always)]
+pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: as in `destination4`; `sk` is the one pointer of the union that the kernel sets.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// The cookie of that socket: unique within a boot.
+#[inline(always)]
+pub(crate) fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the context that the kernel handed us.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// The cookie of that socket's network namespace.
+#[inline(always)]
+pub(crate) fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: as above.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// Thread group id of the calling task.
+#[inline(always)]
+pub(crate) fn pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// The calling task's cgroup.
+#[inline(always)]
+pub(crate) fn cgroup_id() -> u64 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// What is known of a socket; None: nothing. `sk` comes from the kernel, by way of a context.
+#[inline(always)]
+pub(crate) fn admission<'a>(sk: *mut bpf_sock) -> Option<&'a mut Admission> {
+    storage(sk, 0)
+}
+
+/// The same, made if it was not there. None: there is no memory, or the socket is on its way out.
+#[inline(always)]
+pub(crate) fn admission_or_new<'a>(sk: *mut bpf_sock) -> Option<&'a mut Admission> {
+    storage(sk, BPF_SK_STORAGE_GET_F_CREATE.into())
+}
+
+#[inline(always)]
+fn storage<'a>(sk: *mut bpf_sock, flags: u64) -> Option<&'a mut Admission> {
+    let map = (&raw const crate::maps::ADMISSIONS).cast_mut().cast();
+    // SAFETY: the map is of socket storage, and its values are `Admission`s; the kernel gives a pointer to one that lives
+    // for this program's run, or null. Two programs may see the same one at a time: each field is a word that is read or
+    // written at once, and the order in which they are written (see the callers) makes half an admission count as none.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags).cast::<Admission>().as_mut() }
+}
+
 /// Writes down who calls, and by which socket.
 #[inline(always)]
 pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord) {
-    // SAFETY: helpers without preconditions; the two cookies take the context that the kernel handed us. All of them are
-    // open to socket address programs from Linux 5.10 on.
+    // SAFETY: helpers without preconditions, open to socket address programs from Linux 5.10 on.
     unsafe {
-        record.cgroup_id = bpf_get_current_cgroup_id();
         record.command = bpf_get_current_comm().unwrap_or_default();
-        record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         record.uid = bpf_get_current_uid_gid() as u32;
-        record.socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
-        record.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
         record.cpu = bpf_get_smp_processor_id();
     }
+    record.cgroup_id = cgroup_id();
+    record.pid = pid();
+    record.socket_cookie = socket_cookie(ctx);
+    record.netns_cookie = netns_cookie(ctx);
 }
 
 /// `CLOCK_BOOTTIME` in nanoseconds: no clock step moves it, and suspend counts.

@@ -2,11 +2,17 @@
 
 mod connect4;
 mod connect6;
+mod egress;
 mod sendmsg4;
 mod sendmsg6;
+mod sock_create;
+mod sock_ops;
+mod sock_release;
 
-use agent_ebpf::abi::{AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, port_index};
-use agent_ebpf::verdict::{Caller, Facts, Reason, Verdict, decide};
+use agent_ebpf::abi::{
+    AddressKey, Admission, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, Hook, port_index,
+};
+use agent_ebpf::verdict::{Caller, Creator, Facts, Reason, Slot, Verdict, decide};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
@@ -14,45 +20,48 @@ use aya_log_ebpf::error;
 use crate::context::{self, Destination};
 use crate::{maps, record};
 
-/// What a socket address program returns to let the call go on.
+/// What a program returns to let a call or packet go on.
 const GO_ON: i32 = 1;
-/// What it returns to have the caller get EPERM.
+/// What it returns to have the caller get EPERM, or the packet dropped.
 const REFUSE: i32 = 0;
 
-/// Judges one connection or datagram of the calling task.
+/// Judges one connection, or one unconnected datagram, of the calling task.
 #[inline(always)]
 fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     // Most traffic ends here, after one array look-up.
     let Some(resource) = protecting(destination) else { return GO_ON };
 
     let caller = caller();
-    let grant = match caller {
-        Caller::Subject(subject) => grant(GrantKey { subject, resource }),
-        Caller::Unknown | Caller::TooDeep => None,
+    let subject = match caller {
+        Caller::Subject(subject) => subject,
+        Caller::Unknown | Caller::TooDeep => 0,
     };
-    // The slot before its epoch: see `Facts`.
+    let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource }) };
     let slot = grant.and_then(|grant| slot(grant.slot));
-    let epoch = grant.and_then(|grant| epoch(grant.slot));
+    let made = context::admission(context::socket(ctx)).map_or(Admission::default(), |admission| *admission);
+    let creator = Creator::of(&made, context::cgroup_id(), subject);
     let now_boot_ns = context::now_boot_ns();
-    let facts = Facts { resource: Some(resource), caller, grant: grant.as_ref(), slot: slot.as_ref(), epoch };
-    let reason = decide(&facts, now_boot_ns);
+    let facts =
+        Facts { resource: Some(resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };
+    let mut reason = decide(&facts, now_boot_ns);
     if reason == Reason::LookupFailed {
         error!(ctx, "a grant's slot could not be read");
     }
+    if let (Verdict::Allow, Some(grant)) = (reason.verdict(), grant) {
+        reason = admit(ctx, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
+    }
+
     record::emit(reason.verdict(), |record| {
         record.boot_ns = now_boot_ns;
         record.address = destination.address;
         record.port = destination.port;
         record.protocol = destination.protocol;
         record.resource = resource;
-        if let Caller::Subject(subject) = caller {
-            record.subject = subject;
-        }
+        record.subject = subject;
+        record.creator_cgroup_id = made.creator_cgroup_id;
         if let Some(grant) = grant {
             record.epoch = grant.epoch;
-        }
-        if let Some(slot) = slot {
-            record.grant = slot.grant;
+            record.grant = name_of(grant.slot);
         }
         record.hook = hook as u8;
         record.verdict = reason.verdict() as u8;
@@ -65,16 +74,75 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     }
 }
 
+/// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is not
+/// let through: nobody could end it.
+#[inline(always)]
+fn admit(
+    ctx: &SockAddrContext,
+    hook: Hook,
+    destination: &Destination,
+    pair: GrantKey,
+    grant: GrantRef,
+    now_boot_ns: u64,
+) -> Reason {
+    let Some(admission) = context::admission_or_new(context::socket(ctx)) else {
+        return Reason::LookupFailed;
+    };
+    bind(admission, pair, grant);
+    note_admitted(grant.slot, now_boot_ns);
+    match hook {
+        Hook::Connect4 | Hook::Connect6 => {}
+        // Judged anew with each datagram, and never ended.
+        Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Egress => return Reason::Granted,
+    }
+    let connection = ConnectionEntry {
+        epoch: grant.epoch,
+        admitted_boot_ns: now_boot_ns,
+        netns_cookie: context::netns_cookie(ctx),
+        address: destination.address,
+        slot: grant.slot,
+        resource: pair.resource,
+        subject: pair.subject,
+        pid: context::pid(),
+        port: destination.port,
+        protocol: destination.protocol,
+        reserved: [0; 5],
+    };
+    match maps::CONNECTIONS.insert(context::socket_cookie(ctx), connection, 0) {
+        Ok(()) => Reason::Granted,
+        Err(_) => {
+            admission.resource = 0;
+            Reason::ConnectionsFull
+        }
+    }
+}
+
+/// Writes an admission. Its resource last: while that is 0 the rest says nothing.
+#[inline(always)]
+fn bind(admission: &mut Admission, pair: GrantKey, grant: GrantRef) {
+    admission.resource = 0;
+    admission.flags &= !Admission::TOLD;
+    admission.subject = pair.subject;
+    admission.slot = grant.slot;
+    admission.epoch = grant.epoch;
+    admission.resource = pair.resource;
+}
+
 /// The number of the resource that the destination belongs to.
 #[inline(always)]
 fn protecting(destination: &Destination) -> Option<u32> {
-    let index = port_index(destination.protocol, destination.port)?;
-    let class = match maps::PORT_CLASSES.get(index) {
-        None | Some(0) => return None,
-        Some(class) => *class,
-    };
+    let class = class(destination.protocol, destination.port)?;
     let key = AddressKey { class, address: destination.address };
     maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).map(|entry| entry.number)
+}
+
+/// The class of a port. None: nobody protects it.
+#[inline(always)]
+fn class(protocol: u8, port: u16) -> Option<u32> {
+    match maps::PORT_CLASSES.get(port_index(protocol, port)?) {
+        None | Some(0) => None,
+        Some(class) => Some(*class),
+    }
 }
 
 /// Whose the calling task is: the nearest cgroup at or above its own that is bound.
@@ -102,14 +170,27 @@ fn grant(key: GrantKey) -> Option<GrantRef> {
     unsafe { maps::GRANTS.get(key).copied() }
 }
 
+/// The deadline first, the epoch after it: see [`Slot`].
 #[inline(always)]
-fn slot(index: u32) -> Option<GrantSlot> {
-    maps::SLOTS.get(index).copied()
+fn slot(index: u32) -> Option<Slot> {
+    let deadline = maps::DEADLINES.get_ptr(index)?;
+    let epoch = maps::EPOCHS.get_ptr(index)?;
+    // SAFETY: the pointers are to aligned 8-byte elements of array maps, valid for the program's run. Volatile, so that the
+    // two are read once each, and in this order.
+    unsafe { Some(Slot { deadline_boot_ns: deadline.read_volatile(), epoch: epoch.read_volatile() }) }
 }
 
+/// What the slot is called now; all 0: it has no name.
 #[inline(always)]
-fn epoch(index: u32) -> Option<u64> {
-    // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run. Volatile, because
-    // the read must not move before that of the slot.
-    maps::EPOCHS.get_ptr(index).map(|epoch| unsafe { epoch.read_volatile() })
+fn name_of(index: u32) -> [u8; 16] {
+    maps::SLOTS.get(index).map_or([0; 16], |GrantSlot { grant }| *grant)
+}
+
+/// Several CPUs may write at once: any of their times is right.
+#[inline(always)]
+fn note_admitted(slot: u32, now_boot_ns: u64) {
+    if let Some(last) = maps::LAST_ADMITTED.get_ptr_mut(slot) {
+        // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run.
+        unsafe { last.write_volatile(now_boot_ns) };
+    }
 }

@@ -2,6 +2,8 @@
 //! work on the whole workspace.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", allow(internal_features, reason = "see `record::count`"))]
 #![cfg_attr(
     target_arch = "bpf",
     allow(unsafe_code, reason = "the kernel's interface is raw pointers and helpers")
@@ -13,6 +15,8 @@ mod context;
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
 #[cfg(target_arch = "bpf")]
 mod record;
 

@@ -3,9 +3,11 @@
 //! Owns: the definitions. Must not know: logic. Nothing here is an LRU map: what matters is never evicted.
 
 use agent_ebpf::abi::{
-    self, AddressKey, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry,
+    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters,
+    SubjectEntry,
 };
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
@@ -30,9 +32,24 @@ pub(crate) static GRANTS: HashMap<GrantKey, GrantRef> = HashMap::with_max_entrie
 pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
 #[map]
+pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+
+#[map]
 pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
 // Written by the programs.
+
+/// The kernel takes socket storage with BTF only.
+#[btf_map]
+pub(crate) static ADMISSIONS: SkStorage<Admission> = SkStorage::new();
+
+/// The agent removes what it has seen closed.
+#[map]
+pub(crate) static CONNECTIONS: HashMap<u64, ConnectionEntry> =
+    HashMap::with_max_entries(abi::CONNECTIONS_MAX, 0);
+
+#[map]
+pub(crate) static LAST_ADMITTED: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
 #[map]
 pub(crate) static EVENTS_ALLOW: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);

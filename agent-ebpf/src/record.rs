@@ -2,15 +2,16 @@
 //!
 //! Owns: the rings and the counters of what they lost. Must not know: who reads them.
 //!
-//! Invariant: every record is counted before it is tried, and once more if it is lost; so a reader that sees a number
-//! missing, or the counters ahead of the records, knows exactly how many it never saw.
+//! Invariant: every record is counted before it is tried, and once more if it is lost: attempted = read + unread + lost.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use agent_ebpf::abi::{Ring, VerdictRecord};
 use agent_ebpf::verdict::Verdict;
 
 use crate::maps;
 
-/// Puts a record into the ring of this verdict, numbered; `fill` writes the rest of it, in place: a record takes a quarter of
+/// Puts a record into the ring of this verdict; `fill` writes it in place: a record takes a quarter of
 /// the stack that a program has.
 #[inline(always)]
 pub(crate) fn emit(verdict: Verdict, fill: impl FnOnce(&mut VerdictRecord)) {
@@ -20,21 +21,28 @@ pub(crate) fn emit(verdict: Verdict, fill: impl FnOnce(&mut VerdictRecord)) {
     };
     // A per-CPU array has an element for each index below its length; were it otherwise, the verdict would stand all the same.
     let Some(counters) = maps::COUNTERS.get_ptr_mut(index as u32) else { return };
-    // SAFETY: `counters` points to this CPU's element of a per-CPU array, which lives as long as the program. The hooks run
-    // with migration disabled, and none of them interrupts another of ours on the same CPU, so nobody else writes it
-    // meanwhile.
-    let sequence = unsafe {
-        (*counters).attempted += 1;
-        (*counters).attempted
-    };
+    // SAFETY: `counters` points to this CPU's element of a per-CPU array, which lives as long as the program; its fields are
+    // aligned words.
+    unsafe { count(&raw mut (*counters).attempted) };
     match ring.reserve::<VerdictRecord>(0) {
         Some(mut entry) => {
-            let record = entry.write(VerdictRecord::EMPTY);
-            fill(record);
-            record.sequence = sequence;
+            fill(entry.write(VerdictRecord::EMPTY));
             entry.submit(0);
         }
         // SAFETY: as above.
-        None => unsafe { (*counters).lost += 1 },
+        None => unsafe { count(&raw mut (*counters).lost) },
     }
+}
+
+/// Adds one, in one instruction: another of our programs may interrupt this one on the same CPU.
+///
+/// # Safety
+/// `counter` points to an aligned word of a map.
+#[inline(always)]
+unsafe fn count(counter: *mut u64) {
+    // The target has no compare-and-swap before Linux 5.12, so `AtomicU64` has no `fetch_add` there; the plain addition
+    // that this becomes (its result is not used) is older than eBPF.
+    //
+    // SAFETY: the caller promises it.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
 }

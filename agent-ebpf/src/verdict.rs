@@ -5,7 +5,7 @@
 //!
 //! Invariant: `Allow` for a protected destination has one way only, through every check; anything missing denies.
 
-use crate::abi::{GrantRef, GrantSlot};
+use crate::abi::{Admission, GrantRef};
 
 /// What the kernel does with one connection attempt.
 #[repr(u8)]
@@ -37,6 +37,16 @@ pub enum Reason {
     CgroupTooDeep = 7,
     /// A map has no entry where it must have one.
     LookupFailed = 8,
+    /// The socket was made by somebody else than the caller.
+    CreatorDiffers = 9,
+    /// There is no room to remember another connection.
+    ConnectionsFull = 10,
+    /// A packet of a socket that was not let through to anything.
+    NotAdmitted = 11,
+    /// A packet to another resource than the socket was let through to: its address or port was changed on the way.
+    OtherResource = 12,
+    /// A packet whose headers are not understood, or run on for too long.
+    Unreadable = 13,
 }
 
 impl Verdict {
@@ -48,7 +58,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -57,6 +67,11 @@ impl Reason {
         Self::Revoked,
         Self::CgroupTooDeep,
         Self::LookupFailed,
+        Self::CreatorDiffers,
+        Self::ConnectionsFull,
+        Self::NotAdmitted,
+        Self::OtherResource,
+        Self::Unreadable,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -75,6 +90,11 @@ impl Reason {
             Self::Revoked => "revoked",
             Self::CgroupTooDeep => "cgroup_too_deep",
             Self::LookupFailed => "lookup_failed",
+            Self::CreatorDiffers => "creator_differs",
+            Self::ConnectionsFull => "connections_full",
+            Self::NotAdmitted => "not_admitted",
+            Self::OtherResource => "other_resource",
+            Self::Unreadable => "unreadable",
         }
     }
 
@@ -88,7 +108,12 @@ impl Reason {
             | Self::Expired
             | Self::Revoked
             | Self::CgroupTooDeep
-            | Self::LookupFailed => Verdict::Deny,
+            | Self::LookupFailed
+            | Self::CreatorDiffers
+            | Self::ConnectionsFull
+            | Self::NotAdmitted
+            | Self::OtherResource
+            | Self::Unreadable => Verdict::Deny,
         }
     }
 }
@@ -104,23 +129,71 @@ pub enum Caller {
     Subject(u32),
 }
 
-/// What the look-ups found, in the order in which they must be made: the slot before its epoch. A slot is filled anew only
-/// after its epoch was raised, so whoever reads the slot half written reads a different epoch after it.
+/// Who made the socket, seen from the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creator {
+    /// The caller's cgroup, or its subject.
+    Same,
+    /// Somebody else.
+    Other,
+    /// Nobody saw it: the socket is older than the gate, or the kernel made it for the caller, as it does for MPTCP.
+    Unknown,
+}
+
+impl Creator {
+    /// `subject` is the caller's; 0 is nobody's.
+    #[inline(always)]
+    pub fn of(made: &Admission, cgroup_id: u64, subject: u32) -> Self {
+        if made.creator_cgroup_id == 0 {
+            Self::Unknown
+        } else if made.creator_cgroup_id == cgroup_id || (subject != 0 && made.creator_subject == subject) {
+            Self::Same
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// What the look-ups about a slot found. A slot is given to another pair only after its epoch was raised, and its new
+/// deadline is written before anything refers to the new epoch: so the deadline is read first, and the epoch after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// `CLOCK_BOOTTIME` in nanoseconds.
+    pub deadline_boot_ns: u64,
+    /// Its epoch now.
+    pub epoch: u64,
+}
+
+impl Slot {
+    /// Whether what referred to the slot in this epoch still counts. None: it does.
+    #[inline(always)]
+    fn ended(&self, epoch: u64, now_boot_ns: u64) -> Option<Reason> {
+        if self.epoch != epoch {
+            return Some(Reason::Revoked);
+        }
+        if now_boot_ns >= self.deadline_boot_ns {
+            return Some(Reason::Expired);
+        }
+        None
+    }
+}
+
+/// What the look-ups about a connection attempt, or an unconnected datagram, found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
     /// Number of the resource; None: the destination is not protected.
     pub resource: Option<u32>,
     /// Who asks.
     pub caller: Caller,
+    /// Who made the socket.
+    pub creator: Creator,
     /// The pair's grant.
     pub grant: Option<&'a GrantRef>,
     /// Where it lies.
-    pub slot: Option<&'a GrantSlot>,
-    /// The slot's epoch now.
-    pub epoch: Option<u64>,
+    pub slot: Option<&'a Slot>,
 }
 
-/// Decides. `now_boot_ns` is `CLOCK_BOOTTIME`.
+/// Decides about a connection attempt, or an unconnected datagram. `now_boot_ns` is `CLOCK_BOOTTIME`.
 #[inline(always)]
 pub fn decide(facts: &Facts<'_>, now_boot_ns: u64) -> Reason {
     if facts.resource.is_none() {
@@ -132,14 +205,44 @@ pub fn decide(facts: &Facts<'_>, now_boot_ns: u64) -> Reason {
         Caller::Subject(_) => {}
     }
     let Some(grant) = facts.grant else { return Reason::NoLiveGrant };
-    let (Some(slot), Some(epoch)) = (facts.slot, facts.epoch) else { return Reason::LookupFailed };
-    if epoch != grant.epoch {
-        return Reason::Revoked;
+    let Some(slot) = facts.slot else { return Reason::LookupFailed };
+    if let Some(ended) = slot.ended(grant.epoch, now_boot_ns) {
+        return ended;
     }
-    if now_boot_ns >= slot.expires_at_boot_ns {
-        return Reason::Expired;
+    // Last: that somebody may reach the resource, and only not by this socket, is another thing than that they may not.
+    match facts.creator {
+        Creator::Same | Creator::Unknown => Reason::Granted,
+        Creator::Other => Reason::CreatorDiffers,
     }
-    Reason::Granted
+}
+
+/// What the look-ups about a packet found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireFacts<'a> {
+    /// Number of the resource; None: the destination is not protected.
+    pub resource: Option<u32>,
+    /// What its socket was let through by; None: nothing is known of the socket.
+    pub admission: Option<&'a Admission>,
+    /// The admission's slot.
+    pub slot: Option<&'a Slot>,
+}
+
+/// Decides about a packet. `now_boot_ns` is `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub fn decide_wire(facts: &WireFacts<'_>, now_boot_ns: u64) -> Reason {
+    let Some(resource) = facts.resource else { return Reason::NotProtected };
+    let Some(admission) = facts.admission else { return Reason::NotAdmitted };
+    if admission.flags & Admission::PASSIVE != 0 {
+        return Reason::NotProtected;
+    }
+    if admission.resource == 0 {
+        return Reason::NotAdmitted;
+    }
+    if admission.resource != resource {
+        return Reason::OtherResource;
+    }
+    let Some(slot) = facts.slot else { return Reason::LookupFailed };
+    slot.ended(admission.epoch, now_boot_ns).unwrap_or(Reason::Granted)
 }
 
 #[cfg(test)]
@@ -147,6 +250,7 @@ mod tests {
     extern crate std;
 
     use std::format;
+    use std::string::String;
 
     use super::*;
 
@@ -156,43 +260,44 @@ mod tests {
         GrantRef { slot: 0, reserved: 0, epoch }
     }
 
-    fn slot(expires_at_boot_ns: u64) -> GrantSlot {
-        GrantSlot { grant: [1; 16], expires_at_boot_ns, reserved: 0 }
+    /// What a slot can be found to be, seen from a reference of epoch 7.
+    fn slots() -> [(&'static str, Option<Slot>); 7] {
+        let slot = |deadline_boot_ns, epoch| Some(Slot { deadline_boot_ns, epoch });
+        [
+            ("none", None),
+            ("never, 7", slot(0, 7)),
+            ("before, 7", slot(NOW - 1, 7)),
+            ("now, 7", slot(NOW, 7)),
+            ("after, 7", slot(NOW + 1, 7)),
+            ("after, 6", slot(NOW + 1, 6)),
+            ("after, 8", slot(NOW + 1, 8)),
+        ]
     }
 
     /// Every combination of what each look-up can find. A change of any row is a change of what Portcullis lets through.
     #[test]
     fn truth_table() {
-        let resources = [("unprotected", None), ("protected", Some(1))];
         let callers =
             [("unknown", Caller::Unknown), ("too deep", Caller::TooDeep), ("subject", Caller::Subject(1))];
+        let creators = [("same", Creator::Same), ("other", Creator::Other), ("unknown", Creator::Unknown)];
         let grants = [("none", None), ("epoch 7", Some(grant(7)))];
-        let slots = [
-            ("none", None),
-            ("empty", Some(slot(0))),
-            ("ends before", Some(slot(NOW - 1))),
-            ("ends now", Some(slot(NOW))),
-            ("ends after", Some(slot(NOW + 1))),
-        ];
-        let epochs = [("none", None), ("6", Some(6)), ("7", Some(7)), ("8", Some(8))];
+        let resources = [("unprotected", None), ("protected", Some(1))];
 
-        let mut table = format!(
-            "{:<12} {:<9} {:<8} {:<12} {:<6} -> {:<6} {}\n",
-            "destination", "caller", "grant", "slot", "epoch", "", "reason"
-        );
+        let mut table = row(["destination", "caller", "grant", "slot ends", "creator"], None);
         for (resource_name, resource) in resources {
             for (caller_name, caller) in callers {
                 for (grant_name, grant) in &grants {
-                    for (slot_name, slot) in &slots {
-                        for (epoch_name, epoch) in epochs {
-                            let facts =
-                                Facts { resource, caller, grant: grant.as_ref(), slot: slot.as_ref(), epoch };
-                            let reason = decide(&facts, NOW);
-                            table += &format!(
-                                "{resource_name:<12} {caller_name:<9} {grant_name:<8} {slot_name:<12} {epoch_name:<6} -> {:<6} {}\n",
-                                format!("{:?}", reason.verdict()),
-                                reason.as_str(),
-                            );
+                    for (slot_name, slot) in &slots() {
+                        for (creator_name, creator) in creators {
+                            let facts = Facts {
+                                resource,
+                                caller,
+                                creator,
+                                grant: grant.as_ref(),
+                                slot: slot.as_ref(),
+                            };
+                            let names = [resource_name, caller_name, grant_name, slot_name, creator_name];
+                            table += &row(names, Some(decide(&facts, NOW)));
                         }
                     }
                 }
@@ -201,33 +306,82 @@ mod tests {
         insta::assert_snapshot!(table);
     }
 
+    /// The same for packets.
+    #[test]
+    fn wire_truth_table() {
+        let admission =
+            |resource, flags| Some(Admission { resource, flags, epoch: 7, ..Admission::default() });
+        let admissions = [
+            ("none", None),
+            ("to nothing", admission(0, 0)),
+            ("to another", admission(2, 0)),
+            ("to this", admission(1, 0)),
+            ("to this, told", admission(1, Admission::TOLD)),
+            ("passive", admission(0, Admission::PASSIVE)),
+        ];
+        let mut table = row(["destination", "admission", "slot ends", "", ""], None);
+        for (resource_name, resource) in [("unprotected", None), ("protected", Some(1))] {
+            for (admission_name, admission) in &admissions {
+                for (slot_name, slot) in &slots() {
+                    let facts = WireFacts { resource, admission: admission.as_ref(), slot: slot.as_ref() };
+                    let reason = decide_wire(&facts, NOW);
+                    table += &row([resource_name, admission_name, slot_name, "", ""], Some(reason));
+                }
+            }
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    fn row(names: [&str; 5], reason: Option<Reason>) -> String {
+        let verdict = reason.map_or_else(String::new, |reason| format!("{:?}", reason.verdict()));
+        let reason = reason.map_or("reason", Reason::as_str);
+        let [a, b, c, d, e] = names;
+        format!("{a:<12} {b:<14} {c:<10} {d:<10} {e:<8} -> {verdict:<6} {reason}\n")
+    }
+
     /// The table again, as one sentence: a protected destination opens only to a subject whose grant is of the slot's
-    /// present epoch and not over.
+    /// present epoch and not over, by a socket of its own.
     #[test]
     fn only_a_live_grant_opens() {
         let allowed = |facts: &Facts<'_>| decide(facts, NOW).verdict() == Verdict::Allow;
-        let (grant, slot) = (grant(7), slot(NOW + 1));
+        let (grant, slot) = (grant(7), Slot { deadline_boot_ns: NOW + 1, epoch: 7 });
+        let over = Slot { deadline_boot_ns: NOW, epoch: 7 };
+        let revoked = Slot { deadline_boot_ns: NOW + 1, epoch: 8 };
         let open = Facts {
             resource: Some(1),
             caller: Caller::Subject(1),
+            creator: Creator::Same,
             grant: Some(&grant),
             slot: Some(&slot),
-            epoch: Some(7),
         };
         assert!(allowed(&open));
         let closed = [
             Facts { caller: Caller::Unknown, ..open },
             Facts { caller: Caller::TooDeep, ..open },
+            Facts { creator: Creator::Other, ..open },
             Facts { grant: None, ..open },
             Facts { slot: None, ..open },
-            Facts { epoch: None, ..open },
-            Facts { epoch: Some(8), ..open },
+            Facts { slot: Some(&over), ..open },
+            Facts { slot: Some(&revoked), ..open },
         ];
         for facts in closed {
             assert!(!allowed(&facts), "{facts:?}");
         }
-        assert_eq!(decide(&open, slot.expires_at_boot_ns).verdict(), Verdict::Deny);
         assert_eq!(decide(&open, u64::MAX).verdict(), Verdict::Deny);
+    }
+
+    #[test]
+    fn whose_socket_it_is() {
+        let made = |creator_cgroup_id, creator_subject| Admission {
+            creator_cgroup_id,
+            creator_subject,
+            ..Admission::default()
+        };
+        assert_eq!(Creator::of(&made(0, 0), 42, 1), Creator::Unknown);
+        assert_eq!(Creator::of(&made(42, 0), 42, 1), Creator::Same);
+        assert_eq!(Creator::of(&made(41, 1), 42, 1), Creator::Same);
+        assert_eq!(Creator::of(&made(41, 2), 42, 1), Creator::Other);
+        assert_eq!(Creator::of(&made(41, 0), 42, 0), Creator::Other);
     }
 
     #[test]

@@ -81,6 +81,7 @@ struct KernelFile {
     subjects_max: u32,
     grants_max: u32,
     resources_max: u32,
+    connections_max: u32,
     ring_bytes: u32,
 }
 
@@ -91,6 +92,7 @@ impl Default for KernelFile {
             subjects_max: abi::SUBJECTS_MAX,
             grants_max: abi::GRANTS_MAX,
             resources_max: abi::RESOURCES_MAX,
+            connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
         }
     }
@@ -161,6 +163,7 @@ impl Config {
                 subjects_max: within("kernel.subjects_max", kernel.subjects_max, 1, ENTRIES_MAX)?,
                 grants_max: within("kernel.grants_max", kernel.grants_max, 1, ENTRIES_MAX)?,
                 resources_max: within("kernel.resources_max", kernel.resources_max, 1, ENTRIES_MAX)?,
+                connections_max: within("kernel.connections_max", kernel.connections_max, 1, ENTRIES_MAX)?,
                 ring_bytes: within("kernel.ring_bytes", kernel.ring_bytes, RING_BYTES_MIN, RING_BYTES_MAX)?,
             },
             spool_max_bytes: file.spool.max_bytes,

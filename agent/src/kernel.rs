@@ -18,13 +18,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, Hook, ResourceEntry, Ring, RingCounters,
-    SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
+    RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
@@ -47,6 +47,8 @@ pub struct Settings {
     pub grants_max: u32,
     /// Address prefixes over all classes of ports.
     pub resources_max: u32,
+    /// Connections to protected destinations that are up at a time.
+    pub connections_max: u32,
     /// Size of each of the two rings in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
 }
@@ -59,6 +61,7 @@ impl Settings {
             subjects_max: abi::SUBJECTS_MAX,
             grants_max: abi::GRANTS_MAX,
             resources_max: abi::RESOURCES_MAX,
+            connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
         }
     }
@@ -71,7 +74,10 @@ pub struct Gate {
     subjects: HashMap<MapData, u64, SubjectEntry>,
     grants: HashMap<MapData, GrantKey, GrantRef>,
     slots: Array<MapData, GrantSlot>,
+    deadlines: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
+    last_admitted: Array<MapData, u64>,
+    connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
@@ -113,7 +119,10 @@ impl Gate {
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
             grants: typed(&mut ebpf, map::GRANTS)?,
             slots: typed(&mut ebpf, map::SLOTS)?,
+            deadlines: typed(&mut ebpf, map::DEADLINES)?,
             epochs: typed(&mut ebpf, map::EPOCHS)?,
+            last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
+            connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             links,
             settings: settings.clone(),
@@ -165,6 +174,9 @@ impl Gate {
                 self.slots.get(&value.slot, 0).map_err(|error| KernelError::read(map::SLOTS, error))?;
             entries.slots.insert(value.slot, slot);
         }
+        for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
+            entries.deadlines.insert(slot, deadline_boot_ns);
+        }
         for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
             entries.epochs.insert(slot, epoch);
         }
@@ -190,12 +202,32 @@ impl Gate {
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
             }
             Write::UnbindCgroup { id } => (map::SUBJECTS, self.subjects.remove(&id)),
-            Write::FillSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
+            Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
+            Write::SetDeadline { slot, deadline_boot_ns } => {
+                (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+            }
             Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
             Write::RemoveGrant { key } => (map::GRANTS, self.grants.remove(&key)),
         };
         result.or_else(|error| KernelError::from_write(name, &self.settings, error))
+    }
+
+    /// The connections that were let through and not closed since, by socket cookie.
+    pub fn connections(&self) -> Result<Vec<(u64, ConnectionEntry)>, KernelError> {
+        let entries: Result<_, _> = self.connections.iter().collect();
+        entries.map_err(|error| KernelError::read(map::CONNECTIONS, error))
+    }
+
+    /// Forgets a connection that is closed.
+    pub fn forget_connection(&mut self, cookie: u64) -> Result<(), KernelError> {
+        let result = self.connections.remove(&cookie);
+        result.or_else(|error| KernelError::from_write(map::CONNECTIONS, &self.settings, error))
+    }
+
+    /// When something was last let through by a slot, `CLOCK_BOOTTIME` in nanoseconds; 0: never.
+    pub fn last_admitted_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
+        self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
     }
 
     /// How many records each ring has lost since it was made, summed over the CPUs.
@@ -229,16 +261,20 @@ pub struct ProgramCost {
     pub jited_bytes: u32,
 }
 
+/// The programs, in the order in which they are attached: what remembers before what decides.
+const PROGRAMS: [&str; 8] =
+    ["sock_create", "sock_ops", "sock_release", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress"];
+
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    Hook::ALL
+    PROGRAMS
         .into_iter()
-        .map(|hook| {
+        .map(|name| {
             let info =
-                loaded(&mut ebpf, hook)?.info().map_err(|source| KernelError::program(hook, source))?;
+                loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
             Ok(ProgramCost {
-                name: hook.as_str().to_owned(),
+                name: name.to_owned(),
                 instructions: info.size_translated().unwrap_or(0) / 8,
                 verified_instructions: info.verified_instruction_count(),
                 jited_bytes: info.size_jitted(),
@@ -259,45 +295,66 @@ fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
 fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
     let cgroup = File::open(cgroup_root)
         .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
-    Hook::ALL.into_iter().map(|hook| attach(loaded(ebpf, hook)?, hook, &cgroup, pins)).collect()
+    // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
+    PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
+    PROGRAMS
+        .into_iter()
+        .map(|name| {
+            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            // Puts the link in the place of the one that was pinned there: whichever decides, one does.
+            pins.replace_link(name, attach(program, name, &cgroup)?)
+        })
+        .collect()
 }
 
-/// Attaches one program, then puts its link in the place of the one that was pinned there: whichever decides, one does.
-fn attach(
-    program: &mut CgroupSockAddr,
-    hook: Hook,
-    cgroup: impl AsFd,
-    pins: &Pins,
-) -> Result<PinnedLink, KernelError> {
-    let of_program = |source| KernelError::program(hook, source);
-    // `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi". Any flag is refused
-    // (aya-rs/aya#1078).
-    let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(of_program)?;
-    let link = program.take_link(id).map_err(of_program)?;
-    let link = FdLink::try_from(link).map_err(|_| KernelError::TooOld)?;
-    pins.replace_link(hook, link)
+/// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
+/// refuses any flag (aya-rs/aya#1078).
+fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Result<FdLink, KernelError> {
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+    let of_program = |source| KernelError::program(name, source);
+    macro_rules! linked {
+        ($program:expr, $($argument:expr),*) => {{
+            let id = $program.attach($($argument),*).map_err(of_program)?;
+            let link = $program.take_link(id).map_err(of_program)?;
+            FdLink::try_from(link).map_err(|_| KernelError::TooOld)
+        }};
+    }
+    match program {
+        Program::CgroupSockAddr(program) => linked!(program, cgroup, MODE),
+        Program::CgroupSock(program) => linked!(program, cgroup, MODE),
+        Program::CgroupSkb(program) => linked!(program, cgroup, CgroupSkbAttachType::Egress, MODE),
+        Program::SockOps(program) => linked!(program, cgroup, MODE),
+        _ => Err(KernelError::Missing(name)),
+    }
 }
 
-/// The program of a hook, loaded.
-fn loaded(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut CgroupSockAddr, KernelError> {
-    let program = ebpf.program_mut(hook.as_str()).ok_or(KernelError::Missing(hook.as_str()))?;
-    let program: &mut CgroupSockAddr =
-        program.try_into().map_err(|source| KernelError::program(hook, source))?;
-    load_patiently(program).map_err(|source| KernelError::program(hook, source))?;
+/// A program, loaded.
+fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+    if program.fd().is_err() {
+        load_patiently(program, name)?;
+    }
     Ok(program)
 }
 
 /// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
-fn load_patiently(program: &mut CgroupSockAddr) -> Result<(), ProgramError> {
+fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
     const TRIES: usize = 5;
+    let mut load = || match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
     for _ in 1..TRIES {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
-            result => return result,
+            result => return result.map_err(|source| KernelError::program(name, source)),
         }
     }
-    program.load()
+    load().map_err(|source| KernelError::program(name, source))
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

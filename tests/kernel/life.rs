@@ -53,6 +53,7 @@ fn a_taken_over_gate_keeps_its_grants() -> Result<()> {
     let mut read = next.read()?;
     // Slots and epochs that nothing refers to need not come back.
     read.slots.retain(|slot, _| fixture.entries.slots.contains_key(slot));
+    read.deadlines.retain(|slot, _| fixture.entries.deadlines.contains_key(slot));
     ensure_eq!(read, fixture.entries);
     ensure_eq!(reaches(&cgroup, Attempt::Tcp, listener.address(), &listener)?, true);
     Ok(())

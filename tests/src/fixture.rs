@@ -61,7 +61,7 @@ impl Fixture {
     /// Brings the maps to what is wanted, whatever comes of it.
     pub fn try_apply(&mut self) -> Outcome {
         let slots_max = self.gate.slots_max();
-        reconcile(&mut self.entries, &self.wanted, slots_max, |write| self.gate.write(write))
+        reconcile(&mut self.entries, &self.wanted, slots_max, now_boot_ns(), |write| self.gate.write(write))
     }
 
     /// Brings the maps to what is wanted.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use proto::types::Protocol;
 
 /// How long a marker may take on loopback.
@@ -41,6 +41,9 @@ impl Listener {
                 socket.set_read_timeout(Some(Duration::from_millis(5)))?;
                 let address = socket.local_addr()?;
                 (address, std::thread::spawn(move || receive(&socket, &stopped, &keep)))
+            }
+            Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => {
+                bail!("the standard library has no {protocol}")
             }
         };
         Ok(Self { address, protocol, received, stop, thread: Some(thread) })

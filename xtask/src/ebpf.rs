@@ -57,9 +57,9 @@ pub(crate) fn cargo(checkout: &Checkout, verb: &str) -> Command {
         .env("RUSTC_BOOTSTRAP", "1")
         // aya reads the symbol table, and so do we.
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
-        // Meant for the host.
+        // What is set for the host is not meant; socket storage maps need BTF, which comes from debug information.
         .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf")
         .args([verb, "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
         .args(["--package", PACKAGE, "--bin", PROGRAM, "--target-dir"])
         .arg(target_dir(checkout));

@@ -9,6 +9,7 @@
 mod ci;
 mod demo;
 mod ebpf;
+mod kernel_test;
 mod setup;
 mod sh;
 mod test;
@@ -52,6 +53,17 @@ enum Verb {
         /// Run only tests whose name contains this; each filter is a run of its own
         filters: Vec<String>,
     },
+    /// Run the kernel tests on Debian's kernels, each in a virtual machine; end with one line as `test` does
+    ///
+    /// Kernels are downloaded once, and kept outside the checkout. One that cannot be had is told;
+    /// that is a failure if it was asked for, or if fewer than 6.1 and one newer are left.
+    KernelTest {
+        /// A kernel series, such as 6.1, or 7 for the newest 7.x; or one run of it, such as 5.10+lsm. None: all
+        series: Vec<String>,
+        /// Run only tests whose name contains this; each filter is a run of its own
+        #[arg(last = true)]
+        filters: Vec<String>,
+    },
     /// Run all that continuous integration runs, the tests last
     Ci,
     /// Format the code
@@ -92,6 +104,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo => demo::run(&checkout),
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
+        Verb::KernelTest { series, filters } => kernel_test::run(&checkout, &series, &filters),
         Verb::Ci => ci::run(&checkout),
         Verb::Fmt { check } => ci::fmt(&checkout, check),
         Verb::Clippy => ci::clippy(&checkout),

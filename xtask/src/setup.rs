@@ -21,6 +21,16 @@ const CARGO_DENY_VERSION: &str = "0.20.2";
 /// The validator carries the schemas of the Kubernetes release of the same number.
 const KUBERNETES_VALIDATE_VERSION: &str = "1.37.0";
 
+/// The programs that `kernel-test` starts or copies, and Debian's packages of them.
+const VIRTUAL_MACHINES: [(&str, &str); 6] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("modprobe", "kmod"),
+    ("xz", "xz-utils"),
+    ("setpriv", "util-linux"),
+];
+
 /// Something a chore needs that is not in the checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thing {
@@ -36,16 +46,19 @@ pub(crate) enum Thing {
     SystemdAnalyze,
     /// Checks our manifests against the schemas of Kubernetes.
     KubernetesValidate,
+    /// What runs other kernels than this machine's, and packs what they boot into.
+    VirtualMachines,
 }
 
 impl Thing {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
         Self::Postgres,
         Self::SystemdAnalyze,
         Self::KubernetesValidate,
+        Self::VirtualMachines,
     ];
 
     fn name(self) -> &'static str {
@@ -56,6 +69,7 @@ impl Thing {
             Self::Postgres => "postgresql",
             Self::SystemdAnalyze => "systemd-analyze",
             Self::KubernetesValidate => "kubernetes-validate",
+            Self::VirtualMachines => "virtual machines",
         }
     }
 
@@ -70,6 +84,7 @@ impl Thing {
                 sh::which("systemd-analyze").map(shown).context("`systemd-analyze` is not on PATH")
             }
             Self::KubernetesValidate => check_kubernetes_validate(checkout),
+            Self::VirtualMachines => check_virtual_machines(),
         }
     }
 
@@ -81,6 +96,7 @@ impl Thing {
             Self::Postgres => install_postgres(),
             Self::SystemdAnalyze => apt_install(&["systemd"]),
             Self::KubernetesValidate => install_kubernetes_validate(checkout),
+            Self::VirtualMachines => apt_install(&VIRTUAL_MACHINES.map(|(_, package)| package)),
         }
     }
 }
@@ -300,6 +316,16 @@ fn install_postgres() -> Result<()> {
     let installed = apt_install(&["postgresql"]);
     fs::write(path, original).with_context(|| format!("cannot restore {path}"))?;
     installed
+}
+
+fn check_virtual_machines() -> Result<String> {
+    let missing = VIRTUAL_MACHINES.map(|(program, _)| program);
+    let missing: Vec<&str> =
+        missing.into_iter().filter(|program| !sh::administration(program).is_file()).collect();
+    if !missing.is_empty() {
+        bail!("{} not on PATH", missing.join(", "));
+    }
+    Ok(shown(sh::administration("qemu-system-x86_64")))
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {

@@ -110,7 +110,8 @@ fn line(command: &Command) -> String {
     set.chain([program.into_owned()]).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-fn quoted(word: &str) -> String {
+/// The word as a shell wants it.
+pub(crate) fn quoted(word: &str) -> String {
     if word.is_empty() || word.contains([' ', '\'', '"', '*', '$']) {
         format!("'{}'", word.replace('\'', r"'\''"))
     } else {
@@ -121,6 +122,11 @@ fn quoted(word: &str) -> String {
 /// The first program of this name on `PATH`, as a shell would find it.
 pub(crate) fn which(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// A program for administrators, which is not on everybody's `PATH`.
+pub(crate) fn administration(program: &str) -> PathBuf {
+    which(program).unwrap_or_else(|| Path::new("/usr/sbin").join(program))
 }
 
 /// Whether we may install packages and load programs into the kernel.

@@ -204,7 +204,7 @@ fn binary(line: &str) -> Option<String> {
 }
 
 /// Passed, failed and ignored of a summary.
-fn summary(line: &str) -> Option<[u64; 3]> {
+pub(crate) fn summary(line: &str) -> Option<[u64; 3]> {
     let line = line.strip_prefix("test result: ")?;
     let (_, counts) = line.split_once(". ")?;
     let mut counts = counts.split("; ");
@@ -214,7 +214,7 @@ fn summary(line: &str) -> Option<[u64; 3]> {
 
 /// A skipped test and its reason, from `test a ... ignored, why` (libtest) or
 /// `test a ... ignored (why)` (libtest-mimic).
-fn skipped(line: &str) -> Option<String> {
+pub(crate) fn skipped(line: &str) -> Option<String> {
     let (name, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
     let name = name.trim_end();
     let reason = outcome.strip_prefix("ignored")?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use agent_ebpf::abi::{Hook, map};
+use agent_ebpf::abi::map;
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
@@ -17,10 +17,10 @@ pub enum KernelError {
     #[error("cannot load the kernel programs")]
     Load(#[source] Box<EbpfError>),
     /// One program does not load or attach.
-    #[error("cannot load or attach the kernel program `{hook}`")]
+    #[error("cannot load or attach the kernel program `{name}`")]
     Program {
         /// Which.
-        hook: &'static str,
+        name: &'static str,
         /// Why.
         source: Box<ProgramError>,
     },
@@ -103,8 +103,8 @@ impl KernelError {
         Self::Load(Box::new(source))
     }
 
-    pub(super) fn program(hook: Hook, source: impl Into<ProgramError>) -> Self {
-        Self::Program { hook: hook.as_str(), source: Box::new(source.into()) }
+    pub(super) fn program(name: &'static str, source: impl Into<ProgramError>) -> Self {
+        Self::Program { name, source: Box::new(source.into()) }
     }
 
     pub(super) fn read(name: &'static str, source: MapError) -> Self {
@@ -131,6 +131,7 @@ impl KernelError {
         let (max, setting) = match name {
             map::RESOURCES => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),
+            map::CONNECTIONS => (settings.connections_max, "connections_max"),
             _ => (settings.grants_max, "grants_max"),
         };
         Self::Full { name, max, setting }

@@ -8,8 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, ABI_VERSION, AddressKey, GrantKey, GrantRef, GrantSlot, Hook, ResourceEntry, RingCounters,
-    SubjectEntry, map,
+    self, ABI_VERSION, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry,
+    RingCounters, SubjectEntry, map,
 };
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -32,7 +32,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 9] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -63,7 +63,18 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 9] {
             settings.grants_max,
         ),
         array(map::SLOTS, size_of::<GrantSlot>(), settings.grants_max),
+        array(map::DEADLINES, size_of::<u64>(), settings.grants_max),
         array(map::EPOCHS, size_of::<u64>(), settings.grants_max),
+        array(map::LAST_ADMITTED, size_of::<u64>(), settings.grants_max),
+        // Its capacity is that of the kernel's memory.
+        shape(map::ADMISSIONS, MapType::SkStorage, 4, size(size_of::<Admission>()), 0),
+        shape(
+            map::CONNECTIONS,
+            MapType::Hash,
+            8,
+            size(size_of::<ConnectionEntry>()),
+            settings.connections_max,
+        ),
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
@@ -94,8 +105,8 @@ impl Pins {
         self.dir.join("maps").join(name)
     }
 
-    fn link(&self, hook: Hook) -> PathBuf {
-        self.dir.join("links").join(hook.as_str())
+    fn link(&self, program: &str) -> PathBuf {
+        self.dir.join("links").join(program)
     }
 
     /// Compares what is pinned with what would be made. Returns whether anything is pinned.
@@ -126,10 +137,10 @@ impl Pins {
 
     /// Pins a link in the place of the one that is there. The old program goes on deciding until the new one's pin has
     /// taken its name; for that moment both do, and a denial by either counts.
-    pub(super) fn replace_link(&self, hook: Hook, link: FdLink) -> Result<PinnedLink, KernelError> {
-        let path = self.link(hook);
+    pub(super) fn replace_link(&self, program: &str, link: FdLink) -> Result<PinnedLink, KernelError> {
+        let path = self.link(program);
         // No dot: the BPF file system refuses names with one.
-        let beside = self.dir.join("links").join(format!("{}-new", hook.as_str()));
+        let beside = self.link(&format!("{program}-new"));
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| KernelError::Pin { path, source }

@@ -106,6 +106,10 @@ impl Names {
     }
 
     fn resource(&self, number: u32) -> String {
+        // Of a packet that could not be read.
+        if number == 0 {
+            return String::new();
+        }
         self.resources.get(&number).map_or_else(|| format!("#{number}"), ToString::to_string)
     }
 }
@@ -116,6 +120,9 @@ fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
         protocol: match record.protocol {
             protocol::TCP => "tcp".to_owned(),
             protocol::UDP => "udp".to_owned(),
+            protocol::DCCP => "dccp".to_owned(),
+            protocol::SCTP => "sctp".to_owned(),
+            protocol::UDPLITE => "udplite".to_owned(),
             number => number.to_string(),
         },
         address: Ipv6Addr::from(record.address).to_canonical().to_string(),
@@ -144,7 +151,7 @@ mod tests {
     fn record() -> VerdictRecord {
         VerdictRecord {
             boot_ns: 5_000_000_000,
-            sequence: 1,
+            creator_cgroup_id: 42,
             cgroup_id: 42,
             socket_cookie: 7,
             netns_cookie: 1,

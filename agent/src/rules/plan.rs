@@ -5,7 +5,8 @@
 //!
 //! Invariants, property-tested after each write and with writes that fail: a destination that was protected before and is
 //! to be protected after is protected all the time; nobody is let through by a grant that is not wanted any more, once its
-//! removal has been tried; a reference to a slot is never written before the slot is.
+//! removal has been tried; a reference to a slot is never written before the slot's deadline is; and what was let through
+//! goes on exactly as long as the pair's grants, from then on, leave no gap.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display};
@@ -37,8 +38,10 @@ pub struct Entries {
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
     pub grants: BTreeMap<GrantKey, GrantRef>,
-    /// Slot → grant; also those that nothing refers to.
+    /// Slot → what it is called; also those that nothing refers to.
     pub slots: BTreeMap<u32, GrantSlot>,
+    /// Slot → deadline on the boot clock in nanoseconds; also those that nothing refers to.
+    pub deadlines: BTreeMap<u32, u64>,
     /// Slot → epoch.
     pub epochs: BTreeMap<u32, u64>,
 }
@@ -76,7 +79,8 @@ pub enum Write {
     RemoveAddress { class: u32, prefix: AddressPrefix },
     BindCgroup { id: u64, subject: u32 },
     UnbindCgroup { id: u64 },
-    FillSlot { slot: u32, value: GrantSlot },
+    NameSlot { slot: u32, value: GrantSlot },
+    SetDeadline { slot: u32, deadline_boot_ns: u64 },
     SetEpoch { slot: u32, epoch: u64 },
     PutGrant { key: GrantKey, value: GrantRef },
     RemoveGrant { key: GrantKey },
@@ -93,7 +97,8 @@ impl Display for Write {
             Self::RemoveAddress { class, .. } => write!(f, "remove an address from class {class}"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
-            Self::FillSlot { slot, .. } => write!(f, "fill slot {slot}"),
+            Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
+            Self::SetDeadline { slot, .. } => write!(f, "set the deadline of slot {slot}"),
             Self::SetEpoch { slot, epoch } => write!(f, "raise slot {slot} to epoch {epoch}"),
             Self::PutGrant { key, .. } => {
                 write!(f, "let subject {} through to resource {}", key.subject, key.resource)
@@ -124,7 +129,10 @@ impl Entries {
             }
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
-            Write::FillSlot { slot, value } => drop(self.slots.insert(slot, value)),
+            Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
+            Write::SetDeadline { slot, deadline_boot_ns } => {
+                self.deadlines.insert(slot, deadline_boot_ns);
+            }
             Write::SetEpoch { slot, epoch } => drop(self.epochs.insert(slot, epoch)),
             Write::PutGrant { key, value } => drop(self.grants.insert(key, value)),
             Write::RemoveGrant { key } => drop(self.grants.remove(&key)),
@@ -133,6 +141,11 @@ impl Entries {
 
     fn epoch(&self, slot: u32) -> u64 {
         self.epochs.get(&slot).copied().unwrap_or(0)
+    }
+
+    /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it.
+    pub fn counts(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> bool {
+        self.epoch(slot) == epoch && self.deadlines.get(&slot).is_some_and(|deadline| *deadline > now_boot_ns)
     }
 }
 
@@ -146,13 +159,17 @@ pub struct Outcome {
 }
 
 /// Writes what leads from `present` to `wanted`, and keeps `present` true. `slots_max` is how many slots there are.
+///
+/// A pair that is let through without a break keeps its slot and epoch, whichever of its grants it is by: a union's deadline
+/// moves, and what was let through goes on. Once it has ended, the next grant gets another slot, and revives nothing.
 pub fn reconcile<E: Display>(
     present: &mut Entries,
     wanted: &Wanted,
     slots_max: u32,
+    now_boot_ns: u64,
     write: impl FnMut(&Write) -> Result<(), E>,
 ) -> Outcome {
-    let mut reconciler = Reconciler { present, write, outcome: Outcome::default() };
+    let mut reconciler = Reconciler { present, write, now_boot_ns, outcome: Outcome::default() };
     let grants = longest(&wanted.grants);
     reconciler.remove_grants(&grants);
     reconciler.unbind(&wanted.cgroups);
@@ -179,6 +196,7 @@ fn longest(grants: &[WantedGrant]) -> BTreeMap<GrantKey, WantedGrant> {
 struct Reconciler<'a, W> {
     present: &'a mut Entries,
     write: W,
+    now_boot_ns: u64,
     outcome: Outcome,
 }
 
@@ -371,11 +389,18 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>, slots_max: u32) {
         let mut taken: BTreeSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
+        // Lowest first: the maps' first pages are the ones in the caches.
         let mut next_slot = 0;
         for (key, grant) in wanted {
             let old = self.present.grants.get(key).copied();
-            if old.is_some_and(|old| self.is_held(old, grant)) {
-                continue;
+            if let Some(old) = old {
+                if self.is_exactly(old, grant) {
+                    continue;
+                }
+                if self.is_live(old) {
+                    self.carry_on(*key, old, grant);
+                    continue;
+                }
             }
             while taken.contains(&next_slot) {
                 next_slot += 1;
@@ -388,7 +413,6 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
                 self.refuse(item, format!("cannot hold more than {slots_max} grants at a time"));
                 false
             };
-            // The pair's earlier grant ends in any case; only after the new one counts, so that a union has no hole.
             if let Some(old) = old {
                 self.raise_epoch(old.slot);
                 if !put {
@@ -398,22 +422,42 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         }
     }
 
-    /// Whether the reference leads to exactly this grant.
-    fn is_held(&self, reference: GrantRef, grant: &WantedGrant) -> bool {
+    /// Whether the reference leads to this grant and no other.
+    fn is_exactly(&self, reference: GrantRef, grant: &WantedGrant) -> bool {
         self.present.epoch(reference.slot) == reference.epoch
-            && self.present.slots.get(&reference.slot) == Some(&slot_of(grant))
+            && self.present.slots.get(&reference.slot) == Some(&name_of(grant))
+            && self.present.deadlines.get(&reference.slot) == Some(&grant.expires_at_boot_ns)
+    }
+
+    /// Whether somebody is let through by the reference, and still will be by the time that this is written.
+    fn is_live(&self, reference: GrantRef) -> bool {
+        const MARGIN_NS: u64 = 10_000_000;
+        self.present.counts(reference.slot, reference.epoch, self.now_boot_ns.saturating_add(MARGIN_NS))
+    }
+
+    /// Another grant of the pair takes over while one still counts: the deadline moves, what was let through goes on.
+    fn carry_on(&mut self, key: GrantKey, held: GrantRef, grant: &WantedGrant) {
+        let (item, slot) = (RefusedItem::Grant(grant.id), held.slot);
+        let moved = self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
+            && self.offer(item, Write::NameSlot { slot, value: name_of(grant) });
+        if !moved {
+            // Whatever the slot says now is not what is wanted.
+            self.raise_epoch(slot);
+            self.must(Write::RemoveGrant { key });
+        }
     }
 
     fn put_grant(&mut self, key: GrantKey, grant: &WantedGrant, slot: u32) -> bool {
         let item = RefusedItem::Grant(grant.id);
         let value = GrantRef { slot, reserved: 0, epoch: self.present.epoch(slot) };
-        self.offer(item, Write::FillSlot { slot, value: slot_of(grant) })
+        self.offer(item, Write::NameSlot { slot, value: name_of(grant) })
+            && self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
             && self.offer(item, Write::PutGrant { key, value })
     }
 }
 
-fn slot_of(grant: &WantedGrant) -> GrantSlot {
-    GrantSlot { grant: *grant.id.as_bytes(), expires_at_boot_ns: grant.expires_at_boot_ns, reserved: 0 }
+fn name_of(grant: &WantedGrant) -> GrantSlot {
+    GrantSlot { grant: *grant.id.as_bytes() }
 }
 
 /// Which ports share which addresses: ports on which the same prefixes are protected are one class.
@@ -448,6 +492,9 @@ fn number_of(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
+        Protocol::Dccp => protocol::DCCP,
+        Protocol::Sctp => protocol::SCTP,
+        Protocol::UdpLite => protocol::UDPLITE,
     }
 }
 

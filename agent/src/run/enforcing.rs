@@ -111,7 +111,8 @@ impl Enforcing {
         resources.push(canary::resource());
         let wanted = Wanted { resources, cgroups: self.bound.clone(), grants: self.grants.wanted() };
         let slots_max = self.gate.slots_max();
-        let outcome = reconcile(&mut self.entries, &wanted, slots_max, |write| self.gate.write(write));
+        let outcome =
+            reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns(), |write| self.gate.write(write));
         for refused in &outcome.refused {
             tracing::error!(item = ?refused.item, error = refused.error, "the kernel cannot take this");
         }

@@ -20,17 +20,26 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// DCCP.
+    Dccp,
+    /// SCTP.
+    Sctp,
+    /// UDP-Lite.
+    UdpLite,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+    pub const ALL: [Self; 5] = [Self::Tcp, Self::Udp, Self::Dccp, Self::Sctp, Self::UdpLite];
 
     /// As people write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Dccp => "dccp",
+            Self::Sctp => "sctp",
+            Self::UdpLite => "udplite",
         }
     }
 }
@@ -92,8 +101,15 @@ impl FromStr for PortRange {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let unclear =
-            || Invalid::new("ports", format_args!("{} is not `tcp/PORT` or `udp/FIRST-LAST`", quote(text)));
+        let unclear = || {
+            Invalid::new(
+                "ports",
+                format_args!(
+                    "{} is not `tcp/PORT` or `udp/FIRST-LAST` (also dccp, sctp, udplite)",
+                    quote(text)
+                ),
+            )
+        };
         let (protocol, ports) = text.split_once('/').ok_or_else(unclear)?;
         let protocol =
             Protocol::ALL.into_iter().find(|known| known.as_str() == protocol).ok_or_else(unclear)?;
@@ -110,6 +126,9 @@ impl TryFrom<wire::PortRange> for PortRange {
         let protocol = match wire.protocol() {
             wire::Protocol::Tcp => Protocol::Tcp,
             wire::Protocol::Udp => Protocol::Udp,
+            wire::Protocol::Dccp => Protocol::Dccp,
+            wire::Protocol::Sctp => Protocol::Sctp,
+            wire::Protocol::Udplite => Protocol::UdpLite,
             wire::Protocol::Unspecified => {
                 return Err(Invalid::new(
                     "protocol",
@@ -126,6 +145,9 @@ impl From<PortRange> for wire::PortRange {
         let protocol = match range.protocol {
             Protocol::Tcp => wire::Protocol::Tcp,
             Protocol::Udp => wire::Protocol::Udp,
+            Protocol::Dccp => wire::Protocol::Dccp,
+            Protocol::Sctp => wire::Protocol::Sctp,
+            Protocol::UdpLite => wire::Protocol::Udplite,
         };
         Self { protocol: protocol.into(), first: range.first.into(), last: range.last.into() }
     }
@@ -345,11 +367,14 @@ mod tests {
     fn port_ranges() {
         check::<PortRange>("tcp/5432", Ok("tcp/5432"));
         check::<PortRange>("udp/1-65535", Ok("udp/1-65535"));
+        for good in ["dccp/1", "sctp/1", "udplite/1"] {
+            check::<PortRange>(good, Ok(good));
+        }
         check::<PortRange>("tcp/7-7", Ok("tcp/7"));
         check::<PortRange>("tcp/0", Err("port 0 is not in 1..=65535"));
         check::<PortRange>("tcp/65536", Err("port 65536"));
         check::<PortRange>("tcp/9-7", Err("9-7 runs backwards"));
-        for bad in ["", "5432", "tcp", "sctp/1", "tcp/", "tcp/-1", "tcp/1-", "tcp/a", "tcp/99999999999"] {
+        for bad in ["", "5432", "tcp", "icmp/1", "tcp/", "tcp/-1", "tcp/1-", "tcp/a", "tcp/99999999999"] {
             check::<PortRange>(bad, Err("is not `tcp/PORT`"));
         }
     }

@@ -9,6 +9,12 @@ use super::*;
 
 const SLOTS: u32 = 8;
 
+/// Longer than any margin.
+const HOUR: u64 = 3_600_000_000_000;
+
+/// Before every deadline of these tests, unless they say otherwise.
+const NOW: u64 = 0;
+
 fn resource(number: u32, addresses: &[&str], ports: &[&str]) -> Resource {
     let parse = |text: &&str| text.parse().expect("valid");
     let ports = ports.iter().map(|text| text.parse().expect("valid")).collect();
@@ -41,13 +47,14 @@ fn protecting(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> 
 fn granted(entries: &Entries, key: GrantKey) -> Option<([u8; 16], u64)> {
     let reference = entries.grants.get(&key)?;
     let slot = entries.slots.get(&reference.slot)?;
-    (entries.epoch(reference.slot) == reference.epoch).then_some((slot.grant, slot.expires_at_boot_ns))
+    let deadline = entries.deadlines.get(&reference.slot)?;
+    (entries.epoch(reference.slot) == reference.epoch).then_some((slot.grant, *deadline))
 }
 
 #[track_caller]
 fn settle(present: &mut Entries, wanted: &Wanted) -> Vec<Write> {
     let mut writes = Vec::new();
-    let outcome = reconcile(present, wanted, SLOTS, |write| {
+    let outcome = reconcile(present, wanted, SLOTS, NOW, |write| {
         writes.push(*write);
         Ok::<(), String>(())
     });
@@ -100,12 +107,16 @@ fn removals_come_first() {
             Write::RemoveGrant { .. } => "remove grant",
             Write::UnbindCgroup { .. } => "unbind",
             Write::BindCgroup { .. } => "bind",
-            Write::FillSlot { .. } => "fill slot",
+            Write::NameSlot { .. } => "name slot",
+            Write::SetDeadline { .. } => "set deadline",
             Write::PutGrant { .. } => "put grant",
             Write::SetPort { .. } | Write::AddAddress { .. } | Write::RemoveAddress { .. } => "protect",
         })
         .collect();
-    assert_eq!(kinds, ["raise epoch", "remove grant", "unbind", "bind", "fill slot", "put grant"]);
+    assert_eq!(
+        kinds,
+        ["raise epoch", "remove grant", "unbind", "bind", "name slot", "set deadline", "put grant"]
+    );
 }
 
 #[test]
@@ -113,23 +124,28 @@ fn a_longer_grant_takes_over_without_a_hole() {
     let mut present = Entries::default();
     let key = GrantKey { subject: 1, resource: 1 };
     let wanted = |grants: Vec<WantedGrant>| Wanted { grants, ..Wanted::default() };
-    settle(&mut present, &wanted(vec![grant(1, 1, 1, 100)]));
-    assert_eq!(granted(&present, key), Some(([1; 16], 100)));
+    settle(&mut present, &wanted(vec![grant(1, 1, 1, HOUR)]));
+    assert_eq!(granted(&present, key), Some(([1; 16], HOUR)));
+    let held = present.grants[&key];
 
     let holes = RefCell::new(0);
     let mut seen = present.clone();
-    let both = wanted(vec![grant(1, 1, 1, 100), grant(2, 1, 1, 200)]);
-    reconcile(&mut present, &both, SLOTS, |write| {
+    let both = wanted(vec![grant(1, 1, 1, HOUR), grant(2, 1, 1, 2 * HOUR)]);
+    reconcile(&mut present, &both, SLOTS, NOW, |write| {
         seen.apply(write);
         *holes.borrow_mut() += usize::from(granted(&seen, key).is_none());
         Ok::<(), String>(())
     });
-    assert_eq!((granted(&present, key), holes.into_inner()), (Some(([2; 16], 200)), 0));
-    // The long one revoked: the short one carries on.
-    settle(&mut present, &wanted(vec![grant(1, 1, 1, 100)]));
-    assert_eq!(granted(&present, key), Some(([1; 16], 100)));
+    assert_eq!((granted(&present, key), holes.into_inner()), (Some(([2; 16], 2 * HOUR)), 0));
+    // The long one revoked: the short one carries on. What was let through all the while refers to the same slot and epoch.
+    settle(&mut present, &wanted(vec![grant(1, 1, 1, HOUR)]));
+    assert_eq!(granted(&present, key), Some(([1; 16], HOUR)));
+    assert_eq!(present.grants[&key], held);
     settle(&mut present, &wanted(vec![]));
     assert_eq!(granted(&present, key), None);
+    // A later one is another.
+    settle(&mut present, &wanted(vec![grant(3, 1, 1, HOUR)]));
+    assert!(present.grants[&key] != held && !present.counts(held.slot, held.epoch, NOW));
 }
 
 #[test]
@@ -137,7 +153,7 @@ fn a_full_map_refuses_by_name_and_keeps_the_rest() {
     let mut present = Entries::default();
     let grants: Vec<WantedGrant> = (1..=3).map(|id| grant(id, u32::from(id), 1, 100)).collect();
     let outcome =
-        reconcile(&mut present, &Wanted { grants, ..Wanted::default() }, 2, |_| Ok::<(), String>(()));
+        reconcile(&mut present, &Wanted { grants, ..Wanted::default() }, 2, NOW, |_| Ok::<(), String>(()));
     let refused: Vec<RefusedItem> = outcome.refused.iter().map(|refused| refused.item).collect();
     assert_eq!(refused, [RefusedItem::Grant(GrantId::from_bytes([3; 16]).expect("not 0"))]);
     assert_eq!(present.grants.len(), 2);
@@ -255,7 +271,7 @@ proptest! {
                 })
                 .collect();
             let refs: Vec<GrantRef> = before.grants.values().copied().collect();
-            reconcile(&mut present, wanted, SLOTS, |write| {
+            reconcile(&mut present, wanted, SLOTS, NOW, |write| {
                 // Removals of grants cannot fail here: that a grant which could not be removed is live is no finding.
                 let may_fail = !matches!(write, Write::SetEpoch { .. } | Write::RemoveGrant { .. });
                 if may_fail && fails.next() == Some(true) {
@@ -266,11 +282,9 @@ proptest! {
                     assert!(protecting(&seen, *protocol, *port, *address).is_some(), "open after {write}");
                 }
                 if let Write::PutGrant { value, .. } = write {
-                    assert!(seen.slots.contains_key(&value.slot), "{write} before its slot");
-                }
-                if let Write::FillSlot { slot, .. } = write {
-                    let current = |value: &GrantRef| value.slot == *slot && value.epoch == seen.epoch(*slot);
-                    assert!(!refs.iter().any(current), "{write} while it is referred to");
+                    assert!(seen.deadlines.contains_key(&value.slot), "{write} before its deadline");
+                    let current = |old: &GrantRef| old.slot == value.slot && old.epoch == value.epoch;
+                    assert!(!refs.iter().any(current), "{write} with the epoch of an earlier pair");
                 }
                 Ok(())
             });
@@ -289,6 +303,70 @@ proptest! {
                     model(&wanted.resources, protocol, port, address)
                 );
             }
+        }
+    }
+}
+
+/// What happens to the grants of one pair.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// A grant is made, for this long.
+    Grant(u64),
+    /// One of those made so far is taken away.
+    Revoke(usize),
+    /// Nothing but that time passes.
+    Wait,
+}
+
+fn some_happening() -> impl Strategy<Value = (u64, Happening)> {
+    let happening = prop_oneof![
+        (1..6u64).prop_map(Happening::Grant),
+        (0..8usize).prop_map(Happening::Revoke),
+        Just(Happening::Wait)
+    ];
+    (0..4u64, happening)
+}
+
+proptest! {
+    /// Against a model that knows intervals and no slots: what was let through at some moment goes on exactly as long as,
+    /// from then on, at least one grant of the pair is live; and a new connection is let through exactly while one is. Time
+    /// goes in steps well beyond the margin.
+    #[test]
+    fn grants_are_a_union_and_a_later_one_revives_nothing(happenings in prop::collection::vec(some_happening(), 1..25)) {
+        let key = GrantKey { subject: 1, resource: 1 };
+        let mut present = Entries::default();
+        let mut now = 0;
+        let mut grants: Vec<WantedGrant> = Vec::new();
+        // What was let through: by which slot and epoch, and whether the model says that it goes on.
+        let mut admitted: Vec<(u32, u64, bool)> = Vec::new();
+        for (index, (pause, happening)) in happenings.into_iter().enumerate() {
+            // Half an hour off the hours at which grants end, so that nothing happens at the very moment of a deadline.
+            let covered_until = |grants: &[WantedGrant]| grants.iter().map(|grant| grant.expires_at_boot_ns).max();
+            let next = now + pause * HOUR + if index == 0 { HOUR / 2 } else { 0 };
+            let goes_on = covered_until(&grants).is_some_and(|end| end > next);
+            admitted.iter_mut().for_each(|(_, _, live)| *live &= goes_on);
+            now = next;
+
+            match happening {
+                Happening::Grant(hours) => {
+                    let id = u8::try_from(index + 1).expect("few steps");
+                    grants.push(grant(id, 1, 1, now + hours * HOUR - HOUR / 2));
+                }
+                Happening::Revoke(which) if which < grants.len() => drop(grants.remove(which)),
+                Happening::Revoke(_) | Happening::Wait => {}
+            }
+            let wanted = Wanted { grants: grants.clone(), ..Wanted::default() };
+            let outcome = reconcile(&mut present, &wanted, SLOTS, now, |_| Ok::<(), String>(()));
+            prop_assert!(outcome.refused.is_empty() && outcome.failed.is_empty());
+
+            let is_live = covered_until(&grants).is_some_and(|end| end > now);
+            admitted.iter_mut().for_each(|(_, _, live)| *live &= is_live);
+            for (slot, epoch, live) in &admitted {
+                prop_assert_eq!(present.counts(*slot, *epoch, now), *live, "step {}", index);
+            }
+            let held = present.grants.get(&key).filter(|held| present.counts(held.slot, held.epoch, now));
+            prop_assert_eq!(held.is_some(), is_live, "step {}", index);
+            admitted.extend(held.map(|held| (held.slot, held.epoch, true)));
         }
     }
 }

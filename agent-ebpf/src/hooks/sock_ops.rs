@@ -1,0 +1,29 @@
+//! A TCP connection that the other side opened is told apart from those that this side did: its packets go to no port that
+//! this side chose, and are nobody's access.
+
+use agent_ebpf::abi::Admission;
+use aya_ebpf::bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+
+use super::GO_ON;
+use crate::context;
+
+#[sock_ops]
+pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
+    if ctx.op() != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        return GO_ON as u32;
+    }
+    // SAFETY: the kernel hands the program a valid `bpf_sock_ops`; `sk` is the one pointer of the union that it sets.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return GO_ON as u32;
+    }
+    // A socket that a task made itself, and that got here by a simultaneous open, is not passive.
+    if context::admission(sk).is_none()
+        && let Some(admission) = context::admission_or_new(sk)
+    {
+        admission.flags = Admission::PASSIVE;
+    }
+    GO_ON as u32
+}

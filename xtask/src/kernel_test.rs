@@ -1,0 +1,362 @@
+//! `kernel-test`: the kernel tests on other kernels than this machine's.
+//!
+//! Owns the table of runs and the list of tests that may be skipped. Each run is a virtual machine
+//! with one of Debian's kernels and a file system in memory that holds little more than the tests.
+
+mod guest;
+mod initramfs;
+mod kernels;
+mod report;
+
+use std::{
+    fmt, fs,
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use self::{
+    guest::{Accelerator, Machine},
+    initramfs::Tests,
+    kernels::{Kernel, Kernels},
+    report::{Outcome, Skip},
+};
+use crate::{
+    setup::{self, Thing},
+    sh::{self, Checkout},
+};
+
+/// A kernel, and how it is booted.
+struct Run {
+    name: &'static str,
+    /// The first series that can be had is taken. `7` is any 7.x.
+    series: &'static [&'static str],
+    /// More for the kernel's command line.
+    append: &'static str,
+}
+
+/// Every supported kernel. Debian's 5.10 has BPF's LSM built in, but leaves it out of the list of
+/// those that are active: programs load, attach, and never run, unless the command line says so.
+const RUNS: [Run; 6] = [
+    Run { name: "5.10", series: &["5.10"], append: "" },
+    Run { name: "5.10+lsm", series: &["5.10"], append: "lsm=lockdown,yama,apparmor,bpf" },
+    Run { name: "6.1", series: &["6.1"], append: "" },
+    Run { name: "6.12", series: &["6.12"], append: "" },
+    Run { name: "6.18", series: &["6.18", "6.19"], append: "" },
+    Run { name: "7", series: &["7"], append: "" },
+];
+
+/// Tests that some kernel cannot run. Any other skip is a failure.
+const MAY_SKIP: &[Skip] = &[];
+
+/// Without one of each line the whole proves too little.
+const INDISPENSABLE: [&[&str]; 2] = [&["6.1"], &["6.12", "6.18", "7"]];
+
+/// The programs that hold the tests: targets of the package `tests`.
+const TEST_PROGRAMS: [&str; 1] = ["kernel"];
+
+/// Debian's kernels are for this one; and the programs must run there without any library.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const RUSTFLAGS: &str = "-C target-feature=+crt-static";
+
+/// Machines that run at a time, if there is a processor for each.
+const LANES_MAX: usize = 2;
+
+/// The verb.
+pub(crate) fn run(checkout: &Checkout, series: &[String], filters: &[String]) -> Result<()> {
+    let matrix = execute(checkout, series, filters)?;
+    println!("\n{matrix}");
+    matrix.verdict()
+}
+
+/// Builds the tests and runs them on each kernel, with a line for each. No series: all kernels.
+pub(crate) fn execute(checkout: &Checkout, series: &[String], filters: &[String]) -> Result<Matrix> {
+    let runs = chosen(series)?;
+    setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines])?;
+    let programs = build(checkout)?;
+    let mut matrix = Matrix::default();
+    let mut ready = Vec::new();
+    let mut kernels = Kernels::open(checkout)?;
+    for run in runs {
+        match kernels.newest(run.series) {
+            Ok(kernel) => ready.push((run, kernel)),
+            Err(error) => {
+                println!("{:<9} NOT AVAILABLE: {error:#}", run.name);
+                matrix.not_available.push(run.name);
+            }
+        }
+    }
+    drop(kernels);
+    let logs = checkout.target.join("kernel-test");
+    fs::create_dir_all(&logs).with_context(|| format!("cannot make the folder {}", logs.display()))?;
+    let guests =
+        Guests { tests: Tests { programs: &programs, filters }, logs, kvm_failed: AtomicBool::new(false) };
+    guests.run_all(ready, &mut matrix)?;
+    matrix.judge_missing(!series.is_empty());
+    Ok(matrix)
+}
+
+/// The runs of these series; a name with a plus is that run only.
+fn chosen(series: &[String]) -> Result<Vec<&'static Run>> {
+    for name in series {
+        if !RUNS.iter().any(|run| is_meant(run, name)) {
+            let known: Vec<&str> = RUNS.iter().map(|run| run.name).collect();
+            bail!("there is no kernel `{name}` in the table: one of {}", known.join(", "));
+        }
+    }
+    let wanted = |run: &&Run| series.is_empty() || series.iter().any(|name| is_meant(run, name));
+    Ok(RUNS.iter().filter(wanted).collect())
+}
+
+fn is_meant(run: &Run, name: &str) -> bool {
+    run.name == name || run.series.contains(&name)
+}
+
+/// Builds the programs once for all kernels, and says where they are.
+fn build(checkout: &Checkout) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let mut cargo = checkout.cargo();
+    // The target is named, though it is ours: so cargo keeps what is linked statically in a folder
+    // of its own, and uses its flags for that alone.
+    cargo.args(["test", "--no-run", "--package", "tests", "--target", TARGET]);
+    cargo.args(TEST_PROGRAMS.iter().flat_map(|program| ["--test", program]));
+    cargo.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // Half the size, in a machine that has its disk in memory; and faster, in one whose processor
+    // is software.
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "debuginfo");
+    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    sh::run(&mut cargo)?;
+    let printed = sh::output(cargo.args(["--quiet", "--message-format", "json"]))?;
+    let messages = printed.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    let built: Vec<(String, PathBuf)> =
+        messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect();
+    let path = |program: &&str| -> Result<PathBuf> {
+        let found = built.iter().find(|(name, _)| name == program);
+        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no program {program}"))
+    };
+    TEST_PROGRAMS.iter().map(path).collect()
+}
+
+/// What all machines have in common.
+struct Guests<'a> {
+    tests: Tests<'a>,
+    logs: PathBuf,
+    /// Seen by one machine, so that the others need not try.
+    kvm_failed: AtomicBool,
+}
+
+impl Guests<'_> {
+    fn run_all(&self, ready: Vec<(&'static Run, Kernel)>, matrix: &mut Matrix) -> Result<()> {
+        let lanes = thread::available_parallelism().map_or(1, usize::from).clamp(1, LANES_MAX);
+        let ready = Mutex::new(ready.into_iter());
+        let matrix = Mutex::new(matrix);
+        let lane = || -> Result<()> {
+            loop {
+                let next = ready.lock().expect("no holder panics").next();
+                let Some((run, kernel)) = next else { return Ok(()) };
+                let start = Instant::now();
+                let (outcome, note) =
+                    self.run(run, &kernel).with_context(|| format!("kernel {}", run.name))?;
+                let mut matrix = matrix.lock().expect("no holder panics");
+                matrix.add(run, &outcome);
+                self.tell(run, &outcome, &note, start.elapsed());
+            }
+        };
+        thread::scope(|scope| {
+            let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+            lanes.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
+        })
+    }
+
+    /// One kernel; also what is worth to be noted about it.
+    fn run(&self, run: &Run, kernel: &Kernel) -> Result<(Outcome, String)> {
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let initramfs = folder.path().join("initramfs");
+        let lacking = initramfs::write(kernel, &self.tests, &initramfs)?;
+        let (log, console) = (self.log(run, "log"), self.log(run, "console"));
+        let machine = Machine {
+            kernel: &kernel.image(),
+            initramfs: &initramfs,
+            append: run.append,
+            log: &log,
+            console: &console,
+        };
+        let (report, end) = self.boot(&machine)?;
+        let release = report.kernel.clone().unwrap_or_else(|| kernel.package.clone());
+        let console = fs::read(&console).unwrap_or_default();
+        let outcome = report.conclude(run.name, &end, &String::from_utf8_lossy(&console), MAY_SKIP);
+        let lacking =
+            if lacking.is_empty() { String::new() } else { format!("; no modules {}", lacking.join(" ")) };
+        Ok((outcome, format!("{release}{lacking}")))
+    }
+
+    /// With the processor's help where that works: whoever does not get to the first line with it
+    /// is booted again without.
+    fn boot(&self, machine: &Machine<'_>) -> Result<(report::Report, report::End)> {
+        if Accelerator::probe() == Accelerator::Kvm && !self.kvm_failed.load(Ordering::Relaxed) {
+            let (report, end) = guest::run(machine, Accelerator::Kvm)?;
+            if report.kernel.is_some() {
+                return Ok((report, end));
+            }
+            if !self.kvm_failed.swap(true, Ordering::Relaxed) {
+                eprintln!("guests do not start with KVM on this machine: going on without, which is slower");
+            }
+        }
+        guest::run(machine, Accelerator::Tcg)
+    }
+
+    fn log(&self, run: &Run, extension: &str) -> PathBuf {
+        self.logs.join(format!("{}.{extension}", run.name))
+    }
+
+    /// A line for the run, below the details of what failed in it.
+    fn tell(&self, run: &Run, outcome: &Outcome, note: &str, took: Duration) {
+        if outcome.failed > 0 {
+            println!("\n== {}: what failed; all of it is in {}", run.name, self.log(run, "log").display());
+            outcome.details.iter().for_each(|line| println!("{line}"));
+        }
+        println!("{}", line(run.name, outcome, note, took));
+    }
+}
+
+fn line(name: &str, outcome: &Outcome, note: &str, took: Duration) -> String {
+    let Outcome { passed, failed, skipped, .. } = outcome;
+    let skipped = skipped.len();
+    let seconds = took.as_secs_f64();
+    format!("{name:<9} {passed:>4} passed {failed:>3} failed {skipped:>3} skipped {seconds:>6.1} s  {note}")
+}
+
+/// What all kernels together came to.
+#[derive(Debug, Default)]
+pub(crate) struct Matrix {
+    passed: u64,
+    failed: u64,
+    /// `run: test (why)`.
+    skipped: Vec<String>,
+    ran: Vec<&'static str>,
+    not_available: Vec<&'static str>,
+}
+
+impl Matrix {
+    fn add(&mut self, run: &Run, outcome: &Outcome) {
+        self.passed += outcome.passed;
+        self.failed += outcome.failed;
+        self.skipped.extend(outcome.skipped.iter().map(|test| format!("{}: {test}", run.name)));
+        self.ran.push(run.name);
+    }
+
+    /// A kernel that is not available is a failure if it was asked for. If all were, it is one only
+    /// where nothing can stand in for it: old ones vanish from the archives some day.
+    fn judge_missing(&mut self, asked_for: bool) {
+        let lacking = |any_of: &&&[&str]| !any_of.iter().any(|name| self.ran.contains(name));
+        let missing =
+            if asked_for { self.not_available.len() } else { INDISPENSABLE.iter().filter(lacking).count() };
+        self.failed += missing as u64;
+    }
+
+    /// Whether that is a success.
+    pub(crate) fn verdict(&self) -> Result<()> {
+        if self.failed > 0 {
+            bail!("{} kernel tests failed, or kernels; see above", self.failed);
+        }
+        if self.passed == 0 {
+            bail!("no test ran: if a filter was given, it matches no test");
+        }
+        Ok(())
+    }
+}
+
+/// What was skipped and what was not available, then the closing line.
+impl fmt::Display for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.skipped.is_empty() {
+            writeln!(f, "skipped:")?;
+            self.skipped.iter().try_for_each(|name| writeln!(f, "  {name}"))?;
+        }
+        if !self.not_available.is_empty() {
+            writeln!(f, "NOT AVAILABLE, so nothing is known of: {}", self.not_available.join(", "))?;
+        }
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(series: &[&str], expected: &[&str]) {
+        let series: Vec<String> = series.iter().map(ToString::to_string).collect();
+        let names: Vec<&str> =
+            chosen(&series).expect("they are in the table").iter().map(|run| run.name).collect();
+        assert_eq!(names, expected, "{series:?}");
+    }
+
+    #[test]
+    fn a_series_means_all_its_runs() {
+        check(&["5.10"], &["5.10", "5.10+lsm"]);
+        check(&["7", "5.10+lsm"], &["5.10+lsm", "7"]);
+        check(&["6.19"], &["6.18"]);
+        assert_eq!(chosen(&[]).expect("all of them").len(), RUNS.len());
+        let error = chosen(&["6.6".into()]).map(|_| ()).expect_err("Debian has none");
+        assert!(error.to_string().contains("`6.6`"), "{error}");
+    }
+
+    #[test]
+    fn lists_name_runs_of_the_table() {
+        let known = |name: &str| RUNS.iter().any(|run| run.name == name);
+        assert!(INDISPENSABLE.iter().all(|any_of| any_of.iter().all(|name| known(name))));
+        assert!(MAY_SKIP.iter().all(|skip| known(skip.run) && !skip.reason.is_empty()));
+    }
+
+    fn missing(ran: &[&'static str], asked_for: bool) -> u64 {
+        let gone = RUNS.iter().map(|run| run.name).filter(|name| !ran.contains(name));
+        let mut matrix = Matrix { ran: ran.to_vec(), not_available: gone.collect(), ..Matrix::default() };
+        matrix.judge_missing(asked_for);
+        matrix.failed
+    }
+
+    #[test]
+    fn too_few_kernels_are_a_failure() {
+        assert_eq!(missing(&["6.1", "7"], false), 0);
+        assert_eq!(missing(&["5.10", "5.10+lsm", "6.1"], false), 1);
+        assert_eq!(missing(&["5.10", "6.12"], false), 1);
+        assert_eq!(missing(&[], false), 2);
+    }
+
+    #[test]
+    fn a_kernel_that_was_asked_for_has_to_run() {
+        let mut matrix = Matrix { ran: vec!["6.1"], not_available: vec!["5.10"], ..Matrix::default() };
+        matrix.judge_missing(true);
+        assert_eq!(
+            matrix.to_string(),
+            "NOT AVAILABLE, so nothing is known of: 5.10\n0 passed, 1 failed, 0 skipped"
+        );
+        assert!(matrix.verdict().is_err());
+    }
+
+    #[test]
+    fn the_closing_line_is_the_last() {
+        let mut matrix = Matrix::default();
+        let skipped = vec!["a (why)".to_owned()];
+        matrix.add(&RUNS[0], &Outcome { passed: 3, failed: 0, skipped, details: Vec::new() });
+        matrix.add(&RUNS[2], &Outcome { passed: 4, ..Outcome::default() });
+        assert_eq!(matrix.to_string(), "skipped:\n  5.10: a (why)\n7 passed, 0 failed, 1 skipped");
+        matrix.verdict().expect("nothing failed");
+    }
+}
