@@ -14,8 +14,9 @@ use tests::netlink;
 
 use crate::technique::Place;
 
-/// Index of the cable's two ends.
-const HERE: i32 = 10;
+/// Index of the cable's end at the service.
+pub(crate) const CABLE: i32 = 10;
+/// Index of its other end.
 const THERE: i32 = 11;
 
 /// How small packets are in a namespace of one's own: less than what some techniques send in one go.
@@ -33,7 +34,7 @@ pub(crate) fn alone(try_it: impl FnOnce() -> io::Result<()> + Send + 'static) ->
 /// Makes a cable, in a new network namespace.
 pub(crate) fn has_cable() -> io::Result<()> {
     let there = new_namespace(|| Ok(()))?;
-    netlink::add_cable(HERE, THERE, there.as_fd())
+    netlink::add_cable(CABLE, THERE, there.as_fd())
 }
 
 /// A new network namespace, with something done in it first.
@@ -66,16 +67,16 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
     let own4 = own_address();
     let own6 = own_address6();
     let (bind, reach): (IpAddr, IpAddr) = match place {
-        Place::Host | Place::Own => (own4.into(), own4.into()),
+        Place::Host | Place::Own | Place::OwnTunnel => (own4.into(), own4.into()),
         Place::Host6 | Place::OwnLoopback6 => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
         Place::Own6 => (own6.into(), own6.into()),
         Place::OwnLoopback => (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()),
         Place::OwnAny => (Ipv4Addr::UNSPECIFIED.into(), own4.into()),
-        Place::OwnAny6 => (Ipv6Addr::UNSPECIFIED.into(), own6.into()),
+        Place::OwnAny6 | Place::CableAny6 => (Ipv6Addr::UNSPECIFIED.into(), own6.into()),
         Place::Cable => (cable_address(1).into(), cable_address(1).into()),
     };
     let prefix = match place {
-        Place::OwnAny | Place::OwnAny6 => "::/0".to_owned(),
+        Place::OwnAny | Place::OwnAny6 | Place::CableAny6 => "::/0".to_owned(),
         _ => reach.to_string(),
     };
     let mut namespace = None;
@@ -87,11 +88,14 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
         }
         relax().context("cannot set what the namespace permits")?;
     }
-    if place == Place::Cable {
+    if place == Place::OwnTunnel {
+        add_tunnel().context("cannot make a tunnel's end")?;
+    }
+    if matches!(place, Place::Cable | Place::CableAny6) {
         let there = new_namespace(|| netlink::set_up(netlink::LOOPBACK, 0))?;
-        netlink::add_cable(HERE, THERE, there.as_fd()).context("cannot make a cable")?;
-        netlink::add_address(HERE, cable_address(1).into(), 24)?;
-        netlink::set_up(HERE, 0)?;
+        netlink::add_cable(CABLE, THERE, there.as_fd()).context("cannot make a cable")?;
+        netlink::add_address(CABLE, cable_address(1).into(), 24)?;
+        netlink::set_up(CABLE, 0)?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 nix::sched::setns(&there, CloneFlags::CLONE_NEWNET)?;
@@ -101,9 +105,19 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
             thread.join().expect("the thread does not panic")
         })
         .context("cannot set up the cable's other end")?;
-        namespace = Some(there);
+        namespace = (place == Place::Cable).then_some(there);
     }
     Ok(Ground { bind, reach, prefix, namespace })
+}
+
+/// The tunnel's network and port.
+pub(crate) const TUNNEL: (u32, u16) = (42, 4789);
+
+/// Makes an end of a tunnel.
+pub(crate) fn add_tunnel() -> io::Result<()> {
+    let (network, port) = TUNNEL;
+    netlink::add_tunnel(CABLE, network, port)?;
+    netlink::set_up(CABLE, 0)
 }
 
 /// What a host may permit, so that a technique is stopped by the gate, if at all, and not by a default.
@@ -135,7 +149,7 @@ fn relax() -> io::Result<()> {
 pub(crate) fn own_port() -> u16 {
     static COUNT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id().wrapping_mul(97) as u16;
-    10_000 + first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed)) % 20_000
+    15_000 + first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed)) % 15_000
 }
 
 fn count() -> u16 {

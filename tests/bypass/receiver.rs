@@ -12,7 +12,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tests::raw;
 
-use crate::technique::Service;
+use crate::technique::{Service, caller_port};
 
 /// The service. Dropped, it ends.
 pub(crate) struct Receiver {
@@ -57,6 +57,9 @@ pub(crate) fn socket(service: Service, ip: SocketAddr) -> io::Result<Socket> {
 impl Receiver {
     /// Listens, in the calling thread's network namespace.
     pub(crate) fn start(service: Service, at: &Where) -> io::Result<Self> {
+        if service == Service::TcpCaller {
+            return Ok(Self::start_calling(at.ip));
+        }
         let socket = socket(service, at.ip)?;
         let is_stream = !matches!(service, Service::Udp | Service::UdpLite);
         let path = (service == Service::UnixPath).then(|| PathBuf::from(&at.unix));
@@ -95,6 +98,25 @@ impl Receiver {
         Ok(Self { received, reading, stop, thread: Some(thread), path })
     }
 
+    /// Connects from its address, again and again, and reads what it gets.
+    fn start_calling(from: SocketAddr) -> Self {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (reading, stop) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+        let (to, stopped) = (Arc::clone(&received), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Most of the time nobody listens there.
+                let mut stream = call(from).ok();
+                while stream.is_some() && !stopped.load(Ordering::Relaxed) {
+                    read(0, &mut stream, &to);
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { received, reading, stop, thread: Some(thread), path: None }
+    }
+
     /// Whether to read what arrives, or to leave it to the kernel's buffers.
     pub(crate) fn set_reading(&self, reading: bool) {
         self.reading.store(reading, Ordering::Relaxed);
@@ -118,6 +140,16 @@ impl Drop for Receiver {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn call(from: SocketAddr) -> io::Result<Socket> {
+    let stream = socket(Service::TcpCaller, from)?;
+    stream.set_reuse_address(true)?;
+    stream.bind(&from.into())?;
+    let to = SocketAddr::new(from.ip(), caller_port(from.port()));
+    stream.connect_timeout(&to.into(), Duration::from_secs(1))?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 /// A stream that is still open, and where its bytes go.

@@ -136,7 +136,10 @@ impl Stage<'_> {
         let (ungranted, said) = self.attempt(attempt)?;
         let must_not_arrive = matches!(technique.stop, Stop::By(_));
         let arrived = match must_not_arrive {
-            true => at_protected.has(&marker),
+            true => {
+                std::thread::sleep(MOMENT);
+                at_protected.has(&marker)
+            }
             // Whether it gets through is what is asked, so it gets the time to.
             false => arrives(at_protected, &marker),
         };
@@ -146,6 +149,7 @@ impl Stage<'_> {
         if technique.kept != Kept::No {
             let marker = self.marker("kept");
             let (kept, said) = self.attempt_past_the_end(fixture, &marker)?;
+            std::thread::sleep(MOMENT);
             row.kept = Seen::of(at_protected.has(&marker), &said);
             pending.push((marker, kept));
         }
@@ -280,6 +284,9 @@ impl Stage<'_> {
     }
 }
 
+/// How long a marker takes on a machine that has nothing else to do.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// After a deadline, before anything is sent.
 const END_SLACK: Duration = Duration::from_millis(50);
 
@@ -300,10 +307,9 @@ fn arrives_if(granted: Granted, receiver: &Receiver, marker: &str) -> bool {
     }
 }
 
-/// The port, by TCP and by UDP: what a transport has no name for in a resource is closed with either.
+/// The port, by every transport.
 fn resource(prefix: &str, port: u16) -> Result<Resource> {
-    let ports =
-        [Protocol::Tcp, Protocol::Udp].map(|protocol| PortRange::new(protocol, port.into(), port.into()));
+    let ports = Protocol::ALL.map(|protocol| PortRange::new(protocol, port.into(), port.into()));
     let ports = ports.into_iter().collect::<Result<Vec<_>, _>>()?;
     let new = NewResource::new("resource".parse()?, vec![prefix.parse()?], ports)?;
     Ok(Resource::numbered(RESOURCE.try_into()?, new))
@@ -396,7 +402,8 @@ fn read_lines(output: ChildStdout) -> Lines<String> {
 pub(crate) fn lacking(technique: &Technique) -> Option<&'static str> {
     use crate::technique::Place;
     let for_place = match technique.place {
-        Place::Cable => Feature::Veth,
+        Place::Cable | Place::CableAny6 => Feature::Veth,
+        Place::OwnTunnel => Feature::Tunnel,
         Place::Host6 | Place::Own6 | Place::OwnLoopback6 | Place::OwnAny6 => Feature::Ipv6,
         _ => Feature::None,
     };

@@ -117,13 +117,20 @@ pub(crate) enum Service {
     Vsock,
     UnixAbstract,
     UnixPath,
+    /// TCP, and it is the service that connects, from its own port, to `caller_port`.
+    TcpCaller,
+}
+
+/// Where a service that connects by itself connects to.
+pub(crate) fn caller_port(service_port: u16) -> u16 {
+    service_port - 5000
 }
 
 impl Service {
     /// Domain, type and protocol of its socket; the domain for IP services depends on the address.
     pub(crate) fn socket(self) -> (Option<i32>, i32, i32) {
         match self {
-            Self::Tcp => (None, SOCK_STREAM, 0),
+            Self::Tcp | Self::TcpCaller => (None, SOCK_STREAM, 0),
             Self::Mptcp => (None, SOCK_STREAM, MPTCP),
             Self::Sctp => (None, SOCK_STREAM, SCTP),
             Self::Dccp => (None, SOCK_DCCP, DCCP),
@@ -156,6 +163,10 @@ pub(crate) enum Place {
     OwnAny6,
     /// The service is in a new network namespace, whoever tries in another; there is a cable between the two.
     Cable,
+    /// There is a cable too, and whoever tries is with the service, which listens on ::.
+    CableAny6,
+    /// As `Own`, and the namespace is an end of a tunnel, as on hosts of a container network.
+    OwnTunnel,
 }
 
 /// Who the probe is when the technique begins.
@@ -209,6 +220,7 @@ pub(crate) enum Feature {
     IoUringPolled,
     Nftables,
     Veth,
+    Tunnel,
     UserNamespaces,
     Tun,
     CloneIntoCgroup,
@@ -240,6 +252,9 @@ impl Feature {
                 "this kernel has no nftables redirect",
             ),
             Self::Veth => (crate::place::alone(crate::place::has_cable), "this kernel has no veth devices"),
+            Self::Tunnel => {
+                (crate::place::alone(crate::place::add_tunnel), "this kernel has no VXLAN devices")
+            }
             Self::UserNamespaces => (has_user_namespaces(), "this kernel has no user namespaces"),
             Self::Tun => (crate::techniques::beneath::has_tun(), "this kernel has no tun devices"),
             Self::CloneIntoCgroup => (kernel_at_least(5, 7), "this kernel cannot clone into a cgroup"),

@@ -1,10 +1,10 @@
-//! Network devices, addresses and one kind of nftables rule, asked of the kernel without `ip` and `nft`.
+//! Network devices, addresses, subflows and one kind of nftables rule, asked of the kernel without `ip` and `nft`.
 //!
 //! Owns: the messages. Must not know: what they are for. Everything concerns the network namespace of the calling thread,
 //! which has to be one that the caller made.
 
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{
@@ -19,6 +19,15 @@ pub const LOOPBACK: i32 = 1;
 const ROUTE: i32 = 0;
 /// `NETLINK_NETFILTER`.
 const NETFILTER: i32 = 12;
+
+/// `NETLINK_GENERIC`.
+const GENERIC: i32 = 16;
+
+// Attributes of a device.
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 1 << 15;
@@ -61,13 +70,15 @@ impl Body {
     }
 }
 
-/// Sends messages of which `acknowledged` ask for an answer, and fails with the first that the kernel refuses.
-fn ask(family: i32, messages: &[u8], acknowledged: usize) -> io::Result<()> {
+/// Sends messages of which `acknowledged` ask for an answer, and fails with the first that the kernel refuses. Gives what
+/// came besides, header and all.
+fn ask(family: i32, messages: &[u8], acknowledged: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(family)))?;
     socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
     socket.send(messages)?;
     let mut buffer = [0; 8192];
     let mut answered = 0;
+    let mut replies = Vec::new();
     while answered < acknowledged {
         let length = socket.read(&mut buffer)?;
         let mut rest = &buffer[..length];
@@ -80,11 +91,13 @@ fn ask(family: i32, messages: &[u8], acknowledged: usize) -> io::Result<()> {
                 if number != 0 {
                     return Err(io::Error::from_raw_os_error(-number));
                 }
+            } else {
+                replies.push(rest[..length.min(rest.len())].to_vec());
             }
             rest = rest.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
         }
     }
-    Ok(())
+    Ok(replies)
 }
 
 /// `struct ifinfomsg`.
@@ -104,7 +117,7 @@ pub fn set_up(index: i32, mtu: u32) -> io::Result<()> {
     if mtu != 0 {
         body = body.with(IFLA_MTU, &mtu.to_ne_bytes());
     }
-    ask(ROUTE, &body.message(RTM_NEWLINK, NLM_F_ACK, 1), 1)
+    ask(ROUTE, &body.message(RTM_NEWLINK, NLM_F_ACK, 1), 1).map(drop)
 }
 
 /// Gives a device an address.
@@ -120,16 +133,12 @@ pub fn add_address(index: i32, address: IpAddr, prefix_length: u8) -> io::Result
     let mut body = Body::of(&[family as u8, prefix_length, IFA_F_NODAD, 0]);
     body.0.extend(index.to_ne_bytes());
     let body = body.with(IFA_LOCAL, &bytes).with(IFA_ADDRESS, &bytes);
-    ask(ROUTE, &body.message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE, 1), 1)
+    ask(ROUTE, &body.message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE, 1), 1).map(drop)
 }
 
 /// A pair of devices, as a cable: one end here, the other in that network namespace.
 pub fn add_cable(here: i32, there: i32, namespace: BorrowedFd<'_>) -> io::Result<()> {
-    const IFLA_IFNAME: u16 = 3;
-    const IFLA_LINKINFO: u16 = 18;
     const IFLA_NET_NS_FD: u16 = 28;
-    const IFLA_INFO_KIND: u16 = 1;
-    const IFLA_INFO_DATA: u16 = 2;
     const VETH_INFO_PEER: u16 = 1;
     let peer = link(there, false)
         .with_text(IFLA_IFNAME, "there")
@@ -138,7 +147,84 @@ pub fn add_cable(here: i32, there: i32, namespace: BorrowedFd<'_>) -> io::Result
         .with_text(IFLA_INFO_KIND, "veth")
         .with_nested(IFLA_INFO_DATA, Body::default().with_nested(VETH_INFO_PEER, peer));
     let body = link(here, false).with_text(IFLA_IFNAME, "here").with_nested(IFLA_LINKINFO, kind);
-    ask(ROUTE, &body.message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 1), 1)
+    ask(ROUTE, &body.message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 1), 1).map(drop)
+}
+
+/// The end of a VXLAN tunnel: what comes to the UDP port for this network comes out of the device.
+pub fn add_tunnel(index: i32, network: u32, port: u16) -> io::Result<()> {
+    const IFLA_VXLAN_ID: u16 = 1;
+    const IFLA_VXLAN_PORT: u16 = 15;
+    let data = Body::default()
+        .with(IFLA_VXLAN_ID, &network.to_ne_bytes())
+        .with(IFLA_VXLAN_PORT, &port.to_be_bytes());
+    let kind = Body::default().with_text(IFLA_INFO_KIND, "vxlan").with_nested(IFLA_INFO_DATA, data);
+    let body = link(index, false).with_text(IFLA_IFNAME, "tunnel").with_nested(IFLA_LINKINFO, kind);
+    ask(ROUTE, &body.message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 1), 1).map(drop)
+}
+
+/// What MPTCP connections do besides their first subflow.
+pub struct Subflows {
+    family: u16,
+}
+
+impl Subflows {
+    /// From now on: nothing, and two may be added.
+    pub fn new() -> io::Result<Self> {
+        const FLUSH: u8 = 4;
+        const SET_LIMITS: u8 = 5;
+        const ATTR_SUBFLOWS: u16 = 3;
+        let this = Self { family: generic_family("mptcp_pm")? };
+        this.ask(FLUSH, Body::default())?;
+        this.ask(SET_LIMITS, Body::default().with(ATTR_SUBFLOWS, &2u32.to_ne_bytes()))?;
+        Ok(this)
+    }
+
+    /// Has every connection open another subflow from this address.
+    pub fn add(&self, from: Ipv4Addr) -> io::Result<()> {
+        const ADD: u8 = 1;
+        const ATTR_FLAGS: u16 = 6;
+        const FLAG_SUBFLOW: u32 = 2;
+        self.ask(
+            ADD,
+            Body::default().with_nested(1, endpoint(from, 2).with(ATTR_FLAGS, &FLAG_SUBFLOW.to_ne_bytes())),
+        )
+    }
+
+    /// Has every connection close its first subflow, if that is from this address.
+    pub fn remove_first(&self, from: Ipv4Addr) -> io::Result<()> {
+        const REMOVE: u8 = 2;
+        self.ask(REMOVE, Body::default().with_nested(1, endpoint(from, 0)))
+    }
+
+    fn ask(&self, command: u8, attributes: Body) -> io::Result<()> {
+        let body = Body([vec![command, 1, 0, 0], attributes.0].concat());
+        ask(GENERIC, &body.message(self.family, NLM_F_ACK, 1), 1).map(drop)
+    }
+}
+
+fn endpoint(address: Ipv4Addr, id: u8) -> Body {
+    Body::default().with(1, &(libc::AF_INET as u16).to_ne_bytes()).with(2, &[id]).with(3, &address.octets())
+}
+
+/// The number that a family of generic netlink has in this kernel.
+fn generic_family(name: &str) -> io::Result<u16> {
+    const CONTROLLER: u16 = 0x10;
+    const GETFAMILY: u8 = 3;
+    const FAMILY_ID: u16 = 1;
+    const FAMILY_NAME: u16 = 2;
+    let body = Body::of(&[GETFAMILY, 1, 0, 0]).with_text(FAMILY_NAME, name);
+    let replies = ask(GENERIC, &body.message(CONTROLLER, NLM_F_ACK, 1), 1)?;
+    let attributes = replies.first().and_then(|reply| reply.get(20..)).unwrap_or_default();
+    let mut rest = attributes;
+    while let Some((header, value)) = rest.split_first_chunk::<4>() {
+        let (length, kind) =
+            (u16::from_ne_bytes([header[0], header[1]]), u16::from_ne_bytes([header[2], header[3]]));
+        match value {
+            [low, high, ..] if kind == FAMILY_ID => return Ok(u16::from_ne_bytes([*low, *high])),
+            _ => rest = rest.get(usize::from(length.max(4)).next_multiple_of(4)..).unwrap_or_default(),
+        }
+    }
+    Err(io::Error::other(format!("this kernel has no generic netlink family {name}")))
 }
 
 /// An nftables rule: what this network namespace sends by TCP or UDP to IPv4 port `from` goes to port `to` of this machine.
@@ -204,5 +290,5 @@ pub fn redirect(from: u16, to: u16) -> io::Result<()> {
         rule.message(NEWRULE, create | libc::NLM_F_APPEND, 6),
         family(10).message(BATCH_END, 0, 7),
     ];
-    ask(NETFILTER, &batch.concat(), 5)
+    ask(NETFILTER, &batch.concat(), 5).map(drop)
 }

@@ -5,13 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::place::at;
+use crate::place::{CABLE, at};
 use crate::probe::{Probe, tcp_socket, udp_socket};
 use crate::technique::{Feature, Kept, Place, Stop, TCP, Technique, UDP};
 
 const MAPPED_UDP: Technique = Technique { feature: Feature::Ipv6, ..UDP };
 const ANY_UDP: Technique = Technique { place: Place::OwnAny, ..UDP };
-const ANY6_UDP: Technique = Technique { place: Place::OwnAny6, feature: Feature::Ipv6, ..UDP };
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "tcp_mapped_address", run: tcp_mapped, feature: Feature::Ipv6, ..TCP },
@@ -64,7 +63,14 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     },
     Technique { name: "udp_broadcast", run: broadcast, ..ANY_UDP },
     Technique { name: "udp_multicast", run: multicast, kept: Kept::No, ..ANY_UDP },
-    Technique { name: "udp_multicast_ipv6", run: multicast6, kept: Kept::No, ..ANY6_UDP },
+    Technique {
+        name: "udp_multicast_ipv6",
+        run: multicast6,
+        place: Place::CableAny6,
+        feature: Feature::Ipv6,
+        kept: Kept::No,
+        ..UDP
+    },
 ];
 
 /// The destination as an IPv6 address that stands for an IPv4 one.
@@ -160,6 +166,6 @@ fn multicast(probe: &mut Probe) -> io::Result<()> {
 fn multicast6(probe: &mut Probe) -> io::Result<()> {
     let to = at(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(), probe.to().port());
     let socket = udp_socket(to)?;
-    socket.set_multicast_if_v6(tests::netlink::LOOPBACK as u32)?;
+    socket.set_multicast_if_v6(CABLE as u32)?;
     probe.send_to(socket, to, 0)
 }

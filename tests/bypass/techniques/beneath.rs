@@ -2,26 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tests::{netlink, raw};
 
 use crate::place;
-use crate::probe::Probe;
-use crate::technique::{Feature, Granted, Kept, Needs, Place, Service, Stop, Technique, UDP};
+use crate::probe::{Probe, udp_socket};
+use crate::technique::{Feature, Granted, Kept, Needs, Place, Service, Stop, Technique, UDP, Unprotected};
 
-const NO_ADMISSION: Granted = Granted::Refused("the socket was not admitted: no hook saw where it sends");
-
-const RAW: Technique = Technique {
-    needs: Needs::NetRaw,
-    stop: Stop::By("egress"),
-    granted: NO_ADMISSION,
-    kept: Kept::No,
-    ..UDP
-};
-const BENEATH: Technique = Technique { granted: Granted::Arrives, place: Place::Own, ..RAW };
+const RAW: Technique = Technique { needs: Needs::NetRaw, stop: Stop::By("egress"), kept: Kept::No, ..UDP };
+const BENEATH: Technique = Technique { place: Place::Own, ..RAW };
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "raw_udp", run: raw_udp, ..RAW },
@@ -31,6 +23,34 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "raw_header_included_udp_with_options", run: header_with_options, ..RAW },
     Technique { name: "raw_header_included_fragments", run: fragments, ..RAW },
     Technique { name: "raw_tcp_data_in_syn", run: raw_tcp, service: Service::Tcp, place: Place::Own, ..RAW },
+    Technique { name: "raw_source_route_by_another_address", run: source_route, place: Place::Own, ..RAW },
+    Technique {
+        name: "raw_routing_header_by_another_address",
+        run: routing_header,
+        place: Place::Own6,
+        feature: Feature::Ipv6,
+        ..RAW
+    },
+    Technique {
+        name: "raw_ipv6_with_many_headers",
+        run: many_headers,
+        place: Place::Own6,
+        feature: Feature::Ipv6,
+        granted: Granted::Either("beyond what the program walks, it denies"),
+        unprotected: Unprotected::NotTried("beyond what the program walks, it denies, whatever the port"),
+        ..RAW
+    },
+    Technique {
+        name: "tunnel_of_the_host",
+        run: by_tunnel,
+        needs: Needs::Nothing,
+        place: Place::OwnTunnel,
+        stop: Stop::Nothing(
+            "a tunnel's end (here VXLAN) takes it for a packet from outside: close its port to local processes, or judge \
+             what comes in on the host of the resource",
+        ),
+        ..BENEATH
+    },
     Technique {
         name: "packet_socket",
         run: packet,
@@ -40,7 +60,8 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique {
         name: "tun_device",
         run: tun,
-        needs: Needs::NetAdmin,
+        // CAP_NET_ADMIN is enough where the device file may be opened by everybody.
+        needs: Needs::Root,
         feature: Feature::Tun,
         stop: Stop::Nothing("the packet comes in as if from outside: no socket of this host sent it"),
         ..BENEATH
@@ -49,6 +70,9 @@ pub(super) const TECHNIQUES: &[Technique] = &[
 
 /// The source port of what is made up.
 const SOURCE_PORT: u16 = 9;
+
+/// Somebody who is not there.
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 
 fn v4(to: SocketAddr) -> io::Result<SocketAddrV4> {
     match to {
@@ -81,28 +105,29 @@ struct Header {
     to: Ipv4Addr,
     protocol: i32,
     /// A multiple of 4 bytes.
-    options: &'static [u8],
+    options: Vec<u8>,
     /// Flags and offset.
     fragment: u16,
+    /// What the fragments of one datagram have in common, and no other datagram of the last seconds has.
+    identifier: u16,
 }
 
 impl Header {
     fn new(from: Ipv4Addr, to: Ipv4Addr, protocol: i32) -> Self {
-        Self { from, to, protocol, options: &[], fragment: 0 }
+        Self { from, to, protocol, options: Vec::new(), fragment: 0, identifier: std::process::id() as u16 }
     }
 
     /// The whole packet.
     fn with(&self, data: &[u8]) -> Vec<u8> {
-        const IDENTIFIER: u16 = 4242;
         let header_length = 20 + self.options.len();
         let mut packet = vec![0x40 | (header_length / 4) as u8, 0];
         packet.extend(((header_length + data.len()) as u16).to_be_bytes());
-        packet.extend(IDENTIFIER.to_be_bytes());
+        packet.extend(self.identifier.to_be_bytes());
         packet.extend(self.fragment.to_be_bytes());
         packet.extend([64, self.protocol as u8, 0, 0]);
         packet.extend(self.from.octets());
         packet.extend(self.to.octets());
-        packet.extend(self.options);
+        packet.extend(&self.options);
         let sum = checksum(&packet).to_be_bytes();
         packet[10..12].copy_from_slice(&sum);
         packet.extend(data);
@@ -152,7 +177,7 @@ fn header_included(probe: &mut Probe) -> io::Result<()> {
 
 fn header_with_options(probe: &mut Probe) -> io::Result<()> {
     let to = v4(probe.to())?;
-    let header = Header { options: &[1; 40], ..Header::new(*to.ip(), *to.ip(), libc::IPPROTO_UDP) };
+    let header = Header { options: vec![1; 40], ..Header::new(*to.ip(), *to.ip(), libc::IPPROTO_UDP) };
     send_packets(probe, &[header.with(&datagram(to.port(), &probe.marker()))])
 }
 
@@ -165,6 +190,87 @@ fn fragments(probe: &mut Probe) -> io::Result<()> {
     let first = Header { fragment: MORE, ..Header::new(*to.ip(), *to.ip(), libc::IPPROTO_UDP) };
     let second = Header { fragment: 1, ..Header::new(*to.ip(), *to.ip(), libc::IPPROTO_UDP) };
     send_packets(probe, &[second.with(data), first.with(ports)])
+}
+
+/// Loose source route: the destination is the last address of the option.
+fn source_route(probe: &mut Probe) -> io::Result<()> {
+    /// The first one; local too.
+    const ANOTHER: Ipv4Addr = Ipv4Addr::new(127, 9, 9, 9);
+    let to = v4(probe.to())?;
+    let options = [&[131, 7, 4][..], &to.ip().octets(), &[0]].concat();
+    let header = Header { options, ..Header::new(*to.ip(), ANOTHER, libc::IPPROTO_UDP) };
+    let packet = header.with(&datagram(to.port(), &probe.marker()));
+    let socket = raw_socket(Domain::IPV4, libc::IPPROTO_RAW)?;
+    socket.send_to(&packet, &SocketAddr::from((ANOTHER, 0)).into()).map(drop)
+}
+
+fn v6(to: SocketAddr) -> io::Result<Ipv6Addr> {
+    match to.ip() {
+        IpAddr::V6(address) => Ok(address),
+        IpAddr::V4(_) => Err(io::Error::other("not IPv6")),
+    }
+}
+
+/// An IPv6 packet with these extension headers, each with its number, and a datagram at the end.
+fn packet6(probe: &Probe, first: Ipv6Addr, headers: &[(u8, Vec<u8>)]) -> io::Result<Vec<u8>> {
+    const UDP: u8 = libc::IPPROTO_UDP as u8;
+    let to = v6(probe.to())?;
+    let mut datagram = datagram(probe.to().port(), &probe.marker());
+    // IPv6 wants a checksum, with the last destination.
+    let length = (datagram.len() as u32).to_be_bytes();
+    let summed = [&to.octets()[..], &to.octets(), &length, &[0, 0, 0, UDP], &datagram].concat();
+    let sum = checksum(&summed).to_be_bytes();
+    datagram[6..8].copy_from_slice(&sum);
+    let numbers: Vec<u8> = headers.iter().map(|(number, _)| *number).chain([UDP]).collect();
+    let mut payload = Vec::new();
+    for ((_, header), next) in headers.iter().zip(&numbers[1..]) {
+        payload.push(*next);
+        payload.extend(&header[1..]);
+    }
+    payload.extend(datagram);
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([numbers[0], 64]);
+    packet.extend(to.octets());
+    packet.extend(first.octets());
+    packet.extend(payload);
+    Ok(packet)
+}
+
+fn send6(to: Ipv6Addr, packet: &[u8]) -> io::Result<()> {
+    let socket = raw_socket(Domain::IPV6, libc::IPPROTO_RAW)?;
+    socket.send_to(packet, &SocketAddr::from((to, 0)).into()).map(drop)
+}
+
+/// Routing header of type 4 (segments): the destination is its first segment, the packet's address the second.
+fn routing_header(probe: &mut Probe) -> io::Result<()> {
+    const ROUTING: u8 = 43;
+    let by = Ipv6Addr::LOCALHOST;
+    let header = [&[0, 4, 4, 1, 1, 0, 0, 0][..], &v6(probe.to())?.octets(), &by.octets()].concat();
+    send6(by, &packet6(probe, by, &[(ROUTING, header)])?)
+}
+
+fn many_headers(probe: &mut Probe) -> io::Result<()> {
+    const DESTINATION_OPTIONS: u8 = 60;
+    let to = v6(probe.to())?;
+    // One option that pads all 6 bytes.
+    let header = (DESTINATION_OPTIONS, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+    send6(to, &packet6(probe, to, &vec![header; 7])?)
+}
+
+/// A datagram to the tunnel's end, with a frame in it.
+fn by_tunnel(probe: &mut Probe) -> io::Result<()> {
+    const HAS_NETWORK: u8 = 8;
+    let to = v4(probe.to())?;
+    let (network, port) = place::TUNNEL;
+    let mut data = vec![HAS_NETWORK, 0, 0, 0];
+    data.extend((network << 8).to_be_bytes());
+    // To everybody on that network, from somebody there; IPv4.
+    data.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 0]);
+    let inner = Header::new(NEIGHBOUR, *to.ip(), libc::IPPROTO_UDP);
+    data.extend(inner.with(&datagram(to.port(), &probe.marker())));
+    let at = SocketAddr::from((*to.ip(), port));
+    udp_socket(at)?.send_to(&data, &at.into()).map(drop)
 }
 
 /// A SYN that carries the marker, to a server that takes it so.
@@ -224,6 +330,6 @@ fn tun(probe: &mut Probe) -> io::Result<()> {
     let (mut file, index) = make_tun()?;
     netlink::set_up(index, 0)?;
     let to = v4(probe.to())?;
-    let header = Header::new(Ipv4Addr::new(10, 200, 0, 2), *to.ip(), libc::IPPROTO_UDP);
+    let header = Header::new(NEIGHBOUR, *to.ip(), libc::IPPROTO_UDP);
     file.write_all(&header.with(&datagram(to.port(), &probe.marker())))
 }

@@ -17,7 +17,7 @@ use super::tcp::{send_by_splice, send_file, send_zerocopy};
 const LENT: Stop =
     Stop::Lent("a granted process gave it away; the per-send check, or LSM file_receive, stops the borrower");
 const MOVED: Stop = Stop::Lent("opened with a grant, kept across a move; the per-send check stops it");
-const OTHERS: Granted = Granted::Either("who made the socket is not who uses it");
+const OTHERS: Granted = Granted::Refused("who made the socket is not who uses it");
 
 const MOVES: Technique = Technique { start: Start::Root, kept: Kept::No, granted: OTHERS, ..TCP };
 const MOVES_UDP: Technique = Technique { start: Start::Root, kept: Kept::No, granted: OTHERS, ..UDP };
@@ -83,12 +83,14 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "socket_made_before_the_gate",
         run: borrow_and_connect,
         lender: early(Lent::Tcp),
+        granted: Granted::Arrives,
         ..PASSED
     },
     Technique {
         name: "udp_socket_made_before_the_gate",
         run: borrow_and_send_to,
         lender: early(Lent::Udp),
+        granted: Granted::Arrives,
         service: Service::Udp,
         stop: Stop::By("sendmsg"),
         ..PASSED
@@ -97,6 +99,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "connection_made_before_the_gate",
         run: borrow_and_write,
         lender: early(Lent::TcpConnected),
+        granted: Granted::Refused("nobody let that connection through"),
         stop: Stop::By("egress"),
         ..PASSED
     },
@@ -104,6 +107,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "udp_connected_before_the_gate",
         run: borrow_and_write,
         lender: early(Lent::UdpConnected),
+        granted: Granted::Refused("nobody let that connection through"),
         service: Service::Udp,
         stop: Stop::By("egress"),
         ..PASSED

@@ -25,8 +25,8 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique {
         name: "ip_source_route_udp",
         run: source_route,
+        needs: Needs::NetRaw,
         place: Place::OwnLoopback,
-        granted: Granted::Either("the packet names another address first"),
         ..UDP
     },
     Technique { name: "ipv6_routing_header_tcp", run: routing_tcp, ..TCP6 },
@@ -34,7 +34,6 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique {
         name: "ipv6_routing_header_by_another_address",
         run: routing_elsewhere,
-        granted: Granted::Either("the packet names another address first"),
         kept: Kept::No,
         ..UDP6
     },
@@ -76,7 +75,7 @@ fn source_route(probe: &mut Probe) -> io::Result<()> {
 }
 
 /// A routing header of type 4 (segments), by way of this address.
-fn route_by(socket: &Socket, by: Ipv6Addr) -> io::Result<()> {
+pub(super) fn route_by(socket: &Socket, by: Ipv6Addr) -> io::Result<()> {
     let mut header = vec![0, 4, 4, 1, 1, 0, 0, 0];
     // The kernel puts the destination here.
     header.extend(Ipv6Addr::UNSPECIFIED.octets());
@@ -109,26 +108,27 @@ fn routing_elsewhere(probe: &mut Probe) -> io::Result<()> {
     probe.send_to(socket, probe.to(), 0)
 }
 
-/// An options header of this many times 8 bytes, filled with padding.
-fn padding(eights: u8) -> Vec<u8> {
+/// An options header of this many times 8 bytes: one option that whoever does not know it skips, and padding.
+fn options(eights: u8) -> Vec<u8> {
+    /// Left to experiments.
+    const EXPERIMENT: u8 = 0x1e;
     let mut header = vec![0; 8 * usize::from(eights)];
     header[1] = eights - 1;
-    let mut at = 2;
-    while at < header.len() {
-        let length = (header.len() - at).min(2 + 5);
-        if length > 1 {
-            header[at] = 1;
-            header[at + 1] = length as u8 - 2;
-        }
-        at += length;
+    let (mut rest, mut at) = (header.len() - 2, 2);
+    while rest > 0 {
+        // An option's length has one byte, and none may be left that is too short for its two bytes of header.
+        let length = rest.min(200);
+        header[at] = EXPERIMENT;
+        header[at + 1] = length as u8 - 2;
+        (at, rest) = (at + length, rest - length);
     }
     header
 }
 
-fn with_options(probe: &mut Probe, options: &[(i32, u8)]) -> io::Result<()> {
+fn with_options(probe: &mut Probe, headers: &[(i32, u8)]) -> io::Result<()> {
     let socket = udp_socket(probe.to())?;
-    for (name, eights) in options {
-        raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, *name, &padding(*eights))?;
+    for (name, eights) in headers {
+        raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, *name, &options(*eights))?;
     }
     probe.send_to(socket, probe.to(), 0)
 }
@@ -141,15 +141,15 @@ fn destination(probe: &mut Probe) -> io::Result<()> {
     with_options(probe, &[(DESTINATION, 2)])
 }
 
-/// 1.3 kB of options before the port.
+/// 960 bytes of options before the port.
 fn longest_headers(probe: &mut Probe) -> io::Result<()> {
-    with_options(probe, &[(HOP_BY_HOP, 80), (DESTINATION, 80)])
+    with_options(probe, &[(HOP_BY_HOP, 60), (DESTINATION, 60)])
 }
 
 fn every_header(probe: &mut Probe) -> io::Result<()> {
     let socket = tcp_socket(probe.to())?;
-    raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, HOP_BY_HOP, &padding(1))?;
+    raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, HOP_BY_HOP, &options(1))?;
     route_by(&socket, ipv6(probe)?)?;
-    raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, DESTINATION, &padding(3))?;
+    raw::set_option(socket.as_fd(), libc::IPPROTO_IPV6, DESTINATION, &options(3))?;
     probe.connect_and_send(socket, probe.to())
 }

@@ -13,7 +13,7 @@ use crate::technique::{
     Feature, From, Granted, Kept, Lender, Lent, Needs, Place, Service, Stop, TCP, Technique,
 };
 
-const SAW_ANOTHER: Granted = Granted::Either("the socket was judged by another port than the packet has");
+const SAW_ANOTHER: Granted = Granted::Refused("the socket was judged by another port than the packet has");
 
 const NAT: Technique = Technique {
     needs: Needs::NetAdmin,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use socket2::Socket;
 use tests::raw;
 
 use crate::probe::{Probe, connect, disconnect, tcp_socket};
-use crate::technique::{Feature, Kept, Place, Stop, TCP, Technique};
+use crate::technique::{Feature, Granted, Kept, Place, Service, Stop, TCP, Technique, caller_port};
 
 /// `TCP_FASTOPEN_CONNECT`.
 const TCP_FASTOPEN_CONNECT: i32 = 30;
@@ -59,9 +60,33 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "tcp_zerocopy", run: by_zerocopy, stop: EGRESS_AFTER, ..TCP },
     Technique { name: "tcp_out_of_band", run: by_out_of_band, stop: EGRESS_AFTER, ..TCP },
     Technique { name: "tcp_write_then_shutdown", run: by_shutdown, stop: EGRESS_AFTER, ..TCP },
+    Technique {
+        name: "tcp_accepted_from_the_port",
+        run: accepted,
+        service: Service::TcpCaller,
+        stop: Stop::Nothing(
+            "it is the service that connects, from its own port; refusing that would also refuse clients whose own port \
+             happens to be a protected one",
+        ),
+        granted: Granted::Either("whoever accepts a connection was not let through to anything"),
+        kept: Kept::No,
+        ..TCP
+    },
 ];
 
 const EGRESS_AFTER: Stop = Stop::By("connect; egress after the end");
+
+/// The service connects to us.
+fn accepted(probe: &mut Probe) -> io::Result<()> {
+    const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+    let listener = tcp_socket(probe.to())?;
+    listener.set_reuse_address(true)?;
+    listener.bind(&SocketAddr::new(probe.to().ip(), caller_port(probe.to().port())).into())?;
+    listener.listen(1)?;
+    listener.set_read_timeout(Some(CALL_TIMEOUT))?;
+    let (socket, _) = listener.accept()?;
+    probe.send(socket)
+}
 
 fn plain(probe: &mut Probe) -> io::Result<()> {
     probe.connect_and_send(tcp_socket(probe.to())?, probe.to())

@@ -1,33 +1,34 @@
 //! Transports that pass few of the hooks, or none.
 
 use std::io;
+use std::net::Ipv6Addr;
 
 use socket2::Type;
 
 use crate::probe::{Probe, connect, ip_socket};
 use crate::receiver::set_dccp_service;
-use crate::technique::{
-    DCCP, Feature, Granted, Kept, SCTP, SOCK_DCCP, Service, Stop, TCP, Technique, UDPLITE,
-};
+use crate::technique::{DCCP, Feature, Place, SCTP, SOCK_DCCP, Service, Stop, TCP, Technique, UDPLITE};
 
 const EGRESS: Stop = Stop::By("egress");
-const NOBODY_ADMITS: Granted =
-    Granted::Either("no hook sees a connection of this transport, so a grant may not open it");
 
 const LITE: Technique =
-    Technique { service: Service::UdpLite, feature: Feature::UdpLite, granted: NOBODY_ADMITS, ..TCP };
+    Technique { service: Service::UdpLite, feature: Feature::UdpLite, stop: EGRESS, ..TCP };
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "udplite_sendto", run: lite, stop: Stop::By("sendmsg or egress"), ..LITE },
-    Technique { name: "udplite_connect_send", run: lite_connected, stop: EGRESS, kept: Kept::No, ..LITE },
+    Technique { name: "udplite_connect_send", run: lite_connected, ..LITE },
+    Technique {
+        name: "udplite_routing_header_by_another_address",
+        run: lite_routed,
+        place: Place::Own6,
+        ..LITE
+    },
     Technique {
         name: "sctp_one_to_one",
         run: sctp,
         service: Service::Sctp,
         feature: Feature::Sctp,
         stop: EGRESS,
-        granted: NOBODY_ADMITS,
-        kept: Kept::No,
         ..TCP
     },
     Technique {
@@ -36,8 +37,6 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         service: Service::Sctp,
         feature: Feature::Sctp,
         stop: EGRESS,
-        granted: NOBODY_ADMITS,
-        kept: Kept::No,
         ..TCP
     },
     Technique {
@@ -46,8 +45,6 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         service: Service::Dccp,
         feature: Feature::Dccp,
         stop: EGRESS,
-        granted: NOBODY_ADMITS,
-        kept: Kept::No,
         ..TCP
     },
 ];
@@ -58,6 +55,13 @@ fn lite(probe: &mut Probe) -> io::Result<()> {
 
 fn lite_connected(probe: &mut Probe) -> io::Result<()> {
     probe.connect_and_send(ip_socket(probe.to(), Type::DGRAM, UDPLITE)?, probe.to())
+}
+
+/// The packet names another address first, and no other hook sees where it goes.
+fn lite_routed(probe: &mut Probe) -> io::Result<()> {
+    let socket = ip_socket(probe.to(), Type::DGRAM, UDPLITE)?;
+    super::options::route_by(&socket, Ipv6Addr::LOCALHOST)?;
+    probe.connect_and_send(socket, probe.to())
 }
 
 fn sctp(probe: &mut Probe) -> io::Result<()> {
