@@ -57,8 +57,16 @@ pub(crate) struct Ground {
     pub(crate) reach: IpAddr,
     /// What is protected, as a prefix.
     pub(crate) prefix: String,
+    /// The network namespace at the cable's other end. It lives as long as this does.
+    other_end: Option<File>,
+    place: Place,
+}
+
+impl Ground {
     /// Where the probe starts; None: where the calling thread is.
-    pub(crate) namespace: Option<File>,
+    pub(crate) fn probes_namespace(&self) -> Option<&File> {
+        self.other_end.as_ref().filter(|_| self.place == Place::Cable)
+    }
 }
 
 /// Brings the calling thread to the place, which makes it if it is not the host's own network namespace. The thread must be
@@ -79,7 +87,7 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
         Place::OwnAny | Place::OwnAny6 | Place::CableAny6 => "::/0".to_owned(),
         _ => reach.to_string(),
     };
-    let mut namespace = None;
+    let mut other_end = None;
     if !matches!(place, Place::Host | Place::Host6) {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         netlink::set_up(netlink::LOOPBACK, MTU).context("cannot set lo up")?;
@@ -105,9 +113,9 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
             thread.join().expect("the thread does not panic")
         })
         .context("cannot set up the cable's other end")?;
-        namespace = (place == Place::Cable).then_some(there);
+        other_end = Some(there);
     }
-    Ok(Ground { bind, reach, prefix, namespace })
+    Ok(Ground { bind, reach, prefix, other_end, place })
 }
 
 /// The tunnel's network and port.

@@ -244,22 +244,22 @@ impl Stage<'_> {
 
     fn begin(&self, attempt: &Attempt<'_>) -> Result<Helper> {
         let reach = |at: &Where| place::at(self.ground.reach, at.ip.port());
-        let scene =
-            Scene {
-                technique: self.technique.name.to_owned(),
-                to: reach(attempt.to),
-                decoy: reach(&self.decoy),
-                unix: attempt.to.unix.clone(),
-                marker: attempt.marker.clone(),
-                cgroup: self.cgroups.sender.directory.clone(),
-                granted_cgroup: self.cgroups.lender.directory.clone(),
-                nobodys_cgroup: self.cgroups.nobodys.directory.clone(),
-                namespace: self.ground.namespace.as_ref().map(|file| {
-                    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
-                }),
-                lender: attempt.lender.as_ref().and_then(|lender| lender.listens.clone()),
-                pauses: attempt.pauses,
-            };
+        let scene = Scene {
+            technique: self.technique.name.to_owned(),
+            to: reach(attempt.to),
+            decoy: reach(&self.decoy),
+            unix: attempt.to.unix.clone(),
+            marker: attempt.marker.clone(),
+            cgroup: self.cgroups.sender.directory.clone(),
+            granted_cgroup: self.cgroups.lender.directory.clone(),
+            nobodys_cgroup: self.cgroups.nobodys.directory.clone(),
+            namespace: self
+                .ground
+                .probes_namespace()
+                .map(|file| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))),
+            lender: attempt.lender.as_ref().and_then(|lender| lender.listens.clone()),
+            pauses: attempt.pauses,
+        };
         Helper::start(&[PROBE, &scene.to_text()?])
     }
 

@@ -60,8 +60,9 @@ fn lite_connected(probe: &mut Probe) -> io::Result<()> {
 /// The packet names another address first, and no other hook sees where it goes.
 fn lite_routed(probe: &mut Probe) -> io::Result<()> {
     let socket = ip_socket(probe.to(), Type::DGRAM, UDPLITE)?;
+    socket.connect(&probe.to().into())?;
     super::options::route_by(&socket, Ipv6Addr::LOCALHOST)?;
-    probe.connect_and_send(socket, probe.to())
+    probe.send(socket)
 }
 
 fn sctp(probe: &mut Probe) -> io::Result<()> {
