@@ -113,6 +113,10 @@ pub(crate) fn go_to(place: Place) -> Result<Ground> {
             thread.join().expect("the thread does not panic")
         })
         .context("cannot set up the cable's other end")?;
+        if place == Place::CableAny6 {
+            // Usable at once, unlike the one that the kernel gives it.
+            netlink::add_address(CABLE, own_address6().into(), 64)?;
+        }
         other_end = Some(there);
     }
     Ok(Ground { bind, reach, prefix, other_end, place })
