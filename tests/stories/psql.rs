@@ -7,12 +7,25 @@ use tests::ensure_eq;
 use tests::postgres::Postgres;
 use tests::process::in_cgroup;
 use tests::runner::Test;
+use tests::sandbox::Cgroup;
 use tests::stage::{ADMIN, Stage, text};
 
 pub(crate) const TESTS: &[Test] = &[
     ("psql::a_hundred_times_the_first_connection_succeeds", a_hundred_times_the_first_connection_succeeds),
     ("psql::a_session_ends_with_its_grant", a_session_ends_with_its_grant),
 ];
+
+/// A stage with a server that is protected as `db`, and a shell of alice's.
+fn database() -> Result<(Stage, Postgres, Cgroup)> {
+    const PORT: u16 = 5432;
+    let stage = Stage::start()?;
+    let address = stage.sandbox().address();
+    let postgres = Postgres::start(stage.sandbox().dir(), address, PORT)?;
+    let (address, port) = (address.to_string(), format!("tcp/{PORT}"));
+    stage.cli(ADMIN)?.run(&["resource", "add", "db", "--address", &address, "--port", &port])?;
+    let shell = stage.add_subject_with_cgroup("user:alice")?;
+    Ok((stage, postgres, shell))
+}
 
 /// A query is running when the grant is taken away: psql is told at once, the server gives the session up, and the record
 /// says what became of it.
@@ -80,21 +93,8 @@ fn a_session_ends_with_its_grant() -> Result<()> {
 /// `portcullis request … --wait && psql …`, a hundred times in a row, each with a grant of its own.
 fn a_hundred_times_the_first_connection_succeeds() -> Result<()> {
     const TIMES: usize = 100;
-    const PORT: u16 = 5432;
-    let stage = Stage::start()?;
-    let address = stage.sandbox().address();
-    let postgres = Postgres::start(stage.sandbox().dir(), address, PORT)?;
+    let (stage, postgres, shell) = database()?;
     let admin = stage.cli(ADMIN)?;
-    admin.run(&[
-        "resource",
-        "add",
-        "db",
-        "--address",
-        &address.to_string(),
-        "--port",
-        &format!("tcp/{PORT}"),
-    ])?;
-    let shell = stage.add_subject_with_cgroup("user:alice")?;
     let alice = stage.cli("user:alice")?;
     for turn in 1..=TIMES {
         let line = r#""$0" request db --for 5m --reason "turn" --wait -o json && "$@" -tAc 'select 6 * 7'"#;
