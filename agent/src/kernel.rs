@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod netns;
 mod pins;
 mod rings;
 
@@ -28,6 +29,7 @@ use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
+pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};

@@ -14,5 +14,6 @@ pub mod observe;
 pub mod rules;
 pub mod run;
 pub mod session;
+pub mod sockets;
 pub mod spool;
 pub mod status;

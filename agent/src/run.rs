@@ -230,6 +230,7 @@ impl Agent {
                 if self.enforcing.follow_cgroups() {
                     self.report();
                 }
+                self.end_connections(false);
             }
             Event::Keep => {
                 self.enforcing.retry();
@@ -239,6 +240,7 @@ impl Agent {
             }
             Event::Prove => {
                 self.enforcing.prove();
+                self.end_connections(true);
                 self.report();
             }
             // Ends the loop before it gets here.
@@ -259,6 +261,7 @@ impl Agent {
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
                     self.send(Outgoing::Applied(applied));
+                    self.end_connections(false);
                     self.auditing.learn(self.enforcing.grants());
                     self.enforcing.remember(self.auditing.lost());
                     self.report();
@@ -281,6 +284,18 @@ impl Agent {
             && let Some(events) = self.auditing.next_batch()
         {
             self.send(Outgoing::Audit(events));
+        }
+    }
+
+    /// Ends the connections of grants that have ended, and writes down what became of them.
+    fn end_connections(&mut self, again: bool) {
+        match self.enforcing.end_connections(again) {
+            Ok(ends) if ends.is_empty() => {}
+            Ok(ends) => {
+                self.auditing.receipts(&ends);
+                self.ship();
+            }
+            Err(error) => tracing::error!(%error, "cannot end the connections of grants that have ended"),
         }
     }
 

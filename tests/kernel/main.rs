@@ -1,6 +1,7 @@
 //! The kernel programs, for real: each test puts up a gate of its own, over an address of its own, and tries to get through
 //! from a cgroup of its own. Needs root and BPF; skipped by name elsewhere.
 
+mod connections;
 mod life;
 mod limits;
 mod records;
@@ -9,5 +10,7 @@ mod verdicts;
 use tests::fixture;
 
 fn main() {
-    tests::runner::main([verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS].concat());
+    tests::runner::main(
+        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS].concat(),
+    );
 }

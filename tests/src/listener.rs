@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -104,5 +104,79 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool, keep: &dyn Fn(String)) {
         if let Ok(length) = socket.recv(&mut buffer) {
             keep(String::from_utf8_lossy(&buffer[..length]).into_owned());
         }
+    }
+}
+
+/// A server that counts bytes, and when the last one came.
+pub struct StreamServer {
+    address: SocketAddr,
+    counts: Arc<StreamCounts>,
+}
+
+#[derive(Default)]
+struct StreamCounts {
+    arrived: AtomicU64,
+    last_boot_ns: AtomicU64,
+    closed: AtomicBool,
+}
+
+impl StreamServer {
+    /// Serves one connection (TCP), or whoever sends (UDP), until this process ends.
+    pub fn start(protocol: Protocol, address: SocketAddr) -> Result<Self> {
+        let counts = Arc::new(StreamCounts::default());
+        let counted = Arc::clone(&counts);
+        let address = match protocol {
+            Protocol::Tcp => {
+                let listener = TcpListener::bind(address)?;
+                let address = listener.local_addr()?;
+                std::thread::spawn(move || {
+                    if let Ok((mut stream, _)) = listener.accept() {
+                        counted.count(|buffer| stream.read(buffer));
+                    }
+                });
+                address
+            }
+            Protocol::Udp => {
+                let socket = UdpSocket::bind(address)?;
+                let address = socket.local_addr()?;
+                std::thread::spawn(move || counted.count(|buffer| socket.recv(buffer)));
+                address
+            }
+            Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => {
+                bail!("the standard library has no {protocol}")
+            }
+        };
+        Ok(Self { address, counts })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Bytes so far.
+    pub fn arrived(&self) -> u64 {
+        self.counts.arrived.load(Ordering::SeqCst)
+    }
+
+    /// When the last byte came: `CLOCK_BOOTTIME` in nanoseconds; 0: none yet.
+    pub fn last_boot_ns(&self) -> u64 {
+        self.counts.last_boot_ns.load(Ordering::SeqCst)
+    }
+
+    /// Whether the other side has ended the connection.
+    pub fn is_closed(&self) -> bool {
+        self.counts.closed.load(Ordering::SeqCst)
+    }
+}
+
+impl StreamCounts {
+    fn count(&self, mut read: impl FnMut(&mut [u8]) -> std::io::Result<usize>) {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = read(&mut buffer) {
+            self.last_boot_ns.store(agent::clock::now_boot_ns(), Ordering::SeqCst);
+            self.arrived.fetch_add(length as u64, Ordering::SeqCst);
+        }
+        self.closed.store(true, Ordering::SeqCst);
     }
 }

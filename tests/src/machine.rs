@@ -14,7 +14,9 @@ pub fn cannot_enforce() -> Option<&'static str> {
         if let Err(error) = agent::observe::cgroup_root() {
             return Some(error.to_string());
         }
-        agent::kernel::program_costs().err().map(|error| format!("the kernel programs do not load: {error}"))
+        let error = agent::kernel::program_costs().err()?;
+        // With what the verifier said: nobody can look again on a machine that is gone.
+        Some(format!("the kernel programs do not load: {:#}", anyhow::Error::from(error)))
     });
     reason.as_deref()
 }

@@ -51,6 +51,8 @@ impl Postgres {
         let mut command = as_postgres("postgres");
         command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
         command.args(["-c", &format!("listen_addresses={address}"), "-c", "unix_socket_directories="]);
+        // A session that computes looks whether its client is still there only if it is asked to.
+        command.args(["-c", "client_connection_check_interval=100ms"]);
         let process = Background::start("PostgreSQL", &mut command, &dir.join("postgres.log"))?;
         let mut postgres = Self { address, port, programs, process };
         wait_for("PostgreSQL to answer", START_TIMEOUT, || {

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use proto::types::Protocol;
 
+use crate::listener::StreamServer;
 use crate::process::{in_cgroup, output};
 use crate::sandbox::Cgroup;
 
@@ -27,10 +30,25 @@ pub enum Attempt {
     UdpConnect,
     /// Connect every millisecond, and print each attempt: boot clock in nanoseconds when it began, and what came of it.
     TcpEveryMillisecond,
+    /// Connect, print `connected`, then write a byte every millisecond until that fails, and print with which error.
+    TcpStream,
+    /// The same with a connected UDP socket.
+    UdpStream,
+    /// The same as [`Attempt::TcpStream`], to a server of its own in a network namespace of its own; prints `arrived N`, how
+    /// many bytes the server got, at the end.
+    TcpStreamInNewNamespace,
 }
 
 impl Attempt {
-    const ALL: [Self; 4] = [Self::Tcp, Self::UdpSend, Self::UdpConnect, Self::TcpEveryMillisecond];
+    const ALL: [Self; 7] = [
+        Self::Tcp,
+        Self::UdpSend,
+        Self::UdpConnect,
+        Self::TcpEveryMillisecond,
+        Self::TcpStream,
+        Self::UdpStream,
+        Self::TcpStreamInNewNamespace,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -38,6 +56,9 @@ impl Attempt {
             Self::UdpSend => "udp-send",
             Self::UdpConnect => "udp-connect",
             Self::TcpEveryMillisecond => "tcp-every-millisecond",
+            Self::TcpStream => "tcp-stream",
+            Self::UdpStream => "udp-stream",
+            Self::TcpStreamInNewNamespace => "tcp-stream-in-new-namespace",
         }
     }
 }
@@ -89,7 +110,39 @@ fn attempt_from(arguments: Vec<String>) -> Result<()> {
             }
             std::thread::sleep(Duration::from_millis(1));
         },
+        Attempt::TcpStream => {
+            let stream = TcpStream::connect(to);
+            stream_bytes(&mut out, stream, |stream, byte| stream.write_all(byte))?;
+        }
+        Attempt::UdpStream => {
+            let socket = udp_socket(to).and_then(|socket| socket.connect(to).map(|()| socket));
+            stream_bytes(&mut out, socket, |socket, byte| socket.send(byte).map(drop))?;
+        }
+        Attempt::TcpStreamInNewNamespace => {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+            let server = StreamServer::start(Protocol::Tcp, to)?;
+            stream_bytes(&mut out, TcpStream::connect(to), |stream, byte| stream.write_all(byte))?;
+            writeln!(out, "arrived {}", server.arrived())?;
+        }
     }
+    Ok(())
+}
+
+/// Writes until it cannot, telling how it goes.
+fn stream_bytes<S>(
+    out: &mut impl Write,
+    connected: io::Result<S>,
+    mut write: impl FnMut(&mut S, &[u8]) -> io::Result<()>,
+) -> Result<()> {
+    let result = connected.and_then(|mut connection| {
+        writeln!(out, "connected").and_then(|()| out.flush())?;
+        loop {
+            write(&mut connection, b"x")?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    writeln!(out, "{}", name(result)).and_then(|()| out.flush())?;
     Ok(())
 }
 

@@ -51,7 +51,9 @@ pub(crate) fn run(checkout: &Checkout, files: &[PathBuf], check: bool) -> Result
     let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let new = replace(&page, &section(&rows)?)?;
     match check {
-        true if new != page => bail!("docs/security.md does not say what these files say: run without --check"),
+        true if new != page => {
+            bail!("docs/security.md does not say what these files say: run without --check")
+        }
         true => Ok(()),
         false => fs::write(&path, new).with_context(|| format!("cannot write {}", path.display())),
     }
@@ -104,7 +106,11 @@ fn section(rows: &[Row]) -> Result<String> {
             first.needs,
             column(|row| &row.ungranted),
             column(|row| &row.granted),
-            note(&mut notes, first.granted_note.as_deref(), tried.iter().any(|row| !is_through(&row.granted))),
+            note(
+                &mut notes,
+                first.granted_note.as_deref(),
+                tried.iter().any(|row| !is_through(&row.granted))
+            ),
             column(|row| &row.unprotected),
             note(&mut notes, first.unprotected_note.as_deref(), true),
         );
@@ -145,7 +151,11 @@ fn cell(rows: &[&Row], of: fn(&Row) -> &Seen) -> String {
     match words.as_slice() {
         [] => "no kernel has it".to_owned(),
         [word] => word.clone(),
-        _ => rows.iter().map(|row| format!("{}: {}", series(&row.kernel), word(row))).collect::<Vec<_>>().join("; "),
+        _ => rows
+            .iter()
+            .map(|row| format!("{}: {}", series(&row.kernel), word(row)))
+            .collect::<Vec<_>>()
+            .join("; "),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns the table of runs and the list of tests that may be skipped. Each run is a virtual machine
 //! with one of Debian's kernels and a file system in memory that holds little more than the tests.
 
+mod archive;
 mod guest;
 mod initramfs;
 mod kernels;

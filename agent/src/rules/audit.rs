@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
-use agent_ebpf::abi::{Hook, Ring, VerdictRecord, protocol};
+use agent_ebpf::abi::{GrantKey, Hook, Ring, VerdictRecord, protocol};
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
-    AuditEvent, Connection, EventId, EventKind, Gap, GrantId, HostName, Resource, ResourceName, Subject,
-    SubjectId, Timestamp,
+    AuditEvent, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource, ResourceName,
+    Subject, SubjectId, Timestamp,
 };
 use uuid::Uuid;
 
@@ -47,6 +47,27 @@ impl Numbering {
         };
         let event = AuditEvent::new(self.give(), EventKind::AuditGap, at);
         AuditEvent { gap: Some(Gap { place: place.to_owned(), lost, sequences: None }), ..event }
+    }
+
+    /// A grant that has ended on this host, and what became of its connections.
+    pub fn receipt(
+        &mut self,
+        pair: GrantKey,
+        grant: [u8; 16],
+        reason: &str,
+        receipt: Receipt,
+        names: &Names,
+        at: Timestamp,
+    ) -> AuditEvent {
+        let event = self.host_event(EventKind::GrantReceipt, at, String::new());
+        AuditEvent {
+            subject: names.subject(pair.subject),
+            resource: names.resource(pair.resource),
+            grant: GrantId::from_bytes(grant).map(|id| id.to_string()).unwrap_or_default(),
+            reason: reason.to_owned(),
+            receipt: Some(receipt),
+            ..event
+        }
     }
 
     /// One verdict.

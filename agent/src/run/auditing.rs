@@ -1,7 +1,7 @@
 //! From records to the spool, and from the spool to the control plane.
 
 use agent_ebpf::abi::{Ring, VerdictRecord};
-use proto::types::{AuditEvent, EventKind, HostName};
+use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
 
 use crate::canary;
@@ -10,6 +10,8 @@ use crate::observe::Cgroups;
 use crate::rules::audit::{Names, Numbering};
 use crate::rules::grants::Grants;
 use crate::spool::{Cursor, Spool, SpoolError};
+
+use super::enforcing::PeriodEnd;
 
 /// Events that one message carries; the contract's limit.
 const BATCH_MAX: usize = 512;
@@ -75,6 +77,28 @@ impl Auditing {
         let now = Instants::now();
         self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
         self.flush(now);
+    }
+
+    /// Writes down what became of periods that ended.
+    pub(super) fn receipts(&mut self, ends: &[PeriodEnd]) {
+        let now = Instants::now();
+        for end in ends {
+            let reason = if end.by_time { "time" } else { "revoked" };
+            let last_admitted = end.last_admitted_boot_ns.map(|boot_ns| now.wall_at(boot_ns));
+            let receipt = Receipt { closed: end.closed, unconfirmed: end.unconfirmed, last_admitted };
+            let names = &self.names;
+            self.pending.push(self.numbering.receipt(
+                end.pair,
+                end.grant,
+                reason,
+                receipt,
+                names,
+                now.wall(),
+            ));
+        }
+        if !ends.is_empty() {
+            self.flush(now);
+        }
     }
 
     /// `total` is what the ring has lost since it was made. Less than before: it is a new ring.

@@ -1,8 +1,8 @@
 //! Keeping the maps as they should be, and proving that they do what they should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::Ring;
+use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring};
 use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
 use uuid::Uuid;
 
@@ -14,6 +14,7 @@ use crate::observe::Cgroups;
 use crate::rules::grants::{Accepted, Grants};
 use crate::rules::plan::{Entries, Wanted, reconcile};
 use crate::rules::workloads;
+use crate::sockets::{self, Ended, Target};
 use crate::status::Health;
 
 /// The gate, what it should hold, and what it holds.
@@ -26,6 +27,31 @@ pub(super) struct Enforcing {
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
     memory: MemoryFile,
+    /// What is let through now, by slot and epoch: to be known when it has ended.
+    periods: BTreeMap<(u32, u64), Period>,
+    /// Some connection of an ended period may still be there.
+    unconfirmed: bool,
+}
+
+/// A time in which a pair is let through without a break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Period {
+    pair: GrantKey,
+    /// The grant that it is named after.
+    grant: [u8; 16],
+}
+
+/// What became of a period that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeriodEnd {
+    pub(super) pair: GrantKey,
+    pub(super) grant: [u8; 16],
+    /// Its deadline passed; otherwise somebody ended it.
+    pub(super) by_time: bool,
+    pub(super) closed: u32,
+    pub(super) unconfirmed: u32,
+    /// On the boot clock; None: nothing was ever let through.
+    pub(super) last_admitted_boot_ns: Option<u64>,
 }
 
 impl Enforcing {
@@ -43,7 +69,11 @@ impl Enforcing {
             grants.accept(timeline, set, now_boot_ns());
         }
         let (bound, health) = (BTreeMap::new(), Health::default());
-        let mut enforcing = Self { gate, entries, grants, cgroups, bound, health, memory };
+        let periods = BTreeMap::new();
+        // What an earlier agent left connected and no grant covers any more is ended now.
+        let mut enforcing =
+            Self { gate, entries, grants, cgroups, bound, health, memory, periods, unconfirmed: true };
+        enforcing.note_periods();
         if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
             enforcing.look();
             enforcing.reconcile();
@@ -121,6 +151,80 @@ impl Enforcing {
         }
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
+        self.note_periods();
+    }
+
+    /// Remembers what is let through now. A period may get another name while it lasts, by a longer grant.
+    fn note_periods(&mut self) {
+        let now_boot_ns = now_boot_ns();
+        for (pair, reference) in &self.entries.grants {
+            if self.entries.counts(reference.slot, reference.epoch, now_boot_ns)
+                && let Some(name) = self.entries.slots.get(&reference.slot)
+            {
+                let period = Period { pair: *pair, grant: name.grant };
+                self.periods.insert((reference.slot, reference.epoch), period);
+            }
+        }
+    }
+
+    /// Ends the connections of every period that has ended, and says what became of each. The kernel has let nothing of them
+    /// through since; this tells both ends.
+    ///
+    /// `again`: also looks for those that were not found before, which takes a look into every network namespace.
+    pub(super) fn end_connections(&mut self, again: bool) -> Result<Vec<PeriodEnd>, KernelError> {
+        let now_boot_ns = now_boot_ns();
+        let over = |(slot, epoch): &(u32, u64)| !self.entries.counts(*slot, *epoch, now_boot_ns);
+        let ended: Vec<(u32, u64)> = self.periods.keys().filter(|period| over(period)).copied().collect();
+        if ended.is_empty() && !(again && self.unconfirmed) {
+            return Ok(Vec::new());
+        }
+        let connections = self.gate.connections()?;
+        let dead: Vec<(u64, ConnectionEntry)> =
+            connections.into_iter().filter(|(_, entry)| over(&(entry.slot, entry.epoch))).collect();
+        let outcome = self.end_dead(&dead)?;
+        self.unconfirmed = !outcome.unconfirmed.is_empty();
+
+        let mut ends = Vec::new();
+        for (slot, epoch) in ended {
+            let Some(period) = self.periods.remove(&(slot, epoch)) else { continue };
+            let of_period = dead.iter().filter(|(_, entry)| (entry.slot, entry.epoch) == (slot, epoch));
+            let cookies: Vec<u64> = of_period.map(|(cookie, _)| *cookie).collect();
+            let count = |set: &BTreeSet<u64>| {
+                let known = cookies.iter().filter(|cookie| set.contains(cookie)).count();
+                u32::try_from(known).unwrap_or(u32::MAX)
+            };
+            ends.push(PeriodEnd {
+                pair: period.pair,
+                grant: period.grant,
+                by_time: self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns),
+                closed: count(&outcome.closed),
+                unconfirmed: count(&outcome.unconfirmed),
+                last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
+            });
+        }
+        Ok(ends)
+    }
+
+    fn end_dead(&mut self, dead: &[(u64, ConnectionEntry)]) -> Result<Ended, KernelError> {
+        if dead.is_empty() {
+            return Ok(Ended::default());
+        }
+        let target = |(cookie, entry): &(u64, ConnectionEntry)| Target {
+            cookie: *cookie,
+            netns_cookie: entry.netns_cookie,
+            pid: entry.pid,
+        };
+        let outcome = sockets::end(&dead.iter().map(target).collect::<Vec<_>>());
+        tracing::info!(
+            closed = outcome.closed.len(),
+            gone = outcome.gone.len(),
+            unconfirmed = outcome.unconfirmed.len(),
+            "connections of ended grants"
+        );
+        for cookie in outcome.closed.iter().chain(&outcome.gone) {
+            self.gate.forget_connection(*cookie)?;
+        }
+        Ok(outcome)
     }
 
     /// Runs the canary.

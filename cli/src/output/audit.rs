@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use proto::types::{AuditEvent, Connection, EventKind, Gap};
+use proto::types::{AuditEvent, Connection, EventKind, Gap, Receipt};
 use serde::Serialize;
 
 use super::text::View;
@@ -38,6 +38,8 @@ pub struct AuditRow {
     pub connection: Option<ConnectionPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<GapPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<ReceiptPart>,
 }
 
 /// The connection attempt of a verdict.
@@ -73,6 +75,26 @@ pub struct GapPart {
     pub last_sequence: Option<u64>,
 }
 
+/// What became of the connections of a grant.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct ReceiptPart {
+    pub closed: u32,
+    pub unconfirmed: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_admitted: Option<String>,
+}
+
+impl From<Receipt> for ReceiptPart {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            closed: receipt.closed,
+            unconfirmed: receipt.unconfirmed,
+            last_admitted: receipt.last_admitted.map(utc),
+        }
+    }
+}
+
 impl From<AuditEvent> for AuditRow {
     fn from(event: AuditEvent) -> Self {
         Self {
@@ -91,6 +113,7 @@ impl From<AuditEvent> for AuditRow {
             expires: event.expires.map(utc),
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
+            receipt: event.receipt.map(Into::into),
         }
     }
 }
@@ -129,6 +152,9 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     if let Some(gap) = &event.gap {
         parts.push(lost(gap));
     }
+    if let Some(receipt) = &event.receipt {
+        parts.push(ended(receipt, view));
+    }
     if let Some(expires) = event.expires {
         parts.push(format!("until {}", view.clock(expires)));
     }
@@ -139,7 +165,11 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
         EventKind::RequestCreated | EventKind::RequestApproved | EventKind::RequestDenied => {
             parts.push(format!("request {}", event.request));
         }
-        EventKind::GrantIssued | EventKind::GrantActive | EventKind::GrantEnding | EventKind::GrantEnded => {
+        EventKind::GrantIssued
+        | EventKind::GrantActive
+        | EventKind::GrantEnding
+        | EventKind::GrantEnded
+        | EventKind::GrantReceipt => {
             parts.push(format!("grant {}", event.grant));
         }
         _ => {}
@@ -183,6 +213,17 @@ fn lost(gap: &Gap) -> String {
     let mut text = format!("{} lost in {}", gap.lost, gap.place);
     if let Some((first, last)) = gap.sequences {
         let _ = write!(text, ", sequence {first} to {last}");
+    }
+    text
+}
+
+fn ended(receipt: &Receipt, view: &View) -> String {
+    let mut text = format!("{} closed", receipt.closed);
+    if receipt.unconfirmed > 0 {
+        let _ = write!(text, ", {} unconfirmed", receipt.unconfirmed);
+    }
+    if let Some(last) = receipt.last_admitted {
+        let _ = write!(text, ", last admitted {}", view.clock(last));
     }
     text
 }

@@ -2,7 +2,7 @@
 
 use proto::status::ErrorKind;
 use proto::types::EventKind as Kind;
-use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, TailResponse};
+use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, Receipt, TailResponse};
 
 use crate::canned::{Canned, GRANT, REQUEST, Script, World, at};
 
@@ -93,6 +93,14 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::AuditGap => {
                 let gap = Gap { r#where: "spool".into(), lost: 3, first_sequence: 11, last_sequence: 13 };
                 AuditEvent { gap: Some(gap), ..event(position, "db-7", kind) }
+            }
+            Kind::GrantReceipt => {
+                let receipt =
+                    Receipt { closed: 2, unconfirmed: 1, last_admitted: at("2026-11-22T10:00:06Z") };
+                let (reason, grant, host) = ("time".into(), GRANT.into(), "db-7".into());
+                let receipt = Some(receipt);
+                let about = AuditEvent { request: String::new(), ..about() };
+                AuditEvent { reason, grant, host, receipt, actor: "host:db-7".into(), ..about }
             }
             Kind::AgentStateChanged => {
                 AuditEvent { comment: "connect4 is not attached".into(), ..of_host("not_enforcing") }

@@ -49,7 +49,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::ConnectionDenied
         | EventKind::AgentStarted
         | EventKind::AgentDetached
-        | EventKind::AuditGap => true,
+        | EventKind::AuditGap
+        | EventKind::GrantReceipt => true,
         EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied

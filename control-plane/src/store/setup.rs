@@ -22,6 +22,9 @@ const READERS: u32 = 4;
 /// How long a statement waits for another process, such as a backup, to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The first administrator.
 const FIRST_ADMINISTRATOR: &str = "user:admin";
 
@@ -55,7 +58,7 @@ impl Store {
         if !path.exists() {
             return Err(StoreError::Absent(path.to_owned()));
         }
-        let lock = lock(path)?;
+        let lock = lock(path).await?;
         let writer = connect(path, 1, false).await?;
         migrate(path, &writer).await?;
         let timeline: Option<String> = sqlx::query_scalar("SELECT id FROM timeline")
@@ -70,7 +73,7 @@ impl Store {
 }
 
 async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
-    let lock = lock(path)?;
+    let lock = lock(path).await?;
     let writer = connect(path, 1, false).await?;
     migrate(path, &writer).await?;
     let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
@@ -125,15 +128,24 @@ async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), StoreError> {
 }
 
 /// A file of its own: SQLite's locks on the database are lost when any other handle of this process on it is closed.
-fn lock(path: &Path) -> Result<File, StoreError> {
+///
+/// It is waited for a little: the one before may be just ending, and a process that is being started holds a copy of every
+/// lock until its program runs.
+async fn lock(path: &Path) -> Result<File, StoreError> {
     let lock = beside(path, ".lock");
     let failed = |source| StoreError::File { doing: "lock", path: lock.clone(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
     let file = file.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
     }
 }
 

@@ -100,6 +100,8 @@ event_kinds! {
     GrantEnding = "grant.ending",
     /// No kernel lets anybody through by it any more.
     GrantEnded = "grant.ended",
+    /// A host's kernel has ended a grant, and its connections with it.
+    GrantReceipt = "grant.receipt",
     /// A destination is protected from now on.
     ResourceAdded = "resource.added",
     /// Somebody became known.
@@ -163,6 +165,8 @@ pub struct AuditEvent {
     pub connection: Option<Connection>,
     /// Of a gap.
     pub gap: Option<Gap>,
+    /// Of a receipt.
+    pub receipt: Option<Receipt>,
 }
 
 impl AuditEvent {
@@ -184,8 +188,20 @@ impl AuditEvent {
             expires: None,
             connection: None,
             gap: None,
+            receipt: None,
         }
     }
+}
+
+/// What became of the connections that a grant had let through, on one host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Ended by the agent.
+    pub closed: u32,
+    /// Perhaps still there, though no packet of theirs leaves.
+    pub unconfirmed: u32,
+    /// When the last connection or packet was let through; None: none was.
+    pub last_admitted: Option<Timestamp>,
 }
 
 /// A connection attempt, or one unconnected datagram, that met a protected resource. Fields as in the `.proto`.
@@ -264,6 +280,10 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
         if (kind == EventKind::AuditGap) != wire.gap.is_some() {
             return Err(Invalid::new("gap", format_args!("does not go with {kind}")));
         }
+        if (kind == EventKind::GrantReceipt) != wire.receipt.is_some() {
+            return Err(Invalid::new("receipt", format_args!("does not go with {kind}")));
+        }
+        let receipt = wire.receipt.map(TryInto::try_into).transpose();
         Ok(Self {
             id: id.try_into().map_err(|error: Invalid| error.within("id"))?,
             kind,
@@ -280,6 +300,7 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
             expires: time::optional("expires", wire.expires)?,
             connection,
             gap: wire.gap.map(TryInto::try_into).transpose().map_err(|error: Invalid| error.within("gap"))?,
+            receipt: receipt.map_err(|error: Invalid| error.within("receipt"))?,
         })
     }
 }
@@ -302,6 +323,7 @@ impl From<AuditEvent> for wire::AuditEvent {
             expires: event.expires.map(Into::into),
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
+            receipt: event.receipt.map(Into::into),
         }
     }
 }
@@ -348,6 +370,25 @@ impl From<Connection> for wire::Connection {
     }
 }
 
+impl TryFrom<wire::Receipt> for Receipt {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Receipt) -> Result<Self, Invalid> {
+        let last_admitted = time::optional("last_admitted", wire.last_admitted)?;
+        Ok(Self { closed: wire.closed, unconfirmed: wire.unconfirmed, last_admitted })
+    }
+}
+
+impl From<Receipt> for wire::Receipt {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            closed: receipt.closed,
+            unconfirmed: receipt.unconfirmed,
+            last_admitted: receipt.last_admitted.map(Into::into),
+        }
+    }
+}
+
 impl TryFrom<wire::Gap> for Gap {
     type Error = Invalid;
 
@@ -381,6 +422,7 @@ mod tests {
         let is_verdict = matches!(kind, EventKind::ConnectionAllowed | EventKind::ConnectionDenied);
         AuditEvent {
             connection: is_verdict.then_some(connection),
+            receipt: (kind == EventKind::GrantReceipt).then(Receipt::default),
             gap: (kind == EventKind::AuditGap).then(|| Gap {
                 place: "spool".into(),
                 lost: 2,

@@ -3,6 +3,8 @@
 //! Pure. The lines that begin with [`MARK`] are written by `init.sh`, the others by libtest-mimic,
 //! by the tests, or by the kernel.
 
+use std::collections::VecDeque;
+
 use crate::test;
 
 /// What the guest's own lines begin with.
@@ -47,16 +49,19 @@ pub(super) struct Report {
     failures: Vec<String>,
     /// What else went wrong.
     problems: Vec<String>,
+    /// The last of what the programs said before their tests began: why they skip, say.
+    foreword: VecDeque<String>,
     running: Option<Program>,
     in_failures: bool,
     taints: Option<u64>,
-    last: std::collections::VecDeque<String>,
+    last: VecDeque<String>,
 }
 
 /// A program of tests that has begun.
 #[derive(Debug)]
 struct Program {
     name: String,
+    has_begun: bool,
     /// Failures it told of; None: it has told nothing.
     failed: Option<u64>,
 }
@@ -89,10 +94,7 @@ impl Report {
             Some(marked) => self.read_mark(marked),
             None => self.read_output(line),
         }
-        if self.last.len() == TAIL_LINES {
-            self.last.pop_front();
-        }
-        self.last.push_back(line.to_owned());
+        push(&mut self.last, line);
     }
 
     fn read_mark(&mut self, marked: &str) {
@@ -100,7 +102,7 @@ impl Report {
         match word {
             "kernel" => self.kernel = Some(rest.to_owned()),
             "refused" => self.problems.push(format!("the kernel refused its module {rest}")),
-            "begin" => self.running = Some(Program { name: rest.to_owned(), failed: None }),
+            "begin" => self.running = Some(Program { name: rest.to_owned(), has_begun: false, failed: None }),
             "end" => self.close_program(&format!("status {rest}"), rest == "0"),
             "done" => self.taints = rest.parse().ok(),
             // For whoever reads the log.
@@ -110,6 +112,7 @@ impl Report {
 
     fn read_output(&mut self, line: &str) {
         let Some(program) = &mut self.running else { return };
+        program.has_begun |= line.starts_with("running ");
         // The first summary is the program's; one that comes after it is a test's chatter.
         if let (Some([passed, failed, ignored]), None) = (test::summary(line), program.failed) {
             program.failed = Some(failed);
@@ -123,12 +126,14 @@ impl Report {
             self.in_failures = true;
         } else if self.in_failures {
             self.failures.push(line.to_owned());
+        } else if !program.has_begun {
+            push(&mut self.foreword, line);
         }
     }
 
     fn close_program(&mut self, how: &str, succeeded: bool) {
         self.in_failures = false;
-        let Some(Program { name, failed }) = self.running.take() else { return };
+        let Some(Program { name, failed, .. }) = self.running.take() else { return };
         match failed {
             None => self.problems.push(format!("{name} ended without a summary ({how})")),
             Some(0) if !succeeded => {
@@ -142,32 +147,34 @@ impl Report {
     pub(super) fn conclude(mut self, run: &str, end: &End, console: &str, may_skip: &[Skip]) -> Outcome {
         self.close_program("the machine ended", false);
         let mut details = std::mem::take(&mut self.failures);
-        // Nothing tells more about an end that nobody reported than what came last.
+        let complaint = complaint(console);
         if self.taints.is_none() {
             self.problems.push(match end {
                 End::Off => "the guest ended without a status".to_owned(),
                 End::Stopped(why) => format!("the guest was ended: {why}"),
             });
+            // Nothing tells more about an end that nobody reported than what came last.
             details.push("the last lines of the tests:".to_owned());
             details.extend(self.last.drain(..));
             details.push("the last lines of the console:".to_owned());
             let lines: Vec<&str> = console.lines().collect();
-            details.extend(lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(ToString::to_string));
+            let tail =
+                if complaint.is_empty() { lines.len().saturating_sub(TAIL_LINES) } else { lines.len() };
+            details.extend(lines[tail..].iter().map(ToString::to_string));
         }
-        let taints = self.taints.unwrap_or_default();
-        self.problems
-            .extend(TAINTS.iter().filter(|(bit, _)| taints & bit != 0).map(|(_, what)| (*what).into()));
-        let complaint = complaint(console);
         if !complaint.is_empty() {
             self.problems.push("there is a complaint on the kernel's console".to_owned());
             details.extend(complaint);
         }
+        let taints = self.taints.unwrap_or_default();
+        self.problems
+            .extend(TAINTS.iter().filter(|(bit, _)| taints & bit != 0).map(|(_, what)| (*what).into()));
         let ignored = std::mem::take(&mut self.skipped);
         if ignored.len() as u64 != self.ignored {
             let named = ignored.len();
             self.problems.push(format!("{} tests were skipped, {named} of them by name", self.ignored));
         }
-        let mut skipped = Vec::new();
+        let (mut skipped, problems) = (Vec::new(), self.problems.len());
         for test in ignored {
             match listed(run, &test, may_skip) {
                 Some(skip) => skipped.push(format!("{} ({})", skip.test, skip.reason)),
@@ -176,10 +183,21 @@ impl Report {
                     .push(format!("{test} was skipped, and is not on the list in kernel_test.rs")),
             }
         }
+        if self.problems.len() > problems {
+            details.extend(self.foreword);
+        }
         let failed = self.failed + self.problems.len() as u64;
         details.extend(self.problems);
         Outcome { passed: self.passed, failed, skipped, details }
     }
+}
+
+/// Keeps the last lines.
+fn push(lines: &mut VecDeque<String>, line: &str) {
+    if lines.len() == TAIL_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(line.to_owned());
 }
 
 fn listed<'a>(run: &str, test: &str, may_skip: &'a [Skip]) -> Option<&'a Skip> {
@@ -313,6 +331,14 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
             assert_eq!((outcome.passed, outcome.failed), (1, 0), "{outcome:?}");
             assert_eq!(outcome.skipped, ["bypass::mptcp (no MPTCP before 5.15 in Debian)"]);
         }
+    }
+
+    #[test]
+    fn a_program_that_skips_is_heard_about_why() {
+        let output = skipping("bypass::mptcp").replace("running 2", "invalid read from stack\n\nrunning 2");
+        fails(&output, "", "invalid read from stack");
+        let outcome = conclude("5.10", &output, &End::Off, "");
+        assert!(outcome.details.is_empty(), "{outcome:?}");
     }
 
     #[test]
