@@ -2,11 +2,12 @@
 //! from a cgroup of its own. Needs root and BPF; skipped by name elsewhere.
 
 mod connections;
-mod fixture;
 mod life;
 mod limits;
 mod records;
 mod verdicts;
+
+use tests::fixture;
 
 fn main() {
     tests::runner::main(

@@ -4,11 +4,14 @@
 //! its own, and only processes started here are ever ended.
 
 pub mod cleanup;
+pub mod fixture;
 pub mod listener;
 pub mod machine;
+pub mod netlink;
 pub mod postgres;
 pub mod probe;
 pub mod process;
+pub mod raw;
 pub mod runner;
 pub mod sandbox;
 pub mod stage;

@@ -1,28 +1,62 @@
 //! Runs a list of tests under libtest's manners, and skips by name what cannot run here.
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::{cleanup, machine, probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
 
+/// One test that may find out by itself that it cannot run here.
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub run: Box<dyn FnOnce() -> Result<Outcome> + Send>,
+}
+
+/// What came of a test that did not fail.
+pub enum Outcome {
+    /// All is as it should be.
+    Passed,
+    /// It cannot run here, and why.
+    Skipped(&'static str),
+}
+
 /// Runs tests that need to enforce. A process that was started as a probe never gets that far.
 pub fn main(tests: Vec<Test>) {
     probe::run_if_asked();
+    let cases = tests.into_iter().map(|(name, test)| Case {
+        name: name.to_owned(),
+        run: Box::new(move || test().map(|()| Outcome::Passed)),
+    });
+    run(cases.collect(), || Ok(()));
+}
+
+/// Runs tests that need to enforce, and then does what is to be done after the last.
+pub fn run(cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
     cleanup::on_signals().expect("signals can be handled");
     let arguments = Arguments::from_args();
     let reason = machine::cannot_enforce();
     if let Some(reason) = reason {
-        say(&format!("skipping {} tests: {reason}", tests.len()));
+        say(&format!("skipping {} tests: {reason}", cases.len()));
     }
-    let trials = tests.into_iter().map(|(name, test)| {
-        let run = move || test().map_err(|error| Failed::from(format!("{error:#}")));
-        Trial::test(name, run).with_ignored_flag(reason.is_some())
+    let trials = cases.into_iter().map(|Case { name, run }| {
+        let run = move || match run() {
+            Ok(Outcome::Passed) => Ok(Completion::Completed),
+            Ok(Outcome::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+            Err(error) => Err(Failed::from(format!("{error:#}"))),
+        };
+        Trial::ignorable_test(name, run).with_ignored_flag(reason.is_some())
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let concluded = conclude();
     cleanup::let_signals_finish();
+    if let Err(error) = concluded {
+        say(&format!("error: {error:#}"));
+        std::process::exit(1);
+    }
     conclusion.exit();
 }
 

@@ -6,6 +6,7 @@
 // Printing is what chores do.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bypass_table;
 mod ci;
 mod demo;
 mod ebpf;
@@ -15,6 +16,7 @@ mod sh;
 mod test;
 mod tidy;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -64,6 +66,18 @@ enum Verb {
         #[arg(last = true)]
         filters: Vec<String>,
     },
+    /// Write what the bypass suite saw into the generated section of docs/security.md
+    ///
+    /// The files are what `PORTCULLIS_BYPASS_TABLE=FILE cargo test -p tests --test bypass` wrote, one
+    /// for each kernel; their rows are merged, and the section says which kernels they are from.
+    BypassTable {
+        /// One file for each kernel
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Change nothing; fail if the section is not what the files say
+        #[arg(long)]
+        check: bool,
+    },
     /// Run all that continuous integration runs, the tests last
     Ci,
     /// Format the code
@@ -105,6 +119,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
         Verb::KernelTest { series, filters } => kernel_test::run(&checkout, &series, &filters),
+        Verb::BypassTable { files, check } => bypass_table::run(&checkout, &files, check),
         Verb::Ci => ci::run(&checkout),
         Verb::Fmt { check } => ci::fmt(&checkout, check),
         Verb::Clippy => ci::clippy(&checkout),

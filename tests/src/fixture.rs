@@ -3,44 +3,50 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::listener::Listener;
+use crate::probe::{self, Attempt};
+use crate::sandbox::{Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
 use agent::kernel::{Gate, RecordRing, Settings};
 use agent::rules::plan::{Entries, Outcome, Wanted, WantedGrant, reconcile};
 use agent_ebpf::abi::VerdictRecord;
 use anyhow::{Result, bail};
 use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
-use tests::listener::Listener;
-use tests::probe::{self, Attempt};
-use tests::sandbox::{Cgroup, Sandbox};
 
 /// The one resource, unless a test adds others.
-pub(crate) const RESOURCE: u32 = 1;
+pub const RESOURCE: u32 = 1;
 /// The one subject, unless a test adds others.
-pub(crate) const SUBJECT: u32 = 1;
+pub const SUBJECT: u32 = 1;
 
 /// Long enough to outlast any test.
-pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// The gate and what it should hold.
-pub(crate) struct Fixture {
-    pub(crate) gate: Gate,
-    pub(crate) entries: Entries,
-    pub(crate) wanted: Wanted,
-    pub(crate) allow: RecordRing,
-    pub(crate) deny: RecordRing,
-    pub(crate) settings: Settings,
+pub struct Fixture {
+    /// The gate itself.
+    pub gate: Gate,
+    /// What its maps hold.
+    pub entries: Entries,
+    /// What they should hold.
+    pub wanted: Wanted,
+    /// Records of what was let through.
+    pub allow: RecordRing,
+    /// Records of what was not.
+    pub deny: RecordRing,
+    /// What the gate was raised with.
+    pub settings: Settings,
     /// Last: it takes the pins away, and with them the gate.
-    pub(crate) sandbox: Sandbox,
+    pub sandbox: Sandbox,
 }
 
 impl Fixture {
     /// A gate that protects nothing yet.
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         Self::with(|_| {})
     }
 
     /// The same, with other settings.
-    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Result<Self> {
+    pub fn with(change: impl FnOnce(&mut Settings)) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let mut settings = Settings::new(sandbox.pin_dir());
         change(&mut settings);
@@ -53,13 +59,13 @@ impl Fixture {
     }
 
     /// Brings the maps to what is wanted, whatever comes of it.
-    pub(crate) fn try_apply(&mut self) -> Outcome {
+    pub fn try_apply(&mut self) -> Outcome {
         let slots_max = self.gate.slots_max();
         reconcile(&mut self.entries, &self.wanted, slots_max, now_boot_ns(), |write| self.gate.write(write))
     }
 
     /// Brings the maps to what is wanted.
-    pub(crate) fn apply(&mut self) -> Result<()> {
+    pub fn apply(&mut self) -> Result<()> {
         let outcome = self.try_apply();
         if !outcome.refused.is_empty() || !outcome.failed.is_empty() {
             bail!("the kernel refused: {outcome:?}");
@@ -68,13 +74,13 @@ impl Fixture {
     }
 
     /// A listener on the sandbox's address, which is protected as [`RESOURCE`].
-    pub(crate) fn protected(&mut self, protocol: Protocol) -> Result<Listener> {
+    pub fn protected(&mut self, protocol: Protocol) -> Result<Listener> {
         let address = self.sandbox.address();
         self.protected_at(protocol, address.into())
     }
 
     /// The same, on another address.
-    pub(crate) fn protected_at(&mut self, protocol: Protocol, address: IpAddr) -> Result<Listener> {
+    pub fn protected_at(&mut self, protocol: Protocol, address: IpAddr) -> Result<Listener> {
         let listener = Listener::start(protocol, SocketAddr::new(address, 0))?;
         let number = RESOURCE + u32::try_from(self.wanted.resources.len())?;
         self.wanted.resources.push(resource(number, listener.address(), protocol)?);
@@ -83,52 +89,50 @@ impl Fixture {
     }
 
     /// A cgroup that is bound to [`SUBJECT`].
-    pub(crate) fn subject(&mut self, cgroup: &str) -> Result<Cgroup> {
+    pub fn subject(&mut self, cgroup: &str) -> Result<Cgroup> {
         let cgroup = self.sandbox.make_cgroup(cgroup)?;
         self.bind(&cgroup, SUBJECT)?;
         Ok(cgroup)
     }
 
-    pub(crate) fn bind(&mut self, cgroup: &Cgroup, subject: u32) -> Result<()> {
+    /// Binds a cgroup to a subject.
+    pub fn bind(&mut self, cgroup: &Cgroup, subject: u32) -> Result<()> {
         self.wanted.cgroups.insert(cgroup.id()?, SubjectNumber::try_from(subject)?);
         self.apply()
     }
 
     /// Lets [`SUBJECT`] through to [`RESOURCE`].
-    pub(crate) fn grant(&mut self, duration: Duration) -> Result<WantedGrant> {
+    pub fn grant(&mut self, duration: Duration) -> Result<WantedGrant> {
         self.grant_to(SUBJECT, RESOURCE, duration)
     }
 
-    pub(crate) fn grant_to(
-        &mut self,
-        subject: u32,
-        resource: u32,
-        duration: Duration,
-    ) -> Result<WantedGrant> {
+    /// Lets a subject through to a resource.
+    pub fn grant_to(&mut self, subject: u32, resource: u32, duration: Duration) -> Result<WantedGrant> {
         let grant = grant(subject, resource, duration)?;
         self.wanted.grants.push(grant);
         self.apply()?;
         Ok(grant)
     }
 
-    pub(crate) fn revoke_all(&mut self) -> Result<()> {
+    /// Ends every grant.
+    pub fn revoke_all(&mut self) -> Result<()> {
         self.wanted.grants.clear();
         self.apply()
     }
 
     /// All records of denials so far.
-    pub(crate) fn denials(&mut self) -> Vec<VerdictRecord> {
+    pub fn denials(&mut self) -> Vec<VerdictRecord> {
         self.deny.by_ref().collect()
     }
 
     /// All records of allows so far.
-    pub(crate) fn allows(&mut self) -> Vec<VerdictRecord> {
+    pub fn allows(&mut self) -> Vec<VerdictRecord> {
         self.allow.by_ref().collect()
     }
 }
 
 /// A grant from now on.
-pub(crate) fn grant(subject: u32, resource: u32, duration: Duration) -> Result<WantedGrant> {
+pub fn grant(subject: u32, resource: u32, duration: Duration) -> Result<WantedGrant> {
     Ok(WantedGrant {
         id: GrantId::new(),
         subject: subject.try_into()?,
@@ -138,7 +142,7 @@ pub(crate) fn grant(subject: u32, resource: u32, duration: Duration) -> Result<W
 }
 
 /// A resource of one address and port.
-pub(crate) fn resource(number: u32, at: SocketAddr, protocol: Protocol) -> Result<Resource> {
+pub fn resource(number: u32, at: SocketAddr, protocol: Protocol) -> Result<Resource> {
     let port = u32::from(at.port());
     let name = format!("resource-{number}").parse()?;
     let ports = vec![PortRange::new(protocol, port, port)?];
@@ -148,12 +152,7 @@ pub(crate) fn resource(number: u32, at: SocketAddr, protocol: Protocol) -> Resul
 
 /// Whether an attempt gets a marker through to the listener: `Ok` means that it arrived, `Err` that the caller was told EPERM
 /// and nothing arrived; anything else fails the test.
-pub(crate) fn reaches(
-    cgroup: &Cgroup,
-    attempt: Attempt,
-    to: SocketAddr,
-    listener: &Listener,
-) -> Result<bool> {
+pub fn reaches(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr, listener: &Listener) -> Result<bool> {
     let marker = format!("{attempt:?} {}", GrantId::new());
     let result = probe::run(cgroup, attempt, to, &marker)?;
     match result.as_str() {
