@@ -11,6 +11,7 @@
 mod error;
 mod pins;
 mod rings;
+mod statistics;
 
 use std::fs::File;
 use std::io;
@@ -29,6 +30,7 @@ use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
 pub use rings::{Diagnostics, RecordRing};
+pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
 use pins::Pins;
