@@ -27,8 +27,8 @@ fn gate(grants: u32) -> Result<Gated> {
     Gated::new((GRANTED.into(), u32::from(GRANTED) + 199), (DENIED.into(), u32::from(DENIED) + 99), grants)
 }
 
-/// Measures everything. What cannot be measured here is said, and left out.
-pub fn measure(effort: Effort) -> Result<Report> {
+/// Measures all parts with `only` in their names. What cannot be measured here is said, and left out.
+pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let Effort { rounds, slice, database, flood, .. } = effort;
     let mut machine = Machine::look();
     progress("putting up two gates, proxies, a filter");
@@ -50,22 +50,22 @@ pub fn measure(effort: Effort) -> Result<Report> {
     let mut places = [bare, gated, filtered, proxied];
 
     let mut tables = Vec::new();
-    let mut add = |what: &str, table: Result<Table>| match table {
-        Ok(table) => tables.push(table),
-        Err(error) => complain(&format!("{what}: {error:#}")),
+    let mut part = |name: &str, measure: &mut dyn FnMut() -> Result<Table>| {
+        if !name.contains(only) {
+            return;
+        }
+        progress(name);
+        match measure() {
+            Ok(table) => tables.push(table),
+            Err(error) => complain(&format!("{name}: {error:#}")),
+        }
     };
-    progress("rates");
-    add("rates", rates::compare(&mut places, effort));
-    progress("refusals");
-    add("refusals", rates::denial(&mut places[1], effort));
-    progress("nanoseconds per program");
-    add("nanoseconds", hooks::costs(&few, &mut places[1], effort));
-    progress("few grants and many");
-    add("growth", hooks::growth((&few, &mut places[1]), (&many, &mut among_many), effort));
-    progress("records");
-    add("records", verdicts::account(&few, &mut places[1], effort));
-    progress("PostgreSQL and PgBouncer");
-    add("PostgreSQL", pooler::compare(&mut few, &outside, effort));
+    part("rates", &mut || rates::compare(&mut places, effort));
+    part("refusals", &mut || rates::denial(&mut places[1], effort));
+    part("nanoseconds", &mut || hooks::costs(&few, &mut places[1], effort));
+    part("growth", &mut || hooks::growth((&few, &mut places[1]), (&many, &mut among_many), effort));
+    part("records", &mut || verdicts::account(&few, &mut places[1], effort));
+    part("PostgreSQL", &mut || pooler::compare(&mut few, &outside, effort));
 
     machine.look_again();
     let effort = format!(

@@ -28,6 +28,9 @@ enum What {
         /// Only so much that everything was run once; the figures say nothing
         #[arg(long, conflicts_with = "quick")]
         smoke: bool,
+        /// Only the parts with this word in their names
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
         /// How to print it
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
@@ -61,13 +64,13 @@ fn measure(what: &What) -> Result<()> {
     if let Some(reason) = cannot_enforce() {
         bail!("the benchmark loads programs into the kernel, and cannot do that here: {reason}");
     }
-    let What::Kernel { quick, smoke, output, write } = what;
+    let What::Kernel { quick, smoke, only, output, write } = what;
     let effort = match (quick, smoke) {
         (_, true) => Effort::SMOKE,
         (true, _) => Effort::QUICK,
         _ => Effort::FULL,
     };
-    let report = kernel::measure(effort)?;
+    let report = kernel::measure(effort, only)?;
     let text = match output {
         Output::Table => report.text(),
         Output::Json => format!("{:#}\n", report.json()),
