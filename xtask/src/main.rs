@@ -6,6 +6,7 @@
 // Printing is what chores do.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod ci;
 mod demo;
 mod ebpf;
@@ -64,6 +65,13 @@ enum Verb {
         #[arg(last = true)]
         filters: Vec<String>,
     },
+    /// Measure, side by side with doing without and with what could stand in its place
+    ///
+    /// Takes root, and a machine with nothing else to do for figures that are worth keeping.
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
     /// Run all that continuous integration runs, the tests last
     Ci,
     /// Format the code
@@ -105,6 +113,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
         Verb::KernelTest { series, filters } => kernel_test::run(&checkout, &series, &filters),
+        Verb::Bench { what } => bench::run(&checkout, &what),
         Verb::Ci => ci::run(&checkout),
         Verb::Fmt { check } => ci::fmt(&checkout, check),
         Verb::Clippy => ci::clippy(&checkout),
