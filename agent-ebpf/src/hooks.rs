@@ -40,7 +40,8 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     };
     let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource }) };
     let slot = grant.and_then(|grant| slot(grant.slot));
-    let made = context::admission(context::socket(ctx)).map_or(Admission::default(), |admission| *admission);
+    let known = context::admission(context::socket(ctx));
+    let made = known.as_deref().copied().unwrap_or_default();
     let creator = Creator::of(&made, cgroup_id, subject);
     let now_boot_ns = context::now_boot_ns();
     let facts =
@@ -50,7 +51,7 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         error!(ctx, "a grant's slot could not be read");
     }
     if let (Verdict::Allow, Some(grant)) = (reason.verdict(), grant) {
-        reason = admit(ctx, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
+        reason = admit(ctx, known, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
     }
 
     record::emit(reason.verdict(), |record| {
@@ -78,19 +79,19 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
 }
 
 /// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is not
-/// let through: nobody could end it.
+/// let through: nobody could end it. `known` is what was known of the socket before.
 #[inline(always)]
 fn admit(
     ctx: &SockAddrContext,
+    known: Option<&mut Admission>,
     hook: Hook,
     destination: &Destination,
     pair: GrantKey,
     grant: GrantRef,
     now_boot_ns: u64,
 ) -> Reason {
-    let Some(admission) = context::admission_or_new(context::socket(ctx)) else {
-        return Reason::LookupFailed;
-    };
+    let known = known.or_else(|| context::admission_or_new(context::socket(ctx)));
+    let Some(admission) = known else { return Reason::LookupFailed };
     bind(admission, pair, grant);
     note_admitted(grant.slot, now_boot_ns);
     match hook {
