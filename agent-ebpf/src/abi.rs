@@ -151,8 +151,8 @@ pub struct GrantRef {
 }
 
 /// What a slot is called. A slot stands for a time in which a pair is let through without a break: overlapping grants of the
-/// pair share it, and it is named after the one that ends last.
-#[repr(C)]
+/// pair share it, and it is named after the one that ends last. Aligned, so that it is copied by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantSlot {
     /// UUID, network order.

@@ -6,15 +6,15 @@ use agent_ebpf::abi::{Admission, CGROUP_LEVELS_MAX, VerdictRecord, protocol};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_smp_processor_id,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_netns_cookie, bpf_get_smp_processor_id,
     bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get,
 };
-use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-};
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::programs::SockAddrContext;
 
-/// Where a connection or datagram is to go.
+/// Where a connection or datagram is to go. Aligned, so that the address is copied by words: the compiler does it byte by
+/// byte otherwise.
+#[repr(C, align(8))]
 pub(crate) struct Destination {
     /// Network order; IPv4 as mapped IPv6. The wildcard address is what the kernel makes of it: loopback.
     pub(crate) address: [u8; 16],
@@ -27,8 +27,8 @@ pub(crate) struct Destination {
 /// `IPPROTO_MPTCP`. Its first subflow is a TCP connection to the same port.
 const MPTCP: u32 = 262;
 
-const LOOPBACK4: [u8; 4] = [127, 0, 0, 1];
-const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
+const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 
 /// The destination of a `connect4` or `sendmsg4` context.
 #[inline(always)]
@@ -37,7 +37,7 @@ pub(crate) fn destination4(ctx: &SockAddrContext) -> Destination {
     // SAFETY: the kernel hands the program a valid `bpf_sock_addr`; `user_ip4` may be read as 4 bytes in programs for IPv4.
     // Volatile, so that the compiler neither widens nor splits the read, which the verifier would refuse.
     let ip = unsafe { (&raw const (*addr).user_ip4).read_volatile() };
-    Destination { address: mapped(ip.to_ne_bytes()), port: port(addr), protocol: protocol(addr) }
+    Destination { address: mapped(ip), port: port(addr), protocol: protocol(addr) }
 }
 
 /// The destination of a `connect6` or `sendmsg6` context.
@@ -51,27 +51,37 @@ pub(crate) fn destination6(ctx: &SockAddrContext) -> Destination {
         words[index] = unsafe { (&raw const (*addr).user_ip6[index]).read_volatile() };
         index += 1;
     }
-    let is_mapped = words[0] == 0 && words[1] == 0 && words[2] == 0xffffu32.to_be();
+    let is_mapped = words[0] == 0 && words[1] == 0 && words[2] == MAPPED;
     let address = if is_mapped {
-        mapped(words[3].to_ne_bytes())
+        mapped(words[3])
     } else if words[0] | words[1] | words[2] | words[3] == 0 {
-        LOOPBACK6
+        bytes(LOOPBACK6)
     } else {
-        let mut bytes = [0; 16];
-        bytes[0..4].copy_from_slice(&words[0].to_ne_bytes());
-        bytes[4..8].copy_from_slice(&words[1].to_ne_bytes());
-        bytes[8..12].copy_from_slice(&words[2].to_ne_bytes());
-        bytes[12..16].copy_from_slice(&words[3].to_ne_bytes());
-        bytes
+        bytes(words)
     };
     Destination { address, port: port(addr), protocol: protocol(addr) }
 }
 
+/// The third word of a mapped address; the first two are 0.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
 /// An IPv4 address as mapped IPv6. Connecting to 0.0.0.0 reaches 127.0.0.1.
 #[inline(always)]
-fn mapped(ip: [u8; 4]) -> [u8; 16] {
-    let [a, b, c, d] = if u32::from_ne_bytes(ip) == 0 { LOOPBACK4 } else { ip };
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+fn mapped(ip: u32) -> [u8; 16] {
+    literally_mapped(if ip == 0 { LOOPBACK4 } else { ip })
+}
+
+/// An IPv4 address as mapped IPv6, whatever it is.
+#[inline(always)]
+pub(crate) fn literally_mapped(ip: u32) -> [u8; 16] {
+    bytes([0, 0, MAPPED, ip])
+}
+
+/// The bytes of an address, from its four words in network order.
+#[inline(always)]
+pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes of which every pattern is a value.
+    unsafe { core::mem::transmute(words) }
 }
 
 #[inline(always)]
@@ -149,13 +159,13 @@ fn storage<'a>(sk: *mut bpf_sock, flags: u64) -> Option<&'a mut Admission> {
 /// Writes down who calls, and by which socket.
 #[inline(always)]
 pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord) {
-    // SAFETY: helpers without preconditions, open to socket address programs from Linux 5.10 on.
+    // SAFETY: helpers open to socket address programs from Linux 5.10 on. The one that writes is given the field to fill and
+    // its size; should it fail, it leaves zeros.
     unsafe {
-        record.command = bpf_get_current_comm().unwrap_or_default();
+        bpf_get_current_comm(record.command.as_mut_ptr().cast(), size_of_val(&record.command) as u32);
         record.uid = bpf_get_current_uid_gid() as u32;
         record.cpu = bpf_get_smp_processor_id();
     }
-    record.cgroup_id = cgroup_id();
     record.pid = pid();
     record.socket_cookie = socket_cookie(ctx);
     record.netns_cookie = netns_cookie(ctx);

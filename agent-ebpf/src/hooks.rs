@@ -10,7 +10,8 @@ mod sock_ops;
 mod sock_release;
 
 use agent_ebpf::abi::{
-    AddressKey, Admission, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, Hook, port_index,
+    AddressKey, Admission, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, Hook, VerdictRecord,
+    port_index,
 };
 use agent_ebpf::verdict::{Caller, Creator, Facts, Reason, Slot, Verdict, decide};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -31,15 +32,17 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     // Most traffic ends here, after one array look-up.
     let Some(resource) = protecting(destination) else { return GO_ON };
 
-    let caller = caller();
+    let cgroup_id = context::cgroup_id();
+    let caller = caller(cgroup_id);
     let subject = match caller {
         Caller::Subject(subject) => subject,
         Caller::Unknown | Caller::TooDeep => 0,
     };
     let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource }) };
     let slot = grant.and_then(|grant| slot(grant.slot));
-    let made = context::admission(context::socket(ctx)).map_or(Admission::default(), |admission| *admission);
-    let creator = Creator::of(&made, context::cgroup_id(), subject);
+    let known = context::admission(context::socket(ctx));
+    let made = known.as_deref().copied().unwrap_or_default();
+    let creator = Creator::of(&made, cgroup_id, subject);
     let now_boot_ns = context::now_boot_ns();
     let facts =
         Facts { resource: Some(resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };
@@ -48,7 +51,7 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         error!(ctx, "a grant's slot could not be read");
     }
     if let (Verdict::Allow, Some(grant)) = (reason.verdict(), grant) {
-        reason = admit(ctx, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
+        reason = admit(ctx, known, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
     }
 
     record::emit(reason.verdict(), |record| {
@@ -59,9 +62,10 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         record.resource = resource;
         record.subject = subject;
         record.creator_cgroup_id = made.creator_cgroup_id;
+        record.cgroup_id = cgroup_id;
         if let Some(grant) = grant {
             record.epoch = grant.epoch;
-            record.grant = name_of(grant.slot);
+            write_name(grant.slot, record);
         }
         record.hook = hook as u8;
         record.verdict = reason.verdict() as u8;
@@ -75,19 +79,19 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
 }
 
 /// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is not
-/// let through: nobody could end it.
+/// let through: nobody could end it. `known` is what was known of the socket before.
 #[inline(always)]
 fn admit(
     ctx: &SockAddrContext,
+    known: Option<&mut Admission>,
     hook: Hook,
     destination: &Destination,
     pair: GrantKey,
     grant: GrantRef,
     now_boot_ns: u64,
 ) -> Reason {
-    let Some(admission) = context::admission_or_new(context::socket(ctx)) else {
-        return Reason::LookupFailed;
-    };
+    let known = known.or_else(|| context::admission_or_new(context::socket(ctx)));
+    let Some(admission) = known else { return Reason::LookupFailed };
     bind(admission, pair, grant);
     note_admitted(grant.slot, now_boot_ns);
     match hook {
@@ -145,15 +149,18 @@ fn class(protocol: u8, port: u16) -> Option<u32> {
     }
 }
 
-/// Whose the calling task is: the nearest cgroup at or above its own that is bound.
+/// Whose the calling task is: the nearest cgroup at or above its own that is bound. `own` is its own.
 #[inline(always)]
-fn caller() -> Caller {
+fn caller(own: u64) -> Caller {
+    // Nothing is nearer, and most that are let through are found here: without a walk.
+    if let Some(subject) = bound(own) {
+        return Caller::Subject(subject);
+    }
     // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
     let mut found = 0;
     let searched = context::for_each_cgroup(|id| {
-        // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-        if let Some(entry) = unsafe { maps::SUBJECTS.get(id) } {
-            found = entry.number;
+        if let Some(subject) = bound(id) {
+            found = subject;
         }
     });
     match (searched, found) {
@@ -161,6 +168,13 @@ fn caller() -> Caller {
         (Ok(()), 0) => Caller::Unknown,
         (Ok(()), subject) => Caller::Subject(subject),
     }
+}
+
+/// Whose a cgroup is.
+#[inline(always)]
+fn bound(cgroup_id: u64) -> Option<u32> {
+    // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
+    unsafe { maps::SUBJECTS.get(cgroup_id) }.map(|entry| entry.number)
 }
 
 #[inline(always)]
@@ -180,10 +194,12 @@ fn slot(index: u32) -> Option<Slot> {
     unsafe { Some(Slot { deadline_boot_ns: deadline.read_volatile(), epoch: epoch.read_volatile() }) }
 }
 
-/// What the slot is called now; all 0: it has no name.
+/// Writes down what the slot is called now. Nothing: it has no name.
 #[inline(always)]
-fn name_of(index: u32) -> [u8; 16] {
-    maps::SLOTS.get(index).map_or([0; 16], |GrantSlot { grant }| *grant)
+fn write_name(index: u32, record: &mut VerdictRecord) {
+    if let Some(GrantSlot { grant }) = maps::SLOTS.get(index) {
+        record.grant = *grant;
+    }
 }
 
 /// Several CPUs may write at once: any of their times is right.

@@ -5,7 +5,7 @@
 use agent_ebpf::abi::protocol;
 use aya_ebpf::programs::SkBuffContext;
 
-use crate::context::Destination;
+use crate::context::{self, Destination};
 
 /// What was found.
 pub(crate) enum Packet {
@@ -43,6 +43,58 @@ const MOBILITY: u8 = 135;
 /// Reads the packet from its IP header on.
 #[inline(always)]
 pub(crate) fn read(ctx: &SkBuffContext) -> Packet {
+    match plain(ctx) {
+        Some(segment) => Packet::ToPort(segment),
+        None => walk(ctx),
+    }
+}
+
+/// The same for nearly all packets, without calling the kernel: TCP or UDP right behind an IP header without options, in the
+/// part of the packet that can be read in place. None: it is not like that.
+#[inline(always)]
+fn plain(ctx: &SkBuffContext) -> Option<Segment> {
+    let skb = ctx.skb.skb;
+    // SAFETY: the kernel hands the program a valid `__sk_buff`; between `data` and `data_end` its packet may be read, and
+    // each read is made after a comparison with the latter, which the verifier insists on. Packets need not be aligned on
+    // the machines that we are for.
+    unsafe {
+        let (data, end) = ((*skb).data as usize as *const u8, (*skb).data_end as usize as *const u8);
+        let (header_bytes, protocol, address) = match u16::from_be((*skb).protocol as u16) {
+            ETH_P_IP => {
+                if data.add(20) > end || *data != 0x45 {
+                    return None;
+                }
+                if u16::from_be(data.add(6).cast::<u16>().read()) & 0x1fff != 0 {
+                    return None;
+                }
+                (20, *data.add(9), context::literally_mapped(data.add(16).cast::<u32>().read()))
+            }
+            ETH_P_IPV6 => {
+                if data.add(40) > end {
+                    return None;
+                }
+                (40, *data.add(6), context::bytes(data.add(24).cast::<[u32; 4]>().read()))
+            }
+            _ => return None,
+        };
+        let transport = data.add(header_bytes);
+        // The first 8 bytes of UDP, the first 14 of TCP.
+        let flags = match protocol {
+            protocol::TCP if transport.add(14) <= end => {
+                tcp_flags(*transport.add(12), *transport.add(13), header_bytes, ctx)
+            }
+            protocol::UDP if transport.add(8) <= end => (false, false),
+            _ => return None,
+        };
+        let port = u16::from_be(transport.add(2).cast::<u16>().read());
+        let destination = Destination { address, port, protocol };
+        Some(Segment { destination, is_farewell: flags.0, is_answer: flags.1 })
+    }
+}
+
+/// Reads the packet wherever its headers are.
+#[inline(always)]
+fn walk(ctx: &SkBuffContext) -> Packet {
     match u16::from_be(ctx.skb.protocol() as u16) {
         ETH_P_IP => read4(ctx),
         ETH_P_IPV6 => read6(ctx),
@@ -52,21 +104,22 @@ pub(crate) fn read(ctx: &SkBuffContext) -> Packet {
 
 #[inline(always)]
 fn read4(ctx: &SkBuffContext) -> Packet {
-    let Ok(header) = ctx.load::<[u8; 20]>(0) else { return Packet::Unreadable };
-    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let Ok(header) = ctx.load::<[u32; 5]>(0) else { return Packet::Unreadable };
+    let fragment_offset = u32::from_be(header[1]) & 0x1fff;
     if fragment_offset != 0 {
         return Packet::WithoutPorts;
     }
-    let [.., a, b, c, d] = header;
-    let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d];
-    ports(ctx, usize::from(header[0] & 0x0f) * 4, header[9], address)
+    let header_bytes = (u32::from_be(header[0]) >> 24 & 0x0f) * 4;
+    let protocol = (u32::from_be(header[2]) >> 16) as u8;
+    ports(ctx, header_bytes as usize, protocol, context::literally_mapped(header[4]))
 }
 
 #[inline(always)]
 fn read6(ctx: &SkBuffContext) -> Packet {
     const HEADER_BYTES: usize = 40;
     let Ok(next) = ctx.load::<u8>(6) else { return Packet::Unreadable };
-    let Ok(address) = ctx.load::<[u8; 16]>(24) else { return Packet::Unreadable };
+    let Ok(address) = ctx.load::<[u32; 4]>(24) else { return Packet::Unreadable };
+    let address = context::bytes(address);
     let (mut next, mut offset) = (next, HEADER_BYTES);
     let mut count = 0;
     while count < EXTENSIONS_MAX {
@@ -99,20 +152,23 @@ fn ports(ctx: &SkBuffContext, offset: usize, protocol: u8, address: [u8; 16]) ->
     let Ok(port) = ctx.load::<[u8; 2]>(offset + 2) else { return Packet::Unreadable };
     let destination = Destination { address, port: u16::from_be_bytes(port), protocol };
     let (is_farewell, is_answer) = match protocol {
-        protocol::TCP => tcp_flags(ctx, offset),
+        protocol::TCP => match ctx.load::<[u8; 2]>(offset + 12) {
+            Ok([length, flags]) => tcp_flags(length, flags, offset, ctx),
+            Err(_) => (false, false),
+        },
         _ => (false, false),
     };
     Packet::ToPort(Segment { destination, is_farewell, is_answer })
 }
 
-/// Whether a TCP segment is a farewell, and whether it is an answer.
+/// Whether a TCP segment is a farewell, and whether it is an answer; from the two bytes of its header that say so, which
+/// begins at `offset`.
 #[inline(always)]
-fn tcp_flags(ctx: &SkBuffContext, offset: usize) -> (bool, bool) {
+fn tcp_flags(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> (bool, bool) {
     const FIN: u8 = 1;
     const SYN: u8 = 2;
     const RST: u8 = 4;
     const ACK: u8 = 16;
-    let Ok([length, flags]) = ctx.load::<[u8; 2]>(offset + 12) else { return (false, false) };
     let header_end = offset + usize::from(length >> 4) * 4;
     let is_empty = ctx.len() as usize <= header_end;
     let is_farewell = is_empty && flags & (FIN | RST) != 0 && flags & SYN == 0;

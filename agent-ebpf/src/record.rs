@@ -26,11 +26,32 @@ pub(crate) fn emit(verdict: Verdict, fill: impl FnOnce(&mut VerdictRecord)) {
     unsafe { count(&raw mut (*counters).attempted) };
     match ring.reserve::<VerdictRecord>(0) {
         Some(mut entry) => {
-            fill(entry.write(VerdictRecord::EMPTY));
+            let record = entry.as_mut_ptr();
+            // SAFETY: the kernel has reserved a whole record, aligned to 8 bytes; all of it is written before it is referred
+            // to, and every pattern is a value.
+            unsafe {
+                clear(record.cast());
+                fill(&mut *record);
+            }
             entry.submit(0);
         }
         // SAFETY: as above.
         None => unsafe { count(&raw mut (*counters).lost) },
+    }
+}
+
+/// Writes zeros over a record, word by word. What the compiler calls for this otherwise goes byte by byte, and takes a third
+/// of the time of a verdict; volatile keeps it from doing so.
+///
+/// # Safety
+/// `record` points to the memory of a record.
+#[inline(always)]
+unsafe fn clear(record: *mut u64) {
+    let mut word = 0;
+    while word < size_of::<VerdictRecord>() / size_of::<u64>() {
+        // SAFETY: within the record, by the loop's condition.
+        unsafe { record.add(word).write_volatile(0) };
+        word += 1;
     }
 }
 

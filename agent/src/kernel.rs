@@ -12,6 +12,7 @@ mod error;
 mod netns;
 mod pins;
 mod rings;
+mod statistics;
 
 use std::fs::File;
 use std::io;
@@ -31,6 +32,7 @@ use aya::{Ebpf, EbpfLoader};
 pub use error::KernelError;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
+pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
 use pins::Pins;

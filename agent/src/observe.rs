@@ -14,6 +14,7 @@ use procfs::process::Process;
 use proto::types::{Selector, UnixUser};
 use uuid::Uuid;
 
+use crate::clock::now_boot_ns;
 use crate::rules::audit::ProcessDetails;
 
 /// The inode of the root of the whole hierarchy. Any other directory is a container's view, or a subtree: programs
@@ -95,15 +96,28 @@ pub struct Cgroups {
     root: PathBuf,
     /// Paths of cgroups that processes were seen in, for when those processes are gone.
     paths: HashMap<u64, String>,
+    /// Processes that were looked at, by pid.
+    processes: HashMap<u32, Seen>,
+}
+
+/// A process as it was.
+struct Seen {
+    /// When it was looked at.
+    at_boot_ns: u64,
+    /// When it had started.
+    started_boot_ns: u64,
+    executable: String,
 }
 
 impl Cgroups {
     /// How many paths are remembered. A host has some hundred cgroups; when there are more, all are looked up anew.
     const PATHS_MAX: usize = 8192;
+    /// How many processes are remembered: more than one batch of records can name.
+    const PROCESSES_MAX: usize = 1024;
 
     /// Looks below this root.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, paths: HashMap::new() }
+        Self { root, paths: HashMap::new(), processes: HashMap::new() }
     }
 
     /// The root.
@@ -132,13 +146,29 @@ impl Cgroups {
     /// What is still to be learned of the process that a record names. `boot_ns` is the record's time: a process that
     /// started later is another one with the same pid.
     pub fn details(&mut self, pid: u32, cgroup_id: u64, boot_ns: u64) -> ProcessDetails {
-        let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
-        let process = process.filter(|process| started_before(process, boot_ns));
-        let executable = process.as_ref().and_then(|process| process.exe().ok());
-        ProcessDetails {
-            executable: executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-            cgroup_path: self.cgroup_path(process.as_ref(), cgroup_id),
+        // Who connects often has many records in one batch. What was seen after all of them says as much of each as another
+        // look would.
+        let seen = self
+            .processes
+            .get(&pid)
+            .filter(|seen| (seen.started_boot_ns..=seen.at_boot_ns).contains(&boot_ns));
+        if let (Some(seen), Some(path)) = (seen, self.paths.get(&cgroup_id)) {
+            return ProcessDetails { executable: seen.executable.clone(), cgroup_path: path.clone() };
         }
+        let at_boot_ns = now_boot_ns();
+        let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
+        let started_boot_ns = process.as_ref().map_or(u64::MAX, started_boot_ns);
+        let process = process.filter(|_| started_boot_ns <= boot_ns);
+        let executable = process.as_ref().and_then(|process| process.exe().ok());
+        let executable = executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        if process.is_some() {
+            if self.processes.len() >= Self::PROCESSES_MAX {
+                self.processes.clear();
+            }
+            let seen = Seen { at_boot_ns, started_boot_ns, executable: executable.clone() };
+            self.processes.insert(pid, seen);
+        }
+        ProcessDetails { executable, cgroup_path: self.cgroup_path(process.as_ref(), cgroup_id) }
     }
 
     /// The path of the cgroup with this id, if the process is still in it or one was seen in it before.
@@ -176,13 +206,11 @@ fn from_the_root(path: &str) -> &str {
     rest
 }
 
-fn started_before(process: &Process, boot_ns: u64) -> bool {
-    let ticks_per_second = procfs::ticks_per_second();
-    let started_ns = process
-        .stat()
-        .map(|stat| u128::from(stat.starttime) * 1_000_000_000 / u128::from(ticks_per_second.max(1)))
-        .unwrap_or(u128::MAX);
-    started_ns <= u128::from(boot_ns)
+/// When it started, on the boot clock; never: it cannot be told.
+fn started_boot_ns(process: &Process) -> u64 {
+    let ticks_per_second = u128::from(procfs::ticks_per_second().max(1));
+    let started = process.stat().map(|stat| u128::from(stat.starttime) * 1_000_000_000 / ticks_per_second);
+    started.ok().and_then(|started| u64::try_from(started).ok()).unwrap_or(u64::MAX)
 }
 
 fn uid_of(user: &UnixUser) -> Option<u32> {

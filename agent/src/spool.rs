@@ -91,13 +91,16 @@ impl Spool {
     /// Appends events of this boot, numbered from [`Spool::next_sequence`] on. `now` dates the gap, should the oldest have to
     /// make room.
     pub fn append(&mut self, events: &[AuditEvent], now: Timestamp) -> Result<(), SpoolError> {
-        for event in events {
+        let mut rest = events;
+        while let Some(event) = rest.first() {
             if self.newest().bytes >= SEGMENT_BYTES {
                 self.begin_segment(event.id.sequence)?;
                 self.make_room(now)?;
             }
             let newest = self.newest();
-            newest.append(event).map_err(SpoolError::at("append to", &newest.path))?;
+            let count =
+                newest.append(rest, SEGMENT_BYTES).map_err(SpoolError::at("append to", &newest.path))?;
+            rest = rest.get(count..).unwrap_or_default();
         }
         Ok(())
     }

@@ -74,6 +74,11 @@ impl Postgres {
         self.programs.join("psql")
     }
 
+    /// The program that measures a server.
+    pub fn pgbench(&self) -> PathBuf {
+        self.programs.join("pgbench")
+    }
+
     /// How any client of PostgreSQL is told where the server is.
     pub fn arguments(&self) -> Vec<String> {
         let (address, port) = (self.address.to_string(), self.port.to_string());

@@ -2,6 +2,7 @@
 //! operator would recognise. Needs root and BPF; skipped by name elsewhere.
 
 mod bad_input;
+mod benchmarks;
 mod deadlines;
 mod life;
 mod outages;
@@ -9,6 +10,7 @@ mod psql;
 
 fn main() {
     tests::runner::main(
-        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS].concat(),
+        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS, benchmarks::TESTS]
+            .concat(),
     );
 }

@@ -6,6 +6,7 @@
 // Printing is what chores do.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod bypass_table;
 mod ci;
 mod demo;
@@ -78,6 +79,13 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Measure, side by side with doing without and with what could stand in its place
+    ///
+    /// Takes root, and a machine with nothing else to do for figures that are worth keeping.
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
     /// Run all that continuous integration runs, the tests last
     Ci,
     /// Format the code
@@ -120,6 +128,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Test { filters } => test::run(&checkout, &filters),
         Verb::KernelTest { series, filters } => kernel_test::run(&checkout, &series, &filters),
         Verb::BypassTable { files, check } => bypass_table::run(&checkout, &files, check),
+        Verb::Bench { what } => bench::run(&checkout, &what),
         Verb::Ci => ci::run(&checkout),
         Verb::Fmt { check } => ci::fmt(&checkout, check),
         Verb::Clippy => ci::clippy(&checkout),

@@ -48,10 +48,18 @@ pub(crate) enum Thing {
     KubernetesValidate,
     /// What runs other kernels than this machine's, and packs what they boot into.
     VirtualMachines,
+    /// A proxy, to compare the gate with.
+    HaProxy,
+    /// A proxy for PostgreSQL, to compare the gate with.
+    PgBouncer,
+    /// A packet filter, to compare the gate with.
+    Nftables,
+    /// `ip`, which brings up the loopback device of a new network namespace.
+    Iproute,
 }
 
 impl Thing {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 11] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -59,6 +67,10 @@ impl Thing {
         Self::SystemdAnalyze,
         Self::KubernetesValidate,
         Self::VirtualMachines,
+        Self::HaProxy,
+        Self::PgBouncer,
+        Self::Nftables,
+        Self::Iproute,
     ];
 
     fn name(self) -> &'static str {
@@ -70,6 +82,10 @@ impl Thing {
             Self::SystemdAnalyze => "systemd-analyze",
             Self::KubernetesValidate => "kubernetes-validate",
             Self::VirtualMachines => "virtual machines",
+            Self::HaProxy => "haproxy",
+            Self::PgBouncer => "pgbouncer",
+            Self::Nftables => "nftables",
+            Self::Iproute => "iproute2",
         }
     }
 
@@ -80,11 +96,13 @@ impl Thing {
             Self::BpfLinker => check_version("bpf-linker", BPF_LINKER_VERSION),
             Self::CargoDeny => check_version("cargo-deny", CARGO_DENY_VERSION),
             Self::Postgres => check_postgres(),
-            Self::SystemdAnalyze => {
-                sh::which("systemd-analyze").map(shown).context("`systemd-analyze` is not on PATH")
-            }
+            Self::SystemdAnalyze => check_program("systemd-analyze"),
             Self::KubernetesValidate => check_kubernetes_validate(checkout),
             Self::VirtualMachines => check_virtual_machines(),
+            Self::HaProxy => check_program("haproxy"),
+            Self::PgBouncer => check_program("pgbouncer"),
+            Self::Nftables => check_program("nft"),
+            Self::Iproute => check_program("ip"),
         }
     }
 
@@ -97,6 +115,10 @@ impl Thing {
             Self::SystemdAnalyze => apt_install(&["systemd"]),
             Self::KubernetesValidate => install_kubernetes_validate(checkout),
             Self::VirtualMachines => apt_install(&VIRTUAL_MACHINES.map(|(_, package)| package)),
+            Self::HaProxy => install_asleep("haproxy"),
+            Self::PgBouncer => install_asleep("pgbouncer"),
+            Self::Nftables => apt_install(&["nftables"]),
+            Self::Iproute => apt_install(&["iproute2"]),
         }
     }
 }
@@ -326,6 +348,32 @@ fn check_virtual_machines() -> Result<String> {
         bail!("{} not on PATH", missing.join(", "));
     }
     Ok(shown(sh::administration("qemu-system-x86_64")))
+}
+
+/// The program, or that it is missing; what administrators run is often not on PATH.
+fn check_program(program: &str) -> Result<String> {
+    let path = sh::administration(program);
+    if !path.is_file() {
+        bail!("`{program}` is not on PATH");
+    }
+    Ok(shown(path))
+}
+
+/// Installs a service without starting it: a benchmark has no business leaving one running.
+fn install_asleep(package: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    // What Debian's packages ask whether they may start what they bring; 101 is "no". Somebody's own answer stays.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    if policy.exists() || !sh::is_root() {
+        return apt_install(&[package]);
+    }
+    fs::write(policy, "#!/bin/sh\nexit 101\n")
+        .and_then(|()| fs::set_permissions(policy, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", policy.display()))?;
+    let installed = apt_install(&[package]);
+    fs::remove_file(policy).with_context(|| format!("cannot remove {}", policy.display()))?;
+    installed
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {

@@ -20,7 +20,15 @@ use crate::{
 /// Without these nothing can be built.
 const NEEDED: [Thing; 2] = [Thing::RustComponents, Thing::BpfLinker];
 /// Without these some tests are skipped.
-const WANTED: [Thing; 3] = [Thing::Postgres, Thing::SystemdAnalyze, Thing::KubernetesValidate];
+const WANTED: [Thing; 7] = [
+    Thing::Postgres,
+    Thing::SystemdAnalyze,
+    Thing::KubernetesValidate,
+    Thing::HaProxy,
+    Thing::PgBouncer,
+    Thing::Nftables,
+    Thing::Iproute,
+];
 
 /// The verb: runs, then prints what was skipped and the closing line.
 pub(crate) fn run(checkout: &Checkout, filters: &[String]) -> Result<()> {

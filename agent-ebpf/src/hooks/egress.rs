@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
-use super::{GO_ON, REFUSE, bind, grant, name_of, note_admitted, protecting, slot};
+use super::{GO_ON, REFUSE, bind, grant, note_admitted, protecting, slot, write_name};
 use crate::context::{self, Destination};
 use crate::packet::{self, Packet, Segment};
 use crate::record;
@@ -132,7 +132,7 @@ fn tell(
             if admission.resource == resource {
                 record.subject = admission.subject;
                 record.epoch = admission.epoch;
-                record.grant = name_of(admission.slot);
+                write_name(admission.slot, record);
             }
         }
         record.hook = Hook::Egress as u8;

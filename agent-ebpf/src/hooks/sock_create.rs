@@ -12,8 +12,9 @@ use crate::context;
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     // Without memory for it the creator stays unknown.
     if let Some(admission) = context::admission_or_new(ctx.sock) {
-        admission.creator_cgroup_id = context::cgroup_id();
-        if let Caller::Subject(subject) = caller() {
+        let cgroup_id = context::cgroup_id();
+        admission.creator_cgroup_id = cgroup_id;
+        if let Caller::Subject(subject) = caller(cgroup_id) {
             admission.creator_subject = subject;
         }
     }

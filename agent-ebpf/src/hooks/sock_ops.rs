@@ -1,17 +1,21 @@
 //! A TCP connection that the other side opened is told apart from those that this side did: its packets go to no port that
 //! this side chose, and are nobody's access.
 
-use agent_ebpf::abi::Admission;
+use agent_ebpf::abi::{Admission, protocol};
 use aya_ebpf::bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use super::GO_ON;
+use super::{GO_ON, class};
 use crate::context;
 
 #[sock_ops]
 pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     if ctx.op() != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        return GO_ON as u32;
+    }
+    // Egress asks only where somebody protects the port that the other side happens to have.
+    if class(protocol::TCP, u32::from_be(ctx.remote_port()) as u16).is_none() {
         return GO_ON as u32;
     }
     // SAFETY: the kernel hands the program a valid `bpf_sock_ops`; `sk` is the one pointer of the union that it sets.

@@ -80,6 +80,9 @@ pub enum KernelError {
         /// What makes it larger.
         setting: &'static str,
     },
+    /// The kernel does not count and time programs.
+    #[error("cannot turn the kernel's statistics of programs on: Linux 5.8 or newer and root are needed")]
+    Statistics(#[source] io::Error),
     /// A map cannot be written.
     #[error("cannot write map {name}")]
     Write {

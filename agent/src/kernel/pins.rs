@@ -102,7 +102,11 @@ impl Pins {
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.dir.join("maps").join(name)
+        self.maps().join(name)
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.dir.join("maps")
     }
 
     fn link(&self, program: &str) -> PathBuf {

@@ -77,24 +77,34 @@ impl Segment {
         self.last.map_or(self.first, |last| last + 1)
     }
 
-    pub(super) fn append(&mut self, event: &AuditEvent) -> io::Result<()> {
-        if event.id.sequence != self.next_sequence() || event.id.epoch != self.epoch {
-            let expected = self.next_sequence();
-            return Err(io::Error::other(format!(
-                "event {} is not number {expected} of {}",
-                event.id, self.epoch
-            )));
+    /// Appends events up to the one that brings it to `max_bytes`, in one write. Returns how many; if the disk refuses, none.
+    pub(super) fn append(&mut self, events: &[AuditEvent], max_bytes: u64) -> io::Result<usize> {
+        let mut frames = Vec::new();
+        let mut count = 0;
+        for event in events {
+            let expected = self.next_sequence() + count as u64;
+            if event.id.sequence != expected || event.id.epoch != self.epoch {
+                return Err(io::Error::other(format!(
+                    "event {} is not number {expected} of {}",
+                    event.id, self.epoch
+                )));
+            }
+            frames.extend(frame(event)?);
+            count += 1;
+            if self.bytes + frames.len() as u64 >= max_bytes {
+                break;
+            }
         }
-        let frame = frame(event)?;
-        if let Err(error) = self.file.write_all(&frame) {
+        let Some(last) = events.get(..count).and_then(<[_]>::last) else { return Ok(0) };
+        if let Err(error) = self.file.write_all(&frames) {
             // What was written of it must not stand before the next one.
             self.file.set_len(self.bytes)?;
             return Err(error);
         }
-        self.bytes += frame.len() as u64;
-        self.last = Some(event.id.sequence);
-        self.host.clone_from(&event.id.host);
-        Ok(())
+        self.bytes += frames.len() as u64;
+        self.last = Some(last.id.sequence);
+        self.host.clone_from(&last.id.host);
+        Ok(count)
     }
 
     /// Events with numbers above `after`, at most `max` and about `max_bytes` of them.

@@ -1,0 +1,80 @@
+//! Benchmarks, started by `cargo xtask bench`. Everything they make has a name and an address of its own, and is taken away
+//! at the end, whatever happens.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use tests::bench::{Effort, kernel, worker};
+use tests::cleanup;
+use tests::machine::cannot_enforce;
+
+/// Measures, and prints what came of it.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// What the gate in the kernel costs
+    Kernel {
+        /// Fewer and shorter rounds, for a look
+        #[arg(long)]
+        quick: bool,
+        /// Only so much that everything was run once; the figures say nothing
+        #[arg(long, conflicts_with = "quick")]
+        smoke: bool,
+        /// Only the parts with this word in their names
+        #[arg(long, value_name = "WORD", default_value = "")]
+        only: String,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+        /// Also put the figures between the markers of this file
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    worker::run_if_asked();
+    let arguments = Arguments::parse();
+    let measured = cleanup::on_signals().map_err(Into::into).and_then(|()| measure(&arguments.what));
+    cleanup::let_signals_finish();
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(what: &What) -> Result<()> {
+    if let Some(reason) = cannot_enforce() {
+        bail!("the benchmark loads programs into the kernel, and cannot do that here: {reason}");
+    }
+    let What::Kernel { quick, smoke, only, output, write } = what;
+    let effort = match (quick, smoke) {
+        (_, true) => Effort::SMOKE,
+        (true, _) => Effort::QUICK,
+        _ => Effort::FULL,
+    };
+    let report = kernel::measure(effort, only)?;
+    let text = match output {
+        Output::Table => report.text(),
+        Output::Json => format!("{:#}\n", report.json()),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    write.as_ref().map_or(Ok(()), |path| report.write(path))
+}
