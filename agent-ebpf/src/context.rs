@@ -108,6 +108,25 @@ pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
+/// Whether that socket has an address of its own already.
+#[inline(always)]
+pub(crate) fn is_bound(ctx: &SockAddrContext) -> bool {
+    const AF_INET: u32 = 2;
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: a socket from the context, of which these fields may be read, each by itself; hence volatile.
+    unsafe {
+        let address4 = (&raw const (*sk).src_ip4).read_volatile();
+        if (&raw const (*sk).family).read_volatile() == AF_INET {
+            return address4 != 0;
+        }
+        let word = |index: usize| (&raw const (*sk).src_ip6[index]).read_volatile();
+        word(0) | word(1) | word(2) | word(3) != 0
+    }
+}
+
 /// The cookie of that socket: unique within a boot.
 #[inline(always)]
 pub(crate) fn socket_cookie(ctx: &SockAddrContext) -> u64 {

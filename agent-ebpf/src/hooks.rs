@@ -42,7 +42,12 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     let slot = grant.and_then(|grant| slot(grant.slot));
     let known = context::admission(context::socket(ctx));
     let made = known.as_deref().copied().unwrap_or_default();
-    let creator = Creator::of(&made, cgroup_id, subject);
+    let creator = match Creator::of(&made, cgroup_id, subject) {
+        // The kernel binds the sockets of later MPTCP subflows before it connects them, in whichever task's name; the
+        // connection that they are to join may have ended.
+        Creator::Unknown if context::is_bound(ctx) => Creator::Other,
+        creator => creator,
+    };
     let now_boot_ns = context::now_boot_ns();
     let facts =
         Facts { resource: Some(resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };

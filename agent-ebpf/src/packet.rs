@@ -1,6 +1,6 @@
 //! Reading a packet on its way out: where it goes, by its own headers and nobody's word.
 //!
-//! Owns: the walk over IP options and IPv6 extension headers. Must not know: rules, maps.
+//! Owns: the walk over IP options and IPv6 extension headers, source routes included. Must not know: rules, maps.
 
 use agent_ebpf::abi::protocol;
 use aya_ebpf::programs::SkBuffContext;
@@ -109,9 +109,48 @@ fn read4(ctx: &SkBuffContext) -> Packet {
     if fragment_offset != 0 {
         return Packet::WithoutPorts;
     }
-    let header_bytes = (u32::from_be(header[0]) >> 24 & 0x0f) * 4;
+    let header_bytes = ((u32::from_be(header[0]) >> 24 & 0x0f) * 4) as usize;
     let protocol = (u32::from_be(header[2]) >> 16) as u8;
-    ports(ctx, header_bytes as usize, protocol, context::literally_mapped(header[4]))
+    let Some(address) = last_stop4(ctx, header_bytes, header[4]) else { return Packet::Unreadable };
+    ports(ctx, header_bytes, protocol, context::literally_mapped(address))
+}
+
+/// Where an IPv4 packet ends up: the last address of a source route that is not used up, otherwise its destination. None: the
+/// options are not understood.
+#[inline(always)]
+fn last_stop4(ctx: &SkBuffContext, header_bytes: usize, destination: u32) -> Option<u32> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+    const HEADER_MAX_BYTES: usize = 60;
+    // Byte by byte, with a count of those that belong to the option before: an offset that depends on what was read would
+    // give the verifier hundreds of thousands of ways to walk.
+    let mut skip = 0;
+    let mut offset = 20;
+    while offset < HEADER_MAX_BYTES && offset < header_bytes {
+        if skip > 0 {
+            skip -= 1;
+        } else {
+            match ctx.load::<u8>(offset).ok()? {
+                END => return Some(destination),
+                NO_OPERATION => {}
+                kind => {
+                    let [length, pointer] = ctx.load::<[u8; 2]>(offset + 1).ok()?;
+                    let is_route = kind == LOOSE_SOURCE_ROUTE || kind == STRICT_SOURCE_ROUTE;
+                    if is_route && length >= 7 && pointer <= length {
+                        return ctx.load::<u32>(offset + usize::from(length) - 4).ok();
+                    }
+                    if length < 2 {
+                        return None;
+                    }
+                    skip = length - 1;
+                }
+            }
+        }
+        offset += 1;
+    }
+    Some(destination)
 }
 
 #[inline(always)]
@@ -119,13 +158,21 @@ fn read6(ctx: &SkBuffContext) -> Packet {
     const HEADER_BYTES: usize = 40;
     let Ok(next) = ctx.load::<u8>(6) else { return Packet::Unreadable };
     let Ok(address) = ctx.load::<[u32; 4]>(24) else { return Packet::Unreadable };
-    let address = context::bytes(address);
+    let mut address = context::bytes(address);
     let (mut next, mut offset) = (next, HEADER_BYTES);
     let mut count = 0;
     while count < EXTENSIONS_MAX {
         let Ok([following, length]) = ctx.load::<[u8; 2]>(offset) else { return Packet::WithoutPorts };
         let bytes = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY => (usize::from(length) + 1) * 8,
+            HOP_BY_HOP | DESTINATION_OPTIONS | MOBILITY => (usize::from(length) + 1) * 8,
+            ROUTING => {
+                match last_stop6(ctx, offset, length) {
+                    Route::Ahead(last) => address = last,
+                    Route::Done => {}
+                    Route::Unknown => return Packet::Unreadable,
+                }
+                (usize::from(length) + 1) * 8
+            }
             AUTHENTICATION => (usize::from(length) + 2) * 4,
             FRAGMENT => {
                 let Ok(place) = ctx.load::<[u8; 2]>(offset + 2) else { return Packet::Unreadable };
@@ -141,6 +188,38 @@ fn read6(ctx: &SkBuffContext) -> Packet {
         count += 1;
     }
     Packet::Unreadable
+}
+
+/// What a routing header says.
+enum Route {
+    /// The packet is where it is to be.
+    Done,
+    /// It goes on, to here in the end.
+    Ahead([u8; 16]),
+    /// Its kind is not known.
+    Unknown,
+}
+
+/// Reads the routing header at `offset`, of `length` times 8 bytes after the first 8.
+#[inline(always)]
+fn last_stop6(ctx: &SkBuffContext, offset: usize, length: u8) -> Route {
+    const SOURCE_ROUTE: u8 = 0;
+    const MOBILE_HOME: u8 = 2;
+    const SEGMENTS: u8 = 4;
+    let Ok([kind, stops_left]) = ctx.load::<[u8; 2]>(offset + 2) else { return Route::Unknown };
+    if stops_left == 0 {
+        return Route::Done;
+    }
+    // Segments stand last first, the others first first.
+    let place = match kind {
+        SEGMENTS => offset + 8,
+        SOURCE_ROUTE | MOBILE_HOME if length >= 2 => offset + usize::from(length) * 8 - 8,
+        _ => return Route::Unknown,
+    };
+    match ctx.load::<[u32; 4]>(place) {
+        Ok(address) => Route::Ahead(context::bytes(address)),
+        Err(_) => Route::Unknown,
+    }
 }
 
 /// The transport header. All protocols that are judged have the destination port in the same place.

@@ -136,7 +136,8 @@ pub enum Creator {
     Same,
     /// Somebody else.
     Other,
-    /// Nobody saw it: the socket is older than the gate, or the kernel made it for the caller, as it does for MPTCP.
+    /// Nobody saw it: the socket is older than the gate, or the kernel made it for the caller, as it does for MPTCP's first
+    /// subflow.
     Unknown,
 }
 

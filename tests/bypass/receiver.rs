@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tests::raw;
 
 use crate::technique::{Service, caller_port};
+
+/// How long a service that calls waits for what it gets.
+const CALL_DURATION: Duration = Duration::from_secs(1);
 
 /// The service. Dropped, it ends.
 pub(crate) struct Receiver {
@@ -107,7 +110,8 @@ impl Receiver {
             while !stopped.load(Ordering::Relaxed) {
                 // Most of the time nobody listens there.
                 let mut stream = call(from).ok();
-                while stream.is_some() && !stopped.load(Ordering::Relaxed) {
+                let end = Instant::now() + CALL_DURATION;
+                while stream.is_some() && Instant::now() < end && !stopped.load(Ordering::Relaxed) {
                     read(0, &mut stream, &to);
                     std::thread::sleep(Duration::from_millis(2));
                 }
@@ -145,6 +149,8 @@ impl Drop for Receiver {
 fn call(from: SocketAddr) -> io::Result<Socket> {
     let stream = socket(Service::TcpCaller, from)?;
     stream.set_reuse_address(true)?;
+    // The next call is from the same port to the same: nothing of this one may be left.
+    stream.set_linger(Some(Duration::ZERO))?;
     stream.bind(&from.into())?;
     let to = SocketAddr::new(from.ip(), caller_port(from.port()));
     stream.connect_timeout(&to.into(), Duration::from_secs(1))?;

@@ -36,8 +36,8 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long nothing must arrive after the last attempt that must fail. Covers a first repetition by TCP, after a second.
 const GRACE: Duration = Duration::from_millis(1300);
 
-/// How long a grant lives whose deadline is waited for.
-const SHORT: Duration = Duration::from_millis(1500);
+/// How long a grant lives whose deadline is waited for: an emulated machine takes a second to start a probe.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// Runs a technique on a thread of its own, which may have a network namespace of its own. Gives what was seen, and what of
 /// it is wrong.
@@ -49,13 +49,18 @@ pub(crate) fn run(technique: &'static Technique) -> Result<(Row, Vec<String>)> {
 
 fn every_way(technique: &Technique) -> Result<(Row, Vec<String>)> {
     let ground = place::go_to(technique.place)?;
-    let dir = tempfile::Builder::new().prefix("portcullis-bypass-").tempdir()?;
-    open_to_all(dir.path())?;
+    let dir = tempfile::Builder::new().prefix("portcullis-bypass-").tempdir()?.keep();
+    let leftover = dir.clone();
+    let _cleanup = cleanup::register(move || {
+        // What is left of it is in the directory for such things.
+        let _ = std::fs::remove_dir_all(leftover);
+    });
+    open_to_all(&dir)?;
     let at = |name: &str| Where {
         ip: place::at(ground.bind, place::own_port()),
         unix: match technique.service {
-            Service::UnixAbstract => format!("@{}/{name}", dir.path().display()),
-            _ => dir.path().join(name).display().to_string(),
+            Service::UnixAbstract => format!("@{}/{name}", dir.display()),
+            _ => dir.join(name).display().to_string(),
         },
     };
     let (protected, plain, decoy) = (at("protected"), at("plain"), at("decoy"));
@@ -69,8 +74,7 @@ fn every_way(technique: &Technique) -> Result<(Row, Vec<String>)> {
 
     let early = |to: &Where| match technique.lender {
         Some(lender) if lender.from == From::BeforeTheGate => {
-            Helper::lend(technique, dir.path(), Path::new(""), place::at(ground.reach, to.ip.port()))
-                .map(Some)
+            Helper::lend(technique, &dir, Path::new(""), place::at(ground.reach, to.ip.port())).map(Some)
         }
         _ => Ok(None),
     };
@@ -85,7 +89,7 @@ fn every_way(technique: &Technique) -> Result<(Row, Vec<String>)> {
         nobodys: fixture.sandbox.make_cgroup("nobody")?,
     };
     fixture.bind(&cgroups.lender, LENDING_SUBJECT)?;
-    let stage = Stage { technique, ground, dir: dir.path(), protected, plain, decoy, receivers, cgroups };
+    let stage = Stage { technique, ground, dir: &dir, protected, plain, decoy, receivers, cgroups };
     stage.play(&mut fixture, early)
 }
 

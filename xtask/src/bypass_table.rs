@@ -90,21 +90,25 @@ fn section(rows: &[Row]) -> Result<String> {
     for rows in techniques.values() {
         let first = rows[0];
         let tried: Vec<&Row> = rows.iter().copied().filter(|row| row.skipped.is_none()).collect();
-        let column = |of: fn(&Row) -> &Seen| cell(&tried, of);
+        let column = |of: fn(&Row) -> &Seen| cell(&tried, of, "through");
+        let closed = |of: fn(&Row) -> &Seen| cell(&tried, of, "**through, and must not be**");
         let stop = match first.expected.as_str() {
             "stopped" => first.stop.clone(),
             "lent" => format!("*lent*: {}", first.stop),
             _ => format!("**not stopped**: {}", first.stop),
         };
         let ended = match &first.ended_by {
-            Some(by) if !tried.is_empty() => format!("{} ({by})", column(|row| &row.kept)),
+            Some(by) if !tried.is_empty() => format!("{} ({by})", closed(|row| &row.kept)),
             _ => "—".to_owned(),
         };
         text += &format!(
             "| `{}` | {} | {} | {}{} | {}{} | {ended} | {stop} |\n",
             first.technique,
             first.needs,
-            column(|row| &row.ungranted),
+            match first.expected.as_str() {
+                "stopped" => closed(|row| &row.ungranted),
+                _ => column(|row| &row.ungranted),
+            },
             column(|row| &row.granted),
             note(
                 &mut notes,
@@ -139,13 +143,13 @@ fn note(notes: &mut Vec<String>, text: Option<&str>, applies: bool) -> String {
     format!(" [{}]", place + 1)
 }
 
-/// What all kernels agree on, or what each of them says.
-fn cell(rows: &[&Row], of: fn(&Row) -> &Seen) -> String {
+/// What all kernels agree on, or what each of them says; `through` for what arrived.
+fn cell(rows: &[&Row], of: fn(&Row) -> &Seen, through: &str) -> String {
     let word = |row: &Row| match of(row) {
         Seen::NotTried => "—".to_owned(),
         Seen::Stopped(said) if said == "ok" => "stopped, silently".to_owned(),
         Seen::Stopped(said) => format!("stopped, {said}"),
-        Seen::Through(_) => "through".to_owned(),
+        Seen::Through(_) => through.to_owned(),
     };
     let words = in_order(rows.iter().map(|row| word(row)));
     match words.as_slice() {
@@ -221,6 +225,13 @@ Not tried:
 - 5.10.2-b: this kernel has no two: `two`.
 "
         );
+    }
+
+    #[test]
+    fn what_must_not_get_through_is_told() {
+        let broken = ROWS.replace(r#""ungranted":{"stopped":"EPERM"}"#, r#""ungranted":{"through":"ok"}"#);
+        let text = section(&parse(&broken).expect("it is well formed")).expect("there are rows");
+        assert!(text.contains("6.18: **through, and must not be**; 5.10: stopped"), "{text}");
     }
 
     #[test]

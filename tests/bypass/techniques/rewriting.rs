@@ -28,6 +28,7 @@ const PROGRAM: Technique = Technique { needs: Needs::Root, kept: Kept::No, ..TCP
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "redirected_tcp", run: redirected_tcp, ..NAT },
+    Technique { name: "redirected_tcp_of_an_accepted_socket", run: redirected_accepted, ..NAT },
     Technique { name: "redirected_udp", run: redirected_udp, service: Service::Udp, ..NAT },
     Technique {
         name: "redirected_udp_connected",
@@ -68,6 +69,13 @@ fn redirect(probe: &Probe) -> io::Result<SocketAddr> {
 fn redirected_tcp(probe: &mut Probe) -> io::Result<()> {
     let to = redirect(probe)?;
     probe.connect_and_send(tcp_socket(to)?, to)
+}
+
+/// As above, by a socket that once was the passive side of a connection.
+fn redirected_accepted(probe: &mut Probe) -> io::Result<()> {
+    let to = redirect(probe)?;
+    let socket = super::tcp::accepted_and_disconnected(to)?;
+    probe.connect_and_send(socket, to)
 }
 
 fn redirected_udp(probe: &mut Probe) -> io::Result<()> {

@@ -53,6 +53,13 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         ..OWN
     },
     Technique { name: "tcp_reconnect_after_af_unspec", run: reconnect, ..TCP },
+    Technique {
+        name: "tcp_reconnect_of_an_accepted_socket",
+        run: reconnect_accepted,
+        granted: Granted::Refused("nobody saw who made the socket, and it is bound: it could be anybody's"),
+        kept: Kept::No,
+        ..TCP
+    },
     Technique { name: "tcp_connect_again_while_connecting", run: connect_again, ..TCP },
     Technique { name: "tcp_self_made_source_port", run: bound, ..TCP },
     Technique { name: "tcp_sendfile", run: by_sendfile, stop: EGRESS_AFTER, ..TCP },
@@ -134,6 +141,25 @@ fn reconnect(probe: &mut Probe) -> io::Result<()> {
     connect(&socket, &probe.scene.decoy.into())?;
     disconnect(socket.as_fd())?;
     probe.connect_and_send(socket, probe.to())
+}
+
+fn reconnect_accepted(probe: &mut Probe) -> io::Result<()> {
+    let socket = accepted_and_disconnected(probe.to())?;
+    probe.connect_and_send(socket, probe.to())
+}
+
+/// A socket that came out of `accept`, by a connection of this process to itself, and is free again.
+pub(super) fn accepted_and_disconnected(like: SocketAddr) -> io::Result<Socket> {
+    let listener = tcp_socket(like)?;
+    let mut here = like;
+    here.set_port(0);
+    listener.bind(&here.into())?;
+    listener.listen(1)?;
+    let client = tcp_socket(like)?;
+    connect(&client, &listener.local_addr()?)?;
+    let (socket, _) = listener.accept()?;
+    disconnect(socket.as_fd())?;
+    Ok(socket)
 }
 
 /// A second `connect`, as programs do that poll for the first.

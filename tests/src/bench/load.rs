@@ -123,7 +123,7 @@ fn connections(to: SocketAddr, time: Duration) -> Result<Slice> {
 
 /// Closes with RST: otherwise tens of thousands of connections would stay behind in TIME_WAIT.
 pub(super) fn reset_on_close(stream: &TcpStream) -> Result<()> {
-    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     Ok(setsockopt(stream, sockopt::Linger, &linger)?)
 }
 
