@@ -53,10 +53,12 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     let mut found = *admission;
     // An unconnected socket may be used for several resources at once: each datagram was judged on its way in, and the
     // socket remembers the last one.
-    if found.resource != resource && segment.destination.protocol == protocol::UDP && found.resource != 0 {
-        if let Some(grant) = grant(GrantKey { subject: found.subject, resource }) {
-            (found.resource, found.slot, found.epoch) = (resource, grant.slot, grant.epoch);
-        }
+    if found.resource != resource
+        && segment.destination.protocol == protocol::UDP
+        && found.resource != 0
+        && let Some(grant) = grant(GrantKey { subject: found.subject, resource })
+    {
+        (found.resource, found.slot, found.epoch) = (resource, grant.slot, grant.epoch);
     }
     let slot = slot(found.slot);
     let facts = WireFacts { resource: Some(resource), admission: Some(&found), slot: slot.as_ref() };
