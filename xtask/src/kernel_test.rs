@@ -186,8 +186,7 @@ impl Guests<'_> {
 
     /// One kernel; also what is worth to be noted about it.
     fn run(&self, run: &Run, kernel: &Kernel) -> Result<(Outcome, String)> {
-        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-        let initramfs = folder.path().join("initramfs");
+        let initramfs = self.log(run, "initramfs");
         let lacking = initramfs::write(kernel, &self.tests, &initramfs)?;
         let (log, console) = (self.log(run, "log"), self.log(run, "console"));
         let machine = Machine {

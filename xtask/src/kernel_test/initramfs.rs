@@ -77,7 +77,8 @@ pub(super) struct Tests<'a> {
 
 /// Writes the file for one kernel; gives back the modules that the kernel lacks.
 pub(super) fn write(kernel: &Kernel, tests: &Tests<'_>, file: &Path) -> Result<Vec<&'static str>> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let beside = file.parent().context("the file lies in a folder")?;
+    let folder = tempfile::tempdir_in(beside).context("cannot make a temporary folder")?;
     let root = folder.path();
     for name in FOLDERS {
         fs::create_dir_all(root.join(name)).context("cannot make a folder")?;
