@@ -12,15 +12,20 @@ mod session;
 mod subject;
 mod time;
 
-pub use audit::{AuditEvent, Connection, EventId, EventKind, Gap, Receipt};
-pub use grant::{EndReason, Grant, GrantHost, GrantState};
+pub use audit::{AuditEvent, Change, Connection, EventId, EventKind, Gap, Receipt};
+pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
-pub use resource::{NewResource, PortRange, Prefix, Protocol, Resource};
-pub use session::{Applied, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
-pub use subject::{NewSubject, Selector, Subject, SubjectRole, UnixUser};
+pub use resource::{
+    Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
+    ResourceOptions,
+};
+pub use session::{Applied, EndedGrant, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
+pub use subject::{CgroupPath, NewSubject, Selector, Subject, SubjectRole, UnixUser};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
+
+pub(crate) use subject::optional_cgroup;
 
 use std::fmt::{self, Display};
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use uuid::Uuid;
 
 use super::session::uuid;
-use super::{HostName, Invalid, Timestamp, time};
+use super::{HostName, Invalid, Timestamp, all, time};
 use crate::wire::audit as wire;
 
 /// The source of what the control plane itself did.
@@ -104,6 +104,10 @@ event_kinds! {
     GrantReceipt = "grant.receipt",
     /// A destination is protected from now on.
     ResourceAdded = "resource.added",
+    /// A destination is guarded in another way from now on.
+    ResourceChanged = "resource.changed",
+    /// A destination is not protected any more.
+    ResourceRemoved = "resource.removed",
     /// Somebody became known.
     SubjectAdded = "subject.added",
     /// A host became known.
@@ -167,6 +171,8 @@ pub struct AuditEvent {
     pub gap: Option<Gap>,
     /// Of a receipt.
     pub receipt: Option<Receipt>,
+    /// Of a changed resource.
+    pub changes: Vec<Change>,
 }
 
 impl AuditEvent {
@@ -189,9 +195,24 @@ impl AuditEvent {
             connection: None,
             gap: None,
             receipt: None,
+            changes: Vec::new(),
         }
     }
 }
+
+/// A setting that is another one from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub setting: String,
+    /// What it was.
+    pub was: String,
+    /// What it is.
+    pub is: String,
+}
+
+/// How many settings one event can tell of: more than anything has.
+const CHANGES_MAX: usize = 64;
 
 /// What became of the connections that a grant had let through, on one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -283,6 +304,9 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
         if (kind == EventKind::GrantReceipt) != wire.receipt.is_some() {
             return Err(Invalid::new("receipt", format_args!("does not go with {kind}")));
         }
+        if (kind == EventKind::ResourceChanged) == wire.changes.is_empty() {
+            return Err(Invalid::new("changes", format_args!("does not go with {kind}")));
+        }
         let receipt = wire.receipt.map(TryInto::try_into).transpose();
         Ok(Self {
             id: id.try_into().map_err(|error: Invalid| error.within("id"))?,
@@ -301,6 +325,7 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
             connection,
             gap: wire.gap.map(TryInto::try_into).transpose().map_err(|error: Invalid| error.within("gap"))?,
             receipt: receipt.map_err(|error: Invalid| error.within("receipt"))?,
+            changes: all("changes", wire.changes, CHANGES_MAX, TryInto::try_into)?,
         })
     }
 }
@@ -324,7 +349,26 @@ impl From<AuditEvent> for wire::AuditEvent {
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
             receipt: event.receipt.map(Into::into),
+            changes: event.changes.into_iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl TryFrom<wire::Change> for Change {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Change) -> Result<Self, Invalid> {
+        Ok(Self {
+            setting: text("setting", wire.setting)?,
+            was: text("was", wire.was)?,
+            is: text("is", wire.is)?,
+        })
+    }
+}
+
+impl From<Change> for wire::Change {
+    fn from(change: Change) -> Self {
+        Self { setting: change.setting, was: change.was, is: change.is }
     }
 }
 
@@ -423,6 +467,12 @@ mod tests {
         AuditEvent {
             connection: is_verdict.then_some(connection),
             receipt: (kind == EventKind::GrantReceipt).then(Receipt::default),
+            changes: match kind {
+                EventKind::ResourceChanged => {
+                    vec![Change { setting: "mode".into(), was: "observe".into(), is: "enforce".into() }]
+                }
+                _ => Vec::new(),
+            },
             gap: (kind == EventKind::AuditGap).then(|| Gap {
                 place: "spool".into(),
                 lost: 2,
@@ -448,12 +498,13 @@ mod tests {
 
     #[test]
     fn broken_events_are_refused() {
-        let breaks: [fn(&mut wire::AuditEvent); 7] = [
+        let breaks: [fn(&mut wire::AuditEvent); 8] = [
             |wire| wire.id = None,
             |wire| wire.kind = 999,
             |wire| wire.time = None,
             |wire| wire.connection = None,
             |wire| wire.gap = Some(wire::Gap::default()),
+            |wire| wire.changes = vec![wire::Change::default()],
             |wire| wire.comment = "x".repeat(TEXT_MAX_BYTES + 1),
             |wire| wire.id.as_mut().expect("is there").sequence = 0,
         ];

@@ -1,8 +1,12 @@
 //! Grants as the control plane shows them.
 
 use std::fmt::{self, Display};
+use std::time::Duration;
 
-use super::{GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, time};
+use super::{
+    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp,
+    duration_from_wire, duration_to_wire, optional_cgroup, time,
+};
 use crate::wire::access as wire;
 
 /// Where a grant stands.
@@ -29,6 +33,42 @@ pub enum EndReason {
     Revoked,
     /// A host could not put it into its kernel.
     ActivationFailed,
+    /// Nothing was let through by it for as long as its idle limit.
+    Idle,
+    /// The cgroup that it was bound to is empty or gone.
+    TaskExit,
+}
+
+/// Why a host ends a grant by itself, for what only it can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostEnd {
+    /// As [`EndReason::Idle`].
+    Idle,
+    /// As [`EndReason::TaskExit`].
+    TaskExit,
+}
+
+impl From<HostEnd> for EndReason {
+    fn from(end: HostEnd) -> Self {
+        match end {
+            HostEnd::Idle => Self::Idle,
+            HostEnd::TaskExit => Self::TaskExit,
+        }
+    }
+}
+
+impl TryFrom<EndReason> for HostEnd {
+    type Error = Invalid;
+
+    fn try_from(reason: EndReason) -> Result<Self, Invalid> {
+        match reason {
+            EndReason::Idle => Ok(Self::Idle),
+            EndReason::TaskExit => Ok(Self::TaskExit),
+            EndReason::Time | EndReason::Released | EndReason::Revoked | EndReason::ActivationFailed => {
+                Err(Invalid::new("reason", format_args!("`{reason}` is not for a host to find")))
+            }
+        }
+    }
 }
 
 impl GrantState {
@@ -53,7 +93,8 @@ impl GrantState {
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Time, Self::Released, Self::Revoked, Self::ActivationFailed];
+    pub const ALL: [Self; 6] =
+        [Self::Time, Self::Released, Self::Revoked, Self::ActivationFailed, Self::Idle, Self::TaskExit];
 
     /// As events and people name it.
     pub fn as_str(self) -> &'static str {
@@ -62,6 +103,8 @@ impl EndReason {
             Self::Released => "released",
             Self::Revoked => "revoked",
             Self::ActivationFailed => "activation_failed",
+            Self::Idle => "idle",
+            Self::TaskExit => "task_exit",
         }
     }
 }
@@ -114,19 +157,43 @@ pub struct Grant {
     pub expires: Timestamp,
     /// None until it has ended.
     pub ended: Option<Timestamp>,
+    /// How long nothing may be let through by it on a host until it ends there; None: no limit.
+    pub idle: Option<Duration>,
+    /// It ends when this cgroup of its one host is empty or gone.
+    pub while_running: Option<CgroupPath>,
+}
+
+/// None: not ended.
+pub(crate) fn end_reason(wire: wire::EndReason) -> Option<EndReason> {
+    match wire {
+        wire::EndReason::Unspecified => None,
+        wire::EndReason::Time => Some(EndReason::Time),
+        wire::EndReason::Released => Some(EndReason::Released),
+        wire::EndReason::Revoked => Some(EndReason::Revoked),
+        wire::EndReason::ActivationFailed => Some(EndReason::ActivationFailed),
+        wire::EndReason::Idle => Some(EndReason::Idle),
+        wire::EndReason::TaskExit => Some(EndReason::TaskExit),
+    }
+}
+
+impl From<EndReason> for wire::EndReason {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Time => Self::Time,
+            EndReason::Released => Self::Released,
+            EndReason::Revoked => Self::Revoked,
+            EndReason::ActivationFailed => Self::ActivationFailed,
+            EndReason::Idle => Self::Idle,
+            EndReason::TaskExit => Self::TaskExit,
+        }
+    }
 }
 
 impl TryFrom<wire::Grant> for Grant {
     type Error = Invalid;
 
     fn try_from(wire: wire::Grant) -> Result<Self, Invalid> {
-        let reason = match wire.end_reason() {
-            wire::EndReason::Unspecified => None,
-            wire::EndReason::Time => Some(EndReason::Time),
-            wire::EndReason::Released => Some(EndReason::Released),
-            wire::EndReason::Revoked => Some(EndReason::Revoked),
-            wire::EndReason::ActivationFailed => Some(EndReason::ActivationFailed),
-        };
+        let reason = end_reason(wire.end_reason());
         let with_reason = || reason.ok_or_else(|| Invalid::missing("end_reason"));
         let state = match wire.state() {
             wire::GrantState::Activating => GrantState::Activating,
@@ -148,6 +215,8 @@ impl TryFrom<wire::Grant> for Grant {
             issued: time::required("issued", wire.issued)?,
             expires: time::required("expires", wire.expires)?,
             ended: time::optional("ended", wire.ended)?,
+            idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
+            while_running: optional_cgroup("while_running", &wire.while_running)?,
         })
     }
 }
@@ -160,13 +229,7 @@ impl From<Grant> for wire::Grant {
             GrantState::Ending(_) => wire::GrantState::Ending,
             GrantState::Ended(_) => wire::GrantState::Ended,
         };
-        let end_reason = match grant.state.end_reason() {
-            None => wire::EndReason::Unspecified,
-            Some(EndReason::Time) => wire::EndReason::Time,
-            Some(EndReason::Released) => wire::EndReason::Released,
-            Some(EndReason::Revoked) => wire::EndReason::Revoked,
-            Some(EndReason::ActivationFailed) => wire::EndReason::ActivationFailed,
-        };
+        let end_reason = grant.state.end_reason().map_or(wire::EndReason::Unspecified, Into::into);
         let host =
             |host: GrantHost| wire::GrantHost { name: host.name.into(), held: host.held, error: host.error };
         Self {
@@ -180,6 +243,8 @@ impl From<Grant> for wire::Grant {
             issued: Some(grant.issued.into()),
             expires: Some(grant.expires.into()),
             ended: grant.ended.map(Into::into),
+            idle: grant.idle.map(duration_to_wire),
+            while_running: grant.while_running.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -209,8 +274,21 @@ mod tests {
                 issued: now,
                 expires: now,
                 ended: None,
+                idle: Some(Duration::from_secs(60)),
+                while_running: "/job".parse().ok(),
             };
             assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
         }
+    }
+
+    #[test]
+    fn a_host_finds_some_ends_only() {
+        for reason in EndReason::ALL {
+            match HostEnd::try_from(reason) {
+                Ok(end) => assert_eq!(EndReason::from(end), reason),
+                Err(error) => assert!(error.to_string().contains(reason.as_str()), "{error}"),
+            }
+        }
+        assert!(HostEnd::try_from(EndReason::Revoked).is_err());
     }
 }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, all, duration_from_wire,
-    duration_to_wire, time,
+    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, all,
+    duration_from_wire, duration_to_wire, optional_cgroup, time,
 };
 use crate::wire::access as wire;
 
@@ -89,29 +89,48 @@ pub struct NewRequest {
     pub duration: Duration,
     /// Why.
     pub reason: Reason,
+    /// How long nothing may be let through until it ends: whole seconds, at least one, less than `duration`. None: no limit.
+    pub idle: Option<Duration>,
+    /// It ends when this cgroup is empty or gone; then `hosts` names one at most.
+    pub while_running: Option<CgroupPath>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
     type Error = Invalid;
 
     fn try_from(wire: wire::CreateRequestRequest) -> Result<Self, Invalid> {
-        let duration = duration_from_wire("duration", wire.duration)?;
-        if duration.is_zero() || duration.subsec_nanos() != 0 {
-            return Err(Invalid::new(
-                "duration",
-                format_args!("{duration:?} is not 1 s or more in whole seconds"),
-            ));
+        let duration = whole_seconds("duration", wire.duration)?;
+        let idle = wire.idle.map(|idle| whole_seconds("idle", Some(idle))).transpose()?;
+        if let Some(idle) = idle.filter(|idle| *idle >= duration) {
+            let problem = format_args!("{idle:?} is not less than the duration, {duration:?}");
+            return Err(Invalid::new("idle", problem));
         }
         let mut hosts = hosts(wire.hosts)?;
         hosts.sort_unstable();
         hosts.dedup();
+        let while_running = optional_cgroup("while_running", &wire.while_running)?;
+        if while_running.is_some() && hosts.len() > 1 {
+            let problem = format_args!("a cgroup is on one host, and {} are named", hosts.len());
+            return Err(Invalid::new("while_running", problem));
+        }
         Ok(Self {
             resource: wire.resource.parse()?,
             subject: (!wire.subject.is_empty()).then(|| wire.subject.parse()).transpose()?,
             hosts,
             duration,
             reason: wire.reason.parse()?,
+            idle,
+            while_running,
         })
+    }
+}
+
+/// A duration that somebody chose.
+fn whole_seconds(field: &str, wire: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+    let duration = duration_from_wire(field, wire)?;
+    match duration.is_zero() || duration.subsec_nanos() != 0 {
+        true => Err(Invalid::new(field, format_args!("{duration:?} is not 1 s or more in whole seconds"))),
+        false => Ok(duration),
     }
 }
 
@@ -123,6 +142,8 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             hosts: new.hosts.into_iter().map(Into::into).collect(),
             duration: Some(duration_to_wire(new.duration)),
             reason: new.reason.0,
+            idle: new.idle.map(duration_to_wire),
+            while_running: new.while_running.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -191,6 +212,10 @@ pub struct Request {
     pub comment: String,
     /// What it led to; None unless approved.
     pub grant: Option<GrantId>,
+    /// Of the grant: how long nothing may be let through until it ends. None: no limit.
+    pub idle: Option<Duration>,
+    /// Of the grant: it ends when this cgroup is empty or gone.
+    pub while_running: Option<CgroupPath>,
 }
 
 impl TryFrom<wire::Request> for Request {
@@ -223,6 +248,8 @@ impl TryFrom<wire::Request> for Request {
             decided,
             comment: wire.comment,
             grant: (!wire.grant.is_empty()).then(|| wire.grant.parse()).transpose()?,
+            idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
+            while_running: optional_cgroup("while_running", &wire.while_running)?,
         })
     }
 }
@@ -249,6 +276,8 @@ impl From<Request> for wire::Request {
             decided: decided.map(Into::into),
             comment: request.comment,
             grant: request.grant.map(|id| id.to_string()).unwrap_or_default(),
+            idle: request.idle.map(duration_to_wire),
+            while_running: request.while_running.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -265,6 +294,8 @@ mod tests {
             hosts: vec![],
             duration: Some(duration_to_wire(Duration::from_secs(60))),
             reason: "look at the slow query".into(),
+            idle: None,
+            while_running: String::new(),
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {
@@ -290,5 +321,31 @@ mod tests {
         check(|wire| wire.reason = "a\u{1b}[31m".into(), Err("reason: has a control character"));
         check(|wire| wire.hosts = vec!["A!".into()], Err("hosts: `A!` is not a name"));
         check(|wire| wire.hosts = vec!["a".into(); 1001], Err("hosts: has 1001 entries"));
+    }
+
+    #[test]
+    fn ends_before_the_deadline() {
+        let seconds = |seconds| Some(duration_to_wire(Duration::from_secs(seconds)));
+        check(|wire| wire.idle = seconds(59), Ok(()));
+        check(|wire| wire.idle = seconds(60), Err("idle: 60s is not less than the duration, 60s"));
+        check(|wire| wire.idle = seconds(0), Err("idle: 0ns is not 1 s or more"));
+        check(
+            |wire| wire.idle = Some(duration_to_wire(Duration::from_millis(1500))),
+            Err("idle: 1.5s is not"),
+        );
+        check(|wire| wire.while_running = "/app.slice/job".into(), Ok(()));
+        check(
+            |wire| wire.while_running = "app.slice".into(),
+            Err("while_running: `app.slice` is not absolute"),
+        );
+        check(|wire| wire.while_running = "/".into(), Err("while_running: `/` is the root"));
+        let on = |hosts: &'static [&'static str]| {
+            move |wire: &mut wire::CreateRequestRequest| {
+                wire.while_running = "/job".into();
+                wire.hosts = hosts.iter().map(ToString::to_string).collect();
+            }
+        };
+        check(on(&["a", "a"]), Ok(()));
+        check(on(&["a", "b"]), Err("while_running: a cgroup is on one host, and 2 are named"));
     }
 }

@@ -221,22 +221,219 @@ fn in_mapped_space(address: Ipv6Addr) -> bool {
     address.to_ipv4_mapped().is_some()
 }
 
+/// Where a resource is, as people write it: `local`, or a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// Every address by which a service on the connecting host itself can be reached.
+    Local,
+    /// These.
+    Prefix(Prefix),
+}
+
+impl Address {
+    const LOCAL: &str = "local";
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        Self::Prefix(address.into())
+    }
+}
+
+impl Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str(Self::LOCAL),
+            Self::Prefix(prefix) => prefix.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            Self::LOCAL => Ok(Self::Local),
+            text => text.parse().map(Self::Prefix),
+        }
+    }
+}
+
+/// What a kernel does about a connection to a resource that no grant covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ResourceMode {
+    /// Denies it.
+    #[default]
+    Enforce,
+    /// Lets it through, and records that it would have been denied.
+    Observe,
+}
+
+impl ResourceMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Enforce, Self::Observe];
+
+    /// As people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+impl Display for ResourceMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for ResourceMode {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let unknown = || Invalid::new("mode", format_args!("{} is not enforce or observe", quote(text)));
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text).ok_or_else(unknown)
+    }
+}
+
+impl TryFrom<wire::ResourceMode> for ResourceMode {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::ResourceMode) -> Result<Self, Invalid> {
+        match wire {
+            wire::ResourceMode::Enforce => Ok(Self::Enforce),
+            wire::ResourceMode::Observe => Ok(Self::Observe),
+            wire::ResourceMode::Unspecified => Err(Invalid::new("mode", "is missing or unknown")),
+        }
+    }
+}
+
+impl From<ResourceMode> for wire::ResourceMode {
+    fn from(mode: ResourceMode) -> Self {
+        match mode {
+            ResourceMode::Enforce => Self::Enforce,
+            ResourceMode::Observe => Self::Observe,
+        }
+    }
+}
+
+/// How a resource is guarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ResourceOptions {
+    /// What becomes of a connection that no grant covers.
+    pub mode: ResourceMode,
+    /// No record, no access.
+    pub strict: bool,
+    /// Each write is judged by who writes, not only by who connected.
+    pub check_senders: bool,
+}
+
+impl ResourceOptions {
+    /// Each setting by its name, as people read it.
+    pub fn settings(self) -> [(&'static str, String); 3] {
+        [
+            ("mode", self.mode.to_string()),
+            ("strict", self.strict.to_string()),
+            ("check_senders", self.check_senders.to_string()),
+        ]
+    }
+}
+
+impl TryFrom<wire::ResourceOptions> for ResourceOptions {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::ResourceOptions) -> Result<Self, Invalid> {
+        Ok(Self { mode: wire.mode().try_into()?, strict: wire.strict, check_senders: wire.check_senders })
+    }
+}
+
+impl From<ResourceOptions> for wire::ResourceOptions {
+    fn from(options: ResourceOptions) -> Self {
+        Self {
+            mode: wire::ResourceMode::from(options.mode).into(),
+            strict: options.strict,
+            check_senders: options.check_senders,
+        }
+    }
+}
+
+/// Other options for a resource; what is None stays as it is. At least one is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceChange {
+    /// Of which resource.
+    pub name: ResourceName,
+    /// See [`ResourceOptions`].
+    pub mode: Option<ResourceMode>,
+    /// See [`ResourceOptions`].
+    pub strict: Option<bool>,
+    /// See [`ResourceOptions`].
+    pub check_senders: Option<bool>,
+}
+
+impl ResourceChange {
+    /// The options that `before` become.
+    pub fn applied_to(&self, before: ResourceOptions) -> ResourceOptions {
+        ResourceOptions {
+            mode: self.mode.unwrap_or(before.mode),
+            strict: self.strict.unwrap_or(before.strict),
+            check_senders: self.check_senders.unwrap_or(before.check_senders),
+        }
+    }
+}
+
+impl TryFrom<wire::SetResourceRequest> for ResourceChange {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::SetResourceRequest) -> Result<Self, Invalid> {
+        let mode = wire.mode.is_some().then(|| wire.mode().try_into()).transpose()?;
+        if mode.is_none() && wire.strict.is_none() && wire.check_senders.is_none() {
+            return Err(Invalid::new(
+                "mode",
+                "is missing, and so is every other option: nothing would change",
+            ));
+        }
+        Ok(Self {
+            name: wire.name.parse().map_err(|error: Invalid| Invalid::new("name", error.problem))?,
+            mode,
+            strict: wire.strict,
+            check_senders: wire.check_senders,
+        })
+    }
+}
+
+impl From<ResourceChange> for wire::SetResourceRequest {
+    fn from(change: ResourceChange) -> Self {
+        Self {
+            name: change.name.into(),
+            mode: change.mode.map(|mode| wire::ResourceMode::from(mode).into()),
+            strict: change.strict,
+            check_senders: change.check_senders,
+        }
+    }
+}
+
 /// A resource as somebody asks for it: not stored yet, so without a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewResource {
     /// Its name.
     pub name: ResourceName,
-    /// 1..=64, sorted, none twice.
+    /// At most 64, sorted, none twice; none only if it is `local`.
     pub addresses: Vec<Prefix>,
+    /// Also every local address of the connecting host.
+    pub local: bool,
     /// 1..=64, sorted, none overlapping.
     pub ports: Vec<PortRange>,
+    /// How it is guarded.
+    pub options: ResourceOptions,
 }
 
 impl NewResource {
-    /// Sorts and checks the parts.
+    /// Sorts and checks the parts. It is enforced, and nothing else, until other options are given.
     pub fn new(
         name: ResourceName,
-        mut addresses: Vec<Prefix>,
+        addresses: Vec<Address>,
         mut ports: Vec<PortRange>,
     ) -> Result<Self, Invalid> {
         for (field, count) in [("addresses", addresses.len()), ("ports", ports.len())] {
@@ -247,14 +444,32 @@ impl NewResource {
                 ));
             }
         }
-        addresses.sort_unstable();
-        addresses.dedup();
+        let (addresses, local) = split(addresses);
         ports.sort_unstable();
         if let Some(pair) = ports.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
             return Err(Invalid::new("ports", format_args!("`{}` and `{}` overlap", pair[0], pair[1])));
         }
-        Ok(Self { name, addresses, ports })
+        Ok(Self { name, addresses, local, ports, options: ResourceOptions::default() })
     }
+}
+
+/// The prefixes, sorted, none twice; and whether `local` is among the addresses.
+fn split(addresses: Vec<Address>) -> (Vec<Prefix>, bool) {
+    let local = addresses.contains(&Address::Local);
+    let prefix = |address| match address {
+        Address::Local => None,
+        Address::Prefix(prefix) => Some(prefix),
+    };
+    let mut prefixes: Vec<Prefix> = addresses.into_iter().filter_map(prefix).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    (prefixes, local)
+}
+
+/// The other way round.
+fn join(prefixes: &[Prefix], local: bool) -> Vec<Address> {
+    let prefixes = prefixes.iter().copied().map(Address::Prefix);
+    local.then_some(Address::Local).into_iter().chain(prefixes).collect()
 }
 
 impl TryFrom<wire::Resource> for NewResource {
@@ -272,15 +487,22 @@ impl TryFrom<wire::Resource> for NewResource {
 }
 
 fn parts(wire: wire::Resource) -> Result<NewResource, Invalid> {
-    NewResource::new(
+    let options = wire.options.ok_or_else(|| Invalid::missing("options"))?;
+    let options = options.try_into().map_err(|error: Invalid| error.within("options"))?;
+    let mut addresses = all("addresses", wire.addresses, PARTS_MAX, |text| {
+        text.parse().map(Address::Prefix).map_err(|error: Invalid| Invalid::new("", error.problem))
+    })?;
+    if wire.local {
+        addresses.push(Address::Local);
+    }
+    let new = NewResource::new(
         wire.name.parse().map_err(|error: Invalid| Invalid::new("name", error.problem))?,
-        all("addresses", wire.addresses, PARTS_MAX, |text| {
-            text.parse().map_err(|error: Invalid| Invalid::new("", error.problem))
-        })?,
+        addresses,
         all("ports", wire.ports, PARTS_MAX, |range| {
             range.try_into().map_err(|error: Invalid| Invalid::new("", error.problem))
         })?,
-    )
+    )?;
+    Ok(NewResource { options, ..new })
 }
 
 /// A named protected destination: every address of it on every port of it.
@@ -290,30 +512,42 @@ pub struct Resource {
     pub number: ResourceNumber,
     /// Its name.
     pub name: ResourceName,
-    /// 1..=64, sorted, none twice.
+    /// At most 64, sorted, none twice; none only if it is `local`.
     pub addresses: Vec<Prefix>,
+    /// Also every local address of the connecting host.
+    pub local: bool,
     /// 1..=64, sorted, none overlapping.
     pub ports: Vec<PortRange>,
+    /// How it is guarded.
+    pub options: ResourceOptions,
 }
 
 impl Resource {
     /// The resource that `new` becomes under this number.
     pub fn numbered(number: ResourceNumber, new: NewResource) -> Self {
-        Self { number, name: new.name, addresses: new.addresses, ports: new.ports }
+        let NewResource { name, addresses, local, ports, options } = new;
+        Self { number, name, addresses, local, ports, options }
     }
 
-    /// Where another resource claims exactly the same: a prefix of both on a port of both. Nothing could then say whose it
-    /// is, so two such resources cannot exist. A longer prefix within a shorter one is no conflict: the longer one wins.
+    /// Where another resource claims exactly the same: a prefix of both, or `local` of both, on a port of both. Nothing could
+    /// then say whose it is, so two such resources cannot exist. A longer prefix within a shorter one is no conflict: the
+    /// longer one wins. Nor is a prefix that is local to some host: who names it has it.
     pub fn conflict(&self, other: &NewResource) -> Option<String> {
-        let prefix = self.addresses.iter().find(|prefix| other.addresses.contains(prefix))?;
+        let theirs = join(&other.addresses, other.local);
+        let address = self.addresses().into_iter().find(|address| theirs.contains(address))?;
         let overlap = |range: &&PortRange| other.ports.iter().any(|theirs| theirs.overlaps(**range));
         let range = self.ports.iter().find(overlap)?;
-        Some(format!("{prefix} on {range}"))
+        Some(format!("{address} on {range}"))
+    }
+
+    /// Its addresses as people write them.
+    pub fn addresses(&self) -> Vec<Address> {
+        join(&self.addresses, self.local)
     }
 
     /// The destination as people read it: `10.0.0.7, 10.0.0.8 on tcp/5432`.
     pub fn destination(&self) -> String {
-        format!("{} on {}", List(&self.addresses), List(&self.ports))
+        format!("{} on {}", List(&self.addresses()), List(&self.ports))
     }
 }
 
@@ -329,12 +563,8 @@ impl TryFrom<wire::Resource> for Resource {
 
 impl From<Resource> for wire::Resource {
     fn from(resource: Resource) -> Self {
-        Self {
-            name: resource.name.into(),
-            number: resource.number.get(),
-            addresses: resource.addresses.iter().map(ToString::to_string).collect(),
-            ports: resource.ports.into_iter().map(Into::into).collect(),
-        }
+        let Resource { number, name, addresses, local, ports, options } = resource;
+        Self { number: number.get(), ..NewResource { name, addresses, local, ports, options }.into() }
     }
 }
 
@@ -345,6 +575,8 @@ impl From<NewResource> for wire::Resource {
             number: 0,
             addresses: new.addresses.iter().map(ToString::to_string).collect(),
             ports: new.ports.into_iter().map(Into::into).collect(),
+            local: new.local,
+            options: Some(new.options.into()),
         }
     }
 }
@@ -422,6 +654,54 @@ mod tests {
         assert_eq!(stored.conflict(&one).as_deref(), Some("10.0.0.1 on tcp/5432"));
         assert_eq!(stored.conflict(&resource(&["10.0.0.0/24"], &["tcp/5432"]).expect("valid")), None);
         assert_eq!(stored.conflict(&resource(&["10.0.0.1"], &["udp/5432"]).expect("valid")), None);
+    }
+
+    #[test]
+    fn local_resources() {
+        let local = resource(&["10.0.0.1", "local"], &["tcp/5432"]).expect("valid");
+        assert_eq!((local.local, local.addresses.len()), (true, 1));
+        let stored = Resource::numbered(3.try_into().expect("not 0"), local.clone());
+        assert_eq!(stored.destination(), "local, 10.0.0.1 on tcp/5432");
+        assert_eq!(Resource::try_from(wire::Resource::from(stored.clone())), Ok(stored.clone()));
+        let other = resource(&["local"], &["tcp/5000-6000"]).expect("valid");
+        assert_eq!(stored.conflict(&other).as_deref(), Some("local on tcp/5432"));
+        assert_eq!(stored.conflict(&resource(&["127.0.0.1"], &["tcp/5432"]).expect("valid")), None);
+        assert_eq!(stored.conflict(&resource(&["local"], &["udp/5432"]).expect("valid")), None);
+    }
+
+    #[test]
+    fn options() {
+        let one = resource(&["10.0.0.1"], &["tcp/5432"]).expect("valid");
+        for mode in ResourceMode::ALL {
+            let options = ResourceOptions { mode, strict: true, check_senders: true };
+            let new = NewResource { options, ..one.clone() };
+            assert_eq!(NewResource::try_from(wire::Resource::from(new.clone())), Ok(new));
+            assert_eq!(mode.as_str().parse(), Ok(mode));
+        }
+        let without = wire::Resource { options: None, ..one.clone().into() };
+        let unclear = wire::Resource { options: Some(wire::ResourceOptions::default()), ..one.into() };
+        for (wire, words) in [(without, "options: is missing"), (unclear, "options.mode: is missing")] {
+            let error = NewResource::try_from(wire).expect_err("is refused");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn changes() {
+        let wire = wire::SetResourceRequest { name: "db".into(), ..wire::SetResourceRequest::default() };
+        let none = ResourceChange::try_from(wire.clone()).expect_err("is refused");
+        assert!(none.to_string().contains("nothing would change"), "{none}");
+        assert!(
+            ResourceChange::try_from(wire::SetResourceRequest { mode: Some(0), ..wire.clone() }).is_err()
+        );
+        assert!(
+            ResourceChange::try_from(wire::SetResourceRequest { mode: Some(9), ..wire.clone() }).is_err()
+        );
+        let strict = wire::SetResourceRequest { strict: Some(false), ..wire };
+        let change = ResourceChange::try_from(strict.clone()).expect("valid");
+        assert_eq!(wire::SetResourceRequest::from(change.clone()), strict);
+        let before = ResourceOptions { mode: ResourceMode::Observe, strict: true, check_senders: true };
+        assert_eq!(change.applied_to(before), ResourceOptions { strict: false, ..before });
     }
 
     proptest::proptest! {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    GrantId, HostName, HostState, Invalid, Resource, ResourceNumber, Subject, SubjectNumber, all,
-    duration_from_wire, duration_to_wire, quote,
+    CgroupPath, EndReason, GrantId, HostEnd, HostName, HostState, Invalid, Resource, ResourceNumber, Subject,
+    SubjectNumber, all, duration_from_wire, duration_to_wire, grant, optional_cgroup, quote,
 };
 use crate::wire::agent as wire;
 
@@ -67,6 +67,19 @@ pub struct LiveGrant {
     pub resource: ResourceNumber,
     /// What was left of it when the set was sent; never zero.
     pub remaining: Duration,
+    /// The host ends it when nothing was let through by it for this long; never zero. None: no limit.
+    pub idle: Option<Duration>,
+    /// The host ends it when this cgroup is empty or gone.
+    pub while_running: Option<CgroupPath>,
+}
+
+/// A grant that a host has ended by itself: its kernel lets nobody through by it, and never will again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedGrant {
+    /// Which one.
+    pub grant: GrantId,
+    /// Why.
+    pub reason: HostEnd,
 }
 
 /// A kernel holds a generation, apart from what is refused.
@@ -231,11 +244,17 @@ impl TryFrom<wire::LiveGrant> for LiveGrant {
                 format_args!("grant {} has no time left", quote(&wire.id)),
             ));
         }
+        let idle = wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?;
+        if idle.is_some_and(|idle| idle.is_zero()) {
+            return Err(Invalid::new("idle", format_args!("grant {} has a limit of 0", quote(&wire.id))));
+        }
         Ok(Self {
             id: wire.id.parse()?,
             subject: wire.subject.try_into()?,
             resource: wire.resource.try_into()?,
             remaining,
+            idle,
+            while_running: optional_cgroup("while_running", &wire.while_running)?,
         })
     }
 }
@@ -247,7 +266,44 @@ impl From<LiveGrant> for wire::LiveGrant {
             subject: grant.subject.get(),
             resource: grant.resource.get(),
             remaining: Some(duration_to_wire(grant.remaining)),
+            idle: grant.idle.map(duration_to_wire),
+            while_running: grant.while_running.map(Into::into).unwrap_or_default(),
         }
+    }
+}
+
+/// The grants that an agent says it has ended; never empty.
+impl TryFrom<wire::Ended> for Vec<EndedGrant> {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Ended) -> Result<Self, Invalid> {
+        match wire.grants.is_empty() {
+            true => Err(Invalid::missing("grants")),
+            false => all("grants", wire.grants, ITEMS_MAX, TryInto::try_into),
+        }
+    }
+}
+
+impl From<Vec<EndedGrant>> for wire::Ended {
+    fn from(ended: Vec<EndedGrant>) -> Self {
+        Self { grants: ended.into_iter().map(Into::into).collect() }
+    }
+}
+
+impl TryFrom<wire::EndedGrant> for EndedGrant {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::EndedGrant) -> Result<Self, Invalid> {
+        let reason = grant::end_reason(wire.reason());
+        let reason = reason.ok_or_else(|| Invalid::new("reason", "is missing or unknown"))?;
+        Ok(Self { grant: wire.grant.parse()?, reason: reason.try_into()? })
+    }
+}
+
+impl From<EndedGrant> for wire::EndedGrant {
+    fn from(ended: EndedGrant) -> Self {
+        let reason = crate::wire::access::EndReason::from(EndReason::from(ended.reason));
+        Self { grant: ended.grant.to_string(), reason: reason.into() }
     }
 }
 
@@ -307,12 +363,25 @@ mod tests {
     fn set() -> wire::GrantSet {
         let ports =
             vec![access::PortRange { protocol: access::Protocol::Tcp.into(), first: 5432, last: 5432 }];
-        let resource =
-            access::Resource { name: "db".into(), number: 1, addresses: vec!["10.0.0.1".into()], ports };
+        let resource = access::Resource {
+            name: "db".into(),
+            number: 1,
+            addresses: vec!["10.0.0.1".into()],
+            ports,
+            local: false,
+            options: Some(crate::types::ResourceOptions::default().into()),
+        };
         let role = access::SubjectRole::Member.into();
         let subject = access::Subject { id: "user:alice".into(), number: 2, selectors: vec![], role };
         let remaining = Some(duration_to_wire(Duration::from_millis(1500)));
-        let grant = wire::LiveGrant { id: GrantId::new().to_string(), subject: 2, resource: 1, remaining };
+        let grant = wire::LiveGrant {
+            id: GrantId::new().to_string(),
+            subject: 2,
+            resource: 1,
+            remaining,
+            idle: Some(duration_to_wire(Duration::from_secs(60))),
+            while_running: "/job".into(),
+        };
         wire::GrantSet {
             generation: 7,
             resources: vec![resource],
@@ -347,6 +416,25 @@ mod tests {
             |set| set.grants[0].remaining = Some(prost_types::Duration::default()),
             Err("has no time left"),
         );
+        check(|set| set.grants[0].idle = None, Ok(()));
+        check(|set| set.grants[0].idle = Some(prost_types::Duration::default()), Err("has a limit of 0"));
+        check(|set| set.grants[0].while_running = "job".into(), Err("grants.while_running: `job` is not"));
+    }
+
+    #[test]
+    fn ends_that_a_host_finds() {
+        let ended: Vec<EndedGrant> = [HostEnd::Idle, HostEnd::TaskExit]
+            .into_iter()
+            .map(|reason| EndedGrant { grant: GrantId::new(), reason })
+            .collect();
+        let wire = wire::Ended::from(ended.clone());
+        assert_eq!(Vec::<EndedGrant>::try_from(wire), Ok(ended));
+        assert!(Vec::<EndedGrant>::try_from(wire::Ended::default()).is_err());
+        let grant = GrantId::new().to_string();
+        for reason in [access::EndReason::Unspecified, access::EndReason::Revoked] {
+            let one = wire::EndedGrant { grant: grant.clone(), reason: reason.into() };
+            assert!(Vec::<EndedGrant>::try_from(wire::Ended { grants: vec![one] }).is_err(), "{reason:?}");
+        }
     }
 
     #[test]

@@ -18,34 +18,80 @@ pub enum UnixUser {
     Name(String),
 }
 
-/// How a subject's processes are found on a host.
+/// A cgroup by its path below the cgroup v2 root: absolute, 2..=4095 bytes, not the root itself, no empty, `.` or `..` part, no
+/// control character.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Selector {
-    /// The cgroup at this path below the cgroup v2 root, and those within it: `cgroup:/app.slice/job`.
-    Cgroup(String),
-    /// The systemd slice of an account, and what is within it: `unix-user:alice` or `unix-user:1000`.
-    UnixUser(UnixUser),
-}
+pub struct CgroupPath(String);
 
-impl Selector {
-    /// PATH_MAX of Linux.
-    const PATH_MAX_BYTES: usize = 4095;
-    /// The longest account name of Linux (LOGIN_NAME_MAX less its end).
-    const ACCOUNT_MAX_BYTES: usize = 255;
+impl CgroupPath {
+    /// PATH_MAX of Linux, without its end.
+    const MAX_BYTES: usize = 4095;
 
-    fn cgroup(path: &str) -> Result<Self, &'static str> {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn check(path: &str) -> Result<(), &'static str> {
         let part_ok = |part: &str| !part.is_empty() && part != "." && part != "..";
         let inner = path.strip_prefix('/').ok_or("is not absolute: start the path with `/`")?;
         if inner.is_empty() {
             return Err("is the root, which every process belongs to");
         }
-        if path.len() > Self::PATH_MAX_BYTES || path.chars().any(char::is_control) {
+        if path.len() > Self::MAX_BYTES || path.chars().any(char::is_control) {
             return Err("is longer than 4095 bytes or has a control character");
         }
         match inner.split('/').all(part_ok) {
-            true => Ok(Self::Cgroup(path.to_owned())),
+            true => Ok(()),
             false => Err("has an empty, `.` or `..` part"),
         }
+    }
+}
+
+impl FromStr for CgroupPath {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let refuse = |problem| Invalid::new("cgroup", format_args!("{} {problem}", quote(text)));
+        Self::check(text).map_err(refuse)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Display for CgroupPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl From<CgroupPath> for String {
+    fn from(path: CgroupPath) -> Self {
+        path.0
+    }
+}
+
+/// A cgroup path that may be absent, which is empty on the wire.
+pub(crate) fn optional_cgroup(field: &str, text: &str) -> Result<Option<CgroupPath>, Invalid> {
+    let parse = || text.parse().map_err(|error: Invalid| Invalid::new(field, error.problem));
+    (!text.is_empty()).then(parse).transpose()
+}
+
+/// How a subject's processes are found on a host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Selector {
+    /// The cgroup at this path below the cgroup v2 root, and those within it: `cgroup:/app.slice/job`.
+    Cgroup(CgroupPath),
+    /// The systemd slice of an account, and what is within it: `unix-user:alice` or `unix-user:1000`.
+    UnixUser(UnixUser),
+}
+
+impl Selector {
+    /// The longest account name of Linux (LOGIN_NAME_MAX less its end).
+    const ACCOUNT_MAX_BYTES: usize = 255;
+
+    fn cgroup(path: &str) -> Result<Self, &'static str> {
+        CgroupPath::check(path)?;
+        Ok(Self::Cgroup(CgroupPath(path.to_owned())))
     }
 
     fn unix_user(account: &str) -> Result<Self, &'static str> {
