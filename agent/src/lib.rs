@@ -4,12 +4,14 @@
 //! [`rules`]; everything else is the edges: [`kernel`] is the only caller of aya, [`session`] the only caller of tonic,
 //! [`observe`] the only reader of `/proc` and cgroupfs, [`clock`] the only reader of clocks.
 
+pub mod addresses;
 pub mod canary;
 pub mod clock;
 pub mod config;
 pub mod detach;
 pub mod kernel;
 pub mod memory;
+mod netlink;
 pub mod observe;
 pub mod rules;
 pub mod run;

@@ -1,9 +1,11 @@
-//! What the agent must still know after a restart: the last grant set, and which losses were already reported.
+//! What the agent must still know after a restart: the last grant set, which of its grants this host has ended by itself, and
+//! which losses were already reported.
 //!
 //! Owns: one file, written in one step. Must not know: what the set means.
 //!
 //! Invariant: what belongs to another boot is not used for anything that was measured by that boot's clock or counters: of
-//! its grant set only resources and subjects come back, and so everything is denied until the control plane is heard.
+//! its grant set only resources and subjects come back, and so everything is denied until the control plane is heard. What
+//! this host has ended stays ended.
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message;
-use proto::types::GrantSet;
+use proto::types::{EndedGrant, GrantSet};
 use proto::wire::agent as wire;
 use uuid::Uuid;
 
@@ -20,6 +22,8 @@ use uuid::Uuid;
 pub struct Memory {
     /// Whose set, and the set as it was when it was written.
     pub grants: Option<(Uuid, GrantSet)>,
+    /// Grants that this host had ended by itself, and that may be in sets yet.
+    pub ended: Vec<EndedGrant>,
     /// Records that each ring had lost when it was last reported: allow, deny.
     pub lost: [u64; 2],
 }
@@ -31,9 +35,9 @@ pub struct MemoryFile {
 }
 
 /// A file that this version wrote begins with this. Another version forgets what it finds.
-const MAGIC: &[u8; 8] = b"pcgrant1";
+const MAGIC: &[u8; 8] = b"pcgrant2";
 
-/// Bytes before the grant set: magic, boot id, boot time, two counters, checksum.
+/// Bytes before the grants: magic, boot id, boot time, two counters, checksum.
 const HEADER_BYTES: usize = 8 + 16 + 8 + 16 + 4;
 
 impl MemoryFile {
@@ -69,7 +73,8 @@ impl MemoryFile {
     }
 
     fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
-        let mut body = Vec::new();
+        // First what has ended, as it may be there without a set: its length, then itself.
+        let mut body = wire::Ended::from(memory.ended.clone()).encode_length_delimited_to_vec();
         if let Some((timeline, set)) = &memory.grants {
             body.extend_from_slice(timeline.as_bytes());
             body.extend(wire::GrantSet::from(set.clone()).encode_to_vec());
@@ -95,6 +100,9 @@ impl MemoryFile {
         let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?]);
         let same_boot = boot_id == self.boot_id.as_bytes();
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
+        let mut body = body;
+        let ended = wire::Ended::decode_length_delimited(&mut body).ok()?;
+        let ended = ended.grants.into_iter().map(EndedGrant::try_from).collect::<Result<_, _>>().ok()?;
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
@@ -111,7 +119,7 @@ impl MemoryFile {
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, lost: if same_boot { lost } else { [0; 2] } })
+        Some(Memory { grants, ended, lost: if same_boot { lost } else { [0; 2] } })
     }
 }
 
@@ -124,7 +132,7 @@ fn checksum(head: &[u8], body: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use proto::types::{GrantId, LiveGrant, NewResource, Resource};
+    use proto::types::{GrantId, HostEnd, LiveGrant, NewResource, Resource};
     use proto::types::{NewSubject, Subject, SubjectRole};
 
     use super::*;
@@ -147,6 +155,8 @@ mod tests {
             subject: 2.try_into().expect("not 0"),
             resource: 1.try_into().expect("not 0"),
             remaining: Duration::from_secs(60),
+            idle: Some(Duration::from_secs(10)),
+            while_running: None,
         };
         let set = GrantSet {
             generation: 7,
@@ -154,7 +164,8 @@ mod tests {
             subjects: vec![Subject::numbered(2.try_into().expect("not 0"), subject)],
             grants: vec![grant],
         };
-        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [3, 4] }
+        let ended = vec![EndedGrant { grant: GrantId::new(), reason: HostEnd::Idle }];
+        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost: [3, 4] }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -167,18 +178,25 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = MemoryFile::new(dir.path(), Uuid::from_u128(1));
         assert_eq!(file.read(0), Memory::default());
-        file.write(&memory(), 100 * SECOND).expect("written");
+        let written = memory();
+        file.write(&written, 100 * SECOND).expect("written");
         assert_eq!(remaining(&file.read(120 * SECOND)), [40]);
-        assert_eq!(file.read(100 * SECOND).lost, [3, 4]);
+        assert_eq!(file.read(100 * SECOND), written);
+        let no_set = Memory { grants: None, ..written };
+        file.write(&no_set, 100 * SECOND).expect("written");
+        assert_eq!(file.read(100 * SECOND), no_set);
+        file.write(&memory(), 100 * SECOND).expect("written");
         assert_eq!(remaining(&file.read(160 * SECOND)), [0; 0]);
     }
 
     #[test]
     fn after_a_boot_only_what_is_protected_comes_back() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&memory(), 100 * SECOND).expect("written");
+        let written = memory();
+        MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&written, 100 * SECOND).expect("written");
         let memory = MemoryFile::new(dir.path(), Uuid::from_u128(2)).read(5 * SECOND);
         assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0]));
+        assert_eq!(memory.ended, written.ended, "what has ended does not come back by a boot");
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
     }
 

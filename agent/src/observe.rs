@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::utsname::uname;
 use nix::unistd::{User, gethostname};
 use procfs::process::Process;
-use proto::types::{Selector, UnixUser};
+use proto::types::{CgroupPath, Selector, UnixUser};
 use uuid::Uuid;
 
 use crate::clock::now_boot_ns;
@@ -128,12 +128,20 @@ impl Cgroups {
     /// The id of the cgroup that a selector stands for; None: it is not there now.
     pub fn resolve(&self, selector: &Selector) -> Option<u64> {
         match selector {
-            Selector::Cgroup(path) => self.id_of(path),
+            Selector::Cgroup(path) => self.id_of(path.as_str()),
             Selector::UnixUser(user) => {
                 let uid = uid_of(user)?;
                 self.id_of(&format!("/user.slice/user-{uid}.slice"))
             }
         }
+    }
+
+    /// The id of the cgroup at this path, if there are processes in it or below it. What cannot be read has none.
+    pub fn running(&self, path: &CgroupPath) -> Option<u64> {
+        let id = self.id_of(path.as_str())?;
+        let events = self.root.join(path.as_str().trim_start_matches('/')).join("cgroup.events");
+        let events = fs::read_to_string(events).ok()?;
+        events.lines().any(|line| line == "populated 1").then_some(id)
     }
 
     /// The id of the cgroup at this absolute path below the root: the inode number of its directory. Symbolic links are not
@@ -239,6 +247,21 @@ mod tests {
         assert_eq!(resolve("unix-user:nobody-has-this-name"), None);
         assert_eq!(resolve("cgroup:/absent"), None);
         assert_eq!(resolve("cgroup:/file"), None);
+    }
+
+    #[test]
+    fn a_cgroup_runs_while_it_is_populated() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let job = root.path().join("job");
+        let cgroups = Cgroups::new(root.path().to_owned());
+        let running = || cgroups.running(&"/job".parse().expect("valid"));
+        assert_eq!(running(), None);
+        fs::create_dir(&job).expect("made");
+        assert_eq!(running(), None);
+        fs::write(job.join("cgroup.events"), "populated 1\nfrozen 0\n").expect("written");
+        assert_eq!(running(), Some(fs::metadata(&job).expect("there").ino()));
+        fs::write(job.join("cgroup.events"), "populated 0\nfrozen 1\n").expect("written");
+        assert_eq!(running(), None);
     }
 
     #[test]

@@ -2,5 +2,6 @@
 
 pub mod audit;
 pub mod grants;
+pub mod local;
 pub mod plan;
 pub mod workloads;

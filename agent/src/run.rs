@@ -30,7 +30,7 @@ use crate::spool::{Spool, SpoolError};
 use auditing::Auditing;
 use enforcing::Enforcing;
 
-/// How often cgroups are looked for that came or went.
+/// How often it is looked which cgroups and addresses came or went, and which grants are over by what is seen here.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often losses are counted, the disk is asked to keep events, and failed writes are tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
@@ -101,7 +101,7 @@ enum Event {
     Records(Vec<VerdictRecord>),
     /// The control plane said something.
     Session(Incoming),
-    /// Time to look for cgroups.
+    /// Time to look what came and went on this host.
     Look,
     /// Time to keep what must be kept.
     Keep,
@@ -227,8 +227,11 @@ impl Agent {
             }
             Event::Session(incoming) => self.hear(incoming),
             Event::Look => {
-                if self.enforcing.follow_cgroups() {
+                if self.enforcing.follow(false) {
                     self.report();
+                }
+                if self.enforcing.end_what_is_over() {
+                    self.tell_ended();
                 }
                 self.end_connections(false);
             }
@@ -239,6 +242,7 @@ impl Agent {
                 self.ship();
             }
             Event::Prove => {
+                self.enforcing.follow(true);
                 self.enforcing.prove();
                 self.end_connections(true);
                 self.report();
@@ -253,6 +257,7 @@ impl Agent {
             Incoming::Connected { timeline, outgoing } => {
                 self.timeline = Some(timeline);
                 self.outgoing = Some(outgoing);
+                self.tell_ended();
                 self.auditing.rewind();
                 self.ship();
             }
@@ -260,6 +265,8 @@ impl Agent {
                 // A session welcomes before it sends sets.
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
+                    // First, so that nobody takes what ended at once for active.
+                    self.tell_ended();
                     self.send(Outgoing::Applied(applied));
                     self.end_connections(false);
                     self.auditing.learn(self.enforcing.grants());
@@ -275,6 +282,16 @@ impl Agent {
                 self.outgoing = None;
                 self.auditing.rewind();
             }
+        }
+    }
+
+    /// Tells what this host has ended by itself, again and again until a set comes without it; and writes it down, so that a
+    /// restart revives nothing.
+    fn tell_ended(&mut self) {
+        let ended = self.enforcing.ended();
+        if !ended.is_empty() {
+            self.enforcing.remember(self.auditing.lost());
+            self.send(Outgoing::Ended(ended));
         }
     }
 

@@ -9,7 +9,7 @@ mod endpoint;
 use std::time::Duration;
 
 use proto::MESSAGE_MAX_BYTES;
-use proto::types::{Applied, AuditEvent, GrantSet, Hello, Report};
+use proto::types::{Applied, AuditEvent, EndedGrant, GrantSet, Hello, Report};
 use proto::wire::agent as wire;
 use proto::wire::agent::agent_service_client::AgentServiceClient;
 use tokio::sync::{mpsc, watch};
@@ -37,6 +37,8 @@ const OUTGOING_MAX: usize = 64;
 pub enum Outgoing {
     /// The kernel holds a generation.
     Applied(Applied),
+    /// Grants that this host has ended by itself; never empty.
+    Ended(Vec<EndedGrant>),
     /// Whether the host is enforcing.
     Report(Report),
     /// Events, in order.
@@ -205,6 +207,7 @@ fn to_wire(message: Outgoing) -> wire::SessionRequest {
     use wire::session_request::Message;
     let message = match message {
         Outgoing::Applied(applied) => Message::Applied(applied.into()),
+        Outgoing::Ended(ended) => Message::Ended(ended.into()),
         Outgoing::Report(report) => Message::Report(report.into()),
         Outgoing::Audit(events) => {
             Message::Audit(wire::AuditBatch { events: events.into_iter().map(Into::into).collect() })

@@ -1,4 +1,4 @@
-//! Ending live connections: the only caller of netlink.
+//! Ending live connections.
 //!
 //! Owns: finding sockets by their cookies, in whichever network namespace they are, and closing them under their owners, so
 //! that both ends learn at once. Must not know: why.
@@ -13,18 +13,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, setns};
 
 use crate::kernel::netns_cookie;
+use crate::netlink::{open, receive, send};
 
 /// A connection that is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +155,7 @@ fn connected_tcp() -> StateFlags {
 fn socket_in(namespace: File) -> io::Result<Socket> {
     let make = move || -> io::Result<Socket> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(socket)
+        open(NETLINK_SOCK_DIAG)
     };
     std::thread::spawn(make).join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
 }
@@ -193,38 +188,4 @@ fn dump(
 fn destroy(socket: &Socket, family: u8, protocol: u8, id: SocketId) -> io::Result<()> {
     send(socket, NLM_F_ACK, SockDiagDestroy::new(request(family, protocol, StateFlags::all(), id)))?;
     receive(socket, |_: SockDiagMessage| {})
-}
-
-fn send<T: NetlinkSerializable>(socket: &Socket, flags: u16, payload: T) -> io::Result<()> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(payload));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0).map(drop)
-}
-
-/// Reads an answer to its end: the last part of a dump, or an acknowledgement.
-fn receive<T: NetlinkDeserializable>(socket: &Socket, mut each: impl FnMut(T)) -> io::Result<()> {
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<T>::deserialize(rest).map_err(io::Error::other)?;
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::InnerMessage(message) => each(message),
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => {
-                    return match error.code {
-                        None => Ok(()),
-                        Some(_) => Err(error.to_io()),
-                    };
-                }
-                _ => {}
-            }
-            rest = rest.get(length..).unwrap_or_default();
-        }
-    }
 }

@@ -1,13 +1,14 @@
 //! This host's grant set, and the rule by which a new one replaces it.
 //!
-//! Owns: generations, and deadlines on the boot clock. Must not know: kernel, network.
+//! Owns: generations, deadlines on the boot clock, and when this host ends a grant by itself. Must not know: kernel, network.
 //!
-//! Invariants: within a timeline a generation never goes back; the deadline of a grant never moves later.
+//! Invariants: within a timeline a generation never goes back; the deadline of a grant never moves later; what this host has
+//! ended lets nobody through again, whatever sets come with it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::types::{GrantId, GrantSet, LiveGrant, Resource, Subject};
+use proto::types::{CgroupPath, EndedGrant, GrantId, GrantSet, HostEnd, LiveGrant, Resource, Subject};
 use uuid::Uuid;
 
 use super::plan::WantedGrant;
@@ -29,8 +30,86 @@ pub struct Grants {
     generation: u64,
     resources: Vec<Resource>,
     subjects: Vec<Subject>,
-    grants: BTreeMap<GrantId, WantedGrant>,
+    grants: BTreeMap<GrantId, Held>,
     lapsed: BTreeMap<GrantId, WantedGrant>,
+    /// What this host has ended by itself, until a set comes without it.
+    ended: BTreeMap<GrantId, HostEnd>,
+}
+
+/// A grant of the set, with what ends it before its deadline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    wanted: WantedGrant,
+    /// None: it may be idle.
+    idle: Option<Idle>,
+    /// None: it is not bound to a cgroup.
+    task: Option<Task>,
+}
+
+/// How long nothing may be let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Idle {
+    limit: Duration,
+    /// When the limit began to count here.
+    since_boot_ns: u64,
+    /// Before this moment it cannot be reached.
+    due_boot_ns: u64,
+}
+
+/// The cgroup that must have processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Task {
+    path: CgroupPath,
+    /// Which cgroup was there when it was first looked at: another one at the same path is another task.
+    id: Option<u64>,
+}
+
+/// What can be seen of this host, for grants that it ends by itself.
+pub trait Sight {
+    /// The id of the cgroup at a path, if there are processes in it or below it.
+    fn running(&self, path: &CgroupPath) -> Option<u64>;
+    /// When something was last let through for the pair of this grant, on the boot clock; None: it is not known.
+    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64>;
+}
+
+impl Held {
+    fn new(grant: &LiveGrant, expires_at_boot_ns: u64, now_boot_ns: u64) -> Self {
+        let wanted = WantedGrant {
+            id: grant.id,
+            subject: grant.subject,
+            resource: grant.resource,
+            expires_at_boot_ns,
+        };
+        let idle = |limit| Idle { limit, since_boot_ns: now_boot_ns, due_boot_ns: now_boot_ns };
+        let task = |path: &CgroupPath| Task { path: path.clone(), id: None };
+        Self { wanted, idle: grant.idle.map(idle), task: grant.while_running.as_ref().map(task) }
+    }
+
+    fn live(&self, remaining: Duration) -> LiveGrant {
+        LiveGrant {
+            id: self.wanted.id,
+            subject: self.wanted.subject,
+            resource: self.wanted.resource,
+            remaining,
+            idle: self.idle.map(|idle| idle.limit),
+            while_running: self.task.as_ref().map(|task| task.path.clone()),
+        }
+    }
+
+    /// Whether it is over, and why.
+    fn end(&mut self, sight: &impl Sight, now_boot_ns: u64) -> Option<HostEnd> {
+        if let Some(task) = &mut self.task {
+            let running = sight.running(&task.path);
+            if running.is_none() || task.id.is_some_and(|id| running != Some(id)) {
+                return Some(HostEnd::TaskExit);
+            }
+            task.id = running;
+        }
+        let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
+        let last = sight.last_active_boot_ns(&self.wanted).unwrap_or(0).max(idle.since_boot_ns);
+        idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
+        (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
+    }
 }
 
 /// What a new set meant.
@@ -56,24 +135,18 @@ impl Grants {
             }
         }
         let deadline = |grant: &LiveGrant| now_boot_ns.saturating_add(nanoseconds(grant.remaining));
-        let known = std::mem::take(&mut self.grants);
-        for grant in &set.grants {
-            let before = known.get(&grant.id).map_or(u64::MAX, |known| known.expires_at_boot_ns);
-            let wanted = WantedGrant {
-                id: grant.id,
-                subject: grant.subject,
-                resource: grant.resource,
-                expires_at_boot_ns: deadline(grant).min(before),
-            };
-            self.grants.insert(grant.id, wanted);
+        let mut known = std::mem::take(&mut self.grants);
+        self.ended.retain(|id, _| set.grants.iter().any(|grant| grant.id == *id));
+        for grant in set.grants.iter().filter(|grant| !self.ended.contains_key(&grant.id)) {
+            let mut held = known.remove(&grant.id).unwrap_or_else(|| Held::new(grant, u64::MAX, now_boot_ns));
+            held.wanted.expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(deadline(grant));
+            self.grants.insert(grant.id, held);
         }
         let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
-        let gone = known.into_iter().filter(|(id, _)| !self.grants.contains_key(id));
-        let ran_out = gone.filter(|(_, grant)| grant.expires_at_boot_ns <= soon_boot_ns);
+        let gone = known.into_values().map(|held| held.wanted);
+        let ran_out = gone.filter(|grant| grant.expires_at_boot_ns <= soon_boot_ns);
         // It ends now, not then: what is not in the set lets nobody through.
-        self.lapsed.extend(ran_out.map(|(id, grant)| {
-            (id, WantedGrant { expires_at_boot_ns: grant.expires_at_boot_ns.min(now_boot_ns), ..grant })
-        }));
+        self.lapsed.extend(ran_out.map(|grant| (grant.id, over(grant, now_boot_ns))));
         self.forget_lapsed(now_boot_ns);
         self.timeline = Some(timeline);
         self.generation = set.generation;
@@ -88,6 +161,41 @@ impl Grants {
         // Ids grow with time, so the first are the oldest.
         while self.lapsed.len() > LAPSED_MAX {
             self.lapsed.pop_first();
+        }
+    }
+
+    /// Ends what only this host can see the end of. Returns whether there was anything.
+    pub fn find_ends(&mut self, sight: &impl Sight, now_boot_ns: u64) -> bool {
+        let found: Vec<(GrantId, HostEnd)> = self
+            .grants
+            .iter_mut()
+            .filter_map(|(id, held)| Some((*id, held.end(sight, now_boot_ns)?)))
+            .collect();
+        for (id, end) in &found {
+            self.ended.insert(*id, *end);
+            if let Some(held) = self.grants.remove(id) {
+                self.lapsed.insert(*id, over(held.wanted, now_boot_ns));
+            }
+        }
+        self.forget_lapsed(now_boot_ns);
+        !found.is_empty()
+    }
+
+    /// What this host has ended and the control plane may not know of yet.
+    pub fn ended(&self) -> Vec<EndedGrant> {
+        self.ended.iter().map(|(grant, reason)| EndedGrant { grant: *grant, reason: *reason }).collect()
+    }
+
+    /// Why this host has ended a grant; None: it has not.
+    pub fn end_of(&self, grant: GrantId) -> Option<HostEnd> {
+        self.ended.get(&grant).copied()
+    }
+
+    /// What an earlier agent of this host had ended.
+    pub fn recall_ended(&mut self, ended: Vec<EndedGrant>) {
+        for EndedGrant { grant, reason } in ended {
+            self.grants.remove(&grant);
+            self.ended.insert(grant, reason);
         }
     }
 
@@ -108,20 +216,15 @@ impl Grants {
 
     /// What the maps should hold: the live grants, and those that ran out lately.
     pub fn wanted(&self) -> Vec<WantedGrant> {
-        self.grants.values().chain(self.lapsed.values()).copied().collect()
+        self.grants.values().map(|held| held.wanted).chain(self.lapsed.values().copied()).collect()
     }
 
     /// The set as it can be kept on disk: with what is left of each grant at `now_boot_ns`; grants with nothing left are
     /// left out.
     pub fn remaining_set(&self, now_boot_ns: u64) -> GrantSet {
-        let live = |grant: &WantedGrant| {
-            let remaining = Duration::from_nanos(grant.expires_at_boot_ns.saturating_sub(now_boot_ns));
-            (!remaining.is_zero()).then_some(LiveGrant {
-                id: grant.id,
-                subject: grant.subject,
-                resource: grant.resource,
-                remaining,
-            })
+        let live = |held: &Held| {
+            let left_ns = held.wanted.expires_at_boot_ns.saturating_sub(now_boot_ns);
+            (left_ns > 0).then(|| held.live(Duration::from_nanos(left_ns)))
         };
         GrantSet {
             generation: self.generation,
@@ -130,6 +233,11 @@ impl Grants {
             grants: self.grants.values().filter_map(live).collect(),
         }
     }
+}
+
+/// A grant that ends now, if it had not before: a denial says so for a while.
+fn over(grant: WantedGrant, now_boot_ns: u64) -> WantedGrant {
+    WantedGrant { expires_at_boot_ns: grant.expires_at_boot_ns.min(now_boot_ns), ..grant }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -148,6 +256,8 @@ mod tests {
             subject: 1.try_into().expect("not 0"),
             resource: 1.try_into().expect("not 0"),
             remaining: Duration::from_secs(*seconds),
+            idle: None,
+            while_running: None,
         };
         GrantSet {
             generation,
@@ -213,5 +323,87 @@ mod tests {
         restarted.accept(timeline, kept, 25 * SECOND);
         assert_eq!(deadlines(&restarted), [(id, 65)]);
         assert_eq!(restarted.applied(), Some((timeline, 7)));
+    }
+
+    /// A host in which one cgroup may have processes and something was let through at a moment.
+    struct Seen(Option<u64>, Option<u64>);
+
+    impl Sight for Seen {
+        fn running(&self, path: &CgroupPath) -> Option<u64> {
+            assert_eq!(path.as_str(), "/job");
+            self.0
+        }
+
+        fn last_active_boot_ns(&self, _: &WantedGrant) -> Option<u64> {
+            self.1
+        }
+    }
+
+    const NOTHING: Seen = Seen(None, None);
+
+    fn with(idle_s: Option<u64>, while_running: bool) -> (Grants, GrantSet, GrantId) {
+        let id = GrantId::new();
+        let mut set = set(1, &[(id, 600)]);
+        set.grants[0].idle = idle_s.map(Duration::from_secs);
+        set.grants[0].while_running = while_running.then(|| "/job".parse().expect("valid"));
+        let mut grants = Grants::default();
+        grants.accept(Uuid::from_u128(1), set.clone(), SECOND);
+        (grants, set, id)
+    }
+
+    #[test]
+    fn an_idle_grant_ends() {
+        let (mut grants, _, id) = with(Some(60), false);
+        let active = |seconds: u64| Seen(None, Some(seconds * SECOND));
+        // From the moment it came here, if nothing was let through.
+        assert!(!grants.find_ends(&NOTHING, 60 * SECOND));
+        // Each time that something is, the limit begins anew.
+        assert!(!grants.find_ends(&active(50), 61 * SECOND));
+        assert!(!grants.find_ends(&active(50), 110 * SECOND - 1));
+        assert!(!grants.find_ends(&active(100), 110 * SECOND));
+        assert_eq!(grants.ended(), []);
+        assert!(grants.find_ends(&active(100), 160 * SECOND));
+        assert_eq!(grants.ended(), [EndedGrant { grant: id, reason: HostEnd::Idle }]);
+        assert_eq!(deadlines(&grants), [(id, 160)], "a denial still says that it is over");
+        assert!(!grants.find_ends(&active(100), 161 * SECOND), "it ends once");
+    }
+
+    #[test]
+    fn a_grant_ends_with_its_task() {
+        let (mut grants, _, id) = with(None, true);
+        let running = |id| Seen(Some(id), None);
+        assert!(!grants.find_ends(&running(7), 2 * SECOND));
+        assert!(!grants.find_ends(&running(7), 3 * SECOND));
+        let (mut restarted, mut gone) = (grants.clone(), grants);
+        assert!(gone.find_ends(&NOTHING, 4 * SECOND));
+        assert!(
+            restarted.find_ends(&running(8), 4 * SECOND),
+            "another cgroup at the same path is another task"
+        );
+        for grants in [gone, restarted] {
+            assert_eq!(grants.ended(), [EndedGrant { grant: id, reason: HostEnd::TaskExit }]);
+        }
+    }
+
+    #[test]
+    fn what_has_ended_here_never_comes_back() {
+        let (mut grants, set, id) = with(None, true);
+        assert!(grants.find_ends(&NOTHING, 2 * SECOND));
+        // Sets that were under way still name it.
+        let again = GrantSet { generation: 2, ..set.clone() };
+        assert_eq!(grants.accept(Uuid::from_u128(1), again.clone(), 3 * SECOND), Accepted::Changed);
+        assert_eq!((deadlines(&grants), grants.end_of(id)), (vec![(id, 2)], Some(HostEnd::TaskExit)));
+        // Nor does it after a restart, whether it was in the set that was kept or is in the next one.
+        let mut restarted = Grants::default();
+        restarted.accept(Uuid::from_u128(1), again, 4 * SECOND);
+        restarted.recall_ended(grants.ended());
+        assert_eq!(deadlines(&restarted), []);
+        restarted.accept(Uuid::from_u128(1), GrantSet { generation: 3, ..set.clone() }, 4 * SECOND);
+        assert_eq!((deadlines(&restarted), restarted.ended()), (vec![], grants.ended()));
+        assert!(restarted.remaining_set(4 * SECOND).grants.is_empty());
+        // A set without it says that the control plane knows.
+        let without = GrantSet { generation: 4, grants: vec![], ..set };
+        restarted.accept(Uuid::from_u128(1), without, 5 * SECOND);
+        assert_eq!(restarted.ended(), []);
     }
 }

@@ -55,7 +55,7 @@ mod tests {
     /// `cgroup:/N` is cgroup N.
     fn observed(selector: &Selector) -> Option<u64> {
         match selector {
-            Selector::Cgroup(path) => path.trim_start_matches('/').parse().ok(),
+            Selector::Cgroup(path) => path.as_str().trim_start_matches('/').parse().ok(),
             Selector::UnixUser(_) => None,
         }
     }

@@ -83,7 +83,7 @@ impl Auditing {
     pub(super) fn receipts(&mut self, ends: &[PeriodEnd]) {
         let now = Instants::now();
         for end in ends {
-            let reason = if end.by_time { "time" } else { "revoked" };
+            let reason = end.reason.as_str();
             let last_admitted = end.last_admitted_boot_ns.map(|boot_ns| now.wall_at(boot_ns));
             let receipt = Receipt { closed: end.closed, unconfirmed: end.unconfirmed, last_admitted };
             let names = &self.names;

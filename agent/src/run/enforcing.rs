@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring};
-use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
+use proto::types::{
+    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report,
+    SubjectNumber,
+};
 use uuid::Uuid;
 
+use crate::addresses::LocalAddresses;
 use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::kernel::{Gate, KernelError};
 use crate::memory::{Memory, MemoryFile};
 use crate::observe::Cgroups;
-use crate::rules::grants::{Accepted, Grants};
-use crate::rules::plan::{Entries, Wanted, reconcile};
-use crate::rules::workloads;
+use crate::rules::grants::{Accepted, Grants, Sight};
+use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
+use crate::rules::{local, workloads};
 use crate::sockets::{self, Ended, Target};
 use crate::status::Health;
 
@@ -23,6 +27,7 @@ pub(super) struct Enforcing {
     entries: Entries,
     grants: Grants,
     cgroups: Cgroups,
+    addresses: LocalAddresses,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
@@ -46,8 +51,8 @@ struct Period {
 pub(super) struct PeriodEnd {
     pub(super) pair: GrantKey,
     pub(super) grant: [u8; 16],
-    /// Its deadline passed; otherwise somebody ended it.
-    pub(super) by_time: bool,
+    /// As far as this host knows: `Revoked` stands for whatever else the control plane ended it for.
+    pub(super) reason: EndReason,
     pub(super) closed: u32,
     pub(super) unconfirmed: u32,
     /// On the boot clock; None: nothing was ever let through.
@@ -68,14 +73,27 @@ impl Enforcing {
         if let Some((timeline, set)) = remembered.grants {
             grants.accept(timeline, set, now_boot_ns());
         }
+        grants.recall_ended(remembered.ended);
+        let addresses = LocalAddresses::default();
         let (bound, health) = (BTreeMap::new(), Health::default());
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
-        let mut enforcing =
-            Self { gate, entries, grants, cgroups, bound, health, memory, periods, unconfirmed: true };
+        let mut enforcing = Self {
+            gate,
+            entries,
+            grants,
+            cgroups,
+            addresses,
+            bound,
+            health,
+            memory,
+            periods,
+            unconfirmed: true,
+        };
         enforcing.note_periods();
         if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
-            enforcing.look();
+            enforcing.look(false);
+            enforcing.find_ends();
             enforcing.reconcile();
         }
         enforcing.prove();
@@ -104,20 +122,46 @@ impl Enforcing {
             }
             Accepted::Same | Accepted::Changed => {}
         }
-        self.look();
+        self.look(false);
+        // What is over before it began lets nobody through at all.
+        self.find_ends();
         self.reconcile();
         let refused = self.health.refused.clone();
         tracing::info!(generation, refused = refused.len(), "grant set applied");
         Some(Applied { generation, refused })
     }
 
-    /// Binds cgroups that came, and unbinds those that went. Returns whether there were any.
-    pub(super) fn follow_cgroups(&mut self) -> bool {
-        let changed = self.grants.applied().is_some() && self.look();
+    /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.
+    /// Returns whether anything changed.
+    pub(super) fn follow(&mut self, again: bool) -> bool {
+        let changed = self.grants.applied().is_some() && self.look(again);
         if changed {
             self.reconcile();
         }
         changed
+    }
+
+    /// Ends the grants of which only this host can see that they are over. Returns whether there were any.
+    pub(super) fn end_what_is_over(&mut self) -> bool {
+        let any = self.find_ends();
+        if any {
+            self.reconcile();
+        }
+        any
+    }
+
+    fn find_ends(&mut self) -> bool {
+        let view = View { gate: &self.gate, entries: &self.entries, cgroups: &self.cgroups };
+        let found = self.grants.find_ends(&view, now_boot_ns());
+        if found {
+            tracing::info!(ended = ?self.grants.ended(), "grants that this host has ended");
+        }
+        found
+    }
+
+    /// What this host has ended and the control plane may not know of yet.
+    pub(super) fn ended(&self) -> Vec<EndedGrant> {
+        self.grants.ended()
     }
 
     /// Tries again what failed.
@@ -128,17 +172,20 @@ impl Enforcing {
     }
 
     /// Returns whether something changed since the last look.
-    fn look(&mut self) -> bool {
+    fn look(&mut self, again: bool) -> bool {
+        let is_anything_local = self.grants.resources().iter().any(|resource| resource.local);
+        let moved = is_anything_local && self.addresses.look(again);
         let bindings = workloads::bind(self.grants.subjects(), |selector| self.cgroups.resolve(selector));
         let changed = bindings.cgroups != self.bound || bindings.contested != self.health.contested;
         self.bound = bindings.cgroups;
         self.health.contested = bindings.contested;
-        changed
+        changed || moved
     }
 
     fn reconcile(&mut self) {
         let mut resources = self.grants.resources().to_vec();
         resources.push(canary::resource());
+        let resources = local::expand(resources, self.addresses.known());
         let wanted = Wanted { resources, cgroups: self.bound.clone(), grants: self.grants.wanted() };
         let slots_max = self.gate.slots_max();
         let outcome =
@@ -151,7 +198,19 @@ impl Enforcing {
         }
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
+        self.refuse_local();
         self.note_periods();
+    }
+
+    /// Of an address that could not be read nobody can say that it is protected.
+    fn refuse_local(&mut self) {
+        let Some(error) = self.addresses.error() else { return };
+        for resource in self.grants.resources().iter().filter(|resource| resource.local) {
+            let item = RefusedItem::Resource(resource.number);
+            if !self.health.refused.iter().any(|refused| refused.item == item) {
+                self.health.refused.push(Refused { item, error: error.to_owned() });
+            }
+        }
     }
 
     /// Remembers what is let through now. A period may get another name while it lasts, by a longer grant.
@@ -196,13 +255,23 @@ impl Enforcing {
             ends.push(PeriodEnd {
                 pair: period.pair,
                 grant: period.grant,
-                by_time: self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns),
+                reason: self.end_reason(slot, period.grant, now_boot_ns),
                 closed: count(&outcome.closed),
                 unconfirmed: count(&outcome.unconfirmed),
                 last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
             });
         }
         Ok(ends)
+    }
+
+    fn end_reason(&self, slot: u32, grant: [u8; 16], now_boot_ns: u64) -> EndReason {
+        if let Some(end) = GrantId::from_bytes(grant).and_then(|id| self.grants.end_of(id)) {
+            return end.into();
+        }
+        match self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
+            true => EndReason::Time,
+            false => EndReason::Revoked,
+        }
     }
 
     fn end_dead(&mut self, dead: &[(u64, ConnectionEntry)]) -> Result<Ended, KernelError> {
@@ -246,9 +315,31 @@ impl Enforcing {
         let now_boot_ns = now_boot_ns();
         let grants =
             self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));
-        if let Err(error) = self.memory.write(&Memory { grants, lost }, now_boot_ns) {
+        let memory = Memory { grants, ended: self.grants.ended(), lost };
+        if let Err(error) = self.memory.write(&memory, now_boot_ns) {
             tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
         }
+    }
+}
+
+/// What the rules for ends ask of this host.
+struct View<'a> {
+    gate: &'a Gate,
+    entries: &'a Entries,
+    cgroups: &'a Cgroups,
+}
+
+impl Sight for View<'_> {
+    fn running(&self, path: &CgroupPath) -> Option<u64> {
+        self.cgroups.running(path)
+    }
+
+    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
+        let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
+        let slot = self.entries.grants.get(&pair)?.slot;
+        let last = self.gate.last_admitted_boot_ns(slot);
+        let last = last.inspect_err(|error| tracing::error!(%error, "cannot tell whether a grant is idle"));
+        last.ok().filter(|last| *last > 0)
     }
 }
 

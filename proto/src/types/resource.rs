@@ -161,6 +161,11 @@ impl Prefix {
     /// How many leading bits of a mapped IPv6 address say that it is IPv4.
     const MAPPED_BITS: u8 = 96;
 
+    /// The addresses that share the first `bits` bits of `address`, which has no other bit set.
+    pub fn new(address: IpAddr, bits: u8) -> Result<Self, Invalid> {
+        format!("{address}/{bits}").parse()
+    }
+
     /// The 16 bytes of the first address, IPv4 as mapped IPv6, and how many leading bits count (0..=128).
     pub fn mapped(self) -> ([u8; 16], u8) {
         match self.0 {
