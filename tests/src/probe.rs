@@ -165,7 +165,9 @@ fn udp_socket(to: SocketAddr) -> io::Result<UdpSocket> {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    UdpSocket::bind((any, 0))
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_broadcast(true)?;
+    Ok(socket)
 }
 
 fn name(result: io::Result<()>) -> String {

@@ -5,12 +5,21 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod options;
 mod outages;
 mod psql;
 
 fn main() {
     tests::runner::main(
-        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS, benchmarks::TESTS]
-            .concat(),
+        [
+            life::TESTS,
+            psql::TESTS,
+            deadlines::TESTS,
+            outages::TESTS,
+            bad_input::TESTS,
+            options::TESTS,
+            benchmarks::TESTS,
+        ]
+        .concat(),
     );
 }

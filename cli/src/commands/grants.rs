@@ -12,7 +12,8 @@ use crate::output::rows::GrantRow;
 /// Show grants that have not ended, newest first
 ///
 /// HELD tells how many of its hosts hold a grant in their kernel; it is active when all do. REMAINING counts down to
-/// EXPIRES (local time), the longest it can live on any host. Members see their own.
+/// EXPIRES (local time), the longest it can live on any host; IDLE is how long nothing may be let through by it until it ends
+/// on a host. Members see their own.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -4,7 +4,7 @@ mod wait;
 
 use std::time::Duration;
 
-use proto::types::{HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
+use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
 use proto::wire::access::CreateRequestRequest;
 
 use crate::Context;
@@ -22,7 +22,10 @@ use crate::output::rows::{GrantRow, RequestRow};
 Examples:
   portcullis request db-prod --for 30m --reason 'slow query, INC-42'
   portcullis request db-prod --for 30m --reason 'slow query, INC-42' --wait && psql -h db-prod
+  portcullis request db-prod --for 8h --idle 10m --reason 'on call this week'
   portcullis request db-prod --subject workload:ci/deploy --host ci-1,ci-2 --for 2h --reason 'release 7.3'
+  portcullis request db-prod --subject workload:ci/deploy --host ci-1 --for 2h --reason 'job 4711' \\
+    --while-running /system.slice/ci-job-4711.service
 
 Exit codes of --wait:
    0  the grant is active: the next connection is let through
@@ -42,6 +45,16 @@ pub struct Arguments {
     /// For how long, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     duration: Duration,
+    /// End it earlier on a host where nothing was let through by it for so long: whole seconds, less than `--for`
+    ///
+    /// For long grants that are used now and then: whoever stops working does not leave a door open.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    idle: Option<Duration>,
+    /// End it when this cgroup of the one host is empty or gone: a path below the cgroup v2 root
+    ///
+    /// For a job that should not keep its access when it is done. Needs one `--host`, if more than one is known.
+    #[arg(long, value_name = "CGROUP", value_parser = checked::<CgroupPath>)]
+    while_running: Option<CgroupPath>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
     reason: Reason,
@@ -56,10 +69,12 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
-    let Arguments { resource, subject, hosts, duration, reason, wait, wait_timeout } = arguments;
+    let Arguments { resource, subject, hosts, duration, idle, while_running, reason, wait, wait_timeout } =
+        arguments;
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
-    let message: CreateRequestRequest = NewRequest { resource, subject, hosts, duration, reason }.into();
+    let message: CreateRequestRequest =
+        NewRequest { resource, subject, hosts, duration, reason, idle, while_running }.into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
     let control_plane = context.connect().await?;
     let answer = call(&what, control_plane.access().create_request(message)).await?;

@@ -1,23 +1,48 @@
 //! `portcullis resource …`
 
-use proto::types::{NewResource, PortRange, Prefix, Resource, ResourceName};
-use proto::wire::access::{AddResourceRequest, ListResourcesRequest};
+use clap::ArgGroup;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use proto::types::{
+    Address, NewResource, PortRange, Resource, ResourceChange, ResourceMode, ResourceName, ResourceOptions,
+};
+use proto::wire::access::{AddResourceRequest, ListResourcesRequest, RemoveResourceRequest};
 
 use crate::Context;
 use crate::args::checked;
 use crate::connect::call;
 use crate::error::Error;
-use crate::output::rows::ResourceRow;
+use crate::output::rows::{RemovedRow, ResourceRow};
 
-/// Protected destinations: show them, protect another one
+/// Protected destinations: show them, protect another one, change how one is guarded, give one up
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Protect a destination: from now on every host denies connections to it without a grant
+    ///
+    /// Begin with `--mode observe` where something already runs: nobody is refused, and `audit tail` tells who would be. Add
+    /// the grants that are missing, then `portcullis resource set NAME --mode enforce`.
     #[command(after_help = "\
 Examples:
   portcullis resource add db-prod --address 10.0.4.17 --port tcp/5432
+  portcullis resource add db-old --address 10.0.4.18 --port tcp/5432 --mode observe
+  portcullis resource add local-redis --address local --port tcp/6379
+  portcullis resource add ledger --address 10.0.9.1 --port tcp/5432 --strict --check-senders
   portcullis resource add games --address 10.1.0.0/16 --address 2001:db8::/32 --port tcp/80,udp/6000-6010")]
     Add(Add),
+    /// Change how a resource is guarded, on every host at once
+    ///
+    /// No connection is dropped by it: what a change forbids ends with its next packet, connections that hold a grant go on.
+    #[command(after_help = "\
+Examples:
+  portcullis resource set db-old --mode enforce
+  portcullis resource set ledger --strict --check-senders=false")]
+    Set(Set),
+    /// Give up the protection of a destination: from now on everybody reaches it
+    ///
+    /// Refused while a grant for it has not ended. The name can be given again; requests for it have to be made anew.
+    #[command(after_help = "\
+Example:
+  portcullis resource remove db-old")]
+    Remove(Remove),
     /// Show what is protected, by name
     #[command(after_help = "\
 Example:
@@ -31,32 +56,105 @@ pub struct Add {
     /// Its name: 1 to 63 of a-z, 0-9, `-` and `.`, with a letter or digit at both ends
     #[arg(value_parser = checked::<ResourceName>)]
     name: ResourceName,
-    /// An address or prefix it has, IPv4 or IPv6; give it again for each more, or separate them by commas
+    /// An address or prefix it has, IPv4 or IPv6, or `local`; give it again for each more, or separate them by commas
+    ///
+    /// `local` is every address by which a service on the connecting host itself can be reached: loopback, the addresses of
+    /// its interfaces as they come and go, broadcast and multicast. Use it for services that every host has for itself.
     #[arg(long = "address", value_name = "CIDR", required = true, value_delimiter = ',')]
-    #[arg(value_parser = checked::<Prefix>)]
-    addresses: Vec<Prefix>,
+    #[arg(value_parser = checked::<Address>)]
+    addresses: Vec<Address>,
     /// A port it has, such as `tcp/5432` or `udp/6000-6010`; give it again for each more, or separate them by commas
     #[arg(long = "port", value_name = "PROTOCOL/PORT", required = true, value_delimiter = ',')]
     #[arg(value_parser = checked::<PortRange>)]
     ports: Vec<PortRange>,
+    /// What happens to a connection without a grant: `enforce` denies it, `observe` lets it through and records it
+    #[arg(long, value_name = "MODE", default_value = "enforce", value_parser = mode())]
+    mode: ResourceMode,
+    /// No record, no access: refuse a connection whose record finds no room, instead of counting the loss
+    ///
+    /// For what must never be reached without a trace. A flood of connections can then keep others out.
+    #[arg(long)]
+    strict: bool,
+    /// Judge each write by who writes, not only by who connected
+    ///
+    /// For what must not be used over a connection that its holder hands to another process. It costs time for each write.
+    #[arg(long)]
+    check_senders: bool,
+}
+
+/// The arguments of `set`.
+#[derive(clap::Args, Debug)]
+#[command(group(ArgGroup::new("options").required(true).multiple(true)))]
+pub struct Set {
+    /// Its name
+    #[arg(value_parser = checked::<ResourceName>)]
+    name: ResourceName,
+    /// What happens to a connection without a grant: `enforce` denies it, `observe` lets it through and records it
+    #[arg(long, group = "options", value_name = "MODE", value_parser = mode())]
+    mode: Option<ResourceMode>,
+    /// No record, no access: refuse a connection whose record finds no room; `--strict=false` counts the loss instead
+    #[arg(long, group = "options", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    strict: Option<bool>,
+    /// Judge each write by who writes; with `--check-senders=false` who connected counts
+    #[arg(long, group = "options", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    check_senders: Option<bool>,
+}
+
+/// The arguments of `remove`.
+#[derive(clap::Args, Debug)]
+pub struct Remove {
+    /// Its name
+    #[arg(value_parser = checked::<ResourceName>)]
+    name: ResourceName,
+}
+
+/// Modes, which `--help` lists.
+fn mode() -> impl TypedValueParser<Value = ResourceMode> {
+    PossibleValuesParser::new(ResourceMode::ALL.map(ResourceMode::as_str))
+        .try_map(|text| text.parse::<ResourceMode>())
 }
 
 pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Error> {
     match verb {
         Verb::Add(arguments) => add(arguments, context).await,
+        Verb::Set(arguments) => set(arguments, context).await,
+        Verb::Remove(arguments) => remove(arguments, context).await,
         Verb::List => list(context).await,
     }
 }
 
 async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
     let what = format!("add resource `{}`", arguments.name);
-    let new = NewResource::new(arguments.name, arguments.addresses, arguments.ports)
+    let Add { name, addresses, ports, mode, strict, check_senders } = arguments;
+    let new = NewResource::new(name, addresses, ports)
         .map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
+    let new = NewResource { options: ResourceOptions { mode, strict, check_senders }, ..new };
     let mut directory = context.connect().await?.directory();
     let message = AddResourceRequest { resource: Some(new.into()) };
     let answer = call(&what, directory.add_resource(message)).await?;
     let resource: Resource = super::checked(&what, answer.resource)?;
     context.print_one(&ResourceRow::from(resource))
+}
+
+async fn set(arguments: Set, context: &mut Context<'_>) -> Result<(), Error> {
+    let Set { name, mode, strict, check_senders } = arguments;
+    let what = format!("change resource `{name}`");
+    let change = ResourceChange { name, mode, strict, check_senders };
+    let mut directory = context.connect().await?.directory();
+    let answer =
+        call(&what, directory.set_resource(proto::wire::access::SetResourceRequest::from(change))).await?;
+    let resource: Resource = super::checked(&what, answer.resource)?;
+    context.print_one(&ResourceRow::from(resource))
+}
+
+async fn remove(arguments: Remove, context: &mut Context<'_>) -> Result<(), Error> {
+    let name = String::from(arguments.name);
+    let what = format!("remove resource `{name}`");
+    let mut directory = context.connect().await?.directory();
+    call(&what, directory.remove_resource(RemoveResourceRequest { name: name.clone() })).await?;
+    context.print_one(&RemovedRow { removed: name })
 }
 
 async fn list(context: &mut Context<'_>) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use proto::types::{AuditEvent, Connection, EventKind, Gap, Receipt};
+use proto::types::{AuditEvent, Change, Connection, EventKind, Gap, Receipt};
 use serde::Serialize;
 
 use super::text::View;
@@ -40,6 +40,8 @@ pub struct AuditRow {
     pub gap: Option<GapPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub receipt: Option<ReceiptPart>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<ChangePart>,
 }
 
 /// The connection attempt of a verdict.
@@ -85,6 +87,21 @@ pub struct ReceiptPart {
     pub last_admitted: Option<String>,
 }
 
+/// A setting that is another one.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct ChangePart {
+    pub setting: String,
+    pub was: String,
+    pub is: String,
+}
+
+impl From<Change> for ChangePart {
+    fn from(change: Change) -> Self {
+        Self { setting: change.setting, was: change.was, is: change.is }
+    }
+}
+
 impl From<Receipt> for ReceiptPart {
     fn from(receipt: Receipt) -> Self {
         Self {
@@ -114,6 +131,7 @@ impl From<AuditEvent> for AuditRow {
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
             receipt: event.receipt.map(Into::into),
+            changes: event.changes.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -155,6 +173,8 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     if let Some(receipt) = &event.receipt {
         parts.push(ended(receipt, view));
     }
+    let changed = |Change { setting, was, is }: &Change| format!("{setting} {was} → {is}");
+    parts.extend(event.changes.iter().map(changed));
     if let Some(expires) = event.expires {
         parts.push(format!("until {}", view.clock(expires)));
     }

@@ -22,24 +22,49 @@ pub struct ResourceRow {
     pub number: u32,
     pub addresses: Vec<String>,
     pub ports: Vec<String>,
+    pub mode: &'static str,
+    pub strict: bool,
+    pub check_senders: bool,
 }
 
 impl From<Resource> for ResourceRow {
     fn from(resource: Resource) -> Self {
         Self {
-            name: resource.name.into(),
+            name: resource.name.to_string(),
             number: resource.number.get(),
-            addresses: resource.addresses.iter().map(ToString::to_string).collect(),
+            addresses: resource.addresses().iter().map(ToString::to_string).collect(),
             ports: resource.ports.iter().map(ToString::to_string).collect(),
+            mode: resource.options.mode.as_str(),
+            strict: resource.options.strict,
+            check_senders: resource.options.check_senders,
         }
     }
 }
 
 impl Row for ResourceRow {
-    const HEADER: &'static [&'static str] = &["NAME", "ADDRESSES", "PORTS"];
+    const HEADER: &'static [&'static str] = &["NAME", "MODE", "OPTIONS", "ADDRESSES", "PORTS"];
 
     fn cells(&self, _: &View) -> Vec<String> {
-        vec![self.name.clone(), words(&self.addresses), words(&self.ports)]
+        let options = [("strict", self.strict), ("check-senders", self.check_senders)];
+        let options: Vec<String> =
+            options.into_iter().filter(|(_, on)| *on).map(|(option, _)| option.to_owned()).collect();
+        let (addresses, ports) = (words(&self.addresses), words(&self.ports));
+        vec![self.name.clone(), self.mode.to_owned(), words(&options), addresses, ports]
+    }
+}
+
+/// A resource that is not protected any more.
+#[derive(Serialize)]
+pub struct RemovedRow {
+    /// Its name.
+    pub removed: String,
+}
+
+impl Row for RemovedRow {
+    const HEADER: &'static [&'static str] = &["REMOVED"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![self.removed.clone()]
     }
 }
 
@@ -141,6 +166,10 @@ pub struct RequestRow {
     pub subject: String,
     pub hosts: Vec<String>,
     pub duration_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub while_running: Option<String>,
     pub reason: String,
     pub requester: String,
     pub created: String,
@@ -165,6 +194,8 @@ impl From<Request> for RequestRow {
             subject: request.subject.to_string(),
             hosts: request.hosts.iter().map(ToString::to_string).collect(),
             duration_s: request.duration.as_secs(),
+            idle_s: request.idle.map(|idle| idle.as_secs()),
+            while_running: request.while_running.as_ref().map(ToString::to_string),
             reason: request.reason.to_string(),
             requester: request.requester.to_string(),
             created: utc(request.created),
@@ -214,6 +245,10 @@ pub struct GrantRow {
     /// Host to why its kernel could not hold it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub host_errors: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub while_running: Option<String>,
     pub issued: String,
     pub expires: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,6 +275,8 @@ impl From<Grant> for GrantRow {
                 .map(|host| host.name.to_string())
                 .collect(),
             host_errors: failed.map(|host| (host.name.to_string(), host.error.clone())).collect(),
+            idle_s: grant.idle.map(|idle| idle.as_secs()),
+            while_running: grant.while_running.as_ref().map(ToString::to_string),
             issued: utc(grant.issued),
             expires: utc(grant.expires),
             ended: grant.ended.map(utc),
@@ -250,7 +287,7 @@ impl From<Grant> for GrantRow {
 
 impl Row for GrantRow {
     const HEADER: &'static [&'static str] =
-        &["ID", "STATE", "HELD", "REMAINING", "EXPIRES", "SUBJECT", "RESOURCE", "HOSTS"];
+        &["ID", "STATE", "HELD", "REMAINING", "EXPIRES", "IDLE", "SUBJECT", "RESOURCE", "HOSTS"];
 
     fn cells(&self, view: &View) -> Vec<String> {
         let remaining = match self.grant.state {
@@ -265,6 +302,7 @@ impl Row for GrantRow {
             format!("{}/{}", self.hosts_held.len(), self.hosts.len()),
             remaining,
             view.clock(self.grant.expires),
+            self.grant.idle.map(exact).unwrap_or_default(),
             self.subject.clone(),
             self.resource.clone(),
             words(&self.hosts),

@@ -73,6 +73,8 @@ pub(crate) fn request(state: RequestState) -> Request {
         decided: if decided { at("2026-11-22T09:58:00Z") } else { None },
         comment: if decided { "see INC-42".into() } else { String::new() },
         grant: if state == RequestState::Approved { GRANT.into() } else { String::new() },
+        idle: seconds(600),
+        while_running: String::new(),
     }
 }
 
@@ -93,6 +95,8 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         issued: at("2026-11-22T09:58:00Z"),
         expires: at("2026-11-22T11:28:00Z"),
         ended: if state == GrantState::Ended { at("2026-11-22T09:59:00Z") } else { None },
+        idle: seconds(600),
+        while_running: "/ci.slice/a".into(),
     }
 }
 
@@ -107,6 +111,12 @@ pub(crate) fn resource() -> Resource {
         number: 1,
         addresses: vec!["10.0.4.17".into(), "2001:db8::/32".into()],
         ports: vec![port(Protocol::Tcp, 5432, 5432), port(Protocol::Udp, 6000, 6010)],
+        local: true,
+        options: Some(ResourceOptions {
+            mode: ResourceMode::Observe.into(),
+            strict: true,
+            check_senders: true,
+        }),
     }
 }
 
@@ -167,6 +177,27 @@ impl DirectoryService for Canned {
     ) -> Result<Response<ListResourcesResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(ListResourcesResponse { resources: vec![resource()] }))
+    }
+
+    async fn set_resource(
+        &self,
+        call: Call<SetResourceRequest>,
+    ) -> Result<Response<SetResourceResponse>, Status> {
+        let asked = self.enter(call)?;
+        let mut resource = resource();
+        let options = resource.options.get_or_insert_default();
+        options.mode = asked.mode.unwrap_or(options.mode);
+        options.strict = asked.strict.unwrap_or(options.strict);
+        options.check_senders = asked.check_senders.unwrap_or(options.check_senders);
+        Ok(Response::new(SetResourceResponse { resource: Some(resource) }))
+    }
+
+    async fn remove_resource(
+        &self,
+        call: Call<RemoveResourceRequest>,
+    ) -> Result<Response<RemoveResourceResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(RemoveResourceResponse {}))
     }
 
     async fn add_subject(

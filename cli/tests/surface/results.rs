@@ -25,6 +25,19 @@ async fn directory() {
         &[
             &["resource", "list"],
             &add,
+            &[
+                "resource",
+                "add",
+                "own",
+                "--address",
+                "local",
+                "--port",
+                "tcp/1",
+                "--mode=observe",
+                "--strict",
+            ],
+            &["resource", "set", "db-prod", "--mode", "enforce", "--strict=false"],
+            &["resource", "remove", "db-prod"],
             &["subject", "list"],
             &["subject", "add", "user:eve", "--selector", "unix-user:eve", "--role", "auditor"],
             &["subject", "add", "user:eve"],
@@ -62,6 +75,10 @@ async fn what_is_asked() {
     let request = ["request", "db-prod", "--for", "90s", "--reason", " x ", "--host=b,a", "--host=a"];
     world.run(&request).await;
     world.run(&["request", "db", "--for", "1d", "--reason", "x", "--subject=workload:ci/deploy"]).await;
+    let limits = ["--idle=10m", "--while-running=/ci.slice/a b"];
+    world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &limits].concat()).await;
+    world.run(&["resource", "set", "db", "--check-senders"]).await;
+    world.run(&["resource", "set", "db", "--strict=false", "--mode=observe"]).await;
     world.run(&["subject", "add", "user:eve"]).await;
     world.run(&["revoke", GRANT]).await;
     insta::assert_snapshot!("what_is_asked", world.canned.calls.lock().unwrap().join("\n"));

@@ -2,7 +2,7 @@
 
 use proto::status::ErrorKind;
 use proto::types::EventKind as Kind;
-use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, Receipt, TailResponse};
+use proto::wire::audit::{AuditEvent, Change, Connection, EventId, EventKind, Gap, Receipt, TailResponse};
 
 use crate::canned::{Canned, GRANT, REQUEST, Script, World, at};
 
@@ -76,7 +76,18 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }
-            Kind::ResourceAdded => AuditEvent { subject: String::new(), request: String::new(), ..about() },
+            Kind::ResourceAdded | Kind::ResourceRemoved => {
+                AuditEvent { subject: String::new(), request: String::new(), ..about() }
+            }
+            Kind::ResourceChanged => {
+                let change = |setting: &str, was: &str, is: &str| Change {
+                    setting: setting.into(),
+                    was: was.into(),
+                    is: is.into(),
+                };
+                let changes = vec![change("mode", "observe", "enforce"), change("strict", "false", "true")];
+                AuditEvent { changes, subject: String::new(), request: String::new(), ..about() }
+            }
             Kind::SubjectAdded | Kind::TokenIssued => {
                 AuditEvent { resource: String::new(), request: String::new(), ..about() }
             }

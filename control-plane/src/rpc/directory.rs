@@ -1,6 +1,6 @@
 //! `DirectoryService`: resources, subjects, hosts.
 
-use proto::types::{Host, HostName, NewResource, NewSubject, SubjectId};
+use proto::types::{Host, HostName, NewResource, NewSubject, ResourceChange, ResourceName, SubjectId};
 use proto::wire::access as wire;
 use proto::wire::access::directory_service_server::DirectoryService;
 use tonic::{Request, Response, Status};
@@ -58,6 +58,30 @@ impl DirectoryService for Directory {
                 let resources = resources.into_iter().map(Into::into).collect();
                 Ok(Response::new(wire::ListResourcesResponse { resources }))
             }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn set_resource(
+        &self,
+        request: Request<wire::SetResourceRequest>,
+    ) -> Result<Response<wire::SetResourceResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::SetResource).await?;
+        let change: ResourceChange = request.into_inner().try_into().map_err(invalid)?;
+        match self.0.store.set_resource(&change, caller.subject()?.as_str(), clock::now()).await {
+            Ok(resource) => Ok(Response::new(wire::SetResourceResponse { resource: Some(resource.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn remove_resource(
+        &self,
+        request: Request<wire::RemoveResourceRequest>,
+    ) -> Result<Response<wire::RemoveResourceResponse>, Status> {
+        let caller = self.0.admit(request.metadata(), Method::RemoveResource).await?;
+        let name: ResourceName = request.into_inner().name.parse().map_err(invalid)?;
+        match self.0.store.remove_resource(&name, caller.subject()?.as_str(), clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::RemoveResourceResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

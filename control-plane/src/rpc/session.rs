@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use proto::status::{ErrorKind, status};
-use proto::types::{Applied, AuditEvent, Hello, HostName, Invalid, Report};
+use proto::types::{Applied, AuditEvent, EndedGrant, Hello, HostName, Invalid, Report};
 use proto::wire::agent as wire;
 use proto::wire::agent::session_request::Message as Said;
 use proto::wire::agent::session_response::Message as Answer;
@@ -224,6 +224,11 @@ impl Session {
             Some(Said::Hello(_)) => Err(Invalid::new("message", "is `hello`, which comes only once").into()),
             Some(Said::Applied(applied)) => {
                 self.applied(applied.try_into().map_err(|error: Invalid| error.within("applied"))?).await
+            }
+            Some(Said::Ended(ended)) => {
+                let ended: Vec<EndedGrant> =
+                    ended.try_into().map_err(|error: Invalid| error.within("ended"))?;
+                Ok(self.gate.store.agent_ended(&self.host, &ended, clock::now()).await?)
             }
             Some(Said::Report(report)) => {
                 let report: Report = report.try_into().map_err(|error: Invalid| error.within("report"))?;

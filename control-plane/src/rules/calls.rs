@@ -85,6 +85,8 @@ calls! {
     // method                                       member approver auditor administrator host
     AddResource = "DirectoryService.AddResource":     No     No       No      All           No;
     ListResources = "DirectoryService.ListResources": All    All      All     All           No;
+    SetResource = "DirectoryService.SetResource":     No     No       No      All           No;
+    RemoveResource = "DirectoryService.RemoveResource": No   No       No      All           No;
     AddSubject = "DirectoryService.AddSubject":       No     No       No      All           No;
     ListSubjects = "DirectoryService.ListSubjects":   No     No       No      All           No;
     IssueToken = "DirectoryService.IssueToken":       No     No       No      All           No;

@@ -4,11 +4,12 @@
 //!
 //! Invariants: a life never goes back; it is active only after every host held the grant; from the deadline on it is
 //! ended, whatever the hosts say; before the deadline it is ended only when no host may hold it any more; the reason for
-//! its end never changes.
+//! its end never changes. A host that ends it by itself ends it for itself only: it goes on elsewhere, and is over, for the
+//! reason of the last of them, when it is over on every host.
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, GrantState, HostName, Timestamp};
+use proto::types::{EndReason, GrantState, HostEnd, HostName, Timestamp};
 
 /// What is known of one host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum Answer {
     Lacks,
     /// The kernel holds no set at all, as after a boot.
     Blank,
+    /// The host has ended it by itself, and lets nobody through by it again, whatever sets are on their way.
+    Ends(HostEnd),
 }
 
 /// What can happen to a grant.
@@ -77,8 +80,11 @@ impl Body {
         self.hosts.values().any(Holding::may_hold)
     }
 
+    /// Whether every host has held it and some host does. Before anybody ends a grant only a host itself can let go of it.
     fn is_held_everywhere(&self) -> bool {
-        self.hosts.values().all(|holding| *holding == Holding::Held)
+        let mut holdings = self.hosts.values();
+        holdings.all(|holding| matches!(holding, Holding::Held | Holding::Free(_)))
+            && self.hosts.values().any(|holding| *holding == Holding::Held)
     }
 
     fn note(&mut self, host: &HostName, answer: Answer) {
@@ -88,7 +94,7 @@ impl Body {
             (Holding::Free(_), _) => return,
             (_, Answer::Holds) => Holding::Held,
             (_, Answer::Refuses(error)) => Holding::Refused(error),
-            (before, Answer::Lacks) => before.freed(),
+            (before, Answer::Lacks | Answer::Ends(_)) => before.freed(),
             (_, Answer::Blank) => Holding::Unknown,
         };
     }
@@ -133,9 +139,11 @@ impl Activating {
             return Life::Activating(self);
         }
         let Self(mut body) = self;
+        let end = end_of(&answer);
         body.note(host, answer);
         match () {
             () if has_refused(&body, host) => Life::Ending(Ending(body, EndReason::ActivationFailed)),
+            () if !body.may_be_held() => Life::Ending(Ending(body, end)),
             () if body.is_held_everywhere() => Life::Active(Active(body)),
             () => Life::Activating(Self(body)),
         }
@@ -152,10 +160,12 @@ impl Active {
             return Life::Active(self);
         }
         let Self(mut body) = self;
+        let end = end_of(&answer);
         body.note(host, answer);
-        match has_refused(&body, host) {
-            true => Life::Ending(Ending(body, EndReason::ActivationFailed)),
-            false => Life::Active(Self(body)),
+        match () {
+            () if has_refused(&body, host) => Life::Ending(Ending(body, EndReason::ActivationFailed)),
+            () if !body.may_be_held() => Life::Ending(Ending(body, end)),
+            () => Life::Active(Self(body)),
         }
     }
 
@@ -188,6 +198,15 @@ impl Ended {
             *holding = holding.freed();
         }
         Self(body, reason)
+    }
+}
+
+/// Why a grant ends with this answer, should nobody hold it after it. Of those before a grant is ended only
+/// [`Answer::Ends`] can be the last one.
+fn end_of(answer: &Answer) -> EndReason {
+    match answer {
+        Answer::Ends(end) => (*end).into(),
+        Answer::Holds | Answer::Refuses(_) | Answer::Lacks | Answer::Blank => EndReason::ActivationFailed,
     }
 }
 
@@ -313,12 +332,13 @@ mod tests {
         Life::Activating(Activating::new(at(DEADLINE_MS), [host("a"), host("b")]))
     }
 
-    fn answers() -> [(&'static str, Answer); 4] {
+    fn answers() -> [(&'static str, Answer); 5] {
         [
             ("holds", Answer::Holds),
             ("refuses", Answer::Refuses("map full".to_owned())),
             ("lacks", Answer::Lacks),
             ("blank", Answer::Blank),
+            ("is idle", Answer::Ends(HostEnd::Idle)),
         ]
     }
 
@@ -402,6 +422,8 @@ mod tests {
             1 => Just(Answer::Refuses("map full".to_owned())),
             2 => Just(Answer::Lacks),
             1 => Just(Answer::Blank),
+            1 => Just(Answer::Ends(HostEnd::Idle)),
+            1 => Just(Answer::Ends(HostEnd::TaskExit)),
         ];
         let name = prop_oneof![Just("a"), Just("b"), Just("stranger")];
         let heard = (name, answer).prop_map(|(name, answer)| Step::Heard(host(name), answer));
@@ -427,9 +449,15 @@ mod tests {
                 let ranks: Vec<usize> = stepped.entered.iter().map(|state| rank(*state)).collect();
                 assert!(ranks.is_sorted() && ranks.iter().all(|rank_of| *rank_of > rank(before.state())));
                 life = stepped.life;
-                let held = |holding: &Holding| *holding == Holding::Held;
-                if stepped.entered.contains(&GrantState::Active) {
-                    assert!(life.body().hosts.values().all(held));
+                if stepped.entered == [GrantState::Active] {
+                    assert!(life.body().hosts.values().all(|holding| match holding {
+                        Holding::Held => true,
+                        Holding::Free(_) => life.body().may_be_held(),
+                        Holding::Unknown | Holding::Refused(_) => false,
+                    }));
+                }
+                for (name, holding) in &before.body().hosts {
+                    assert!(holding.may_hold() || !life.body().hosts[name].may_hold(), "nothing comes back");
                 }
                 if let Some(reason) = before.state().end_reason() {
                     assert_eq!(life.state().end_reason(), Some(reason));

@@ -59,6 +59,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::GrantEnding
         | EventKind::GrantEnded
         | EventKind::ResourceAdded
+        | EventKind::ResourceChanged
+        | EventKind::ResourceRemoved
         | EventKind::SubjectAdded
         | EventKind::HostAdded
         | EventKind::TokenIssued

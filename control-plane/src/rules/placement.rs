@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use proto::types::{
-    Applied, GrantId, GrantSet, LiveGrant, RefusedItem, Resource, ResourceNumber, Subject, SubjectNumber,
-    Timestamp,
+    Applied, CgroupPath, GrantId, GrantSet, LiveGrant, RefusedItem, Resource, ResourceNumber, Subject,
+    SubjectNumber, Timestamp,
 };
 
 use super::grant::Answer;
@@ -45,6 +45,10 @@ pub struct Wanted {
     pub resource: ResourceNumber,
     /// Until when.
     pub expires: Timestamp,
+    /// The host ends it when nothing was let through by it for this long.
+    pub idle: Option<Duration>,
+    /// The host ends it when this cgroup is empty or gone.
+    pub while_running: Option<CgroupPath>,
 }
 
 /// All that one host should enforce, without what depends on the moment of sending.
@@ -70,6 +74,8 @@ impl Plan {
             subject: wanted.subject,
             resource: wanted.resource,
             remaining: wanted.expires.since(now),
+            idle: wanted.idle,
+            while_running: wanted.while_running,
         });
         let set = GrantSet {
             generation: self.generation,
@@ -191,6 +197,8 @@ mod tests {
             subject: 1.try_into().expect("valid"),
             resource: 1.try_into().expect("valid"),
             expires,
+            idle: Some(Duration::from_secs(60)),
+            while_running: None,
         };
         let (live, over) = (wanted(now.plus(Duration::from_millis(1))), wanted(now));
         let plan = Plan {

@@ -31,6 +31,14 @@ impl Policy {
     }
 }
 
+/// Whether a request may be for so many hosts.
+pub fn place(new: &NewRequest, hosts: usize) -> Result<(), Refusal> {
+    match new.while_running.is_some() && hosts != 1 {
+        true => Err(Refusal::OneHostOnly(hosts)),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +52,8 @@ mod tests {
             hosts: Vec::new(),
             duration: Duration::from_secs(60 * minutes),
             reason: "why not".parse().expect("valid"),
+            idle: None,
+            while_running: None,
         };
         let judged = policy.judge(&new, &"user:alice".parse().expect("valid"), reach);
         let judged = judged.map(|subject| subject.to_string()).map_err(|refusal| refusal.to_string());

@@ -33,8 +33,20 @@ pub enum Refusal {
     SelectorTaken { selector: String, subject: SubjectId },
     #[error("{destination} belongs to resource `{resource}`")]
     DestinationTaken { destination: String, resource: ResourceName },
+    #[error("resource `{resource}` cannot be removed: grant {grant} of `{subject}` is {state}{}", and_others(*others))]
+    StillGranted {
+        resource: ResourceName,
+        grant: GrantId,
+        subject: SubjectId,
+        state: GrantState,
+        others: u64,
+    },
+    #[error("resource `{resource}` was removed after request {request} was made")]
+    ResourceRemoved { resource: ResourceName, request: RequestId },
     #[error("no host is known")]
     NoHost,
+    #[error("while_running: a cgroup is on one host, and the request is for {0}")]
+    OneHostOnly(usize),
     #[error("duration: {} is above the maximum of {}", humantime::format_duration(*asked), humantime::format_duration(*maximum))]
     TooLong { asked: Duration, maximum: Duration },
     #[error("subject `{caller}` may not ask for `{subject}`")]
@@ -59,6 +71,15 @@ fn moment(time: Timestamp) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
+/// How many more grants than the one that is named.
+fn and_others(others: u64) -> String {
+    match others {
+        0 => String::new(),
+        1 => ", and another one is live".to_owned(),
+        _ => format!(", and {others} others are live"),
+    }
+}
+
 impl Refusal {
     /// What sort of refusal it is.
     pub fn kind(&self) -> ErrorKind {
@@ -73,10 +94,12 @@ impl Refusal {
             | Self::HostExists(_)
             | Self::SelectorTaken { .. } => ErrorKind::AlreadyExists,
             Self::DestinationTaken { .. }
+            | Self::StillGranted { .. }
+            | Self::ResourceRemoved { .. }
             | Self::NoHost
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. } => ErrorKind::FailedPrecondition,
-            Self::TooLong { .. } | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
+            Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
             Self::ForSomebodyElse { .. } | Self::OwnRequest { .. } | Self::NotHolder { .. } => {
                 ErrorKind::PermissionDenied
             }
@@ -95,6 +118,11 @@ impl Refusal {
             Self::ResourceExists(_) | Self::SubjectExists(_) | Self::HostExists(_) => "choose another name",
             Self::SelectorTaken { .. } => "a process can belong to one subject only: choose another selector",
             Self::DestinationTaken { .. } => "a destination can belong to one resource only",
+            Self::StillGranted { .. } => {
+                "revoke what `portcullis grants` shows for it, or wait until it has ended"
+            }
+            Self::ResourceRemoved { .. } => "deny it; its requester can ask anew for what there is now",
+            Self::OneHostOnly(_) => "name the host with `--host HOST`",
             Self::NoHost => "an administrator adds a host first, and starts its agent",
             Self::TooLong { .. } => {
                 "ask for less; an operator can raise `max_grant_duration` in the control plane's configuration"

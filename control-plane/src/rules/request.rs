@@ -83,6 +83,8 @@ mod tests {
             decided: (state != RequestState::Pending).then(|| ("user:dora".parse().expect("valid"), at)),
             comment: String::new(),
             grant: None,
+            idle: None,
+            while_running: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Requests: making and deciding them.
 
 use proto::types::{
-    AuditEvent, EventKind, Grant, GrantId, GrantState, HostName, NewRequest, Request, RequestId,
+    AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewRequest, Request, RequestId,
     RequestState, SubjectId, Timestamp,
 };
 use sqlx::SqliteConnection;
@@ -9,8 +9,8 @@ use sqlx::SqliteConnection;
 use super::requests::request;
 use super::tx::Tx;
 use super::{Store, StoreError, decode, grants};
-use crate::rules::Refusal;
 use crate::rules::request::{Decided, Pending};
+use crate::rules::{Refusal, policy};
 
 impl Store {
     /// Makes a request of `requester` for `subject`.
@@ -22,21 +22,26 @@ impl Store {
         now: Timestamp,
     ) -> Result<Request, StoreError> {
         let mut tx = self.write().await?;
-        let resource = number(tx.sql(), "SELECT number FROM resources WHERE name = ?", new.resource.as_str());
+        const PROTECTED: &str = "SELECT number FROM resources WHERE name = ? AND removed_ms IS NULL";
+        let resource = number(tx.sql(), PROTECTED, new.resource.as_str());
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
+        policy::place(&new, hosts.len())?;
         let id = RequestId::new();
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), requester).await?;
         sqlx::query(
-            "INSERT INTO requests (id, state, resource, subject, requester, duration_s, reason, created_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO requests
+                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, reason, created_ms)
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(id.to_string())
         .bind(resource)
         .bind(for_whom)
         .bind(by_whom)
         .bind(decode::sql(new.duration.as_secs()))
+        .bind(new.idle.map(|idle| decode::sql(idle.as_secs())))
+        .bind(new.while_running.as_ref().map(CgroupPath::as_str))
         .bind(new.reason.as_str())
         .bind(now.unix_ms())
         .execute(tx.sql())
@@ -69,6 +74,7 @@ impl Store {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
         let decided = Pending::of(&before)?.approve(approver)?;
+        refuse_if_removed(tx.sql(), &before).await?;
         tx.decide(&decided, comment, now).await?;
         let grant = tx.issue(&before, approver, now).await?;
         let request = request(tx.sql(), id).await?;
@@ -150,8 +156,11 @@ impl Tx {
             .map_err(StoreError::sql("place a grant on a host"))?;
         }
         let grant = grants::grant(self.sql(), id).await?;
-        self.record_grant(EventKind::GrantIssued, &grant, now, |event| event.actor = approver.to_string())
-            .await?;
+        self.record_grant(EventKind::GrantIssued, &grant, now, |event| {
+            event.actor = approver.to_string();
+            event.comment = limits(&grant);
+        })
+        .await?;
         Ok(grant)
     }
 
@@ -171,6 +180,31 @@ impl Tx {
             event.comment = comment.to_owned();
         })
         .await
+    }
+}
+
+/// What may end a grant before its deadline, in words; empty: nothing but what everybody may do.
+fn limits(grant: &Grant) -> String {
+    let idle = grant.idle.map(|idle| format!("idle limit {}", humantime::format_duration(idle)));
+    let task = grant.while_running.as_ref().map(|path| format!("while cgroup {path} runs"));
+    idle.into_iter().chain(task).collect::<Vec<_>>().join("; ")
+}
+
+/// A grant for what is not protected any more would mean nothing, and be held by nobody.
+async fn refuse_if_removed(sql: &mut SqliteConnection, request: &Request) -> Result<(), StoreError> {
+    let is_removed: bool = sqlx::query_scalar(
+        "SELECT resources.removed_ms IS NOT NULL FROM requests
+         JOIN resources ON resources.number = requests.resource WHERE requests.id = ?",
+    )
+    .bind(request.id.to_string())
+    .fetch_one(sql)
+    .await
+    .map_err(StoreError::sql("look whether a resource is removed"))?;
+    match is_removed {
+        true => {
+            Err(Refusal::ResourceRemoved { resource: request.resource.clone(), request: request.id }.into())
+        }
+        false => Ok(()),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use proto::types::{Applied, EventKind, GrantId, Hello, HostName, Refused, RefusedItem, Report, Timestamp};
+use proto::types::{
+    Applied, EndedGrant, EventKind, GrantId, Hello, HostName, Refused, RefusedItem, Report, Timestamp,
+};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
@@ -129,6 +131,24 @@ impl Store {
         let open = open_grants(tx.sql(), name).await?;
         for (grant, answer) in placement::answers(applied, left_out, &open) {
             tx.heard(grant, name, answer, now).await?;
+        }
+        tx.commit().await
+    }
+
+    /// A host has ended grants by itself. What it was not given, or has said before, changes nothing.
+    pub async fn agent_ended(
+        &self,
+        name: &HostName,
+        ended: &[EndedGrant],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let mut open: HashSet<GrantId> =
+            open_grants(tx.sql(), name).await?.into_iter().map(|(id, _)| id).collect();
+        for EndedGrant { grant, reason } in ended {
+            if open.remove(grant) {
+                tx.heard(*grant, name, Answer::Ends(*reason), now).await?;
+            }
         }
         tx.commit().await
     }

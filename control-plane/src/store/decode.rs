@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use proto::types::{EndReason, GrantState, Invalid, Timestamp};
 
@@ -32,6 +33,11 @@ pub(super) fn id_number<T: TryFrom<u32, Error = Invalid>>(
 /// A moment that we wrote.
 pub(super) fn time(what: &'static str, unix_ms: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_unix_ms(unix_ms).map_err(StoreError::broken(what))
+}
+
+/// A duration that we wrote in whole seconds, if we did.
+pub(super) fn seconds(what: &'static str, seconds: Option<i64>) -> Result<Option<Duration>, StoreError> {
+    seconds.map(|seconds| Ok(Duration::from_secs(number(what, seconds)?))).transpose()
 }
 
 /// A number on its way into a row. Beyond what SQL can hold it is cut: generations and durations never get there.

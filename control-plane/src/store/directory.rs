@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use proto::types::{
-    EventKind, NewResource, NewSubject, Resource, Selector, Subject, SubjectId, SubjectRole, Timestamp,
+    Address, Change, EventKind, NewResource, NewSubject, Resource, ResourceChange, ResourceMode,
+    ResourceName, ResourceOptions, Selector, Subject, SubjectId, SubjectRole, Timestamp,
 };
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
 
+use super::grants::{GRANTS, read};
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
@@ -31,11 +33,15 @@ impl Store {
             }
         }
         let number: i64 = sqlx::query_scalar(
-            "INSERT INTO resources (name, addresses, ports, added_ms) VALUES (?, ?, ?, ?) RETURNING number",
+            "INSERT INTO resources (name, addresses, ports, mode, strict, check_senders, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING number",
         )
         .bind(new.name.as_str())
-        .bind(join(&new.addresses))
+        .bind(join(&new.addresses()))
         .bind(join(&new.ports))
+        .bind(new.options.mode.as_str())
+        .bind(new.options.strict)
+        .bind(new.options.check_senders)
         .bind(now.unix_ms())
         .fetch_one(tx.sql())
         .await
@@ -45,12 +51,76 @@ impl Store {
         tx.record(EventKind::ResourceAdded, now, |event| {
             event.resource = resource.name.to_string();
             event.actor = actor.to_owned();
-            event.comment = resource.destination();
+            event.comment = format!("{}; {}", settings(resource.options), resource.destination());
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
         .await?;
         tx.commit().await?;
         Ok(resource)
+    }
+
+    /// Changes how a resource is guarded; every host's set is another one then. What is so already changes nothing.
+    pub async fn set_resource(
+        &self,
+        change: &ResourceChange,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Resource, StoreError> {
+        let mut tx = self.write().await?;
+        let before = resource(tx.sql(), &change.name).await?;
+        let after = Resource { options: change.applied_to(before.options), ..before.clone() };
+        if after == before {
+            return Ok(after);
+        }
+        sqlx::query("UPDATE resources SET mode = ?, strict = ?, check_senders = ? WHERE number = ?")
+            .bind(after.options.mode.as_str())
+            .bind(after.options.strict)
+            .bind(after.options.check_senders)
+            .bind(after.number.get())
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("change a resource"))?;
+        tx.raise_all().await?;
+        tx.record(EventKind::ResourceChanged, now, |event| {
+            event.resource = after.name.to_string();
+            event.actor = actor.to_owned();
+            event.changes = changes(before.options, after.options);
+        })
+        .await?;
+        tx.commit().await?;
+        Ok(after)
+    }
+
+    /// Ends the protection of a resource; every host's set is another one then. Refused while a grant for it has not ended.
+    pub async fn remove_resource(
+        &self,
+        name: &ResourceName,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let resource = resource(tx.sql(), name).await?;
+        tx.refuse_if_granted(&resource).await?;
+        sqlx::query("UPDATE resources SET removed_ms = ? WHERE number = ?")
+            .bind(now.unix_ms())
+            .bind(resource.number.get())
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("remove a resource"))?;
+        sqlx::query("DELETE FROM host_refusals WHERE resource = ?")
+            .bind(resource.number.get())
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("forget what hosts refused"))?;
+        tx.raise_all().await?;
+        tx.record(EventKind::ResourceRemoved, now, |event| {
+            event.resource = resource.name.to_string();
+            event.actor = actor.to_owned();
+            event.comment = resource.destination();
+            event.comment.truncate(COMMENT_MAX_BYTES);
+        })
+        .await?;
+        tx.commit().await
     }
 
     /// By name.
@@ -109,7 +179,40 @@ impl Store {
 /// The longest comment of an event, in bytes; destinations and selectors are ASCII or cut at a character by their types.
 const COMMENT_MAX_BYTES: usize = 4096;
 
+/// The options in words.
+fn settings(options: ResourceOptions) -> String {
+    let settings = options.settings().map(|(setting, value)| format!("{setting} {value}"));
+    settings.join(", ")
+}
+
+/// What is another one after than before.
+fn changes(before: ResourceOptions, after: ResourceOptions) -> Vec<Change> {
+    let pairs = before.settings().into_iter().zip(after.settings());
+    pairs
+        .filter(|((_, was), (_, is))| was != is)
+        .map(|((setting, was), (_, is))| Change { setting: setting.to_owned(), was, is })
+        .collect()
+}
+
 impl Tx {
+    async fn refuse_if_granted(&mut self, resource: &Resource) -> Result<(), StoreError> {
+        let mut query = QueryBuilder::new(GRANTS);
+        query
+            .push(" WHERE grants.state <> 'ended' AND requests.resource = ")
+            .push_bind(resource.number.get());
+        query.push(" ORDER BY grants.id");
+        let live = read(self.sql(), query).await?;
+        let Some(first) = live.first() else { return Ok(()) };
+        Err(Refusal::StillGranted {
+            resource: resource.name.clone(),
+            grant: first.grant.id,
+            subject: first.grant.subject.clone(),
+            state: first.grant.state,
+            others: live.len() as u64 - 1,
+        }
+        .into())
+    }
+
     pub(super) async fn add_subject(
         &mut self,
         new: NewSubject,
@@ -167,24 +270,50 @@ fn join<T: Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// All resources, by name.
+#[derive(FromRow)]
+struct ResourceRow {
+    number: i64,
+    name: String,
+    addresses: String,
+    ports: String,
+    mode: String,
+    strict: bool,
+    check_senders: bool,
+}
+
+/// All resources that are protected, by name.
 pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
-    let rows: Vec<(i64, String, String, String)> =
-        sqlx::query_as("SELECT number, name, addresses, ports FROM resources ORDER BY name")
-            .fetch_all(sql)
-            .await
-            .map_err(StoreError::sql("read the resources"))?;
-    let resource = |(number, name, addresses, ports): (i64, String, String, String)| {
-        let addresses = addresses.split(' ').map(|part| decode::text("addresses", part));
-        let ports = ports.split(' ').map(|part| decode::text("ports", part));
-        Ok(Resource {
-            number: decode::id_number("number", number)?,
-            name: decode::text("resource", &name)?,
-            addresses: addresses.collect::<Result<_, _>>()?,
-            ports: ports.collect::<Result<_, _>>()?,
-        })
+    let rows: Vec<ResourceRow> = sqlx::query_as(
+        "SELECT number, name, addresses, ports, mode, strict, check_senders FROM resources
+         WHERE removed_ms IS NULL ORDER BY name",
+    )
+    .fetch_all(sql)
+    .await
+    .map_err(StoreError::sql("read the resources"))?;
+    rows.into_iter().map(decode_resource).collect()
+}
+
+/// The resource of this name that is protected.
+async fn resource(sql: &mut SqliteConnection, name: &ResourceName) -> Result<Resource, StoreError> {
+    let found = resources(sql).await?.into_iter().find(|resource| resource.name == *name);
+    Ok(found.ok_or_else(|| Refusal::UnknownResource(name.clone()))?)
+}
+
+fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
+    let addresses = row.addresses.split(' ').map(|part| decode::text::<Address>("addresses", part));
+    let ports = row.ports.split(' ').map(|part| decode::text("ports", part));
+    let new = NewResource::new(
+        decode::text("resource", &row.name)?,
+        addresses.collect::<Result<_, _>>()?,
+        ports.collect::<Result<_, _>>()?,
+    );
+    let options = ResourceOptions {
+        mode: decode::text::<ResourceMode>("mode", &row.mode)?,
+        strict: row.strict,
+        check_senders: row.check_senders,
     };
-    rows.into_iter().map(resource).collect()
+    let new = NewResource { options, ..new.map_err(StoreError::broken("resource"))? };
+    Ok(Resource::numbered(decode::id_number("number", row.number)?, new))
 }
 
 /// All subjects, by id.

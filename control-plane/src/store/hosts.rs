@@ -43,6 +43,16 @@ struct HostRow {
     reported_detail: String,
 }
 
+#[derive(sqlx::FromRow)]
+struct WantedRow {
+    id: String,
+    subject: i64,
+    resource: i64,
+    expires_ms: i64,
+    idle_s: Option<i64>,
+    while_running: Option<String>,
+}
+
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
                      kernel_release, reported_state, reported_detail FROM hosts ORDER BY name";
 const HOST: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
@@ -76,8 +86,9 @@ impl Store {
             .fetch_one(&mut *sql)
             .await
             .map_err(StoreError::sql("read a host's generation"))?;
-        let rows: Vec<(String, i64, i64, i64)> = sqlx::query_as(
-            "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms
+        let rows: Vec<WantedRow> = sqlx::query_as(
+            "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
+                 requests.while_running
              FROM grant_hosts
              JOIN hosts ON hosts.number = grant_hosts.host
              JOIN grants ON grants.id = grant_hosts.grant_id
@@ -89,12 +100,17 @@ impl Store {
         .fetch_all(&mut *sql)
         .await
         .map_err(StoreError::sql("read a host's grants"))?;
-        let wanted = |(id, subject, resource, expires): (String, i64, i64, i64)| {
+        let wanted = |row: WantedRow| {
             Ok(Wanted {
-                id: decode::text("grant", &id)?,
-                subject: decode::id_number("subject", subject)?,
-                resource: decode::id_number("resource", resource)?,
-                expires: decode::time("expires", expires)?,
+                id: decode::text("grant", &row.id)?,
+                subject: decode::id_number("subject", row.subject)?,
+                resource: decode::id_number("resource", row.resource)?,
+                expires: decode::time("expires", row.expires_ms)?,
+                idle: decode::seconds("idle", row.idle_s)?,
+                while_running: row
+                    .while_running
+                    .map(|path| decode::text("while_running", &path))
+                    .transpose()?,
             })
         };
         Ok(Plan {

@@ -77,7 +77,8 @@ pub(super) fn push_whose(query: &mut QueryBuilder<Sqlite>, whose: &Whose) {
 const REQUESTS: &str = "
     SELECT requests.id, requests.state, resources.name AS resource, subjects.id AS subject,
         requesters.id AS requester, requests.duration_s, requests.reason, requests.created_ms,
-        deciders.id AS decided_by, requests.decided_ms, requests.comment, grants.id AS grant_id
+        deciders.id AS decided_by, requests.decided_ms, requests.comment, grants.id AS grant_id,
+        requests.idle_s, requests.while_running
     FROM requests
     JOIN resources ON resources.number = requests.resource
     JOIN subjects ON subjects.number = requests.subject
@@ -99,6 +100,8 @@ struct RequestRow {
     decided_ms: Option<i64>,
     comment: String,
     grant_id: Option<String>,
+    idle_s: Option<i64>,
+    while_running: Option<String>,
 }
 
 /// One request.
@@ -152,5 +155,7 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>) -> Result<Request, Stor
         decided,
         comment: row.comment,
         grant: row.grant_id.map(|id| decode::text("grant", &id)).transpose()?,
+        idle: decode::seconds("idle", row.idle_s)?,
+        while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
     })
 }

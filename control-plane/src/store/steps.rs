@@ -10,7 +10,7 @@ use super::setup::SYSTEM;
 use super::tx::Tx;
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
-use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped};
+use crate::rules::grant::{Answer, Holding, Life, NotLive, Step, Stepped};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
 const EXPIRE_BATCH: u32 = 100;
@@ -84,7 +84,7 @@ impl Tx {
     ) -> Result<(), StoreError> {
         let comment = match &answer {
             Answer::Refuses(error) => error.clone(),
-            Answer::Holds | Answer::Lacks | Answer::Blank => String::new(),
+            Answer::Holds | Answer::Lacks | Answer::Blank | Answer::Ends(_) => String::new(),
         };
         let cause = Cause { actor: format!("host:{host}"), comment: &comment };
         let kept = kept(self.sql(), id).await?;
@@ -110,8 +110,19 @@ impl Tx {
                 self.note_holding(grant.id, host, holding).await?;
             }
         }
-        if before.state().end_reason().is_none() && life.state().end_reason().is_some() {
-            self.take_out(&grant, &entered).await?;
+        match (before.state().end_reason(), life.state().end_reason()) {
+            (None, Some(_)) => self.take_out(&grant, &entered).await?,
+            // It goes on, but for hosts that have ended it by themselves.
+            (None, None) => {
+                let may_hold =
+                    |life: &Life, host: &HostName| life.body().hosts.get(host).is_some_and(Holding::may_hold);
+                let is_over = |host: &&HostName| may_hold(&before, host) && !may_hold(&life, host);
+                for host in life.body().hosts.keys().filter(is_over) {
+                    let generation = self.raise(host).await?;
+                    self.take_out_of(grant.id, host, generation).await?;
+                }
+            }
+            (Some(_), _) => {}
         }
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
@@ -156,13 +167,33 @@ impl Tx {
         sqlx::query(
             "UPDATE grant_hosts SET until_generation =
                  (SELECT generation + ? FROM hosts WHERE hosts.number = grant_hosts.host)
-             WHERE grant_id = ?",
+             WHERE grant_id = ? AND until_generation IS NULL",
         )
         .bind(if is_early { 0_i64 } else { 1 })
         .bind(grant.id.to_string())
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("take a grant out of its hosts' sets"))?;
+        Ok(())
+    }
+
+    /// Takes a grant out of the set of one host, from this generation on.
+    async fn take_out_of(
+        &mut self,
+        grant: GrantId,
+        host: &HostName,
+        generation: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE grant_hosts SET until_generation = ?
+             WHERE grant_id = ? AND host = (SELECT number FROM hosts WHERE name = ?)",
+        )
+        .bind(decode::sql(generation))
+        .bind(grant.to_string())
+        .bind(host.as_str())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("take a grant out of a host's set"))?;
         Ok(())
     }
 

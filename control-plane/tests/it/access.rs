@@ -1,9 +1,15 @@
 //! From a wish to a grant and to its end.
 
+use std::time::Duration;
+
 use proto::status::ErrorKind;
-use proto::types::{EndReason, EventKind, GrantState, RequestState, SubjectRole};
+use proto::types::{
+    EndReason, EventKind, GrantId, GrantState, HostEnd, NewRequest, RequestState, SubjectRole,
+};
 use proto::wire::access as wire;
 use proto::wire::agent::refused::Item;
+use proto::wire::agent::session_request::Message as Said;
+use proto::wire::agent::session_response::Message as Answer;
 
 use crate::world::{FakeAgent, World, hello, refused, resource, until};
 
@@ -316,4 +322,116 @@ async fn a_new_token_ends_the_one_before() {
     let host =
         world.caller(&story.host_token).await.access.list_grants(wire::ListGrantsRequest::default()).await;
     refused(host, ErrorKind::PermissionDenied, "`host:db-7` may not call AccessService.ListGrants");
+}
+
+#[tokio::test]
+async fn a_grant_goes_on_where_no_host_has_ended_it() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let other_token = world.host("db-8").await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let mut other =
+        FakeAgent::open(&mut world.caller(&other_token).await, hello("db-8")).await.expect("a session");
+    let mut new: wire::CreateRequestRequest = NewRequest {
+        resource: "db".parse().expect("valid"),
+        subject: None,
+        hosts: Vec::new(),
+        duration: Duration::from_secs(600),
+        reason: "ticket 4711".parse().expect("valid"),
+        idle: Some(Duration::from_secs(60)),
+        while_running: None,
+    }
+    .into();
+    let request = story.alice.create(new.clone()).await.expect("made");
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    assert_eq!(grant.idle, Some(Duration::from_secs(60)));
+    let set = agent.set_with(1).await;
+    assert_eq!(set.grants[0].idle, Some(Duration::from_secs(60)));
+    agent.applied(set.generation).await;
+
+    // It is idle on one host before the other has answered: the next set there is without it, and it becomes active.
+    agent.ended(grant.id, HostEnd::Idle).await;
+    let without = agent.set_with(0).await;
+    agent.applied(set.generation).await;
+    agent.applied(without.generation).await;
+    let Ok(Answer::Welcome(_)) = other.next().await else { panic!("a welcome comes first") };
+    let set = other.set_with(1).await;
+    other.applied(set.generation).await;
+    let active = async || story.alice.clone().grants(false).await.remove(0);
+    until(async || active().await.state == GrantState::Active).await;
+    let held: Vec<bool> = active().await.hosts.iter().map(|host| host.held).collect();
+    assert_eq!(held, [false, true]);
+
+    // Who was not given a grant cannot end it, nor can anybody end what nobody knows, or twice.
+    let own = wire::CreateRequestRequest { hosts: vec!["db-8".to_owned()], ..new.clone() };
+    let own = story.alice.create(own).await.expect("made");
+    let elsewhere = story.dora.approve(own.id).await.expect("approved");
+    agent.ended(elsewhere.id, HostEnd::Idle).await;
+    agent.ended(GrantId::new(), HostEnd::TaskExit).await;
+    agent.ended(grant.id, HostEnd::TaskExit).await;
+    agent.batch(vec![agent.event(1)]).await;
+    agent.acknowledged().await;
+    assert!(story.alice.grants(false).await.iter().all(|grant| grant.state.end_reason().is_none()));
+
+    // It is over when it is over everywhere, for the reason of the last.
+    other.ended(grant.id, HostEnd::Idle).await;
+    until(async || story.alice.clone().grants(false).await.len() == 1).await;
+    let ended = story.alice.grants(true).await.into_iter().find(|found| found.id == grant.id).expect("there");
+    assert_eq!(ended.state, GrantState::Ended(EndReason::Idle));
+    let record = world.record().await;
+    let story_of: Vec<(EventKind, &str, &str)> = record
+        .iter()
+        .filter(|event| event.grant == grant.id.to_string())
+        .map(|event| (event.kind, event.actor.as_str(), event.reason.as_str()))
+        .collect();
+    assert_eq!(
+        story_of,
+        [
+            (EventKind::GrantIssued, "user:dora", ""),
+            (EventKind::GrantActive, "host:db-8", ""),
+            (EventKind::GrantEnding, "host:db-8", "idle"),
+            (EventKind::GrantEnded, "host:db-8", "idle"),
+        ]
+    );
+
+    // A host finds some ends only.
+    new.while_running = "/job".to_owned();
+    refused(story.alice.create(new).await, ErrorKind::InvalidArgument, "the request is for 2");
+    let revoked = proto::wire::agent::EndedGrant {
+        grant: grant.id.to_string(),
+        reason: wire::EndReason::Revoked.into(),
+    };
+    agent.say(Said::Ended(proto::wire::agent::Ended { grants: vec![revoked] })).await;
+    refused::<()>(Err(agent.end().await), ErrorKind::InvalidArgument, "is not for a host to find");
+}
+
+#[tokio::test]
+async fn a_removed_resource_leaves_its_past() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let request = story.alice.request(60).await.expect("made");
+    let pending = story.alice.request(60).await.expect("made");
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    let remove = || wire::RemoveResourceRequest { name: "db".to_owned() };
+    let live = world.admin.directory.remove_resource(remove()).await;
+    let words = format!("grant {} of `user:alice` is activating / revoke", grant.id);
+    refused(live, ErrorKind::FailedPrecondition, &words);
+    story.dora.revoke(grant.id).await.expect("revoked");
+    let set = agent.set_with(1).await;
+    agent.applied(set.generation).await;
+    let without = agent.set_with(0).await;
+    let ending = world.admin.directory.remove_resource(remove()).await;
+    refused(ending, ErrorKind::FailedPrecondition, "is ending (revoked)");
+    agent.applied(without.generation).await;
+    until(async || world.admin.clone().directory.remove_resource(remove()).await.is_ok()).await;
+    assert_eq!(agent.set().await.resources, []);
+    let gone = world.admin.directory.remove_resource(remove()).await;
+    refused(gone, ErrorKind::NotFound, "resource `db` is not known");
+    refused(story.dora.approve(pending.id).await, ErrorKind::FailedPrecondition, "resource `db` was removed");
+    assert_ne!(world.resource("db", "10.0.0.7").await, 1, "a number never gets another name");
+    assert_eq!(story.alice.grants(true).await[0].resource.as_str(), "db");
+    refused(story.dora.approve(pending.id).await, ErrorKind::FailedPrecondition, "resource `db` was removed");
+    let kinds: Vec<EventKind> = world.record().await.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds.iter().filter(|kind| **kind == EventKind::ResourceRemoved).count(), 1);
 }

@@ -8,8 +8,8 @@ use control_plane::identity::Token;
 use control_plane::store::{RequestFilter, Store, Whose};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proto::types::{
-    Applied, EndReason, Grant, GrantId, GrantState, Hello, HostName, HostState, NewResource, NewSubject,
-    Refused, RefusedItem, Report, SubjectId, SubjectRole, Timestamp,
+    Applied, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName, HostState,
+    NewResource, NewSubject, Refused, RefusedItem, Report, SubjectId, SubjectRole, Timestamp,
 };
 use uuid::Uuid;
 
@@ -23,6 +23,8 @@ enum Event {
     Send(usize),
     /// A host's kernel takes the oldest set that was sent to it; perhaps it has no room for the newest grant.
     Take(usize, bool),
+    /// A host ends one of the grants that its kernel holds, by itself.
+    End(usize, usize),
     /// A host boots and connects.
     Boot(usize),
     /// A host connects again; what was on the way is lost.
@@ -39,6 +41,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => host().prop_map(Event::Send),
         6 => (host(), prop_oneof![6 => Just(false), 1 => Just(true)])
             .prop_map(|(host, is_full)| Event::Take(host, is_full)),
+        1 => (host(), any::<usize>()).prop_map(|(host, which)| Event::End(host, which)),
         1 => host().prop_map(Event::Boot),
         2 => host().prop_map(Event::Reconnect),
         2 => (0..20_u8).prop_map(Event::Wait),
@@ -54,6 +57,14 @@ struct Host {
     /// What is on the way: generation, grants, and what was left out.
     sent: VecDeque<(u64, BTreeMap<GrantId, Timestamp>, Vec<GrantId>)>,
     newest: u64,
+    /// What it has ended by itself, until a set comes without it.
+    ended: BTreeSet<GrantId>,
+}
+
+impl Host {
+    fn ended(&self) -> Vec<EndedGrant> {
+        self.ended.iter().map(|grant| EndedGrant { grant: *grant, reason: HostEnd::Idle }).collect()
+    }
 }
 
 struct World {
@@ -106,6 +117,16 @@ impl World {
             }
             Event::Send(index) => self.send(index).await,
             Event::Take(index, is_full) => self.take(index, is_full).await,
+            Event::End(index, which) => {
+                let host = &mut self.hosts[index];
+                let Some(grant) = host.kernel.keys().nth(which % host.kernel.len().max(1)).copied() else {
+                    return;
+                };
+                host.kernel.remove(&grant);
+                host.ended.insert(grant);
+                let ended = host.ended();
+                self.store.agent_ended(&self.names[index], &ended, self.now).await.expect("noted");
+            }
             Event::Boot(index) => {
                 self.hosts[index].kernel.clear();
                 self.hosts[index].applied = 0;
@@ -126,6 +147,8 @@ impl World {
             hosts: Vec::new(),
             duration: Duration::from_secs(seconds.into()),
             reason: "why not".parse().expect("valid"),
+            idle: None,
+            while_running: None,
         };
         let request = self.store.create_request(new, &self.alice, &self.alice, self.now).await.expect("made");
         self.store.approve(request.id, &self.dora, "", self.now).await.expect("approved");
@@ -146,6 +169,8 @@ impl World {
     async fn take(&mut self, index: usize, is_full: bool) {
         let host = &mut self.hosts[index];
         let Some((generation, mut grants, left_out)) = host.sent.pop_front() else { return };
+        host.ended.retain(|grant| grants.contains_key(grant));
+        grants.retain(|grant, _| !host.ended.contains(grant));
         let refused = if is_full { grants.pop_last() } else { None };
         let refused =
             refused.map(|(id, _)| Refused { item: RefusedItem::Grant(id), error: "full".to_owned() });
@@ -168,7 +193,9 @@ impl World {
             kernel_release: String::new(),
             report: Report { state: HostState::Enforcing, detail: String::new() },
         };
+        let ended = host.ended();
         self.store.agent_connected(&hello, self.now).await.expect("noted");
+        self.store.agent_ended(&self.names[index], &ended, self.now).await.expect("noted");
         self.send(index).await;
     }
 

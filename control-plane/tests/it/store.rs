@@ -2,10 +2,10 @@
 
 use control_plane::clock;
 use control_plane::identity::Token;
-use control_plane::store::{Store, StoreError};
+use control_plane::store::{RequestFilter, Store, StoreError, Whose};
 use proto::types::{EventKind, HostName};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, Connection, Row};
 use tempfile::TempDir;
 
 async fn create(folder: &TempDir) -> Result<(), StoreError> {
@@ -133,4 +133,61 @@ async fn a_broken_row_is_an_error_and_no_panic() {
         .expect("written");
     assert!(matches!(store.hosts().await, Err(StoreError::Broken { what: "host", .. })));
     assert!(matches!(store.events(4, 1).await, Err(StoreError::Broken { what: "audit event", .. })));
+}
+
+/// What the first version wrote is there after the second one's tables were made, and refers to the same things.
+#[tokio::test]
+async fn an_older_database_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("cp.db");
+    std::fs::write(&path, "").expect("made");
+    let mut sql = raw(&folder).await;
+    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await.expect("read");
+    let first = all.iter().filter(|migration| migration.version == 1).cloned().collect();
+    sqlx::migrate::Migrator {
+        migrations: std::borrow::Cow::Owned(first),
+        ..sqlx::migrate::Migrator::DEFAULT
+    }
+    .run(&mut sql)
+    .await
+    .expect("the first version");
+    let (request, grant) = ("01940000-0000-7000-8000-000000000001", "01940000-0000-7000-8000-000000000002");
+    for statement in [
+        "INSERT INTO timeline VALUES (1, '01940000-0000-4000-8000-000000000000', 1)".to_owned(),
+        "INSERT INTO resources VALUES (1, 'db', '10.0.0.7 10.0.0.8', 'tcp/5432', 1), (7, 'db2', '::1', 'udp/1', 1)"
+            .to_owned(),
+        "INSERT INTO subjects VALUES (1, 'user:alice', 'member', 1), (2, 'user:dora', 'approver', 1)".to_owned(),
+        "INSERT INTO hosts (number, name, added_ms) VALUES (1, 'db-7', 1)".to_owned(),
+        "INSERT INTO host_refusals VALUES (1, 7, NULL, 'map full')".to_owned(),
+        format!("INSERT INTO requests VALUES ('{request}', 'approved', 1, 1, 1, 60, 'why not', 1, 2, 2, 'yes')"),
+        format!("INSERT INTO request_hosts VALUES ('{request}', 1)"),
+        format!("INSERT INTO grants VALUES ('{grant}', '{request}', 'active', NULL, 2, 253402300799999, NULL)"),
+        format!("INSERT INTO grant_hosts VALUES ('{grant}', 1, 'held', '', 2, NULL)"),
+    ] {
+        // These are ours, whole.
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
+    }
+    sql.close().await.expect("closed");
+
+    let store = Store::open(&path).await.expect("opens");
+    let resources = store.resources().await.expect("reads");
+    let destinations: Vec<String> = resources.iter().map(proto::types::Resource::destination).collect();
+    assert_eq!(destinations, ["10.0.0.7, 10.0.0.8 on tcp/5432", "::1 on udp/1"]);
+    assert!(resources.iter().all(|resource| resource.options == proto::types::ResourceOptions::default()));
+    let name: HostName = "db-7".parse().expect("valid");
+    let plan = store.plan(&name).await.expect("reads");
+    assert_eq!((plan.grants.len(), plan.grants[0].id.to_string().as_str()), (1, grant));
+    assert_eq!(store.host(&name).await.expect("reads").missing.len(), 1);
+    let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 10 };
+    let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
+    assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
+    assert_eq!(store.requests(&filter).await.expect("reads")[0].comment, "yes");
+    store.close().await;
+    drop(store);
+    // Nothing refers to what is not there, and numbers go on.
+    let mut sql = raw(&folder).await;
+    assert!(sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut sql).await.expect("checks").is_empty());
+    let add = "INSERT INTO resources (name, addresses, ports, mode, strict, check_senders, added_ms)
+               VALUES ('db3', '::2', 'udp/1', 'enforce', 0, 0, 1) RETURNING number";
+    assert_eq!(sqlx::query(add).fetch_one(&mut sql).await.expect("added").get::<i64, _>(0), 8);
 }

@@ -8,7 +8,8 @@ use control_plane::identity::Token;
 use control_plane::store::Store;
 use proto::status::ErrorKind;
 use proto::types::{
-    AuditEvent, EventId, EventKind, Grant, GrantSet, Host, NewRequest, Request, RequestId, SubjectRole,
+    AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, NewRequest, Request,
+    RequestId, ResourceOptions, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -163,6 +164,8 @@ pub(crate) fn resource(name: &str, address: &str) -> wire::AddResourceRequest {
         number: 0,
         addresses: vec![address.to_owned()],
         ports: vec![port],
+        local: false,
+        options: Some(ResourceOptions::default().into()),
     };
     wire::AddResourceRequest { resource: Some(resource) }
 }
@@ -215,6 +218,8 @@ impl Caller {
             hosts: Vec::new(),
             duration: Duration::from_secs(seconds),
             reason: "ticket 4711".parse().expect("valid"),
+            idle: None,
+            while_running: None,
         };
         self.create(new.into()).await
     }
@@ -362,6 +367,10 @@ impl FakeAgent {
     pub(crate) async fn refuse(&self, generation: u64, item: agent_wire::refused::Item) {
         let refused = agent_wire::Refused { item: Some(item), error: "map full".to_owned() };
         self.say(Said::Applied(agent_wire::Applied { generation, refused: vec![refused] })).await;
+    }
+
+    pub(crate) async fn ended(&self, grant: GrantId, reason: HostEnd) {
+        self.say(Said::Ended(vec![EndedGrant { grant, reason }].into())).await;
     }
 
     pub(crate) fn event(&self, sequence: u64) -> audit_wire::AuditEvent {

@@ -456,6 +456,11 @@ impl NewResource {
         }
         Ok(Self { name, addresses, local, ports, options: ResourceOptions::default() })
     }
+
+    /// Its addresses as people write them.
+    pub fn addresses(&self) -> Vec<Address> {
+        join(&self.addresses, self.local)
+    }
 }
 
 /// The prefixes, sorted, none twice; and whether `local` is among the addresses.
@@ -538,7 +543,7 @@ impl Resource {
     /// then say whose it is, so two such resources cannot exist. A longer prefix within a shorter one is no conflict: the
     /// longer one wins. Nor is a prefix that is local to some host: who names it has it.
     pub fn conflict(&self, other: &NewResource) -> Option<String> {
-        let theirs = join(&other.addresses, other.local);
+        let theirs = other.addresses();
         let address = self.addresses().into_iter().find(|address| theirs.contains(address))?;
         let overlap = |range: &&PortRange| other.ports.iter().any(|theirs| theirs.overlaps(**range));
         let range = self.ports.iter().find(overlap)?;
