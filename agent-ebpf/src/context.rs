@@ -141,6 +141,13 @@ pub(crate) fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// The CPU that runs the program.
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// Thread group id of the calling task.
 #[inline(always)]
 pub(crate) fn pid() -> u32 {
@@ -183,8 +190,8 @@ pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord)
     unsafe {
         bpf_get_current_comm(record.command.as_mut_ptr().cast(), size_of_val(&record.command) as u32);
         record.uid = bpf_get_current_uid_gid() as u32;
-        record.cpu = bpf_get_smp_processor_id();
     }
+    record.cpu = cpu();
     record.pid = pid();
     record.socket_cookie = socket_cookie(ctx);
     record.netns_cookie = netns_cookie(ctx);

@@ -20,8 +20,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
+    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -53,7 +53,7 @@ pub struct Settings {
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
-    /// Size of each of the two rings in bytes: a power of two, at least a page.
+    /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
 }
 
@@ -80,6 +80,8 @@ pub struct Gate {
     slots: Array<MapData, GrantSlot>,
     deadlines: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
+    idle_limits: Array<MapData, u64>,
+    last_active: Array<MapData, u64>,
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
@@ -89,12 +91,20 @@ pub struct Gate {
     took_over: bool,
 }
 
+/// The rings of records.
+pub struct Rings {
+    /// Of what was let through.
+    pub allow: RecordRing,
+    /// Of what was not, or would not have been.
+    pub deny: RecordRing,
+    /// Of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
+}
+
 /// What comes out of the kernel, to be read by whoever waits for it.
 pub struct Streams {
-    /// Records of what was let through.
-    pub allow: RecordRing,
-    /// Records of what was not.
-    pub deny: RecordRing,
+    /// The records.
+    pub rings: Rings,
     /// The programs' own diagnostics; None where the kernel gave them no place.
     pub diagnostics: Option<Diagnostics>,
 }
@@ -112,8 +122,11 @@ impl Gate {
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
         let streams = Streams {
-            allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
-            deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+            rings: Rings {
+                allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
+                deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+                closed: RecordRing::open(take(&mut ebpf, map::EVENTS_CLOSED)?)?,
+            },
             diagnostics,
         };
         let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
@@ -125,6 +138,8 @@ impl Gate {
             slots: typed(&mut ebpf, map::SLOTS)?,
             deadlines: typed(&mut ebpf, map::DEADLINES)?,
             epochs: typed(&mut ebpf, map::EPOCHS)?,
+            idle_limits: typed(&mut ebpf, map::IDLE_LIMITS)?,
+            last_active: typed(&mut ebpf, map::LAST_ACTIVE)?,
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
@@ -163,7 +178,7 @@ impl Gate {
             let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
             let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
             let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
         }
         for item in self.subjects.iter() {
             let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
@@ -181,6 +196,10 @@ impl Gate {
         for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
             entries.deadlines.insert(slot, deadline_boot_ns);
         }
+        for (slot, limit_ns) in non_zero(map::IDLE_LIMITS, self.idle_limits.iter())? {
+            entries.idle_limits.insert(slot, limit_ns);
+            entries.active.insert(slot, self.last_active_boot_ns(slot)?);
+        }
         for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
             entries.epochs.insert(slot, epoch);
         }
@@ -194,8 +213,7 @@ impl Gate {
     pub fn write(&mut self, write: &Write) -> Result<(), KernelError> {
         let (name, result) = match *write {
             Write::SetPort { index, class } => (map::PORT_CLASSES, self.ports.set(index, class, 0)),
-            Write::AddAddress { class, prefix, resource } => {
-                let entry = ResourceEntry { number: resource, reserved: 0 };
+            Write::AddAddress { class, prefix, entry } => {
                 (map::RESOURCES, self.resources.insert(&lpm_key(class, prefix), entry, 0))
             }
             Write::RemoveAddress { class, prefix } => {
@@ -209,6 +227,16 @@ impl Gate {
             Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+            }
+            Write::SetIdleLimit { slot, limit_ns } => {
+                (map::IDLE_LIMITS, self.idle_limits.set(slot, limit_ns, 0))
+            }
+            Write::BeginSlot { slot, boot_ns } => {
+                let begin = self.last_admitted.set(slot, 0, 0);
+                (map::LAST_ACTIVE, begin.and_then(|()| self.last_active.set(slot, boot_ns, 0)))
+            }
+            Write::RestartIdling { slot, boot_ns } => {
+                (map::LAST_ACTIVE, self.last_active.set(slot, boot_ns, 0))
             }
             Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
@@ -234,6 +262,11 @@ impl Gate {
         self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
     }
 
+    /// When payload was last sent or received by a slot that has an idle limit, `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn last_active_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
+        self.last_active.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ACTIVE, error))
+    }
+
     /// How many records each ring has lost since it was made, summed over the CPUs.
     pub fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
         let counters = self.counters.get(&(ring as u32), 0);
@@ -248,7 +281,7 @@ pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
 }
 
 /// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
-pub fn open_rings(pin_dir: &Path) -> Result<Option<[RecordRing; 2]>, KernelError> {
+pub fn open_rings(pin_dir: &Path) -> Result<Option<Rings>, KernelError> {
     Pins::at(pin_dir).open_rings()
 }
 

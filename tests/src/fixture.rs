@@ -7,9 +7,9 @@ use crate::listener::Listener;
 use crate::probe::{self, Attempt};
 use crate::sandbox::{Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, RecordRing, Settings};
+use agent::kernel::{Gate, RecordRing, Rings, Settings};
 use agent::rules::plan::{Entries, Outcome, Wanted, WantedGrant, reconcile};
-use agent_ebpf::abi::VerdictRecord;
+use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
 use anyhow::{Result, bail};
 use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
 
@@ -31,8 +31,10 @@ pub struct Fixture {
     pub wanted: Wanted,
     /// Records of what was let through.
     pub allow: RecordRing,
-    /// Records of what was not.
+    /// Records of what was not, or would not have been.
     pub deny: RecordRing,
+    /// Records of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
     /// What the gate was raised with.
     pub settings: Settings,
     /// Last: it takes the pins away, and with them the gate.
@@ -55,7 +57,8 @@ impl Fixture {
         let (gate, streams) = runtime.block_on(async { Gate::raise(&settings, sandbox.cgroup_root()) })?;
         let entries = gate.read()?;
         let wanted = Wanted::default();
-        Ok(Self { gate, entries, wanted, allow: streams.allow, deny: streams.deny, settings, sandbox })
+        let Rings { allow, deny, closed } = streams.rings;
+        Ok(Self { gate, entries, wanted, allow, deny, closed, settings, sandbox })
     }
 
     /// Brings the maps to what is wanted, whatever comes of it.
@@ -138,6 +141,7 @@ pub fn grant(subject: u32, resource: u32, duration: Duration) -> Result<WantedGr
         subject: subject.try_into()?,
         resource: resource.try_into()?,
         expires_at_boot_ns: now_boot_ns() + u64::try_from(duration.as_nanos())?,
+        idle_limit_ns: 0,
     })
 }
 

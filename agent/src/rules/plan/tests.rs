@@ -29,18 +29,24 @@ fn grant(id: u8, subject: u32, resource: u32, expires_at_boot_ns: u64) -> Wanted
         subject: subject.try_into().expect("not 0"),
         resource: resource.try_into().expect("not 0"),
         expires_at_boot_ns,
+        idle_limit_ns: 0,
     }
 }
 
 /// The resource that the maps find for a destination, as the kernel does it.
 fn protecting(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Option<u32> {
+    entry_of(entries, protocol, port, address).map(|entry| entry.number)
+}
+
+/// The same, and how it is guarded.
+fn entry_of(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Option<ResourceEntry> {
     let class = entries.ports.get(&port_index(protocol, port)?)?;
     let covers = |prefix: &AddressPrefix| {
         let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
         u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
     };
     let prefixes = entries.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
-    prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, resource)| *resource)
+    prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, entry)| *entry)
 }
 
 /// The grant and deadline that the maps find for a pair, as the kernel does it.
@@ -109,13 +115,25 @@ fn removals_come_first() {
             Write::BindCgroup { .. } => "bind",
             Write::NameSlot { .. } => "name slot",
             Write::SetDeadline { .. } => "set deadline",
+            Write::SetIdleLimit { .. } => "limit",
+            Write::BeginSlot { .. } => "begin slot",
+            Write::RestartIdling { .. } => "restart idling",
             Write::PutGrant { .. } => "put grant",
             Write::SetPort { .. } | Write::AddAddress { .. } | Write::RemoveAddress { .. } => "protect",
         })
         .collect();
     assert_eq!(
         kinds,
-        ["raise epoch", "remove grant", "unbind", "bind", "name slot", "set deadline", "put grant"]
+        [
+            "raise epoch",
+            "remove grant",
+            "unbind",
+            "bind",
+            "name slot",
+            "begin slot",
+            "set deadline",
+            "put grant"
+        ]
     );
 }
 
@@ -243,7 +261,7 @@ proptest! {
             }
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
-            let best = longest(&wanted.grants);
+            let best = unions(&wanted.grants, |_| false);
             prop_assert_eq!(present.grants.len(), best.len());
             for (key, grant) in best {
                 prop_assert_eq!(granted(&present, key), Some((*grant.id.as_bytes(), grant.expires_at_boot_ns)));
@@ -289,7 +307,7 @@ proptest! {
                 Ok(())
             });
             prop_assert_eq!(&seen, &present);
-            let wanted_grants = longest(&wanted.grants);
+            let wanted_grants = unions(&wanted.grants, |_| false);
             for key in present.grants.keys() {
                 if let Some((id, _)) = granted(&present, *key) {
                     let grant = wanted_grants.get(key);
