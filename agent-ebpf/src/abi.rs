@@ -205,7 +205,8 @@ pub struct Admission {
     pub subject: u32,
     /// By which slot.
     pub slot: u32,
-    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED).
+    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
+    /// [`SENDERS`](Self::SENDERS).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -220,6 +221,8 @@ impl Admission {
     pub const OBSERVED: u32 = 4;
     /// Its last file descriptor is closed.
     pub const RELEASED: u32 = 8;
+    /// Whoever writes on it is to be judged.
+    pub const SENDERS: u32 = 16;
 }
 
 /// A connection that is up.

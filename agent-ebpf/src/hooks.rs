@@ -10,18 +10,17 @@ mod sock_ops;
 mod sock_release;
 
 use agent_ebpf::abi::{
-    AddressKey, Admission, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot, Hook,
-    ResourceEntry, VerdictRecord, port_index, protocol,
+    Admission, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, Hook, ResourceEntry, VerdictRecord,
+    protocol,
 };
-use agent_ebpf::verdict::{
-    Caller, Creator, End, Facts, Reason, Slot, Verdict, decide, ended_by, without_record,
-};
-use aya_ebpf::maps::Array;
-use aya_ebpf::maps::lpm_trie::Key;
+use agent_ebpf::verdict::{Caller, Creator, End, Facts, Reason, Verdict, decide, ended_by, without_record};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
 use crate::context::{self, Destination};
+use crate::grants::{grant, note, slot, write_name};
+use crate::resources::protecting;
+use crate::subjects::caller;
 use crate::{maps, record};
 
 /// What a program returns to let a call or packet go on.
@@ -127,12 +126,12 @@ impl Attempt<'_> {
         let Some(admission) = known else { return Reason::LookupFailed };
         if !self.is_connection() {
             // Judged anew with each datagram, and never ended.
-            bind(admission, self.pair(), grant);
+            bind(admission, &self.resource, self.subject, grant);
             note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
             return Reason::Granted;
         }
         self.close_earlier(admission);
-        bind(admission, self.pair(), grant);
+        bind(admission, &self.resource, self.subject, grant);
         note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
         match self.remember(grant, 0) {
             Ok(()) => Reason::Granted,
@@ -198,11 +197,6 @@ impl Attempt<'_> {
     }
 
     #[inline(always)]
-    fn pair(&self) -> GrantKey {
-        GrantKey { subject: self.subject, resource: self.resource.number }
-    }
-
-    #[inline(always)]
     fn describe(&self, reason: Reason, record: &mut VerdictRecord) {
         record.boot_ns = self.now_boot_ns;
         record.address = self.destination.address;
@@ -252,99 +246,14 @@ fn close(cookie: u64, state: Option<u32>, is_released: bool, carried: Carried, n
 
 /// Writes an admission. Its resource last: while that is 0 the rest says nothing.
 #[inline(always)]
-fn bind(admission: &mut Admission, pair: GrantKey, grant: GrantRef) {
+fn bind(admission: &mut Admission, resource: &ResourceEntry, subject: u32, grant: GrantRef) {
     admission.resource = 0;
-    admission.flags &= !(Admission::TOLD | Admission::OBSERVED);
-    admission.subject = pair.subject;
+    admission.flags &= !(Admission::TOLD | Admission::OBSERVED | Admission::SENDERS);
+    if resource.has(ResourceEntry::SENDERS) {
+        admission.flags |= Admission::SENDERS;
+    }
+    admission.subject = subject;
     admission.slot = grant.slot;
     admission.epoch = grant.epoch;
-    admission.resource = pair.resource;
-}
-
-/// The resource that the destination belongs to.
-#[inline(always)]
-fn protecting(destination: &Destination) -> Option<ResourceEntry> {
-    let class = class(destination.protocol, destination.port)?;
-    let key = AddressKey { class, address: destination.address };
-    maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).copied()
-}
-
-/// The class of a port. None: nobody protects it.
-#[inline(always)]
-fn class(protocol: u8, port: u16) -> Option<u32> {
-    match maps::PORT_CLASSES.get(port_index(protocol, port)?) {
-        None | Some(0) => None,
-        Some(class) => Some(*class),
-    }
-}
-
-/// Whose the calling task is: the nearest cgroup at or above its own that is bound. `own` is its own.
-#[inline(always)]
-fn caller(own: u64) -> Caller {
-    // Nothing is nearer, and most that are let through are found here: without a walk.
-    if let Some(subject) = bound(own) {
-        return Caller::Subject(subject);
-    }
-    // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
-    let mut found = 0;
-    let searched = context::for_each_cgroup(|id| {
-        if let Some(subject) = bound(id) {
-            found = subject;
-        }
-    });
-    match (searched, found) {
-        (Err(context::CgroupTooDeep), _) => Caller::TooDeep,
-        (Ok(()), 0) => Caller::Unknown,
-        (Ok(()), subject) => Caller::Subject(subject),
-    }
-}
-
-/// Whose a cgroup is.
-#[inline(always)]
-fn bound(cgroup_id: u64) -> Option<u32> {
-    // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-    unsafe { maps::SUBJECTS.get(cgroup_id) }.map(|entry| entry.number)
-}
-
-#[inline(always)]
-fn grant(key: GrantKey) -> Option<GrantRef> {
-    // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
-    // run; what is copied here is one or the other.
-    unsafe { maps::GRANTS.get(key).copied() }
-}
-
-/// The epoch last: see [`Slot`].
-#[inline(always)]
-fn slot(index: u32) -> Option<Slot> {
-    let deadline = maps::DEADLINES.get_ptr(index)?;
-    let idle_limit = maps::IDLE_LIMITS.get_ptr(index)?;
-    let active = maps::LAST_ACTIVE.get_ptr(index)?;
-    let epoch = maps::EPOCHS.get_ptr(index)?;
-    // SAFETY: the pointers are to aligned 8-byte elements of array maps, valid for the program's run. Volatile, so that each
-    // is read once, and in this order.
-    unsafe {
-        Some(Slot {
-            deadline_boot_ns: deadline.read_volatile(),
-            idle_limit_ns: idle_limit.read_volatile(),
-            active_boot_ns: active.read_volatile(),
-            epoch: epoch.read_volatile(),
-        })
-    }
-}
-
-/// Writes down what the slot is called now. Nothing: it has no name.
-#[inline(always)]
-fn write_name(index: u32, name: &mut [u8; 16]) {
-    if let Some(GrantSlot { grant }) = maps::SLOTS.get(index) {
-        *name = *grant;
-    }
-}
-
-/// Writes down that something happened by a slot just now. Several CPUs may at once: any of their times is right.
-#[inline(always)]
-fn note(times: &Array<u64>, slot: u32, now_boot_ns: u64) {
-    if let Some(last) = times.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run.
-        unsafe { last.write_volatile(now_boot_ns) };
-    }
+    admission.resource = resource.number;
 }

@@ -333,17 +333,21 @@ pub fn ended_by(end: &End<'_>, now_boot_ns: u64) -> EndedBy {
     }
 }
 
-/// What TCP counts as acknowledged but is no payload, when the connection ends from this state: SYN and FIN.
+/// What TCP counts as acknowledged and as received but is no payload, when the connection ends from this state: SYN and FIN.
+/// Whether the other side's FIN came cannot be told from FIN_WAIT2.
 #[inline(always)]
-pub const fn acknowledged_overhead(state: u32) -> u64 {
+pub const fn overhead(state: u32) -> (u64, u64) {
     const SYN_SENT: u32 = 2;
     const FIN_WAIT2: u32 = 5;
+    const CLOSE_WAIT: u32 = 8;
     const LAST_ACK: u32 = 9;
     const CLOSING: u32 = 11;
     match state {
-        SYN_SENT => 0,
-        FIN_WAIT2 | LAST_ACK | CLOSING => 2,
-        _ => 1,
+        SYN_SENT => (0, 0),
+        FIN_WAIT2 => (2, 0),
+        CLOSE_WAIT => (1, 1),
+        LAST_ACK | CLOSING => (2, 1),
+        _ => (1, 0),
     }
 }
 
@@ -479,15 +483,17 @@ mod tests {
             ("slot unread", &entry, None),
             ("observed", &observed, Some(ended)),
         ];
-        let mut table = String::from("connection   released  state        -> ended by  overhead\n");
+        let mut table =
+            String::from("connection   released  state        -> end    overhead sent, received\n");
         for (name, entry, slot) in &whats {
             for is_released in [false, true] {
                 for (state_name, state) in states {
                     let end = End { entry, slot: slot.as_ref(), state, is_released };
-                    let (by, overhead) =
-                        (ended_by(&end, NOW).as_str(), state.map_or(0, acknowledged_overhead));
-                    let row = format!("{name:<12} {is_released:<9} {state_name:<12} -> {by:<9} {overhead}\n");
-                    table += &row;
+                    let by = ended_by(&end, NOW).as_str();
+                    let (sent, received) = state.map_or((0, 0), overhead);
+                    table += &format!(
+                        "{name:<12} {is_released:<9} {state_name:<12} -> {by:<6} {sent} {received}\n"
+                    );
                 }
             }
         }

@@ -12,6 +12,7 @@ mod error;
 mod netns;
 mod pins;
 mod rings;
+mod senders;
 mod statistics;
 
 use std::fs::File;
@@ -32,6 +33,7 @@ use aya::{Ebpf, EbpfLoader};
 pub use error::KernelError;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
+pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
@@ -87,8 +89,18 @@ pub struct Gate {
     counters: PerCpuArray<MapData, RingCounters>,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
+    missing: Vec<Missing>,
     settings: Settings,
     took_over: bool,
+}
+
+/// A part of the gate that this host does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What is not guarded.
+    pub part: &'static str,
+    /// Why not.
+    pub why: String,
 }
 
 /// The rings of records.
@@ -129,7 +141,12 @@ impl Gate {
             },
             diagnostics,
         };
-        let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut missing = Vec::new();
+        match senders::raise(settings, cgroup_root, &pins) {
+            Ok(link) => links.push(link),
+            Err(part) => missing.push(part),
+        }
         let gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -144,6 +161,7 @@ impl Gate {
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             links,
+            missing,
             settings: settings.clone(),
             took_over,
         };
@@ -163,6 +181,11 @@ impl Gate {
     /// How many programs are attached by this gate.
     pub fn attached(&self) -> usize {
         self.links.len()
+    }
+
+    /// What this kernel lacks for the whole gate.
+    pub fn missing(&self) -> Vec<Missing> {
+        self.missing.clone()
     }
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
@@ -305,33 +328,41 @@ const PROGRAMS: [&str; 8] =
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            let info =
-                loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
-            Ok(ProgramCost {
-                name: name.to_owned(),
-                instructions: info.size_translated().unwrap_or(0) / 8,
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-            })
-        })
-        .collect()
+    let mut costs = PROGRAMS.into_iter().map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
+    // What a kernel may lack says so elsewhere: see `Gate::missing`.
+    if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
+        let optional = [senders::ENLIST, senders::SEND];
+        costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    Ok(costs)
+}
+
+fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError> {
+    let info = loaded(ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
+    Ok(ProgramCost {
+        name: name.to_owned(),
+        instructions: info.size_translated().unwrap_or(0) / 8,
+        verified_instructions: info.verified_instruction_count(),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
+    loader(settings, pins).load(OBJECT).map_err(KernelError::load)
+}
+
+/// Makes maps where they are to be pinned, or takes those that are pinned there.
+fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for shape in pins::shapes(settings) {
         loader.map_max_entries(shape.name, shape.max_entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
-    loader.load(OBJECT).map_err(KernelError::load)
+    loader
 }
 
 fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
-    let cgroup = File::open(cgroup_root)
-        .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
+    let cgroup = open_root(cgroup_root)?;
     // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
     PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
     PROGRAMS
@@ -342,6 +373,10 @@ fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<Pi
             pins.replace_link(name, attach(program, name, &cgroup)?)
         })
         .collect()
+}
+
+fn open_root(cgroup_root: &Path) -> Result<File, KernelError> {
+    File::open(cgroup_root).map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })
 }
 
 /// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
@@ -369,29 +404,30 @@ fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Resul
 fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
     let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
     if program.fd().is_err() {
-        load_patiently(program, name)?;
+        let load = || match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkMsg(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        load_patiently(load).map_err(|source| KernelError::program(name, source))?;
     }
     Ok(program)
 }
 
 /// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
-fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: usize = 5;
-    let mut load = || match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
     for _ in 1..TRIES {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
-            result => return result.map_err(|source| KernelError::program(name, source)),
+            result => return result,
         }
     }
-    load().map_err(|source| KernelError::program(name, source))
+    load()
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

@@ -10,9 +10,11 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_s
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
-use super::{GO_ON, REFUSE, bind, grant, note, protecting, slot, write_name};
+use super::{GO_ON, REFUSE, bind};
 use crate::context::{self, Destination};
+use crate::grants::{grant, note, slot, write_name};
 use crate::packet::{self, Packet, Segment};
+use crate::resources::protecting;
 use crate::{maps, record};
 
 const SOCK_RAW: u32 = 3;
@@ -166,12 +168,12 @@ impl Judged<'_> {
         }
         match record::reserve() {
             Some(reserved) => {
-                bind(admission, pair, grant);
+                bind(admission, resource, pair.subject, grant);
                 reserved.keep(|record| self.describe(ctx, Some(admission), Reason::Granted, record));
                 true
             }
             None if without_record(resource) == Reason::Granted => {
-                bind(admission, pair, grant);
+                bind(admission, resource, pair.subject, grant);
                 record::lose_allowed();
                 true
             }

@@ -2,7 +2,7 @@
 //! side chose, and are nobody's access. Those that were let through are written down when they end.
 
 use agent_ebpf::abi::{Admission, protocol};
-use agent_ebpf::verdict::acknowledged_overhead;
+use agent_ebpf::verdict::overhead;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
@@ -12,8 +12,9 @@ use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use super::{Carried, GO_ON, class, close};
+use super::{Carried, GO_ON, close};
 use crate::context;
+use crate::resources::class;
 
 /// `TCP_CLOSE`.
 const CLOSED: u32 = 7;
@@ -78,8 +79,12 @@ fn closed(ctx: &SockOpsContext) {
             bpf_get_socket_cookie(ctx.as_ptr()),
         )
     };
-    let sent = acknowledged.saturating_sub(acknowledged_overhead(state));
-    close(cookie, Some(state), is_released, Carried { sent, received }, context::now_boot_ns());
+    let (not_sent, not_received) = overhead(state);
+    let carried = Carried {
+        sent: acknowledged.saturating_sub(not_sent),
+        received: received.saturating_sub(not_received),
+    };
+    close(cookie, Some(state), is_released, carried, context::now_boot_ns());
 }
 
 #[inline(always)]

@@ -33,7 +33,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 16] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -78,6 +78,7 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 16] {
             size(size_of::<ConnectionEntry>()),
             settings.connections_max,
         ),
+        shape(map::SENDERS, MapType::SockHash, 8, 4, settings.connections_max),
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
         ring(map::EVENTS_CLOSED),

@@ -97,7 +97,11 @@ impl Enforcing {
         if let Some((timeline, set)) = remembered.grants {
             grants.accept(timeline, set, now_boot_ns());
         }
-        let (bound, health) = (BTreeMap::new(), Health::default());
+        let health = Health { missing: gate.missing(), ..Health::default() };
+        for missing in &health.missing {
+            tracing::warn!(part = missing.part, why = missing.why, "this kernel cannot have all of the gate");
+        }
+        let bound = BTreeMap::new();
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
         let mut enforcing =
