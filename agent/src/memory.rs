@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent_ebpf::abi::Ring;
 use prost::Message;
 use proto::types::{EndedGrant, GrantSet};
 use proto::wire::agent as wire;
@@ -24,9 +25,12 @@ pub struct Memory {
     pub grants: Option<(Uuid, GrantSet)>,
     /// Grants that this host had ended by itself, and that may be in sets yet.
     pub ended: Vec<EndedGrant>,
-    /// Records that each ring had lost when it was last reported: allow, deny.
-    pub lost: [u64; 2],
+    /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`].
+    pub lost: Lost,
 }
+
+/// One number for each ring.
+pub type Lost = [u64; Ring::ALL.len()];
 
 /// The file.
 pub struct MemoryFile {
@@ -37,8 +41,8 @@ pub struct MemoryFile {
 /// A file that this version wrote begins with this. Another version forgets what it finds.
 const MAGIC: &[u8; 8] = b"pcgrant2";
 
-/// Bytes before the grants: magic, boot id, boot time, two counters, checksum.
-const HEADER_BYTES: usize = 8 + 16 + 8 + 16 + 4;
+/// Bytes before the grants: magic, boot id, boot time, a counter for each ring, checksum.
+const HEADER_BYTES: usize = 8 + 16 + 8 + size_of::<Lost>() + 4;
 
 impl MemoryFile {
     /// The file in `state_dir`, for the kernel that runs now.
@@ -97,7 +101,7 @@ impl MemoryFile {
         let (boot_id, numbers) = head.split_at_checked(16)?;
         let mut numbers =
             numbers.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
-        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?]);
+        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?, numbers.next()?]);
         let same_boot = boot_id == self.boot_id.as_bytes();
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
         let mut body = body;
@@ -119,7 +123,7 @@ impl MemoryFile {
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, ended, lost: if same_boot { lost } else { [0; 2] } })
+        Some(Memory { grants, ended, lost: if same_boot { lost } else { Lost::default() } })
     }
 }
 
@@ -165,7 +169,7 @@ mod tests {
             grants: vec![grant],
         };
         let ended = vec![EndedGrant { grant: GrantId::new(), reason: HostEnd::Idle }];
-        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost: [3, 4] }
+        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost: [3, 4, 5] }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -195,7 +199,7 @@ mod tests {
         let written = memory();
         MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&written, 100 * SECOND).expect("written");
         let memory = MemoryFile::new(dir.path(), Uuid::from_u128(2)).read(5 * SECOND);
-        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0]));
+        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0, 0]));
         assert_eq!(memory.ended, written.ended, "what has ended does not come back by a boot");
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
     }

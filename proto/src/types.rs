@@ -12,7 +12,7 @@ mod session;
 mod subject;
 mod time;
 
-pub use audit::{AuditEvent, Change, Connection, EventId, EventKind, Gap, Receipt};
+pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};

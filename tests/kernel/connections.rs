@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use agent::clock::now_boot_ns;
 use agent::sockets::{self, Target};
+use agent_ebpf::abi::ConnectionEntry;
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proto::types::Protocol;
 use tests::ensure_eq;
 use tests::listener::StreamServer;
@@ -22,6 +25,7 @@ use crate::fixture::{Fixture, HOUR, RESOURCE, SUBJECT, resource};
 pub(crate) const TESTS: &[Test] = &[
     ("connections::a_tcp_flow_starves_at_its_deadline", a_tcp_flow_starves_at_its_deadline),
     ("connections::a_udp_flow_starves_at_its_deadline", a_udp_flow_starves_at_its_deadline),
+    ("connections::a_flow_opened_a_second_before_the_deadline_starves", opened_a_second_before_the_deadline),
     ("connections::revoking_starves_and_a_later_grant_revives_nothing", revoking_starves),
     ("connections::another_live_grant_keeps_a_connection_alive", another_live_grant_keeps_alive),
     ("connections::an_ended_connection_is_closed_on_both_sides", closed_on_both_sides),
@@ -35,16 +39,16 @@ const LATE_MAX_NS: u64 = 1_000_000_000;
 /// How long it is watched that nothing arrives: past the bound, and long enough for TCP to try again several times.
 const WATCHED: Duration = Duration::from_millis(2500);
 
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A process that streams bytes. Dropped, it is killed.
-struct Streaming {
+pub(crate) struct Streaming {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Streaming {
-    fn start(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr) -> Result<Self> {
+    pub(crate) fn start(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr) -> Result<Self> {
         let mut child = probe::command(cgroup, attempt, to, "")?.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("the probe's output")?).lines();
         let mut streaming = Self { child, lines };
@@ -52,8 +56,18 @@ impl Streaming {
         Ok(streaming)
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
+    }
+
     /// What it says next.
-    fn next_line(&mut self) -> Result<String> {
+    pub(crate) fn next_line(&mut self) -> Result<String> {
         Ok(self.lines.next().context("the probe said nothing more")??)
     }
 }
@@ -67,7 +81,7 @@ impl Drop for Streaming {
 }
 
 /// A gate over a server that counts, and a subject.
-fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
+pub(crate) fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
     let mut fixture = Fixture::new()?;
     let server = StreamServer::start(protocol, (fixture.sandbox.address(), 0).into())?;
     fixture.wanted.resources.push(resource(RESOURCE, server.address(), protocol)?);
@@ -75,13 +89,13 @@ fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
     Ok((fixture, server, cgroup))
 }
 
-fn wait_for_bytes(server: &StreamServer) -> Result<()> {
+pub(crate) fn wait_for_bytes(server: &StreamServer) -> Result<()> {
     let before = server.arrived();
     wait_for("bytes to arrive", SOON, || Ok((server.arrived() > before).then_some(())))
 }
 
 /// Nothing arrived later than the bound after `end_boot_ns`.
-fn ensure_starved(server: &StreamServer, end_boot_ns: u64) -> Result<()> {
+pub(crate) fn ensure_starved(server: &StreamServer, end_boot_ns: u64) -> Result<()> {
     std::thread::sleep(WATCHED);
     let last = server.last_boot_ns();
     if last > end_boot_ns + LATE_MAX_NS {
@@ -106,6 +120,17 @@ fn a_tcp_flow_starves_at_its_deadline() -> Result<()> {
 
 fn a_udp_flow_starves_at_its_deadline() -> Result<()> {
     starves_at_its_deadline(Protocol::Udp, Attempt::UdpStream)
+}
+
+fn opened_a_second_before_the_deadline() -> Result<()> {
+    let (mut fixture, server, cgroup) = stage(Protocol::Tcp)?;
+    let grant = fixture.grant(Duration::from_secs(3))?;
+    let until_a_second_before = grant.expires_at_boot_ns.saturating_sub(now_boot_ns() + 1_000_000_000);
+    std::thread::sleep(Duration::from_nanos(until_a_second_before));
+    let _streaming = Streaming::start(&cgroup, Attempt::TcpStream, server.address())?;
+    wait_for_bytes(&server)?;
+    std::thread::sleep(Duration::from_nanos(grant.expires_at_boot_ns.saturating_sub(now_boot_ns())));
+    ensure_starved(&server, grant.expires_at_boot_ns)
 }
 
 fn revoking_starves() -> Result<()> {
@@ -139,17 +164,15 @@ fn another_live_grant_keeps_alive() -> Result<()> {
     ensure_starved(&server, revoked)
 }
 
-/// The connections of ended grants, as the agent's next step wants them.
+/// A connection, as the agent's next step wants it.
+pub(crate) fn target((cookie, entry): &(u64, ConnectionEntry)) -> Target {
+    Target { cookie: *cookie, netns_cookie: entry.netns_cookie, pid: entry.pid }
+}
+
+/// The connections of ended grants.
 fn targets(fixture: &Fixture) -> Result<Vec<Target>> {
     let connections = fixture.gate.connections()?;
-    let target = |(cookie, entry): &(u64, agent_ebpf::abi::ConnectionEntry)| Target {
-        cookie: *cookie,
-        netns_cookie: entry.netns_cookie,
-        pid: entry.pid,
-    };
-    let ended = |entry: &agent_ebpf::abi::ConnectionEntry| {
-        !fixture.entries.counts(entry.slot, entry.epoch, now_boot_ns())
-    };
+    let ended = |entry: &ConnectionEntry| !fixture.entries.counts(entry.slot, entry.epoch, now_boot_ns());
     Ok(connections.iter().filter(|(_, entry)| ended(entry)).map(target).collect())
 }
 

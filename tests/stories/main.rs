@@ -8,12 +8,14 @@ mod life;
 mod options;
 mod outages;
 mod psql;
+mod sessions;
 
 fn main() {
     tests::runner::main(
         [
             life::TESTS,
             psql::TESTS,
+            sessions::TESTS,
             deadlines::TESTS,
             outages::TESTS,
             bad_input::TESTS,

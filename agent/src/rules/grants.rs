@@ -68,7 +68,8 @@ struct Task {
 pub trait Sight {
     /// The id of the cgroup at a path, if there are processes in it or below it.
     fn running(&self, path: &CgroupPath) -> Option<u64>;
-    /// When something was last let through for the pair of this grant, on the boot clock; None: it is not known.
+    /// When payload was last sent or received for the pair of this grant, on the boot clock; None: nobody asks the kernel to
+    /// know, as another grant of the pair has no idle limit.
     fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64>;
 }
 
@@ -79,6 +80,7 @@ impl Held {
             subject: grant.subject,
             resource: grant.resource,
             expires_at_boot_ns,
+            idle_limit_ns: grant.idle.map_or(0, nanoseconds),
         };
         let idle = |limit| Idle { limit, since_boot_ns: now_boot_ns, due_boot_ns: now_boot_ns };
         let task = |path: &CgroupPath| Task { path: path.clone(), id: None };
@@ -106,7 +108,7 @@ impl Held {
             task.id = running;
         }
         let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
-        let last = sight.last_active_boot_ns(&self.wanted).unwrap_or(0).max(idle.since_boot_ns);
+        let last = sight.last_active_boot_ns(&self.wanted)?.max(idle.since_boot_ns);
         idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
         (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
     }
@@ -191,8 +193,15 @@ impl Grants {
         self.ended.get(&grant).copied()
     }
 
-    /// What an earlier agent of this host had ended.
-    pub fn recall_ended(&mut self, ended: Vec<EndedGrant>) {
+    /// Goes on from what an earlier agent of this host left, instead of a first set: what it had ended, and for how long the
+    /// others have been idle, which the kernel knows.
+    pub fn recall(&mut self, set: Option<(Uuid, GrantSet)>, ended: Vec<EndedGrant>, now_boot_ns: u64) {
+        if let Some((timeline, set)) = set {
+            self.accept(timeline, set, now_boot_ns);
+        }
+        for idle in self.grants.values_mut().filter_map(|held| held.idle.as_mut()) {
+            idle.since_boot_ns = 0;
+        }
         for EndedGrant { grant, reason } in ended {
             self.grants.remove(&grant);
             self.ended.insert(grant, reason);
@@ -355,8 +364,10 @@ mod tests {
     fn an_idle_grant_ends() {
         let (mut grants, _, id) = with(Some(60), false);
         let active = |seconds: u64| Seen(None, Some(seconds * SECOND));
-        // From the moment it came here, if nothing was let through.
-        assert!(!grants.find_ends(&NOTHING, 60 * SECOND));
+        // From the moment it came here, whatever was before.
+        assert!(!grants.find_ends(&active(0), 60 * SECOND));
+        // While nobody knows, it is not idle.
+        assert!(!grants.find_ends(&NOTHING, 61 * SECOND));
         // Each time that something is, the limit begins anew.
         assert!(!grants.find_ends(&active(50), 61 * SECOND));
         assert!(!grants.find_ends(&active(50), 110 * SECOND - 1));
@@ -366,6 +377,16 @@ mod tests {
         assert_eq!(grants.ended(), [EndedGrant { grant: id, reason: HostEnd::Idle }]);
         assert_eq!(deadlines(&grants), [(id, 160)], "a denial still says that it is over");
         assert!(!grants.find_ends(&active(100), 161 * SECOND), "it ends once");
+    }
+
+    #[test]
+    fn idleness_goes_on_across_a_restart() {
+        let (_, set, id) = with(Some(60), false);
+        let mut restarted = Grants::default();
+        restarted.recall(Some((Uuid::from_u128(1), set)), Vec::new(), 100 * SECOND);
+        assert!(!restarted.find_ends(&Seen(None, Some(50 * SECOND)), 100 * SECOND));
+        assert!(restarted.find_ends(&Seen(None, Some(50 * SECOND)), 110 * SECOND));
+        assert_eq!(restarted.end_of(id), Some(HostEnd::Idle));
     }
 
     #[test]
@@ -395,8 +416,7 @@ mod tests {
         assert_eq!((deadlines(&grants), grants.end_of(id)), (vec![(id, 2)], Some(HostEnd::TaskExit)));
         // Nor does it after a restart, whether it was in the set that was kept or is in the next one.
         let mut restarted = Grants::default();
-        restarted.accept(Uuid::from_u128(1), again, 4 * SECOND);
-        restarted.recall_ended(grants.ended());
+        restarted.recall(Some((Uuid::from_u128(1), again)), grants.ended(), 4 * SECOND);
         assert_eq!(deadlines(&restarted), []);
         restarted.accept(Uuid::from_u128(1), GrantSet { generation: 3, ..set.clone() }, 4 * SECOND);
         assert_eq!((deadlines(&restarted), restarted.ended()), (vec![], grants.ended()));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, EndedBy, GrantKey, Ring, protocol};
 use proto::types::{
     Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report,
     SubjectNumber,
@@ -13,7 +13,7 @@ use crate::addresses::LocalAddresses;
 use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::kernel::{Gate, KernelError};
-use crate::memory::{Memory, MemoryFile};
+use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::Cgroups;
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
@@ -59,6 +59,14 @@ pub(super) struct PeriodEnd {
     pub(super) last_admitted_boot_ns: Option<u64>,
 }
 
+/// What was ended.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    pub(super) periods: Vec<PeriodEnd>,
+    /// Connections of which the kernel does not say that they ended.
+    pub(super) closed: Vec<ClosedRecord>,
+}
+
 impl Enforcing {
     /// Starts from what is remembered. If nothing is, a gate that was taken over is left as it is until the control plane
     /// speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
@@ -70,12 +78,13 @@ impl Enforcing {
     ) -> Result<Self, KernelError> {
         let entries = gate.read()?;
         let mut grants = Grants::default();
-        if let Some((timeline, set)) = remembered.grants {
-            grants.accept(timeline, set, now_boot_ns());
+        grants.recall(remembered.grants, remembered.ended, now_boot_ns());
+        let health = Health { missing: gate.missing(), ..Health::default() };
+        for missing in &health.missing {
+            tracing::warn!(part = missing.part, why = missing.why, "this kernel cannot have all of the gate");
         }
-        grants.recall_ended(remembered.ended);
         let addresses = LocalAddresses::default();
-        let (bound, health) = (BTreeMap::new(), Health::default());
+        let bound = BTreeMap::new();
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
         let mut enforcing = Self {
@@ -186,10 +195,19 @@ impl Enforcing {
         let mut resources = self.grants.resources().to_vec();
         resources.push(canary::resource());
         let resources = local::expand(resources, self.addresses.known());
-        let wanted = Wanted { resources, cgroups: self.bound.clone(), grants: self.grants.wanted() };
+        let now_boot_ns = now_boot_ns();
+        // What has ended idle must not be taken for live, nor what is active for ended.
+        self.look_at_activity(now_boot_ns);
+        let options = resources.iter().map(|resource| (resource.number, resource.options.into()));
+        let wanted = Wanted {
+            options: options.collect(),
+            resources,
+            cgroups: self.bound.clone(),
+            grants: self.grants.wanted(),
+        };
         let slots_max = self.gate.slots_max();
         let outcome =
-            reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns(), |write| self.gate.write(write));
+            reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns, |write| self.gate.write(write));
         for refused in &outcome.refused {
             tracing::error!(item = ?refused.item, error = refused.error, "the kernel cannot take this");
         }
@@ -213,6 +231,17 @@ impl Enforcing {
         }
     }
 
+    /// Asks the kernel about the slots that seem to be idle.
+    fn look_at_activity(&mut self, now_boot_ns: u64) {
+        for slot in self.entries.seeming_idle(now_boot_ns) {
+            match self.gate.last_active_boot_ns(slot) {
+                Ok(active_boot_ns) => drop(self.entries.active.insert(slot, active_boot_ns)),
+                // It is ended then, a little early at the worst.
+                Err(error) => tracing::error!(%error, slot, "cannot see when a grant was last active"),
+            }
+        }
+    }
+
     /// Remembers what is let through now. A period may get another name while it lasts, by a longer grant.
     fn note_periods(&mut self) {
         let now_boot_ns = now_boot_ns();
@@ -230,20 +259,27 @@ impl Enforcing {
     /// through since; this tells both ends.
     ///
     /// `again`: also looks for those that were not found before, which takes a look into every network namespace.
-    pub(super) fn end_connections(&mut self, again: bool) -> Result<Vec<PeriodEnd>, KernelError> {
+    pub(super) fn end_connections(&mut self, again: bool) -> Result<Ends, KernelError> {
         let now_boot_ns = now_boot_ns();
+        self.look_at_activity(now_boot_ns);
         let over = |(slot, epoch): &(u32, u64)| !self.entries.counts(*slot, *epoch, now_boot_ns);
         let ended: Vec<(u32, u64)> = self.periods.keys().filter(|period| over(period)).copied().collect();
         if ended.is_empty() && !(again && self.unconfirmed) {
-            return Ok(Vec::new());
+            return Ok(Ends::default());
         }
+        let observed = self.entries.observed();
+        // What is only observed goes on, with a grant or without.
+        let is_dead = |entry: &ConnectionEntry| {
+            let is_granted = entry.flags & ConnectionEntry::OBSERVED == 0;
+            !observed.contains(&entry.resource) && (!is_granted || over(&(entry.slot, entry.epoch)))
+        };
         let connections = self.gate.connections()?;
         let dead: Vec<(u64, ConnectionEntry)> =
-            connections.into_iter().filter(|(_, entry)| over(&(entry.slot, entry.epoch))).collect();
+            connections.into_iter().filter(|(_, entry)| is_dead(entry)).collect();
         let outcome = self.end_dead(&dead)?;
-        self.unconfirmed = !outcome.unconfirmed.is_empty();
+        self.unconfirmed = !outcome.unconfirmed.is_empty() || !observed.is_empty();
 
-        let mut ends = Vec::new();
+        let mut ends = Ends { closed: untold(&dead, &outcome, now_boot_ns), ..Ends::default() };
         for (slot, epoch) in ended {
             let Some(period) = self.periods.remove(&(slot, epoch)) else { continue };
             let of_period = dead.iter().filter(|(_, entry)| (entry.slot, entry.epoch) == (slot, epoch));
@@ -252,10 +288,10 @@ impl Enforcing {
                 let known = cookies.iter().filter(|cookie| set.contains(cookie)).count();
                 u32::try_from(known).unwrap_or(u32::MAX)
             };
-            ends.push(PeriodEnd {
+            ends.periods.push(PeriodEnd {
                 pair: period.pair,
                 grant: period.grant,
-                reason: self.end_reason(slot, period.grant, now_boot_ns),
+                reason: self.end_reason((slot, epoch), period.grant, now_boot_ns),
                 closed: count(&outcome.closed),
                 unconfirmed: count(&outcome.unconfirmed),
                 last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
@@ -264,12 +300,17 @@ impl Enforcing {
         Ok(ends)
     }
 
-    fn end_reason(&self, slot: u32, grant: [u8; 16], now_boot_ns: u64) -> EndReason {
+    /// Why a period has ended, as far as this host knows.
+    fn end_reason(&self, (slot, epoch): (u32, u64), grant: [u8; 16], now_boot_ns: u64) -> EndReason {
         if let Some(end) = GrantId::from_bytes(grant).and_then(|id| self.grants.end_of(id)) {
             return end.into();
         }
-        match self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
-            true => EndReason::Time,
+        if self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
+            return EndReason::Time;
+        }
+        let is_current = self.entries.epochs.get(&slot).copied().unwrap_or(0) == epoch;
+        match is_current && self.entries.is_idle(slot, now_boot_ns) {
+            true => EndReason::Idle,
             false => EndReason::Revoked,
         }
     }
@@ -311,7 +352,7 @@ impl Enforcing {
     }
 
     /// Writes down what a restart must know.
-    pub(super) fn remember(&self, lost: [u64; 2]) {
+    pub(super) fn remember(&self, lost: Lost) {
         let now_boot_ns = now_boot_ns();
         let grants =
             self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));
@@ -320,6 +361,19 @@ impl Enforcing {
             tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
         }
     }
+}
+
+/// What was ended here without the kernel's programs being told: they hear of the end of TCP connections only. What such a
+/// connection carried, they alone know.
+fn untold(dead: &[(u64, ConnectionEntry)], outcome: &Ended, now_boot_ns: u64) -> Vec<ClosedRecord> {
+    let ended_here = dead
+        .iter()
+        .filter(|(cookie, entry)| entry.protocol != protocol::TCP && outcome.closed.contains(cookie));
+    let record = |(cookie, entry): &(u64, ConnectionEntry)| ClosedRecord {
+        ended_by: EndedBy::Grant as u8,
+        ..ClosedRecord::of(entry, *cookie, now_boot_ns)
+    };
+    ended_here.map(record).collect()
 }
 
 /// What the rules for ends ask of this host.
@@ -337,9 +391,10 @@ impl Sight for View<'_> {
     fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
         let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
         let slot = self.entries.grants.get(&pair)?.slot;
-        let last = self.gate.last_admitted_boot_ns(slot);
-        let last = last.inspect_err(|error| tracing::error!(%error, "cannot tell whether a grant is idle"));
-        last.ok().filter(|last| *last > 0)
+        // Where a grant without a limit covers the pair as well, the kernel does not keep it.
+        self.entries.idle_limits.get(&slot)?;
+        let last = self.gate.last_active_boot_ns(slot);
+        last.inspect_err(|error| tracing::error!(%error, slot, "cannot tell whether a grant is idle")).ok()
     }
 }
 

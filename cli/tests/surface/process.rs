@@ -35,7 +35,7 @@ async fn environment_and_login() {
     let world = World::start(Canned::default()).await;
     let list = with_environment(&world).args(["resource", "list"]).assert().success();
     let out = String::from_utf8_lossy(&list.get_output().stdout).into_owned();
-    assert!(out.starts_with("NAME     ADDRESSES"), "{out}");
+    assert!(out.starts_with("NAME     MODE"), "{out}");
     portcullis(&world).args(["resource", "list"]).assert().code(5);
     with_environment(&world).arg("login").assert().success();
     assert!(world.path("home/.config/portcullis/credentials.toml").exists());
