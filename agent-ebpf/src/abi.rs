@@ -7,6 +7,16 @@ use core::mem::{align_of, size_of};
 
 /// Stands in the pin path. Raise it whenever a type or map below changes its shape or its meaning: an agent adopts only
 /// maps of its own version.
+///
+/// So that an agent can take the place of one of another version, newer or older, without ending what is connected, some
+/// things are alike in every version:
+/// - [`map::CONNECTIONS`] is a hash by socket cookie, and its entries begin with the 64 bytes of [`ConnectionEntry`] as it is
+///   here; [`map::EPOCHS`], [`map::DEADLINES`] and [`map::LAST_ADMITTED`] are arrays of 8-byte words by its `slot`;
+/// - the rings' records begin with the 128 bytes of [`VerdictRecord`], and [`map::COUNTERS`] holds [`RingCounters`];
+/// - `resource` and `subject` are the control plane's numbers.
+///
+/// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
+/// do not understand.
 pub const ABI_VERSION: u32 = 1;
 
 /// Map names, as the loader and the pins use them.

@@ -4,38 +4,45 @@
 //!
 //! Invariants: programs are attached by links at the root of cgroup v2 and pinned before [`Gate::raise`] returns, so that
 //! the gate stays shut when this process ends, however it ends; a gate that is already up is taken over without an instant
-//! in which neither the old nor the new programs decide.
+//! in which neither the old nor the new programs decide. One of another ABI version goes on deciding until this one has been
+//! told what it should hold and stands beside it, see [`Gate::stand_beside`].
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
 mod netns;
 mod pins;
+mod predecessors;
 mod rings;
 mod statistics;
+mod sys;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
     self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, map,
+    RingCounters, SubjectEntry, VerdictRecord, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use statistics::{ProgramTime, Statistics};
 
+use crate::clock::now_boot_ns;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
-use pins::Pins;
+use pins::{Attachable, Pins};
+use predecessors::{Inherited, Predecessor, Superseded};
+use sys::{AttachType, CgroupPlace};
 
 /// The kernel programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
@@ -45,6 +52,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 pub struct Settings {
     /// Where programs and maps are pinned; on a BPF file system.
     pub pin_dir: PathBuf,
+    /// The version under which they are pinned: [`abi::ABI_VERSION`], but in tests of the way from one to another.
+    pub abi_version: u32,
     /// Cgroups that can be bound to a subject.
     pub subjects_max: u32,
     /// Live (subject, resource) pairs.
@@ -62,6 +71,7 @@ impl Settings {
     pub fn new(pin_dir: PathBuf) -> Self {
         Self {
             pin_dir,
+            abi_version: abi::ABI_VERSION,
             subjects_max: abi::SUBJECTS_MAX,
             grants_max: abi::GRANTS_MAX,
             resources_max: abi::RESOURCES_MAX,
@@ -83,8 +93,12 @@ pub struct Gate {
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
+    programs: Vec<Attachable>,
+    cgroup_root: File,
+    pins: Pins,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
-    links: Vec<PinnedLink>,
+    links: Vec<OwnedFd>,
+    predecessors: Vec<Predecessor>,
     settings: Settings,
     took_over: bool,
 }
@@ -100,14 +114,16 @@ pub struct Streams {
 }
 
 impl Gate {
-    /// Loads the programs, pins them and attaches them at `cgroup_root`; takes over what an earlier agent left pinned there,
-    /// maps and all.
+    /// Loads the programs and attaches them at `cgroup_root`, pinned; takes over what an earlier agent left pinned there,
+    /// maps and all. Where one of another ABI version is up, nothing is attached yet: it decides until [`Gate::stand_beside`]
+    /// and [`Gate::lower_predecessors`].
     ///
     /// # Errors
     /// If the kernel lacks something, the pin directory is no BPF file system, or what is pinned has another shape. Nothing
     /// that was up before is taken down.
     pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
-        let pins = Pins::prepare(&settings.pin_dir)?;
+        let pins = Pins::prepare(settings)?;
+        let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
@@ -116,8 +132,11 @@ impl Gate {
             deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
             diagnostics,
         };
-        let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
-        let gate = Self {
+        let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
+        let root = File::open(cgroup_root).map_err(of_root)?;
+        // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
+        let programs = attachables(&mut ebpf, root.metadata().map_err(of_root)?.ino())?;
+        let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
@@ -128,11 +147,135 @@ impl Gate {
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
-            links,
+            programs,
+            cgroup_root: root,
+            pins,
+            links: Vec::new(),
+            predecessors,
             settings: settings.clone(),
             took_over,
         };
+        if !gate.is_waiting() {
+            gate.attach(|_| true)?;
+        }
         Ok((gate, streams))
+    }
+
+    /// Attaches some of the programs, or gives the links that an earlier agent left their new ones.
+    fn attach(&mut self, which: impl Fn(&Attachable) -> bool) -> Result<(), KernelError> {
+        for program in self.programs.iter().filter(|program| which(program)) {
+            self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
+        }
+        Ok(())
+    }
+
+    /// Whether a gate of another ABI version is up.
+    pub fn is_waiting(&self) -> bool {
+        self.predecessors.iter().any(Predecessor::is_up)
+    }
+
+    /// The other ABI versions of which something is left: a gate that is up, or records that were not read.
+    pub fn predecessors(&self) -> Vec<u32> {
+        self.predecessors.iter().map(Predecessor::version).collect()
+    }
+
+    /// Attaches this gate beside those of other ABI versions, so that all of them decide and a denial by any counts. The
+    /// maps must hold what they should: from here on they are obeyed.
+    ///
+    /// `heir` says which live grant of this gate lets a pair through. A connection that a predecessor would still let through
+    /// goes on under that; every other is known as ended.
+    pub fn stand_beside(&mut self, heir: impl Fn(GrantKey) -> Option<GrantRef>) -> Result<(), KernelError> {
+        self.links.clear();
+        // Whatever connects from here on is let through by both, or by neither. What connected before is in the
+        // predecessors' maps as soon as the programs that began before have ended; only then are packets judged.
+        let judges_packets = |program: &Attachable| program.place.attach_type == AttachType::EGRESS;
+        self.attach(|program| !judges_packets(program))?;
+        sys::wait_for_programs();
+        let calls_boot_ns = now_boot_ns();
+        let inherited = self.predecessors.iter().filter(|predecessor| predecessor.is_up());
+        let inherited: Result<Vec<_>, _> =
+            inherited.map(|predecessor| predecessor.connections(calls_boot_ns)).collect();
+        for connection in inherited?.into_iter().flatten() {
+            self.inherit(&connection, &heir)?;
+        }
+        self.attach(judges_packets)?;
+        sys::wait_for_programs();
+        let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };
+        self.predecessors.iter_mut().for_each(|predecessor| predecessor.superseded = Some(superseded));
+        Ok(())
+    }
+
+    /// Remembers a connection that a predecessor let through, unless this gate has done so itself.
+    fn inherit(
+        &mut self,
+        inherited: &Inherited,
+        heir: &impl Fn(GrantKey) -> Option<GrantRef>,
+    ) -> Result<(), KernelError> {
+        let Inherited { cookie, entry, alive, last_admitted_boot_ns } = *inherited;
+        let pair = GrantKey { subject: entry.subject, resource: entry.resource };
+        let grant = heir(pair);
+        let known = self.connections.get(&cookie, 0).ok();
+        let is_by = |grant: GrantRef| {
+            known.is_some_and(|known| (known.slot, known.epoch) == (grant.slot, grant.epoch))
+        };
+        if grant.is_some_and(is_by) {
+            return Ok(());
+        }
+        let (slot, epoch) = match grant.filter(|_| alive) {
+            Some(grant) => {
+                self.note_admitted(grant.slot, last_admitted_boot_ns)?;
+                (grant.slot, grant.epoch)
+            }
+            // It may say farewell to the other side, and nothing else.
+            None => (0, NEVER),
+        };
+        let result = self.connections.insert(cookie, ConnectionEntry { slot, epoch, ..entry }, 0);
+        result.or_else(|error| KernelError::from_write(map::CONNECTIONS, &self.settings, error))
+    }
+
+    /// A slot begins where its predecessor's was.
+    fn note_admitted(&mut self, slot: u32, boot_ns: u64) -> Result<(), KernelError> {
+        if self.last_admitted_boot_ns(slot)? >= boot_ns {
+            return Ok(());
+        }
+        let result = self.last_admitted.set(slot, boot_ns, 0);
+        result.or_else(|error| KernelError::from_write(map::LAST_ADMITTED, &self.settings, error))
+    }
+
+    /// Takes down the gates of other ABI versions, beside which this one stands. Their records can be read afterwards.
+    pub fn lower_predecessors(&mut self) -> Result<(), KernelError> {
+        self.predecessors.iter_mut().filter(|predecessor| predecessor.is_up()).try_for_each(Predecessor::lower)
+    }
+
+    /// Records that the gates of other ABI versions have written and nobody has read: at most `max`. None: nothing now.
+    pub fn read_predecessors(&mut self, max: usize) -> Vec<VerdictRecord> {
+        let mut records = Vec::new();
+        for predecessor in &mut self.predecessors {
+            records.extend(predecessor.read(max.saturating_sub(records.len())));
+        }
+        records
+    }
+
+    /// How many records each ring of each other ABI version has lost since it was made.
+    pub fn predecessors_lost(&self) -> Result<Vec<(u32, [u64; 2])>, KernelError> {
+        let lost = |predecessor: &Predecessor| {
+            let lost = [predecessor.lost(Ring::Allow)?, predecessor.lost(Ring::Deny)?];
+            Ok((predecessor.version(), lost))
+        };
+        self.predecessors.iter().map(lost).collect()
+    }
+
+    /// Removes what is left of those that are not up any more. Their records must have been read. Gives their versions.
+    pub fn forget_predecessors(&mut self) -> Result<Vec<u32>, KernelError> {
+        let (up, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.predecessors).into_iter().partition(Predecessor::is_up);
+        self.predecessors = up;
+        let mut versions = Vec::new();
+        for predecessor in gone {
+            predecessor.forget()?;
+            versions.push(predecessor.version());
+        }
+        Ok(versions)
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -242,14 +385,41 @@ impl Gate {
     }
 }
 
-/// Lifts the gate that is pinned at `pin_dir`: detaches the programs, and forgets the maps. Returns whether there was one.
-pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
-    Pins::at(pin_dir).remove()
+/// Whether a gate of any ABI version is up at `pin_dir`.
+pub fn is_up(pin_dir: &Path) -> Result<bool, KernelError> {
+    for pins in Pins::all(pin_dir)? {
+        if pins.links()?.iter().any(pins::PinnedLink::is_attached) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
-pub fn open_rings(pin_dir: &Path) -> Result<Option<[RecordRing; 2]>, KernelError> {
-    Pins::at(pin_dir).open_rings()
+/// The gate of one ABI version that was taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// Which version.
+    pub abi_version: u32,
+    /// The programs that were attached.
+    pub programs: Vec<String>,
+}
+
+/// Lifts the gates that are pinned at `pin_dir`, of every ABI version: detaches the programs, and forgets the maps. Says what
+/// there was.
+pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
+    let mut lowered = Vec::new();
+    for pins in Pins::all(pin_dir)? {
+        if let Some(programs) = pins.remove()? {
+            lowered.push(Lowered { abi_version: pins.version(), programs });
+        }
+    }
+    Ok(lowered)
+}
+
+/// The rings that are pinned at `pin_dir`, for a last look before [`lower`].
+pub fn open_rings(pin_dir: &Path) -> Result<Vec<RecordRing>, KernelError> {
+    let rings: Result<Vec<_>, _> = Pins::all(pin_dir)?.iter().map(Pins::open_rings).collect();
+    Ok(rings?.into_iter().flatten().flatten().collect())
 }
 
 /// What one program costs.
@@ -265,16 +435,27 @@ pub struct ProgramCost {
     pub jited_bytes: u32,
 }
 
-/// The programs, in the order in which they are attached: what remembers before what decides.
-const PROGRAMS: [&str; 8] =
-    ["sock_create", "sock_ops", "sock_release", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress"];
+/// An epoch that no slot ever has: each begins at 0 and is raised one by one.
+const NEVER: u64 = u64::MAX;
+
+/// The programs, and where each belongs, in the order in which they are attached: what remembers before what decides.
+const PROGRAMS: [(&str, AttachType); 8] = [
+    ("sock_create", AttachType::SOCK_CREATE),
+    ("sock_ops", AttachType::SOCK_OPS),
+    ("sock_release", AttachType::SOCK_RELEASE),
+    ("connect4", AttachType::CONNECT4),
+    ("connect6", AttachType::CONNECT6),
+    ("sendmsg4", AttachType::SENDMSG4),
+    ("sendmsg6", AttachType::SENDMSG6),
+    ("egress", AttachType::EGRESS),
+];
 
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
     PROGRAMS
         .into_iter()
-        .map(|name| {
+        .map(|(name, _)| {
             let info =
                 loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
             Ok(ProgramCost {
@@ -296,40 +477,18 @@ fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
     loader.load(OBJECT).map_err(KernelError::load)
 }
 
-fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
-    let cgroup = File::open(cgroup_root)
-        .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
-    // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
-    PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            // Puts the link in the place of the one that was pinned there: whichever decides, one does.
-            pins.replace_link(name, attach(program, name, &cgroup)?)
-        })
-        .collect()
-}
-
-/// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
-/// refuses any flag (aya-rs/aya#1078).
-fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Result<FdLink, KernelError> {
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-    let of_program = |source| KernelError::program(name, source);
-    macro_rules! linked {
-        ($program:expr, $($argument:expr),*) => {{
-            let id = $program.attach($($argument),*).map_err(of_program)?;
-            let link = $program.take_link(id).map_err(of_program)?;
-            FdLink::try_from(link).map_err(|_| KernelError::TooOld)
-        }};
+/// Every program, loaded. `root` is the id of the cgroup that they are for.
+fn attachables(ebpf: &mut Ebpf, root: u64) -> Result<Vec<Attachable>, KernelError> {
+    let mut attachables = Vec::new();
+    for (name, attach_type) in PROGRAMS {
+        let of_program = |source| KernelError::program(name, source);
+        let program = loaded(ebpf, name)?;
+        let id = program.info().map_err(of_program)?.id();
+        let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| KernelError::attach(name, source))?;
+        attachables.push(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd });
     }
-    match program {
-        Program::CgroupSockAddr(program) => linked!(program, cgroup, MODE),
-        Program::CgroupSock(program) => linked!(program, cgroup, MODE),
-        Program::CgroupSkb(program) => linked!(program, cgroup, CgroupSkbAttachType::Egress, MODE),
-        Program::SockOps(program) => linked!(program, cgroup, MODE),
-        _ => Err(KernelError::Missing(name)),
-    }
+    Ok(attachables)
 }
 
 /// A program, loaded.
@@ -341,8 +500,20 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program,
     Ok(program)
 }
 
-/// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
+/// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again. Signals wait meanwhile, or go to
+/// another thread; one that was pending before is no reason to give up.
 fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+    let mut before = SigSet::empty();
+    let masked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before));
+    let result = load_again(program, name);
+    if masked.is_ok() {
+        // Cannot fail where blocking did not.
+        let _ = before.thread_set_mask();
+    }
+    result
+}
+
+fn load_again(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
     const TRIES: usize = 5;
     let mut load = || match program {
         Program::CgroupSockAddr(program) => program.load(),

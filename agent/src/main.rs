@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent::config::Config;
-use agent::detach::detach;
+use agent::detach::{describe, detach};
 use agent::kernel::program_costs;
 use agent::observe;
 use agent::run::{StateLock, run};
@@ -130,9 +130,12 @@ fn check(path: &Path) -> Result<()> {
 fn lift(path: &Path) -> Result<()> {
     let config = load(path)?;
     let _lock = StateLock::take(&config)?;
-    match detach(&config)? {
-        true => say("the gate is lifted: nothing is protected on this host any more"),
-        false => say("there is no gate"),
+    match detach(&config)?.as_slice() {
+        [] => say("there is no gate"),
+        lowered => say(&format!(
+            "the gate is lifted: nothing is protected on this host any more\ndetached: {}",
+            describe(lowered)
+        )),
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use aya_ebpf::programs::SkBuffContext;
 use super::{GO_ON, REFUSE, bind, grant, note_admitted, protecting, slot, write_name};
 use crate::context::{self, Destination};
 use crate::packet::{self, Packet, Segment};
-use crate::record;
+use crate::{maps, record};
 
 const SOCK_RAW: u32 = 3;
 
@@ -42,15 +42,17 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     let now_boot_ns = context::now_boot_ns();
     let sk = full_socket(ctx);
     let known = if sk.is_null() { None } else { context::admission(sk) };
-    let Some(admission) = known else {
-        tell(ctx, &segment.destination, resource, None, Reason::NotAdmitted, now_boot_ns);
-        return REFUSE;
-    };
-    if admission.resource == 0 && passes_no_other_hook(sk, segment.destination.protocol) {
-        admit_by_creator(admission, resource, now_boot_ns);
+    let mut found = known.as_deref().copied().unwrap_or_default();
+    if found.resource == 0 && found.flags & Admission::PASSIVE == 0 && !sk.is_null() {
+        match known {
+            Some(&mut ref mut admission) if passes_no_other_hook(sk, segment.destination.protocol) => {
+                admit_by_creator(admission, resource, now_boot_ns);
+                found = *admission;
+            }
+            _ => inherit(ctx, &mut found),
+        }
     }
 
-    let mut found = *admission;
     // An unconnected socket may be used for several resources at once: each datagram was judged on its way in, and the
     // socket remembers the last one.
     if found.resource != resource
@@ -71,12 +73,33 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     if segment.is_farewell && found.resource == resource {
         return GO_ON;
     }
-    // Once for each socket: it goes on trying.
-    if admission.flags & Admission::TOLD == 0 {
-        admission.flags |= Admission::TOLD;
+    // Once for each socket that was let through once or could have been: it goes on trying.
+    let notes = if found.resource == 0 { known } else { known.or_else(|| context::admission_or_new(sk)) };
+    let told = notes.is_some_and(|notes| {
+        let told = notes.flags & Admission::TOLD != 0;
+        notes.flags |= Admission::TOLD;
+        told
+    });
+    if !told {
         tell(ctx, &segment.destination, resource, Some(&found), reason, now_boot_ns);
     }
     REFUSE
+}
+
+/// What a gate of another ABI version had let a socket through to, as the agent wrote it down. Looked up for each packet and
+/// not written into the socket's storage: whoever connects it anew meanwhile may be writing there.
+#[inline(always)]
+fn inherit(ctx: &SkBuffContext, found: &mut Admission) {
+    // SAFETY: the helper takes the context that the kernel handed us.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: the entry lives for the program's run; each of its numbers is read at once. Should the agent replace it
+    // meanwhile, either slot and epoch belong together, or they are no live ones.
+    if let Some(entry) = unsafe { maps::CONNECTIONS.get(cookie) } {
+        found.resource = entry.resource;
+        found.subject = entry.subject;
+        found.slot = entry.slot;
+        found.epoch = entry.epoch;
+    }
 }
 
 /// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.

@@ -11,8 +11,9 @@ use crate::maps;
 
 #[cgroup_sock(sock_release)]
 pub(crate) fn sock_release(ctx: SockContext) -> i32 {
-    // Most sockets were never let through to anything protected.
-    if context::admission(ctx.sock).is_some_and(|admission| admission.resource != 0) {
+    // Most sockets were never let through to anything protected. Of one that was made before this gate was up, a gate of
+    // another ABI version may have known.
+    if context::admission(ctx.sock).is_none_or(|admission| admission.resource != 0) {
         // SAFETY: the helper takes the context that the kernel handed us.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         // An unconnected socket was never in the map.

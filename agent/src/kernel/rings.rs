@@ -85,10 +85,9 @@ impl AsyncRecords {
     }
 }
 
+/// A later ABI version may append to a record; what it has in common with this one stands first.
 fn parse(item: &[u8]) -> Option<VerdictRecord> {
-    if item.len() != size_of::<VerdictRecord>() {
-        return None;
-    }
+    let item = item.get(..size_of::<VerdictRecord>())?;
     // SAFETY: `item` is as long as a record, which is `repr(C)`, without padding, and of integers only, so that every bit
     // pattern is one; an unaligned read asks for nothing more.
     Some(unsafe { item.as_ptr().cast::<VerdictRecord>().read_unaligned() })
