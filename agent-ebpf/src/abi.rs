@@ -10,9 +10,9 @@ use core::mem::{align_of, size_of};
 ///
 /// So that an agent can take the place of one of another version, newer or older, without ending what is connected, some
 /// things are alike in every version:
-/// - [`map::CONNECTIONS`] is a hash by socket cookie, and its entries begin with the 64 bytes of [`ConnectionEntry`] as it is
-///   here; [`map::EPOCHS`], [`map::DEADLINES`] and [`map::LAST_ADMITTED`] are arrays of 8-byte words by its `slot`;
-/// - the rings' records begin with the 128 bytes of [`VerdictRecord`], and [`map::COUNTERS`] holds [`RingCounters`];
+/// - [`map::CONNECTIONS`] is a hash by socket cookie, and its entries begin with [`ConnectionEntry`] as it is here;
+///   [`map::EPOCHS`], [`map::DEADLINES`] and [`map::LAST_ADMITTED`] are arrays of 8-byte words by its `slot`;
+/// - the rings' records begin with [`VerdictRecord`] as it is here, and [`map::COUNTERS`] holds [`RingCounters`];
 /// - `resource` and `subject` are the control plane's numbers.
 ///
 /// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
@@ -439,7 +439,25 @@ mod tests {
         assert_eq!(Hook::from_code(0), None);
     }
 
-    /// A pinned ring may hold records that an older program wrote: moving a field needs a new ABI version.
+    /// Agents of other ABI versions read it too, see [`ABI_VERSION`]: a later version may append, and move nothing.
+    #[test]
+    fn connection_offsets() {
+        let offsets = [
+            offset_of!(ConnectionEntry, epoch),
+            offset_of!(ConnectionEntry, admitted_boot_ns),
+            offset_of!(ConnectionEntry, netns_cookie),
+            offset_of!(ConnectionEntry, address),
+            offset_of!(ConnectionEntry, slot),
+            offset_of!(ConnectionEntry, resource),
+            offset_of!(ConnectionEntry, subject),
+            offset_of!(ConnectionEntry, pid),
+            offset_of!(ConnectionEntry, port),
+            offset_of!(ConnectionEntry, protocol),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24, 40, 44, 48, 52, 56, 58]);
+    }
+
+    /// A pinned ring may hold records that a program of another ABI version wrote: one may append, and move nothing.
     #[test]
     fn record_offsets() {
         let offsets = [

@@ -183,8 +183,11 @@ impl Gate {
     /// maps must hold what they should: from here on they are obeyed.
     ///
     /// `heir` says which live grant of this gate lets a pair through. A connection that a predecessor would still let through
-    /// goes on under that; every other is known as ended.
+    /// goes on under that; every other is known as ended. Does nothing if it stands there already.
     pub fn stand_beside(&mut self, heir: impl Fn(GrantKey) -> Option<GrantRef>) -> Result<(), KernelError> {
+        if self.links.len() == self.programs.len() {
+            return Ok(());
+        }
         self.links.clear();
         // Whatever connects from here on is let through by both, or by neither. What connected before is in the
         // predecessors' maps as soon as the programs that began before have ended; only then are packets judged.
@@ -244,7 +247,10 @@ impl Gate {
 
     /// Takes down the gates of other ABI versions, beside which this one stands. Their records can be read afterwards.
     pub fn lower_predecessors(&mut self) -> Result<(), KernelError> {
-        self.predecessors.iter_mut().filter(|predecessor| predecessor.is_up()).try_for_each(Predecessor::lower)
+        self.predecessors
+            .iter_mut()
+            .filter(|predecessor| predecessor.is_up())
+            .try_for_each(Predecessor::lower)
     }
 
     /// Records that the gates of other ABI versions have written and nobody has read: at most `max`. None: nothing now.

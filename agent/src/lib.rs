@@ -11,6 +11,7 @@ pub mod detach;
 pub mod kernel;
 pub mod memory;
 pub mod observe;
+pub mod raise;
 pub mod rules;
 pub mod run;
 pub mod session;

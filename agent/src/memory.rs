@@ -5,6 +5,7 @@
 //! Invariant: what belongs to another boot is not used for anything that was measured by that boot's clock or counters: of
 //! its grant set only resources and subjects come back, and so everything is denied until the control plane is heard.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,31 @@ use uuid::Uuid;
 pub struct Memory {
     /// Whose set, and the set as it was when it was written.
     pub grants: Option<(Uuid, GrantSet)>,
-    /// Records that each ring had lost when it was last reported: allow, deny.
-    pub lost: [u64; 2],
+    /// Records that each ring had lost when it was last reported, allow and deny, by the ABI version of the gate.
+    pub lost: BTreeMap<u32, [u64; 2]>,
+}
+
+/// The file is there, and is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// It cannot be read.
+    #[error("cannot read the last grant set {path}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what this agent wrote.
+    #[error(
+        "the last grant set {path} is damaged, and so nothing is known to be protected: start the agent, which asks the \
+         control plane",
+        path = path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
 /// The file.
@@ -31,10 +55,12 @@ pub struct MemoryFile {
 }
 
 /// A file that this version wrote begins with this. Another version forgets what it finds.
-const MAGIC: &[u8; 8] = b"pcgrant1";
+const MAGIC: &[u8; 8] = b"pcgrant2";
 
-/// Bytes before the grant set: magic, boot id, boot time, two counters, checksum.
-const HEADER_BYTES: usize = 8 + 16 + 8 + 16 + 4;
+/// Bytes of the head: boot id, boot time, how many versions have counters.
+const HEAD_BYTES: usize = 16 + 8 + 4;
+/// Bytes of the counters of one version: which, allow, deny.
+const LOST_BYTES: usize = 4 + 8 + 8;
 
 impl MemoryFile {
     /// The file in `state_dir`, for the kernel that runs now.
@@ -45,18 +71,24 @@ impl MemoryFile {
     /// Reads it at `now_boot_ns`. Whatever cannot be used is forgotten, with a line in the log: the control plane sends it
     /// again.
     pub fn read(&self, now_boot_ns: u64) -> Memory {
-        let bytes = match fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Memory::default(),
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot read the last grant set; starting without");
-                return Memory::default();
-            }
-        };
-        self.decode(&bytes, now_boot_ns).unwrap_or_else(|| {
-            tracing::warn!(path = %self.path.display(), "the last grant set is damaged; starting without");
+        self.try_read(now_boot_ns).unwrap_or_else(|error| {
+            tracing::warn!(%error, "starting without the last grant set");
             Memory::default()
         })
+    }
+
+    /// Reads it at `now_boot_ns`. Nothing is remembered if there is no file.
+    ///
+    /// # Errors
+    /// If there is one that cannot be used.
+    pub fn try_read(&self, now_boot_ns: u64) -> Result<Memory, MemoryError> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
+            Err(source) => return Err(MemoryError::Read { path: self.path.clone(), source }),
+        };
+        let damaged = || MemoryError::Damaged { path: self.path.clone() };
+        self.decode(&bytes, now_boot_ns).ok_or_else(damaged)
     }
 
     /// Replaces it. `now_boot_ns` is when what is left of each grant was measured.
@@ -65,36 +97,44 @@ impl MemoryFile {
         let mut file = fs::File::create(&beside)?;
         file.write_all(&self.encode(memory, now_boot_ns))?;
         file.sync_data()?;
-        fs::rename(beside, &self.path)
+        fs::rename(beside, &self.path)?;
+        // What is protected must be known after the power has failed, too.
+        self.path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     }
 
     fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
-        let mut body = Vec::new();
-        if let Some((timeline, set)) = &memory.grants {
-            body.extend_from_slice(timeline.as_bytes());
-            body.extend(wire::GrantSet::from(set.clone()).encode_to_vec());
+        let mut content = Vec::new();
+        content.extend_from_slice(self.boot_id.as_bytes());
+        content.extend_from_slice(&now_boot_ns.to_le_bytes());
+        content.extend_from_slice(&(memory.lost.len() as u32).to_le_bytes());
+        for (version, [allow, deny]) in &memory.lost {
+            content.extend_from_slice(&version.to_le_bytes());
+            content.extend_from_slice(&allow.to_le_bytes());
+            content.extend_from_slice(&deny.to_le_bytes());
         }
-        let mut head = Vec::new();
-        head.extend_from_slice(self.boot_id.as_bytes());
-        head.extend_from_slice(&now_boot_ns.to_le_bytes());
-        head.extend(memory.lost.iter().flat_map(|lost| lost.to_le_bytes()));
-        let checksum = checksum(&head, &body);
-        [&MAGIC[..], &head, &checksum.to_le_bytes(), &body].concat()
+        if let Some((timeline, set)) = &memory.grants {
+            content.extend_from_slice(timeline.as_bytes());
+            content.extend(wire::GrantSet::from(set.clone()).encode_to_vec());
+        }
+        [&MAGIC[..], &crc32fast::hash(&content).to_le_bytes(), &content].concat()
     }
 
     fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
-        let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
-        let (magic, rest) = header.split_at_checked(MAGIC.len())?;
-        let (head, sum) = rest.split_at_checked(HEADER_BYTES - MAGIC.len() - 4)?;
-        if magic != MAGIC || sum != checksum(head, body).to_le_bytes() {
+        let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
+        let (sum, content) = rest.split_at_checked(4)?;
+        if magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {
             return None;
         }
+        let (head, rest) = content.split_at_checked(HEAD_BYTES)?;
         let (boot_id, numbers) = head.split_at_checked(16)?;
-        let mut numbers =
-            numbers.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
-        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?]);
+        let (written_boot_ns, versions) = numbers.split_at_checked(8)?;
+        let versions = usize::try_from(u32::from_le_bytes(versions.try_into().ok()?)).ok()?;
+        let (lost, body) = rest.split_at_checked(versions.checked_mul(LOST_BYTES)?)?;
+
         let same_boot = boot_id == self.boot_id.as_bytes();
+        let written_boot_ns = u64::from_le_bytes(written_boot_ns.try_into().ok()?);
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
+        let lost: Option<BTreeMap<u32, [u64; 2]>> = lost.chunks_exact(LOST_BYTES).map(decode_lost).collect();
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
@@ -111,15 +151,15 @@ impl MemoryFile {
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, lost: if same_boot { lost } else { [0; 2] } })
+        Some(Memory { grants, lost: lost?.into_iter().filter(|_| same_boot).collect() })
     }
 }
 
-fn checksum(head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(head);
-    hasher.update(body);
-    hasher.finalize()
+fn decode_lost(bytes: &[u8]) -> Option<(u32, [u64; 2])> {
+    let (version, counters) = bytes.split_at_checked(4)?;
+    let (allow, deny) = counters.split_at_checked(8)?;
+    let number = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+    Some((u32::from_le_bytes(version.try_into().ok()?), [number(allow)?, number(deny)?]))
 }
 
 #[cfg(test)]
@@ -154,7 +194,7 @@ mod tests {
             subjects: vec![Subject::numbered(2.try_into().expect("not 0"), subject)],
             grants: vec![grant],
         };
-        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [3, 4] }
+        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [(1, [3, 4]), (2, [5, 6])].into() }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -169,7 +209,7 @@ mod tests {
         assert_eq!(file.read(0), Memory::default());
         file.write(&memory(), 100 * SECOND).expect("written");
         assert_eq!(remaining(&file.read(120 * SECOND)), [40]);
-        assert_eq!(file.read(100 * SECOND).lost, [3, 4]);
+        assert_eq!(file.read(100 * SECOND).lost, self::memory().lost);
         assert_eq!(remaining(&file.read(160 * SECOND)), [0; 0]);
     }
 
@@ -178,7 +218,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&memory(), 100 * SECOND).expect("written");
         let memory = MemoryFile::new(dir.path(), Uuid::from_u128(2)).read(5 * SECOND);
-        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0]));
+        assert_eq!((remaining(&memory), memory.lost), (vec![], BTreeMap::new()));
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
     }
 
@@ -194,5 +234,8 @@ mod tests {
             assert_eq!(file.decode(&damaged, 0), None, "byte {index}");
             assert_eq!(file.decode(&whole[..index], 0), None, "{index} bytes");
         }
+        fs::write(&file.path, &whole[1..]).expect("written");
+        assert!(matches!(file.try_read(0), Err(MemoryError::Damaged { .. })));
+        assert_eq!(file.read(0), Memory::default());
     }
 }

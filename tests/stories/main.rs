@@ -7,10 +7,19 @@ mod deadlines;
 mod life;
 mod outages;
 mod psql;
+mod upgrades;
 
 fn main() {
     tests::runner::main(
-        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS, benchmarks::TESTS]
-            .concat(),
+        [
+            life::TESTS,
+            psql::TESTS,
+            deadlines::TESTS,
+            outages::TESTS,
+            upgrades::TESTS,
+            bad_input::TESTS,
+            benchmarks::TESTS,
+        ]
+        .concat(),
     );
 }

@@ -36,7 +36,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The kernel took a program, and says that it attaches another, or elsewhere: somebody interferes.
-    #[error("the kernel does not show the program `{0}` where it was just attached: does somebody else change our links?")]
+    #[error(
+        "the kernel does not show the program `{0}` where it was just attached: does somebody else change our links?"
+    )]
     NotAttached(&'static str),
     /// The cgroup root does not open.
     #[error("cannot open the cgroup v2 root {path}", path = path.display())]

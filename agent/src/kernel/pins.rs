@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters,
+    SubjectEntry, map,
 };
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -185,7 +185,8 @@ impl Pins {
             None => self.replace(program, &path, cgroup)?,
         };
         // What the kernel was asked for is one thing; what it says it has is another.
-        let info = sys::link_info(link.as_fd()).map_err(|source| KernelError::attach(program.name, source))?;
+        let info =
+            sys::link_info(link.as_fd()).map_err(|source| KernelError::attach(program.name, source))?;
         match info.program == program.id && info.place == Some(program.place) {
             true => Ok(link),
             false => Err(KernelError::NotAttached(program.name)),

@@ -1,5 +1,7 @@
 //! From records to the spool, and from the spool to the control plane.
 
+use std::collections::BTreeMap;
+
 use agent_ebpf::abi::{Ring, VerdictRecord};
 use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
@@ -28,13 +30,13 @@ pub(super) struct Auditing {
     cursor: Cursor,
     /// Whether an answer to it is awaited.
     in_flight: bool,
-    /// Losses that were reported: allow, deny.
-    lost: [u64; 2],
+    /// Losses that were reported, allow and deny, by the ABI version of the gate.
+    lost: BTreeMap<u32, [u64; 2]>,
     lost_changed: bool,
 }
 
 impl Auditing {
-    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: [u64; 2]) -> Self {
+    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: BTreeMap<u32, [u64; 2]>) -> Self {
         let numbering = Numbering::new(host, boot_id, spool.next_sequence());
         Self {
             numbering,
@@ -101,9 +103,9 @@ impl Auditing {
         }
     }
 
-    /// `total` is what the ring has lost since it was made. Less than before: it is a new ring.
-    pub(super) fn count_lost(&mut self, ring: Ring, total: u64) {
-        let reported = &mut self.lost[ring as usize];
+    /// `total` is what the ring of a gate of this ABI version has lost since it was made. Less than before: it is a new ring.
+    pub(super) fn count_lost(&mut self, abi_version: u32, ring: Ring, total: u64) {
+        let reported = &mut self.lost.entry(abi_version).or_default()[ring as usize];
         if total == *reported {
             return;
         }
@@ -118,8 +120,13 @@ impl Auditing {
         }
     }
 
-    pub(super) fn lost(&self) -> [u64; 2] {
-        self.lost
+    /// The gate of this ABI version is gone, and its rings with it.
+    pub(super) fn forget_lost(&mut self, abi_version: u32) {
+        self.lost_changed |= self.lost.remove(&abi_version).is_some();
+    }
+
+    pub(super) fn lost(&self) -> BTreeMap<u32, [u64; 2]> {
+        self.lost.clone()
     }
 
     /// Whether losses were counted since the last call.
