@@ -144,7 +144,9 @@ async fn shut(path: &Path) -> Result<()> {
     match raise(&config)? {
         Raised::WasUp => say("a gate is up: it is left as it is"),
         Raised::Shut(0) => say("the gate is up; nothing is known yet that should be protected"),
-        Raised::Shut(resources) => say(&format!("the gate is up; resources that nobody gets to: {resources}")),
+        Raised::Shut(resources) => {
+            say(&format!("the gate is up; resources that nobody gets to: {resources}"))
+        }
     }
     Ok(())
 }

@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(file.read(0), Memory::default());
         file.write(&memory(), 100 * SECOND).expect("written");
         assert_eq!(remaining(&file.read(120 * SECOND)), [40]);
-        assert_eq!(file.read(100 * SECOND).lost, self::memory().lost);
+        assert_eq!(file.read(100 * SECOND).lost, memory().lost);
         assert_eq!(remaining(&file.read(160 * SECOND)), [0; 0]);
     }
 

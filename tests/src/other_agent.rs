@@ -47,7 +47,9 @@ fn run(configuration: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
-        let shutdown = async move { drop(terminate.recv().await) };
+        let shutdown = async move {
+            terminate.recv().await;
+        };
         agent::run::run(config, token.trim().to_owned(), shutdown).await?;
         Ok(())
     })
