@@ -7,6 +7,7 @@ mod deadlines;
 mod life;
 mod outages;
 mod psql;
+mod sessions;
 mod upgrades;
 
 fn main() {
@@ -14,6 +15,7 @@ fn main() {
         [
             life::TESTS,
             psql::TESTS,
+            sessions::TESTS,
             deadlines::TESTS,
             outages::TESTS,
             upgrades::TESTS,
