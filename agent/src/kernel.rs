@@ -15,6 +15,7 @@ mod pins;
 mod predecessors;
 mod rings;
 mod statistics;
+mod succession;
 mod sys;
 
 use std::fs::File;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
     self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, VerdictRecord, map,
+    RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -38,10 +39,9 @@ pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use statistics::{ProgramTime, Statistics};
 
-use crate::clock::now_boot_ns;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
 use pins::{Attachable, Pins};
-use predecessors::{Inherited, Predecessor, Superseded};
+use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
 
 /// The kernel programs, as the build script made them.
@@ -167,121 +167,6 @@ impl Gate {
             self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
         }
         Ok(())
-    }
-
-    /// Whether a gate of another ABI version is up.
-    pub fn is_waiting(&self) -> bool {
-        self.predecessors.iter().any(Predecessor::is_up)
-    }
-
-    /// The other ABI versions of which something is left: a gate that is up, or records that were not read.
-    pub fn predecessors(&self) -> Vec<u32> {
-        self.predecessors.iter().map(Predecessor::version).collect()
-    }
-
-    /// Attaches this gate beside those of other ABI versions, so that all of them decide and a denial by any counts. The
-    /// maps must hold what they should: from here on they are obeyed.
-    ///
-    /// `heir` says which live grant of this gate lets a pair through. A connection that a predecessor would still let through
-    /// goes on under that; every other is known as ended. Does nothing if it stands there already.
-    pub fn stand_beside(&mut self, heir: impl Fn(GrantKey) -> Option<GrantRef>) -> Result<(), KernelError> {
-        if self.links.len() == self.programs.len() {
-            return Ok(());
-        }
-        self.links.clear();
-        // Whatever connects from here on is let through by both, or by neither. What connected before is in the
-        // predecessors' maps as soon as the programs that began before have ended; only then are packets judged.
-        let judges_packets = |program: &Attachable| program.place.attach_type == AttachType::EGRESS;
-        self.attach(|program| !judges_packets(program))?;
-        sys::wait_for_programs();
-        let calls_boot_ns = now_boot_ns();
-        let inherited = self.predecessors.iter().filter(|predecessor| predecessor.is_up());
-        let inherited: Result<Vec<_>, _> =
-            inherited.map(|predecessor| predecessor.connections(calls_boot_ns)).collect();
-        for connection in inherited?.into_iter().flatten() {
-            self.inherit(&connection, &heir)?;
-        }
-        self.attach(judges_packets)?;
-        sys::wait_for_programs();
-        let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };
-        self.predecessors.iter_mut().for_each(|predecessor| predecessor.superseded = Some(superseded));
-        Ok(())
-    }
-
-    /// Remembers a connection that a predecessor let through, unless this gate has done so itself.
-    fn inherit(
-        &mut self,
-        inherited: &Inherited,
-        heir: &impl Fn(GrantKey) -> Option<GrantRef>,
-    ) -> Result<(), KernelError> {
-        let Inherited { cookie, entry, alive, last_admitted_boot_ns } = *inherited;
-        let pair = GrantKey { subject: entry.subject, resource: entry.resource };
-        let grant = heir(pair);
-        let known = self.connections.get(&cookie, 0).ok();
-        let is_by = |grant: GrantRef| {
-            known.is_some_and(|known| (known.slot, known.epoch) == (grant.slot, grant.epoch))
-        };
-        if grant.is_some_and(is_by) {
-            return Ok(());
-        }
-        let (slot, epoch) = match grant.filter(|_| alive) {
-            Some(grant) => {
-                self.note_admitted(grant.slot, last_admitted_boot_ns)?;
-                (grant.slot, grant.epoch)
-            }
-            // It may say farewell to the other side, and nothing else.
-            None => (0, NEVER),
-        };
-        let result = self.connections.insert(cookie, ConnectionEntry { slot, epoch, ..entry }, 0);
-        result.or_else(|error| KernelError::from_write(map::CONNECTIONS, &self.settings, error))
-    }
-
-    /// A slot begins where its predecessor's was.
-    fn note_admitted(&mut self, slot: u32, boot_ns: u64) -> Result<(), KernelError> {
-        if self.last_admitted_boot_ns(slot)? >= boot_ns {
-            return Ok(());
-        }
-        let result = self.last_admitted.set(slot, boot_ns, 0);
-        result.or_else(|error| KernelError::from_write(map::LAST_ADMITTED, &self.settings, error))
-    }
-
-    /// Takes down the gates of other ABI versions, beside which this one stands. Their records can be read afterwards.
-    pub fn lower_predecessors(&mut self) -> Result<(), KernelError> {
-        self.predecessors
-            .iter_mut()
-            .filter(|predecessor| predecessor.is_up())
-            .try_for_each(Predecessor::lower)
-    }
-
-    /// Records that the gates of other ABI versions have written and nobody has read: at most `max`. None: nothing now.
-    pub fn read_predecessors(&mut self, max: usize) -> Vec<VerdictRecord> {
-        let mut records = Vec::new();
-        for predecessor in &mut self.predecessors {
-            records.extend(predecessor.read(max.saturating_sub(records.len())));
-        }
-        records
-    }
-
-    /// How many records each ring of each other ABI version has lost since it was made.
-    pub fn predecessors_lost(&self) -> Result<Vec<(u32, [u64; 2])>, KernelError> {
-        let lost = |predecessor: &Predecessor| {
-            let lost = [predecessor.lost(Ring::Allow)?, predecessor.lost(Ring::Deny)?];
-            Ok((predecessor.version(), lost))
-        };
-        self.predecessors.iter().map(lost).collect()
-    }
-
-    /// Removes what is left of those that are not up any more. Their records must have been read. Gives their versions.
-    pub fn forget_predecessors(&mut self) -> Result<Vec<u32>, KernelError> {
-        let (up, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.predecessors).into_iter().partition(Predecessor::is_up);
-        self.predecessors = up;
-        let mut versions = Vec::new();
-        for predecessor in gone {
-            predecessor.forget()?;
-            versions.push(predecessor.version());
-        }
-        Ok(versions)
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -440,9 +325,6 @@ pub struct ProgramCost {
     /// Bytes of machine code; 0: not compiled.
     pub jited_bytes: u32,
 }
-
-/// An epoch that no slot ever has: each begins at 0 and is raised one by one.
-const NEVER: u64 = u64::MAX;
 
 /// The programs, and where each belongs, in the order in which they are attached: what remembers before what decides.
 const PROGRAMS: [(&str, AttachType); 8] = [

@@ -38,8 +38,8 @@ pub enum MemoryError {
     },
     /// It is not what this agent wrote.
     #[error(
-        "the last grant set {path} is damaged, and so nothing is known to be protected: start the agent, which asks the \
-         control plane",
+        "the last grant set {path} is damaged, or of another version, and so nothing is known to be protected: start the \
+         agent, which asks the control plane",
         path = path.display()
     )]
     Damaged {
