@@ -14,6 +14,7 @@ mod netns;
 mod pins;
 mod predecessors;
 mod rings;
+mod senders;
 mod statistics;
 mod succession;
 mod sys;
@@ -25,8 +26,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
+    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -37,6 +38,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 pub use error::KernelError;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
+pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
@@ -62,7 +64,7 @@ pub struct Settings {
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
-    /// Size of each of the two rings in bytes: a power of two, at least a page.
+    /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
 }
 
@@ -90,6 +92,8 @@ pub struct Gate {
     slots: Array<MapData, GrantSlot>,
     deadlines: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
+    idle_limits: Array<MapData, u64>,
+    last_active: Array<MapData, u64>,
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
@@ -98,17 +102,46 @@ pub struct Gate {
     pins: Pins,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<OwnedFd>,
+    /// The same of the check of senders. None: it is missing, or not up yet.
+    senders: Option<OwnedFd>,
+    missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
     took_over: bool,
 }
 
+/// A part of the gate that this host does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What is not guarded.
+    pub part: &'static str,
+    /// Why not.
+    pub why: String,
+}
+
+/// The rings of records.
+pub struct Rings {
+    /// Of what was let through.
+    pub allow: RecordRing,
+    /// Of what was not, or would not have been.
+    pub deny: RecordRing,
+    /// Of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
+}
+
+/// The rings of gates that are pinned, to be read to their end.
+#[derive(Default)]
+pub struct PinnedRings {
+    /// Of what was let through, and what was not.
+    pub verdicts: Vec<RecordRing>,
+    /// Of connections that have ended.
+    pub closed: Vec<RecordRing<ClosedRecord>>,
+}
+
 /// What comes out of the kernel, to be read by whoever waits for it.
 pub struct Streams {
-    /// Records of what was let through.
-    pub allow: RecordRing,
-    /// Records of what was not.
-    pub deny: RecordRing,
+    /// The records.
+    pub rings: Rings,
     /// The programs' own diagnostics; None where the kernel gave them no place.
     pub diagnostics: Option<Diagnostics>,
 }
@@ -128,14 +161,19 @@ impl Gate {
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
         let streams = Streams {
-            allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
-            deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+            rings: Rings {
+                allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
+                deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+                closed: RecordRing::open(take(&mut ebpf, map::EVENTS_CLOSED)?)?,
+            },
             diagnostics,
         };
         let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
         let root = File::open(cgroup_root).map_err(of_root)?;
         // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
-        let programs = attachables(&mut ebpf, root.metadata().map_err(of_root)?.ino())?;
+        let root_id = root.metadata().map_err(of_root)?.ino();
+        let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
+        let programs = programs.collect::<Result<_, _>>()?;
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -144,6 +182,8 @@ impl Gate {
             slots: typed(&mut ebpf, map::SLOTS)?,
             deadlines: typed(&mut ebpf, map::DEADLINES)?,
             epochs: typed(&mut ebpf, map::EPOCHS)?,
+            idle_limits: typed(&mut ebpf, map::IDLE_LIMITS)?,
+            last_active: typed(&mut ebpf, map::LAST_ACTIVE)?,
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
@@ -151,12 +191,15 @@ impl Gate {
             cgroup_root: root,
             pins,
             links: Vec::new(),
+            senders: None,
+            missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
+            gate.raise_senders();
         }
         Ok((gate, streams))
     }
@@ -167,6 +210,15 @@ impl Gate {
             self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
         }
         Ok(())
+    }
+
+    /// Puts up the check of senders, where the kernel can have it.
+    fn raise_senders(&mut self) {
+        self.missing.clear();
+        match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
+            Ok(link) => self.senders = Some(link),
+            Err(part) => self.missing.push(part),
+        }
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -181,7 +233,12 @@ impl Gate {
 
     /// How many programs are attached by this gate.
     pub fn attached(&self) -> usize {
-        self.links.len()
+        self.links.len() + usize::from(self.senders.is_some())
+    }
+
+    /// What this kernel lacks for the whole gate.
+    pub fn missing(&self) -> Vec<Missing> {
+        self.missing.clone()
     }
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
@@ -197,7 +254,7 @@ impl Gate {
             let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
             let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
             let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
         }
         for item in self.subjects.iter() {
             let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
@@ -215,6 +272,10 @@ impl Gate {
         for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
             entries.deadlines.insert(slot, deadline_boot_ns);
         }
+        for (slot, limit_ns) in non_zero(map::IDLE_LIMITS, self.idle_limits.iter())? {
+            entries.idle_limits.insert(slot, limit_ns);
+            entries.active.insert(slot, self.last_active_boot_ns(slot)?);
+        }
         for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
             entries.epochs.insert(slot, epoch);
         }
@@ -228,8 +289,7 @@ impl Gate {
     pub fn write(&mut self, write: &Write) -> Result<(), KernelError> {
         let (name, result) = match *write {
             Write::SetPort { index, class } => (map::PORT_CLASSES, self.ports.set(index, class, 0)),
-            Write::AddAddress { class, prefix, resource } => {
-                let entry = ResourceEntry { number: resource, reserved: 0 };
+            Write::AddAddress { class, prefix, entry } => {
                 (map::RESOURCES, self.resources.insert(&lpm_key(class, prefix), entry, 0))
             }
             Write::RemoveAddress { class, prefix } => {
@@ -243,6 +303,16 @@ impl Gate {
             Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+            }
+            Write::SetIdleLimit { slot, limit_ns } => {
+                (map::IDLE_LIMITS, self.idle_limits.set(slot, limit_ns, 0))
+            }
+            Write::BeginSlot { slot, boot_ns } => {
+                let begin = self.last_admitted.set(slot, 0, 0);
+                (map::LAST_ACTIVE, begin.and_then(|()| self.last_active.set(slot, boot_ns, 0)))
+            }
+            Write::RestartIdling { slot, boot_ns } => {
+                (map::LAST_ACTIVE, self.last_active.set(slot, boot_ns, 0))
             }
             Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
@@ -266,6 +336,11 @@ impl Gate {
     /// When something was last let through by a slot, `CLOCK_BOOTTIME` in nanoseconds; 0: never.
     pub fn last_admitted_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
         self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
+    }
+
+    /// When payload was last sent or received by a slot that has an idle limit, `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn last_active_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
+        self.last_active.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ACTIVE, error))
     }
 
     /// How many records each ring has lost since it was made, summed over the CPUs.
@@ -308,9 +383,14 @@ pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
 }
 
 /// The rings that are pinned at `pin_dir`, for a last look before [`lower`].
-pub fn open_rings(pin_dir: &Path) -> Result<Vec<RecordRing>, KernelError> {
-    let rings: Result<Vec<_>, _> = Pins::all(pin_dir)?.iter().map(Pins::open_rings).collect();
-    Ok(rings?.into_iter().flatten().flatten().collect())
+pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
+    let mut all = PinnedRings::default();
+    for pins in Pins::all(pin_dir)? {
+        let rings = pins.open_rings()?;
+        all.verdicts.extend(rings.verdicts);
+        all.closed.extend(rings.closed);
+    }
+    Ok(all)
 }
 
 /// What one program costs.
@@ -341,59 +421,77 @@ const PROGRAMS: [(&str, AttachType); 8] = [
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    PROGRAMS
-        .into_iter()
-        .map(|(name, _)| {
-            let info =
-                loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
-            Ok(ProgramCost {
-                name: name.to_owned(),
-                instructions: info.size_translated().unwrap_or(0) / 8,
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-            })
-        })
-        .collect()
+    let names = PROGRAMS.into_iter().map(|(name, _)| name);
+    let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
+    // What a kernel may lack says so elsewhere: see `Gate::missing`.
+    if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
+        let optional = [senders::ENLIST, senders::SEND];
+        costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    Ok(costs)
+}
+
+fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError> {
+    let info = loaded(ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
+    Ok(ProgramCost {
+        name: name.to_owned(),
+        instructions: info.size_translated().unwrap_or(0) / 8,
+        verified_instructions: info.verified_instruction_count(),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
+    loader(settings, pins).load(OBJECT).map_err(KernelError::load)
+}
+
+/// Makes maps where they are to be pinned, or takes those that are pinned there.
+fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for shape in pins::shapes(settings) {
         loader.map_max_entries(shape.name, shape.max_entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
-    loader.load(OBJECT).map_err(KernelError::load)
+    loader
 }
 
-/// Every program, loaded. `root` is the id of the cgroup that they are for.
-fn attachables(ebpf: &mut Ebpf, root: u64) -> Result<Vec<Attachable>, KernelError> {
-    let mut attachables = Vec::new();
-    for (name, attach_type) in PROGRAMS {
-        let of_program = |source| KernelError::program(name, source);
-        let program = loaded(ebpf, name)?;
-        let id = program.info().map_err(of_program)?.id();
-        let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|source| KernelError::attach(name, source))?;
-        attachables.push(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd });
-    }
-    Ok(attachables)
+/// A program, loaded, for a place at the cgroup of this id.
+fn attachable(
+    ebpf: &mut Ebpf,
+    (name, attach_type): (&'static str, AttachType),
+    root: u64,
+) -> Result<Attachable, KernelError> {
+    let of_program = |source| KernelError::program(name, source);
+    let program = loaded(ebpf, name)?;
+    let id = program.info().map_err(of_program)?.id();
+    let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|source| KernelError::attach(name, source))?;
+    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd })
 }
 
 /// A program, loaded.
 fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
     let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
     if program.fd().is_err() {
-        load_patiently(program, name)?;
+        let load = || match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkMsg(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        load_patiently(load).map_err(|source| KernelError::program(name, source))?;
     }
     Ok(program)
 }
 
 /// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again. Signals wait meanwhile, or go to
 /// another thread; one that was pending before is no reason to give up.
-fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+fn load_patiently(load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut before = SigSet::empty();
     let masked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before));
-    let result = load_again(program, name);
+    let result = load_again(load);
     if masked.is_ok() {
         // Cannot fail where blocking did not.
         let _ = before.thread_set_mask();
@@ -401,23 +499,16 @@ fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), Kerne
     result
 }
 
-fn load_again(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: usize = 5;
-    let mut load = || match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
     for _ in 1..TRIES {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
-            result => return result.map_err(|source| KernelError::program(name, source)),
+            result => return result,
         }
     }
-    load().map_err(|source| KernelError::program(name, source))
+    load()
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent_ebpf::abi::Ring;
 use prost::Message;
 use proto::types::GrantSet;
 use proto::wire::agent as wire;
@@ -21,8 +22,8 @@ use uuid::Uuid;
 pub struct Memory {
     /// Whose set, and the set as it was when it was written.
     pub grants: Option<(Uuid, GrantSet)>,
-    /// Records that each ring had lost when it was last reported, allow and deny, by the ABI version of the gate.
-    pub lost: BTreeMap<u32, [u64; 2]>,
+    /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`], by the ABI version of the gate.
+    pub lost: BTreeMap<u32, Lost>,
 }
 
 /// The file is there, and is not to be used.
@@ -48,6 +49,9 @@ pub enum MemoryError {
     },
 }
 
+/// One number for each ring.
+pub type Lost = [u64; Ring::ALL.len()];
+
 /// The file.
 pub struct MemoryFile {
     path: PathBuf,
@@ -59,8 +63,8 @@ const MAGIC: &[u8; 8] = b"pcgrant2";
 
 /// Bytes of the head: boot id, boot time, how many versions have counters.
 const HEAD_BYTES: usize = 16 + 8 + 4;
-/// Bytes of the counters of one version: which, allow, deny.
-const LOST_BYTES: usize = 4 + 8 + 8;
+/// Bytes of the counters of one version: which, and a counter for each ring.
+const LOST_BYTES: usize = 4 + size_of::<Lost>();
 
 impl MemoryFile {
     /// The file in `state_dir`, for the kernel that runs now.
@@ -107,10 +111,9 @@ impl MemoryFile {
         content.extend_from_slice(self.boot_id.as_bytes());
         content.extend_from_slice(&now_boot_ns.to_le_bytes());
         content.extend_from_slice(&(memory.lost.len() as u32).to_le_bytes());
-        for (version, [allow, deny]) in &memory.lost {
+        for (version, lost) in &memory.lost {
             content.extend_from_slice(&version.to_le_bytes());
-            content.extend_from_slice(&allow.to_le_bytes());
-            content.extend_from_slice(&deny.to_le_bytes());
+            content.extend(lost.iter().flat_map(|lost| lost.to_le_bytes()));
         }
         if let Some((timeline, set)) = &memory.grants {
             content.extend_from_slice(timeline.as_bytes());
@@ -134,7 +137,7 @@ impl MemoryFile {
         let same_boot = boot_id == self.boot_id.as_bytes();
         let written_boot_ns = u64::from_le_bytes(written_boot_ns.try_into().ok()?);
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
-        let lost: Option<BTreeMap<u32, [u64; 2]>> = lost.chunks_exact(LOST_BYTES).map(decode_lost).collect();
+        let lost: Option<BTreeMap<u32, Lost>> = lost.chunks_exact(LOST_BYTES).map(decode_lost).collect();
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
@@ -155,11 +158,13 @@ impl MemoryFile {
     }
 }
 
-fn decode_lost(bytes: &[u8]) -> Option<(u32, [u64; 2])> {
+fn decode_lost(bytes: &[u8]) -> Option<(u32, Lost)> {
     let (version, counters) = bytes.split_at_checked(4)?;
-    let (allow, deny) = counters.split_at_checked(8)?;
-    let number = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
-    Some((u32::from_le_bytes(version.try_into().ok()?), [number(allow)?, number(deny)?]))
+    let mut lost = Lost::default();
+    for (lost, bytes) in lost.iter_mut().zip(counters.chunks_exact(8)) {
+        *lost = u64::from_le_bytes(bytes.try_into().ok()?);
+    }
+    Some((u32::from_le_bytes(version.try_into().ok()?), lost))
 }
 
 #[cfg(test)]
@@ -194,7 +199,7 @@ mod tests {
             subjects: vec![Subject::numbered(2.try_into().expect("not 0"), subject)],
             grants: vec![grant],
         };
-        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [(1, [3, 4]), (2, [5, 6])].into() }
+        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [(1, [3, 4, 5]), (2, [6, 7, 8])].into() }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {

@@ -4,8 +4,6 @@
 //!
 //! Invariant: a gate that is up is left as it is, for it knows more than this does.
 
-use std::collections::BTreeMap;
-
 use agent_ebpf::abi::Hook;
 use proto::types::Refused;
 
@@ -63,7 +61,7 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
 
     let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
-    let wanted = Wanted { resources, cgroups: BTreeMap::new(), grants: Vec::new() };
+    let wanted = Wanted { resources, ..Wanted::default() };
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
     let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);

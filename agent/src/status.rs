@@ -8,12 +8,15 @@ use agent_ebpf::abi::Hook;
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
 use crate::canary::Finding;
+use crate::kernel::Missing;
 
 /// What the report is made of.
 #[derive(Debug, Default)]
 pub struct Health {
     /// Of the last canary; None: it has not run yet.
     pub canary: Option<[(Hook, Finding); 4]>,
+    /// Parts of the gate that this kernel cannot have.
+    pub missing: Vec<Missing>,
     /// What the kernel could not take.
     pub refused: Vec<Refused>,
     /// Removals that failed.
@@ -41,6 +44,7 @@ impl Health {
             return report(HostState::NotEnforcing, open);
         }
         let mut missing = Vec::new();
+        missing.extend(self.missing.iter().map(|Missing { part, why }| format!("without {part} ({why})")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
         let waiting = self.waiting.as_ref();
@@ -97,6 +101,8 @@ mod tests {
         let open =
             Health { canary: canary(Finding::Open), failed: vec!["x".to_owned()], ..Health::default() };
         check(open, HostState::NotEnforcing, "sendmsg6 lets the canary through");
+        let missing = vec![Missing { part: "the check of senders", why: "EINVAL".to_owned() }];
+        check(Health { missing, ..shut() }, HostState::Degraded, "without the check of senders (EINVAL)");
         let item = RefusedItem::Resource(7.try_into().expect("not 0"));
         let refused = vec![Refused { item, error: "map RESOURCES is full".to_owned() }];
         check(

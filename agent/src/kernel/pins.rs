@@ -16,8 +16,9 @@ use agent_ebpf::abi::{
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::rings::Record;
 use super::sys::{self, CgroupPlace, RawMap};
-use super::{KernelError, RecordRing, Settings};
+use super::{KernelError, PinnedRings, RecordRing, Settings};
 
 /// The directory of one ABI version.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -79,6 +80,8 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
         array(map::SLOTS, size_of::<GrantSlot>(), settings.grants_max),
         array(map::DEADLINES, size_of::<u64>(), settings.grants_max),
         array(map::EPOCHS, size_of::<u64>(), settings.grants_max),
+        array(map::IDLE_LIMITS, size_of::<u64>(), settings.grants_max),
+        array(map::LAST_ACTIVE, size_of::<u64>(), settings.grants_max),
         array(map::LAST_ADMITTED, size_of::<u64>(), settings.grants_max),
         // Its capacity is that of the kernel's memory.
         shape(map::ADMISSIONS, MapType::SkStorage, 4, size(size_of::<Admission>()), 0),
@@ -89,8 +92,10 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
             size(size_of::<ConnectionEntry>()),
             settings.connections_max,
         ),
+        shape(map::SENDERS, MapType::SockHash, 8, 4, settings.connections_max),
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
+        ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
     ]
 }
@@ -244,16 +249,21 @@ impl Pins {
         Ok(links)
     }
 
-    /// The rings; None: there are none.
-    pub(super) fn open_rings(&self) -> Result<Option<[RecordRing; 2]>, KernelError> {
-        if !self.map(map::EVENTS_ALLOW).exists() || !self.map(map::EVENTS_DENY).exists() {
+    /// The rings that there are.
+    pub(super) fn open_rings(&self) -> Result<PinnedRings, KernelError> {
+        let verdicts = [self.open_ring(map::EVENTS_ALLOW)?, self.open_ring(map::EVENTS_DENY)?];
+        Ok(PinnedRings {
+            verdicts: verdicts.into_iter().flatten().collect(),
+            closed: self.open_ring(map::EVENTS_CLOSED)?.into_iter().collect(),
+        })
+    }
+
+    fn open_ring<T: Record>(&self, name: &'static str) -> Result<Option<RecordRing<T>>, KernelError> {
+        if !self.map(name).exists() {
             return Ok(None);
         }
-        let open = |name: &'static str| {
-            let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
-            RecordRing::open(Map::RingBuf(data))
-        };
-        Ok(Some([open(map::EVENTS_ALLOW)?, open(map::EVENTS_DENY)?]))
+        let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
+        RecordRing::open(Map::RingBuf(data)).map(Some)
     }
 
     /// A map of a kind that is known and sizes that are not; None: there is none of that name and kind.
@@ -268,7 +278,7 @@ impl Pins {
         }
         let fd = sys::open_pin(&path).map_err(|source| KernelError::Pin { path, source })?;
         let (key_bytes, value_bytes) = (info.key_size() as usize, info.value_size() as usize);
-        Ok(Some(RawMap { fd, key_bytes, value_bytes }))
+        Ok(Some(RawMap { fd, key_bytes, value_bytes, max_entries: info.max_entries() }))
     }
 
     /// Detaches every program and removes links, then maps, then the directories. Gives the names of the programs that were

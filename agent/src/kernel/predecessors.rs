@@ -8,19 +8,19 @@
 
 use std::mem::size_of;
 
-use agent_ebpf::abi::{ConnectionEntry, Hook, Ring, RingCounters, VerdictRecord, map};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, Hook, Ring, RingCounters, VerdictRecord, map};
 use aya::maps::{Map, MapData, MapType, PerCpuArray};
 
 use super::pins::{PinnedLink, Pins};
 use super::sys::{self, AttachType, RawMap};
-use super::{KernelError, RecordRing, Settings};
+use super::{KernelError, PinnedRings, Settings};
 
 /// A gate of another ABI version.
 pub(super) struct Predecessor {
     pins: Pins,
     /// Those that attach something; none: it decides nothing any more, and its last records are being read.
     links: Vec<PinnedLink>,
-    rings: Option<[RecordRing; 2]>,
+    rings: PinnedRings,
     /// None: no other gate decides beside it.
     pub(super) superseded: Option<Superseded>,
 }
@@ -118,17 +118,25 @@ impl Predecessor {
                 _ => record.boot_ns >= since.calls_boot_ns,
             })
         };
-        let rings = self.rings.iter_mut().flatten();
+        let rings = self.rings.verdicts.iter_mut();
         rings.flatten().filter(|record| !told_twice(record)).take(max).collect()
+    }
+
+    /// The same of connections that have ended.
+    pub(super) fn read_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+        let superseded = self.superseded;
+        // The next gate knows of a connection only after its calls are judged there, but before packets are.
+        let told_twice =
+            |record: &ClosedRecord| superseded.is_some_and(|since| record.boot_ns >= since.packets_boot_ns);
+        self.rings.closed.iter_mut().flatten().filter(|record| !told_twice(record)).take(max).collect()
     }
 
     /// How many records a ring has lost since it was made; 0 if that version counts in a way that is not understood.
     pub(super) fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
-        let Some(RawMap { value_bytes, .. }) = self.pins.open_map(map::COUNTERS, MapType::PerCpuArray)?
-        else {
-            return Ok(0);
-        };
-        if value_bytes != size_of::<RingCounters>() {
+        let counters = self.pins.open_map(map::COUNTERS, MapType::PerCpuArray)?;
+        let is_understood =
+            |map: &RawMap| map.value_bytes == size_of::<RingCounters>() && (ring as u32) < map.max_entries;
+        if !counters.as_ref().is_some_and(is_understood) {
             return Ok(0);
         }
         let read = |error| KernelError::read(map::COUNTERS, error);

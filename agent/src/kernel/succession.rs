@@ -5,7 +5,7 @@
 //!
 //! Invariant: after each step, whatever happens then, some whole gate decides, and an agent of either version can go on.
 
-use agent_ebpf::abi::{ConnectionEntry, GrantKey, GrantRef, Ring, VerdictRecord, map};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantRef, Ring, VerdictRecord, map};
 
 use super::pins::Attachable;
 use super::predecessors::{Inherited, Predecessor, Superseded};
@@ -30,9 +30,12 @@ impl Gate {
     /// Attaches this gate beside those of other ABI versions, so that all of them decide and a denial by any counts. The
     /// maps must hold what they should: from here on they are obeyed.
     ///
-    /// `heir` says which live grant of this gate lets a pair through. A connection that a predecessor would still let through
+    /// `heir` says which live grant of this gate lets such a connection through. One that a predecessor would still let through
     /// goes on under that; every other is known as ended. Does nothing if it stands there already.
-    pub fn stand_beside(&mut self, heir: impl Fn(GrantKey) -> Option<GrantRef>) -> Result<(), KernelError> {
+    pub fn stand_beside(
+        &mut self,
+        heir: impl Fn(&ConnectionEntry) -> Option<GrantRef>,
+    ) -> Result<(), KernelError> {
         if self.links.len() == self.programs.len() {
             return Ok(());
         }
@@ -49,6 +52,7 @@ impl Gate {
         for connection in inherited?.into_iter().flatten() {
             self.inherit(&connection, &heir)?;
         }
+        self.raise_senders();
         self.attach(judges_packets)?;
         sys::wait_for_programs();
         let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };
@@ -60,17 +64,20 @@ impl Gate {
     fn inherit(
         &mut self,
         inherited: &Inherited,
-        heir: &impl Fn(GrantKey) -> Option<GrantRef>,
+        heir: &impl Fn(&ConnectionEntry) -> Option<GrantRef>,
     ) -> Result<(), KernelError> {
         let Inherited { cookie, entry, alive, last_admitted_boot_ns } = *inherited;
-        let pair = GrantKey { subject: entry.subject, resource: entry.resource };
-        let grant = heir(pair);
+        let grant = heir(&entry);
         let known = self.connections.get(&cookie, 0).ok();
         let is_by = |grant: GrantRef| {
             known.is_some_and(|known| (known.slot, known.epoch) == (grant.slot, grant.epoch))
         };
         if grant.is_some_and(is_by) {
             return Ok(());
+        }
+        // What was only observed goes on being just that.
+        if entry.flags & ConnectionEntry::OBSERVED != 0 {
+            return self.remember(cookie, entry);
         }
         let (slot, epoch) = match grant.filter(|_| alive) {
             Some(grant) => {
@@ -80,7 +87,12 @@ impl Gate {
             // It may say farewell to the other side, and nothing else.
             None => (0, NEVER),
         };
-        let result = self.connections.insert(cookie, ConnectionEntry { slot, epoch, ..entry }, 0);
+        let flags = entry.flags | ConnectionEntry::INHERITED;
+        self.remember(cookie, ConnectionEntry { slot, epoch, flags, ..entry })
+    }
+
+    fn remember(&mut self, cookie: u64, entry: ConnectionEntry) -> Result<(), KernelError> {
+        let result = self.connections.insert(cookie, entry, 0);
         result.or_else(|error| KernelError::from_write(map::CONNECTIONS, &self.settings, error))
     }
 
@@ -110,10 +122,22 @@ impl Gate {
         records
     }
 
-    /// How many records each ring of each other ABI version has lost since it was made.
-    pub fn predecessors_lost(&self) -> Result<Vec<(u32, [u64; 2])>, KernelError> {
+    /// The same of connections that have ended.
+    pub fn read_predecessors_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+        let mut records = Vec::new();
+        for predecessor in &mut self.predecessors {
+            records.extend(predecessor.read_closed(max.saturating_sub(records.len())));
+        }
+        records
+    }
+
+    /// How many records each ring of each other ABI version has lost since it was made, in the order of [`Ring::ALL`].
+    pub fn predecessors_lost(&self) -> Result<Vec<(u32, [u64; Ring::ALL.len()])>, KernelError> {
         let lost = |predecessor: &Predecessor| {
-            let lost = [predecessor.lost(Ring::Allow)?, predecessor.lost(Ring::Deny)?];
+            let mut lost = [0; Ring::ALL.len()];
+            for (lost, ring) in lost.iter_mut().zip(Ring::ALL) {
+                *lost = predecessor.lost(ring)?;
+            }
             Ok((predecessor.version(), lost))
         };
         self.predecessors.iter().map(lost).collect()

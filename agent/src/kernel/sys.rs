@@ -164,6 +164,7 @@ pub(super) struct RawMap {
     pub(super) fd: OwnedFd,
     pub(super) key_bytes: usize,
     pub(super) value_bytes: usize,
+    pub(super) max_entries: u32,
 }
 
 #[repr(C)]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use agent_ebpf::abi::{Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
 
 use crate::canary;
 use crate::clock::Instants;
+use crate::memory::Lost;
 use crate::observe::Cgroups;
 use crate::rules::audit::{Names, Numbering};
 use crate::rules::grants::Grants;
@@ -30,13 +31,13 @@ pub(super) struct Auditing {
     cursor: Cursor,
     /// Whether an answer to it is awaited.
     in_flight: bool,
-    /// Losses that were reported, allow and deny, by the ABI version of the gate.
-    lost: BTreeMap<u32, [u64; 2]>,
+    /// Losses that were reported, by the ABI version of the gate.
+    lost: BTreeMap<u32, Lost>,
     lost_changed: bool,
 }
 
 impl Auditing {
-    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: BTreeMap<u32, [u64; 2]>) -> Self {
+    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: BTreeMap<u32, Lost>) -> Self {
         let numbering = Numbering::new(host, boot_id, spool.next_sequence());
         Self {
             numbering,
@@ -75,6 +76,18 @@ impl Auditing {
         self.flush(now);
     }
 
+    /// Turns the ends of connections into events and keeps them.
+    pub(super) fn closed(&mut self, records: &[ClosedRecord]) {
+        let now = Instants::now();
+        for record in records {
+            let event = self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns));
+            self.pending.push(event);
+        }
+        if !records.is_empty() {
+            self.flush(now);
+        }
+    }
+
     pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
         let now = Instants::now();
         self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
@@ -85,7 +98,7 @@ impl Auditing {
     pub(super) fn receipts(&mut self, ends: &[PeriodEnd]) {
         let now = Instants::now();
         for end in ends {
-            let reason = if end.by_time { "time" } else { "revoked" };
+            let reason = end.cause.as_str();
             let last_admitted = end.last_admitted_boot_ns.map(|boot_ns| now.wall_at(boot_ns));
             let receipt = Receipt { closed: end.closed, unconfirmed: end.unconfirmed, last_admitted };
             let names = &self.names;
@@ -114,7 +127,7 @@ impl Auditing {
         self.lost_changed = true;
         if lost > 0 {
             let now = Instants::now();
-            tracing::error!(?ring, lost, "the ring was full: verdicts without a record");
+            tracing::error!(?ring, lost, "the ring was full: what happened has no record");
             self.pending.push(self.numbering.lost(ring, lost, now.wall()));
             self.flush(now);
         }
@@ -125,7 +138,7 @@ impl Auditing {
         self.lost_changed |= self.lost.remove(&abi_version).is_some();
     }
 
-    pub(super) fn lost(&self) -> BTreeMap<u32, [u64; 2]> {
+    pub(super) fn lost(&self) -> BTreeMap<u32, Lost> {
         self.lost.clone()
     }
 
