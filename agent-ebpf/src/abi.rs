@@ -7,6 +7,17 @@ use core::mem::{align_of, size_of};
 
 /// Stands in the pin path. Raise it whenever a type or map below changes its shape or its meaning: an agent adopts only
 /// maps of its own version.
+///
+/// So that an agent can take the place of one of another version, newer or older, without ending what is connected, some
+/// things are alike in every version:
+/// - [`map::CONNECTIONS`] is a hash by socket cookie, and its entries begin with [`ConnectionEntry`] as it is here;
+///   [`map::EPOCHS`], [`map::DEADLINES`] and [`map::LAST_ADMITTED`] are arrays of 8-byte words by its `slot`;
+/// - the rings' records begin with [`VerdictRecord`] and [`ClosedRecord`] as they are here, and [`map::COUNTERS`] holds
+///   [`RingCounters`];
+/// - `resource` and `subject` are the control plane's numbers.
+///
+/// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
+/// do not understand.
 pub const ABI_VERSION: u32 = 2;
 
 /// Map names, as the loader and the pins use them.
@@ -206,7 +217,7 @@ pub struct Admission {
     /// By which slot.
     pub slot: u32,
     /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
-    /// [`SENDERS`](Self::SENDERS).
+    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -223,6 +234,14 @@ impl Admission {
     pub const RELEASED: u32 = 8;
     /// Whoever writes on it is to be judged.
     pub const SENDERS: u32 = 16;
+    /// A gate of another ABI version had let it through.
+    pub const INHERITED: u32 = 32;
+
+    /// Whether a connection of the socket may be in [`map::CONNECTIONS`].
+    #[inline(always)]
+    pub const fn may_be_remembered(&self) -> bool {
+        self.resource != 0 || self.flags & (Self::OBSERVED | Self::INHERITED) != 0
+    }
 }
 
 /// A connection that is up.
@@ -251,7 +270,7 @@ pub struct ConnectionEntry {
     pub port: u16,
     /// IANA's number.
     pub protocol: u8,
-    /// [`OBSERVED`](Self::OBSERVED).
+    /// [`OBSERVED`](Self::OBSERVED), [`INHERITED`](Self::INHERITED).
     pub flags: u8,
     /// 0.
     pub reserved: [u8; 4],
@@ -260,6 +279,8 @@ pub struct ConnectionEntry {
 impl ConnectionEntry {
     /// No grant let it through: its resource was only observed. Slot and epoch say nothing.
     pub const OBSERVED: u8 = 1;
+    /// A gate of another ABI version had let it through, and the agent wrote it down: its socket's storage says nothing of it.
+    pub const INHERITED: u8 = 2;
 
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
@@ -607,7 +628,27 @@ mod tests {
         assert_eq!(Hook::from_code(0), None);
     }
 
-    /// A pinned ring may hold records that an older program wrote: moving a field needs a new ABI version.
+    /// Agents of other ABI versions read it too, see [`ABI_VERSION`]: a later version may append, and move nothing.
+    #[test]
+    fn connection_offsets() {
+        let offsets = [
+            offset_of!(ConnectionEntry, epoch),
+            offset_of!(ConnectionEntry, admitted_boot_ns),
+            offset_of!(ConnectionEntry, netns_cookie),
+            offset_of!(ConnectionEntry, address),
+            offset_of!(ConnectionEntry, grant),
+            offset_of!(ConnectionEntry, slot),
+            offset_of!(ConnectionEntry, resource),
+            offset_of!(ConnectionEntry, subject),
+            offset_of!(ConnectionEntry, pid),
+            offset_of!(ConnectionEntry, port),
+            offset_of!(ConnectionEntry, protocol),
+            offset_of!(ConnectionEntry, flags),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24, 40, 56, 60, 64, 68, 72, 74, 75]);
+    }
+
+    /// A pinned ring may hold records that a program of another ABI version wrote: one may append, and move nothing.
     #[test]
     fn record_offsets() {
         let offsets = [

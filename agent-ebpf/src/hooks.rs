@@ -160,8 +160,7 @@ impl Attempt<'_> {
     /// A UDP socket can be connected again without having been closed; TCP tells itself that a connection is over.
     #[inline(always)]
     fn close_earlier(&self, admission: &mut Admission) {
-        let was_connected = admission.resource != 0 || admission.flags & Admission::OBSERVED != 0;
-        if was_connected && self.destination.protocol == protocol::UDP {
+        if admission.may_be_remembered() && self.destination.protocol == protocol::UDP {
             let carried = Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN };
             close(context::socket_cookie(self.ctx), None, true, carried, self.now_boot_ns);
         }

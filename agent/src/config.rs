@@ -160,6 +160,7 @@ impl Config {
             state_dir: absolute("state_dir", file.state_dir)?,
             kernel: kernel::Settings {
                 pin_dir: absolute("kernel.pin_dir", kernel.pin_dir)?,
+                abi_version: abi::ABI_VERSION,
                 subjects_max: within("kernel.subjects_max", kernel.subjects_max, 1, ENTRIES_MAX)?,
                 grants_max: within("kernel.grants_max", kernel.grants_max, 1, ENTRIES_MAX)?,
                 resources_max: within("kernel.resources_max", kernel.resources_max, 1, ENTRIES_MAX)?,

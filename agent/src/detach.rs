@@ -5,20 +5,20 @@ use proto::types::EventKind;
 use crate::canary;
 use crate::clock::{Instants, now_boot_ns};
 use crate::config::Config;
-use crate::kernel;
+use crate::kernel::{self, Lowered};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups};
 use crate::rules::audit::{Names, Numbering};
 use crate::run::RunError;
 use crate::spool::Spool;
 
-/// Reads what the kernel still has to say, lifts the gate and writes down that it was lifted; the next agent ships it.
-/// Returns whether there was a gate. The caller holds the state directory's lock.
-pub fn detach(config: &Config) -> Result<bool, RunError> {
+/// Reads what the kernel still has to say, lifts the gate, of whichever ABI version, and writes down that it was lifted; the
+/// next agent ships it. Says what there was; nothing: there was no gate. The caller holds the state directory's lock.
+pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
     let boot_id = observe::boot_id()?;
     let mut cgroups = Cgroups::new(observe::cgroup_root()?);
     let mut spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
-    let Some(rings) = kernel::open_rings(&config.kernel.pin_dir)? else { return Ok(false) };
+    let rings = kernel::open_rings(&config.kernel.pin_dir)?;
 
     let mut names = Names::default();
     if let Some((_, set)) = MemoryFile::new(&config.state_dir, boot_id).read(now_boot_ns()).grants {
@@ -26,21 +26,49 @@ pub fn detach(config: &Config) -> Result<bool, RunError> {
     }
     let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
     let now = Instants::now();
-    for ring in [rings.allow, rings.deny] {
+    for ring in rings.verdicts {
         for record in ring.filter(|record| record.resource != canary::RESOURCE_NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
             spool.append(&[event], now.wall())?;
         }
     }
-    for record in rings.closed {
-        let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
+    for ring in rings.closed {
+        for record in ring {
+            let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
+            spool.append(&[event], now.wall())?;
+        }
+    }
+    let lowered = kernel::lower(&config.kernel.pin_dir)?;
+    if !lowered.is_empty() {
+        let comment = format!("the gate was lifted with `portcullis-agent detach`: {}", describe(&lowered));
+        let event = numbering.host_event(EventKind::AgentDetached, Instants::now().wall(), comment);
         spool.append(&[event], now.wall())?;
     }
-    let lifted = kernel::lower(&config.kernel.pin_dir)?;
-    let comment = "the gate was lifted with `portcullis-agent detach`".to_owned();
-    let event = numbering.host_event(EventKind::AgentDetached, Instants::now().wall(), comment);
-    spool.append(&[event], now.wall())?;
     spool.sync()?;
-    Ok(lifted)
+    Ok(lowered)
+}
+
+/// What was taken away, in words.
+pub fn describe(lowered: &[Lowered]) -> String {
+    let of_version = |lowered: &Lowered| match lowered.programs.as_slice() {
+        [] => format!("ABI version {}, no program of which was attached", lowered.abi_version),
+        programs => format!("ABI version {} ({})", lowered.abi_version, programs.join(", ")),
+    };
+    lowered.iter().map(of_version).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_is_named() {
+        let lowered = |abi_version, programs: &[&str]| Lowered {
+            abi_version,
+            programs: programs.iter().map(ToString::to_string).collect(),
+        };
+        let text = describe(&[lowered(1, &["connect4", "egress"]), lowered(2, &[])]);
+        assert_eq!(text, "ABI version 1 (connect4, egress); ABI version 2, no program of which was attached");
+    }
 }

@@ -4,20 +4,25 @@
 //!
 //! Invariants: programs are attached by links at the root of cgroup v2 and pinned before [`Gate::raise`] returns, so that
 //! the gate stays shut when this process ends, however it ends; a gate that is already up is taken over without an instant
-//! in which neither the old nor the new programs decide.
+//! in which neither the old nor the new programs decide. One of another ABI version goes on deciding until this one has been
+//! told what it should hold and stands beside it, see [`Gate::stand_beside`].
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
 mod netns;
 mod pins;
+mod predecessors;
 mod rings;
 mod senders;
 mod statistics;
+mod succession;
+mod sys;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
@@ -26,9 +31,9 @@ use agent_ebpf::abi::{
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
 pub use netns::netns_cookie;
@@ -37,7 +42,9 @@ pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
-use pins::Pins;
+use pins::{Attachable, Pins};
+use predecessors::Predecessor;
+use sys::{AttachType, CgroupPlace};
 
 /// The kernel programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
@@ -47,6 +54,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 pub struct Settings {
     /// Where programs and maps are pinned; on a BPF file system.
     pub pin_dir: PathBuf,
+    /// The version under which they are pinned: [`abi::ABI_VERSION`], but in tests of the way from one to another.
+    pub abi_version: u32,
     /// Cgroups that can be bound to a subject.
     pub subjects_max: u32,
     /// Live (subject, resource) pairs.
@@ -64,6 +73,7 @@ impl Settings {
     pub fn new(pin_dir: PathBuf) -> Self {
         Self {
             pin_dir,
+            abi_version: abi::ABI_VERSION,
             subjects_max: abi::SUBJECTS_MAX,
             grants_max: abi::GRANTS_MAX,
             resources_max: abi::RESOURCES_MAX,
@@ -87,9 +97,15 @@ pub struct Gate {
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
+    programs: Vec<Attachable>,
+    cgroup_root: File,
+    pins: Pins,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
-    links: Vec<PinnedLink>,
+    links: Vec<OwnedFd>,
+    /// The same of the check of senders. None: it is missing, or not up yet.
+    senders: Option<OwnedFd>,
     missing: Vec<Missing>,
+    predecessors: Vec<Predecessor>,
     settings: Settings,
     took_over: bool,
 }
@@ -113,6 +129,15 @@ pub struct Rings {
     pub closed: RecordRing<ClosedRecord>,
 }
 
+/// The rings of gates that are pinned, to be read to their end.
+#[derive(Default)]
+pub struct PinnedRings {
+    /// Of what was let through, and what was not.
+    pub verdicts: Vec<RecordRing>,
+    /// Of connections that have ended.
+    pub closed: Vec<RecordRing<ClosedRecord>>,
+}
+
 /// What comes out of the kernel, to be read by whoever waits for it.
 pub struct Streams {
     /// The records.
@@ -122,14 +147,16 @@ pub struct Streams {
 }
 
 impl Gate {
-    /// Loads the programs, pins them and attaches them at `cgroup_root`; takes over what an earlier agent left pinned there,
-    /// maps and all.
+    /// Loads the programs and attaches them at `cgroup_root`, pinned; takes over what an earlier agent left pinned there,
+    /// maps and all. Where one of another ABI version is up, nothing is attached yet: it decides until [`Gate::stand_beside`]
+    /// and [`Gate::lower_predecessors`].
     ///
     /// # Errors
     /// If the kernel lacks something, the pin directory is no BPF file system, or what is pinned has another shape. Nothing
     /// that was up before is taken down.
     pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
-        let pins = Pins::prepare(&settings.pin_dir)?;
+        let pins = Pins::prepare(settings)?;
+        let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
@@ -141,13 +168,13 @@ impl Gate {
             },
             diagnostics,
         };
-        let mut links = attach_all(&mut ebpf, cgroup_root, &pins)?;
-        let mut missing = Vec::new();
-        match senders::raise(settings, cgroup_root, &pins) {
-            Ok(link) => links.push(link),
-            Err(part) => missing.push(part),
-        }
-        let gate = Self {
+        let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
+        let root = File::open(cgroup_root).map_err(of_root)?;
+        // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
+        let root_id = root.metadata().map_err(of_root)?.ino();
+        let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
+        let programs = programs.collect::<Result<_, _>>()?;
+        let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
@@ -160,12 +187,38 @@ impl Gate {
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
-            links,
-            missing,
+            programs,
+            cgroup_root: root,
+            pins,
+            links: Vec::new(),
+            senders: None,
+            missing: Vec::new(),
+            predecessors,
             settings: settings.clone(),
             took_over,
         };
+        if !gate.is_waiting() {
+            gate.attach(|_| true)?;
+            gate.raise_senders();
+        }
         Ok((gate, streams))
+    }
+
+    /// Attaches some of the programs, or gives the links that an earlier agent left their new ones.
+    fn attach(&mut self, which: impl Fn(&Attachable) -> bool) -> Result<(), KernelError> {
+        for program in self.programs.iter().filter(|program| which(program)) {
+            self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
+        }
+        Ok(())
+    }
+
+    /// Puts up the check of senders, where the kernel can have it.
+    fn raise_senders(&mut self) {
+        self.missing.clear();
+        match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
+            Ok(link) => self.senders = Some(link),
+            Err(part) => self.missing.push(part),
+        }
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -180,7 +233,7 @@ impl Gate {
 
     /// How many programs are attached by this gate.
     pub fn attached(&self) -> usize {
-        self.links.len()
+        self.links.len() + usize::from(self.senders.is_some())
     }
 
     /// What this kernel lacks for the whole gate.
@@ -298,14 +351,46 @@ impl Gate {
     }
 }
 
-/// Lifts the gate that is pinned at `pin_dir`: detaches the programs, and forgets the maps. Returns whether there was one.
-pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
-    Pins::at(pin_dir).remove()
+/// Whether a gate of any ABI version is up at `pin_dir`.
+pub fn is_up(pin_dir: &Path) -> Result<bool, KernelError> {
+    for pins in Pins::all(pin_dir)? {
+        if pins.links()?.iter().any(pins::PinnedLink::is_attached) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
-pub fn open_rings(pin_dir: &Path) -> Result<Option<Rings>, KernelError> {
-    Pins::at(pin_dir).open_rings()
+/// The gate of one ABI version that was taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// Which version.
+    pub abi_version: u32,
+    /// The programs that were attached.
+    pub programs: Vec<String>,
+}
+
+/// Lifts the gates that are pinned at `pin_dir`, of every ABI version: detaches the programs, and forgets the maps. Says what
+/// there was.
+pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
+    let mut lowered = Vec::new();
+    for pins in Pins::all(pin_dir)? {
+        if let Some(programs) = pins.remove()? {
+            lowered.push(Lowered { abi_version: pins.version(), programs });
+        }
+    }
+    Ok(lowered)
+}
+
+/// The rings that are pinned at `pin_dir`, for a last look before [`lower`].
+pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
+    let mut all = PinnedRings::default();
+    for pins in Pins::all(pin_dir)? {
+        let rings = pins.open_rings()?;
+        all.verdicts.extend(rings.verdicts);
+        all.closed.extend(rings.closed);
+    }
+    Ok(all)
 }
 
 /// What one program costs.
@@ -321,14 +406,23 @@ pub struct ProgramCost {
     pub jited_bytes: u32,
 }
 
-/// The programs, in the order in which they are attached: what remembers before what decides.
-const PROGRAMS: [&str; 8] =
-    ["sock_create", "sock_ops", "sock_release", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress"];
+/// The programs, and where each belongs, in the order in which they are attached: what remembers before what decides.
+const PROGRAMS: [(&str, AttachType); 8] = [
+    ("sock_create", AttachType::SOCK_CREATE),
+    ("sock_ops", AttachType::SOCK_OPS),
+    ("sock_release", AttachType::SOCK_RELEASE),
+    ("connect4", AttachType::CONNECT4),
+    ("connect6", AttachType::CONNECT6),
+    ("sendmsg4", AttachType::SENDMSG4),
+    ("sendmsg6", AttachType::SENDMSG6),
+    ("egress", AttachType::EGRESS),
+];
 
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    let mut costs = PROGRAMS.into_iter().map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
+    let names = PROGRAMS.into_iter().map(|(name, _)| name);
+    let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
     // What a kernel may lack says so elsewhere: see `Gate::missing`.
     if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
         let optional = [senders::ENLIST, senders::SEND];
@@ -361,43 +455,18 @@ fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     loader
 }
 
-fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
-    let cgroup = open_root(cgroup_root)?;
-    // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
-    PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            // Puts the link in the place of the one that was pinned there: whichever decides, one does.
-            pins.replace_link(name, attach(program, name, &cgroup)?)
-        })
-        .collect()
-}
-
-fn open_root(cgroup_root: &Path) -> Result<File, KernelError> {
-    File::open(cgroup_root).map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })
-}
-
-/// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
-/// refuses any flag (aya-rs/aya#1078).
-fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Result<FdLink, KernelError> {
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+/// A program, loaded, for a place at the cgroup of this id.
+fn attachable(
+    ebpf: &mut Ebpf,
+    (name, attach_type): (&'static str, AttachType),
+    root: u64,
+) -> Result<Attachable, KernelError> {
     let of_program = |source| KernelError::program(name, source);
-    macro_rules! linked {
-        ($program:expr, $($argument:expr),*) => {{
-            let id = $program.attach($($argument),*).map_err(of_program)?;
-            let link = $program.take_link(id).map_err(of_program)?;
-            FdLink::try_from(link).map_err(|_| KernelError::TooOld)
-        }};
-    }
-    match program {
-        Program::CgroupSockAddr(program) => linked!(program, cgroup, MODE),
-        Program::CgroupSock(program) => linked!(program, cgroup, MODE),
-        Program::CgroupSkb(program) => linked!(program, cgroup, CgroupSkbAttachType::Egress, MODE),
-        Program::SockOps(program) => linked!(program, cgroup, MODE),
-        _ => Err(KernelError::Missing(name)),
-    }
+    let program = loaded(ebpf, name)?;
+    let id = program.info().map_err(of_program)?.id();
+    let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|source| KernelError::attach(name, source))?;
+    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd })
 }
 
 /// A program, loaded.
@@ -417,8 +486,20 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program,
     Ok(program)
 }
 
-/// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
-fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+/// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again. Signals wait meanwhile, or go to
+/// another thread; one that was pending before is no reason to give up.
+fn load_patiently(load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    let mut before = SigSet::empty();
+    let masked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before));
+    let result = load_again(load);
+    if masked.is_ok() {
+        // Cannot fail where blocking did not.
+        let _ = before.thread_set_mask();
+    }
+    result
+}
+
+fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: usize = 5;
     for _ in 1..TRIES {
         match load() {

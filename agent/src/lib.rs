@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod memory;
 mod netlink;
 pub mod observe;
+pub mod raise;
 pub mod rules;
 pub mod run;
 pub mod session;

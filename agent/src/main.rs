@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent::config::Config;
-use agent::detach::detach;
+use agent::detach::{describe, detach};
 use agent::kernel::program_costs;
 use agent::observe;
+use agent::raise::{Raised, raise};
 use agent::run::{StateLock, run};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -38,6 +39,14 @@ The log goes to standard error; RUST_LOG sets how much (default: info).";
 enum Verb {
     /// Put up the gate, or take over the one that is up, and follow the control plane
     Run {
+        #[command(flatten)]
+        configuration: Configuration,
+    },
+    /// Put up the gate as it was when this host went down, with no grant, and end: for the boot, before the network
+    ///
+    /// Protects what the last grant set protected, and lets nobody through; the agent takes it over. A gate that is up is
+    /// left as it is. Needs no control plane.
+    Raise {
         #[command(flatten)]
         configuration: Configuration,
     },
@@ -72,6 +81,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.verb {
         Verb::Run { configuration } => start(&configuration.path),
+        Verb::Raise { configuration } => shut(&configuration.path),
         Verb::Check { configuration } => check(&configuration.path),
         Verb::Detach { configuration } => lift(&configuration.path),
         Verb::Programs => programs(),
@@ -127,12 +137,29 @@ fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
+#[tokio::main(flavor = "current_thread")]
+async fn shut(path: &Path) -> Result<()> {
+    let config = load(path)?;
+    let _lock = StateLock::take(&config)?;
+    match raise(&config)? {
+        Raised::WasUp => say("a gate is up: it is left as it is"),
+        Raised::Shut(0) => say("the gate is up; nothing is known yet that should be protected"),
+        Raised::Shut(resources) => {
+            say(&format!("the gate is up; resources that nobody gets to: {resources}"))
+        }
+    }
+    Ok(())
+}
+
 fn lift(path: &Path) -> Result<()> {
     let config = load(path)?;
     let _lock = StateLock::take(&config)?;
-    match detach(&config)? {
-        true => say("the gate is lifted: nothing is protected on this host any more"),
-        false => say("there is no gate"),
+    match detach(&config)?.as_slice() {
+        [] => say("there is no gate"),
+        lowered => say(&format!(
+            "the gate is lifted: nothing is protected on this host any more\ndetached: {}",
+            describe(lowered)
+        )),
     }
     Ok(())
 }

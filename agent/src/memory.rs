@@ -7,6 +7,7 @@
 //! its grant set only resources and subjects come back, and so everything is denied until the control plane is heard. What
 //! this host has ended stays ended.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -25,8 +26,31 @@ pub struct Memory {
     pub grants: Option<(Uuid, GrantSet)>,
     /// Grants that this host had ended by itself, and that may be in sets yet.
     pub ended: Vec<EndedGrant>,
-    /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`].
-    pub lost: Lost,
+    /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`], by the ABI version of the gate.
+    pub lost: BTreeMap<u32, Lost>,
+}
+
+/// The file is there, and is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// It cannot be read.
+    #[error("cannot read the last grant set {path}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what this agent wrote.
+    #[error(
+        "the last grant set {path} is damaged, or of another version, and so nothing is known to be protected: start the \
+         agent, which asks the control plane",
+        path = path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
 /// One number for each ring.
@@ -41,8 +65,10 @@ pub struct MemoryFile {
 /// A file that this version wrote begins with this. Another version forgets what it finds.
 const MAGIC: &[u8; 8] = b"pcgrant2";
 
-/// Bytes before the grants: magic, boot id, boot time, a counter for each ring, checksum.
-const HEADER_BYTES: usize = 8 + 16 + 8 + size_of::<Lost>() + 4;
+/// Bytes of the head: boot id, boot time, how many versions have counters.
+const HEAD_BYTES: usize = 16 + 8 + 4;
+/// Bytes of the counters of one version: which, and a counter for each ring.
+const LOST_BYTES: usize = 4 + size_of::<Lost>();
 
 impl MemoryFile {
     /// The file in `state_dir`, for the kernel that runs now.
@@ -53,18 +79,24 @@ impl MemoryFile {
     /// Reads it at `now_boot_ns`. Whatever cannot be used is forgotten, with a line in the log: the control plane sends it
     /// again.
     pub fn read(&self, now_boot_ns: u64) -> Memory {
-        let bytes = match fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Memory::default(),
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot read the last grant set; starting without");
-                return Memory::default();
-            }
-        };
-        self.decode(&bytes, now_boot_ns).unwrap_or_else(|| {
-            tracing::warn!(path = %self.path.display(), "the last grant set is damaged; starting without");
+        self.try_read(now_boot_ns).unwrap_or_else(|error| {
+            tracing::warn!(%error, "starting without the last grant set");
             Memory::default()
         })
+    }
+
+    /// Reads it at `now_boot_ns`. Nothing is remembered if there is no file.
+    ///
+    /// # Errors
+    /// If there is one that cannot be used.
+    pub fn try_read(&self, now_boot_ns: u64) -> Result<Memory, MemoryError> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
+            Err(source) => return Err(MemoryError::Read { path: self.path.clone(), source }),
+        };
+        let damaged = || MemoryError::Damaged { path: self.path.clone() };
+        self.decode(&bytes, now_boot_ns).ok_or_else(damaged)
     }
 
     /// Replaces it. `now_boot_ns` is when what is left of each grant was measured.
@@ -73,40 +105,47 @@ impl MemoryFile {
         let mut file = fs::File::create(&beside)?;
         file.write_all(&self.encode(memory, now_boot_ns))?;
         file.sync_data()?;
-        fs::rename(beside, &self.path)
+        fs::rename(beside, &self.path)?;
+        // What is protected must be known after the power has failed, too.
+        self.path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     }
 
     fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
-        // First what has ended, as it may be there without a set: its length, then itself.
-        let mut body = wire::Ended::from(memory.ended.clone()).encode_length_delimited_to_vec();
-        if let Some((timeline, set)) = &memory.grants {
-            body.extend_from_slice(timeline.as_bytes());
-            body.extend(wire::GrantSet::from(set.clone()).encode_to_vec());
+        let mut content = Vec::new();
+        content.extend_from_slice(self.boot_id.as_bytes());
+        content.extend_from_slice(&now_boot_ns.to_le_bytes());
+        content.extend_from_slice(&(memory.lost.len() as u32).to_le_bytes());
+        for (version, lost) in &memory.lost {
+            content.extend_from_slice(&version.to_le_bytes());
+            content.extend(lost.iter().flat_map(|lost| lost.to_le_bytes()));
         }
-        let mut head = Vec::new();
-        head.extend_from_slice(self.boot_id.as_bytes());
-        head.extend_from_slice(&now_boot_ns.to_le_bytes());
-        head.extend(memory.lost.iter().flat_map(|lost| lost.to_le_bytes()));
-        let checksum = checksum(&head, &body);
-        [&MAGIC[..], &head, &checksum.to_le_bytes(), &body].concat()
+        // What has ended comes before the set, as it may be there without one: its length, then itself.
+        content.extend(wire::Ended::from(memory.ended.clone()).encode_length_delimited_to_vec());
+        if let Some((timeline, set)) = &memory.grants {
+            content.extend_from_slice(timeline.as_bytes());
+            content.extend(wire::GrantSet::from(set.clone()).encode_to_vec());
+        }
+        [&MAGIC[..], &crc32fast::hash(&content).to_le_bytes(), &content].concat()
     }
 
     fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
-        let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
-        let (magic, rest) = header.split_at_checked(MAGIC.len())?;
-        let (head, sum) = rest.split_at_checked(HEADER_BYTES - MAGIC.len() - 4)?;
-        if magic != MAGIC || sum != checksum(head, body).to_le_bytes() {
+        let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
+        let (sum, content) = rest.split_at_checked(4)?;
+        if magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {
             return None;
         }
+        let (head, rest) = content.split_at_checked(HEAD_BYTES)?;
         let (boot_id, numbers) = head.split_at_checked(16)?;
-        let mut numbers =
-            numbers.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
-        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?, numbers.next()?]);
+        let (written_boot_ns, versions) = numbers.split_at_checked(8)?;
+        let versions = usize::try_from(u32::from_le_bytes(versions.try_into().ok()?)).ok()?;
+        let (lost, mut body) = rest.split_at_checked(versions.checked_mul(LOST_BYTES)?)?;
+
         let same_boot = boot_id == self.boot_id.as_bytes();
+        let written_boot_ns = u64::from_le_bytes(written_boot_ns.try_into().ok()?);
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
-        let mut body = body;
         let ended = wire::Ended::decode_length_delimited(&mut body).ok()?;
         let ended = ended.grants.into_iter().map(EndedGrant::try_from).collect::<Result<_, _>>().ok()?;
+        let lost: Option<BTreeMap<u32, Lost>> = lost.chunks_exact(LOST_BYTES).map(decode_lost).collect();
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
@@ -123,15 +162,17 @@ impl MemoryFile {
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, ended, lost: if same_boot { lost } else { Lost::default() } })
+        Some(Memory { grants, ended, lost: lost?.into_iter().filter(|_| same_boot).collect() })
     }
 }
 
-fn checksum(head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(head);
-    hasher.update(body);
-    hasher.finalize()
+fn decode_lost(bytes: &[u8]) -> Option<(u32, Lost)> {
+    let (version, counters) = bytes.split_at_checked(4)?;
+    let mut lost = Lost::default();
+    for (lost, bytes) in lost.iter_mut().zip(counters.chunks_exact(8)) {
+        *lost = u64::from_le_bytes(bytes.try_into().ok()?);
+    }
+    Some((u32::from_le_bytes(version.try_into().ok()?), lost))
 }
 
 #[cfg(test)]
@@ -169,7 +210,8 @@ mod tests {
             grants: vec![grant],
         };
         let ended = vec![EndedGrant { grant: GrantId::new(), reason: HostEnd::Idle }];
-        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost: [3, 4, 5] }
+        let lost = [(1, [3, 4, 5]), (2, [6, 7, 8])].into();
+        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -199,7 +241,7 @@ mod tests {
         let written = memory();
         MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&written, 100 * SECOND).expect("written");
         let memory = MemoryFile::new(dir.path(), Uuid::from_u128(2)).read(5 * SECOND);
-        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0, 0]));
+        assert_eq!((remaining(&memory), memory.lost), (vec![], BTreeMap::new()));
         assert_eq!(memory.ended, written.ended, "what has ended does not come back by a boot");
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
     }
@@ -216,5 +258,8 @@ mod tests {
             assert_eq!(file.decode(&damaged, 0), None, "byte {index}");
             assert_eq!(file.decode(&whole[..index], 0), None, "{index} bytes");
         }
+        fs::write(&file.path, &whole[1..]).expect("written");
+        assert!(matches!(file.try_read(0), Err(MemoryError::Damaged { .. })));
+        assert_eq!(file.read(0), Memory::default());
     }
 }

@@ -38,6 +38,8 @@ const KEEP_EVERY: Duration = Duration::from_secs(1);
 const PROVE_EVERY: Duration = Duration::from_secs(5);
 /// Records that are handled in one turn, so that a flood of them does not keep grants waiting.
 const RECORDS_MAX: usize = 512;
+/// Turns that records of a gate of another ABI version are given at a time.
+const PREDECESSORS_TURNS_MAX: usize = 32;
 /// Messages of the control plane that wait.
 const INCOMING_MAX: usize = 16;
 
@@ -186,6 +188,8 @@ async fn relay(diagnostics: &mut Option<crate::kernel::Diagnostics>) -> Option<i
 struct Agent {
     enforcing: Enforcing,
     auditing: Auditing,
+    /// Of this agent's gate.
+    abi_version: u32,
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
@@ -202,12 +206,17 @@ impl Agent {
         memory: crate::memory::Memory,
         memory_file: MemoryFile,
     ) -> Result<Self, RunError> {
-        let took_over = gate.took_over();
-        let lost = memory.lost;
+        let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
+        let abi_version = config.kernel.abi_version;
+        let lost = memory.lost.clone();
         let enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants());
-        let how = if took_over { "took over the gate that was up" } else { "put up the gate" };
+        let how = match (took_over, predecessors.as_slice()) {
+            (_, [first, ..]) => format!("met the gate of ABI version {first}, itself having {abi_version}"),
+            (true, []) => "took over the gate that was up".to_owned(),
+            (false, []) => "put up the gate".to_owned(),
+        };
         auditing.host_event(EventKind::AgentStarted, format!("{how}; version {}", env!("CARGO_PKG_VERSION")));
         let hello = watch::Sender::new(Hello {
             host: config.host.clone(),
@@ -217,7 +226,7 @@ impl Agent {
             kernel_release: observe::kernel_release(),
             report: enforcing.report(auditing.error()),
         });
-        let agent = Self { enforcing, auditing, outgoing: None, timeline: None, hello };
+        let agent = Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello };
         agent.refresh_hello();
         tracing::info!(host = %config.host, took_over, "the gate is up");
         Ok(agent)
@@ -245,6 +254,7 @@ impl Agent {
             }
             Event::Keep => {
                 self.enforcing.retry();
+                self.read_predecessors();
                 self.count_losses();
                 self.auditing.sync();
                 self.ship();
@@ -325,10 +335,45 @@ impl Agent {
         }
     }
 
+    /// Keeps what gates of other ABI versions have recorded, and lets go of them when that is done.
+    fn read_predecessors(&mut self) {
+        if self.enforcing.predecessors().is_empty() {
+            return;
+        }
+        for _ in 0..PREDECESSORS_TURNS_MAX {
+            if !self.auditing.can_keep_more() {
+                return;
+            }
+            let records = self.enforcing.read_predecessors(RECORDS_MAX);
+            let closed = self.enforcing.read_predecessors_closed(RECORDS_MAX);
+            if records.is_empty() && closed.is_empty() {
+                self.forget_predecessors();
+                return;
+            }
+            self.auditing.records(&records, self.enforcing.cgroups());
+            self.auditing.closed(&closed);
+        }
+    }
+
+    fn forget_predecessors(&mut self) {
+        let forgotten = self.enforcing.predecessors_lost().and_then(|lost| {
+            for (version, lost) in lost {
+                for (ring, lost) in Ring::ALL.into_iter().zip(lost) {
+                    self.auditing.count_lost(version, ring, lost);
+                }
+            }
+            self.enforcing.forget_predecessors()
+        });
+        match forgotten {
+            Ok(versions) => versions.into_iter().for_each(|version| self.auditing.forget_lost(version)),
+            Err(error) => tracing::error!(%error, "cannot let go of the gate of another ABI version"),
+        }
+    }
+
     fn count_losses(&mut self) {
         for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
-                Ok(lost) => self.auditing.count_lost(ring, lost),
+                Ok(lost) => self.auditing.count_lost(self.abi_version, ring, lost),
                 Err(error) => tracing::error!(%error, "cannot count lost records"),
             }
         }

@@ -21,6 +21,8 @@ pub struct Health {
     pub refused: Vec<Refused>,
     /// Removals that failed.
     pub failed: Vec<String>,
+    /// Why a gate of another ABI version still decides; None: none does.
+    pub waiting: Option<String>,
     /// Cgroups that several subjects claim.
     pub contested: BTreeMap<u64, Vec<SubjectNumber>>,
 }
@@ -45,6 +47,8 @@ impl Health {
         missing.extend(self.missing.iter().map(|Missing { part, why }| format!("without {part} ({why})")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
+        let waiting = self.waiting.as_ref();
+        missing.extend(waiting.map(|why| format!("the gate of another ABI version decides, {why}")));
         missing.extend(self.contested.iter().map(|(id, subjects)| {
             format!("cgroup {id} is claimed by {} subjects, and so is nobody's", subjects.len())
         }));
@@ -111,6 +115,12 @@ mod tests {
             Health { contested, ..shut() },
             HostState::Degraded,
             "cgroup 42 is claimed by 2 subjects, and so is nobody's",
+        );
+        let waiting = Some("until the control plane has been heard".to_owned());
+        check(
+            Health { waiting, ..shut() },
+            HostState::Degraded,
+            "the gate of another ABI version decides, until the control plane has been heard",
         );
         assert_eq!(shut().report(Some("full")), report(HostState::Degraded, vec!["full".to_owned()]));
     }

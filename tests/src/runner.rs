@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{cleanup, machine, probe};
+use crate::{cleanup, machine, other_agent, probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -27,6 +27,7 @@ pub enum Outcome {
 /// Runs tests that need to enforce. A process that was started as a probe never gets that far.
 pub fn main(tests: Vec<Test>) {
     probe::run_if_asked();
+    other_agent::run_if_asked();
     let cases = tests.into_iter().map(|(name, test)| Case {
         name: name.to_owned(),
         run: Box::new(move || test().map(|()| Outcome::Passed)),

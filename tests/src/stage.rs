@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::other_agent;
 use crate::process::{Background, output, wait_for};
 use crate::sandbox::{Cgroup, Sandbox};
 
@@ -113,9 +114,31 @@ impl Stage {
     pub fn start_agent(&mut self) -> Result<()> {
         let mut command = Command::new(binary("portcullis-agent")?);
         command.args(["run", "--config"]).arg(self.path("agent.toml"));
+        self.start_as_agent(&mut command)
+    }
+
+    /// Starts an agent of another ABI version.
+    pub fn start_other_agent(&mut self) -> Result<()> {
+        self.start_as_agent(&mut other_agent::command(&self.path("agent.toml"))?)
+    }
+
+    fn start_as_agent(&mut self, command: &mut Command) -> Result<()> {
         let log = self.path("agent.log");
-        self.agent = Some(Background::start("the agent", &mut command, &log)?);
+        self.agent = Some(Background::start("the agent", command, &log)?);
         Ok(())
+    }
+
+    /// Waits until the gate of this ABI version is the only one.
+    pub fn wait_for_version(&mut self, abi_version: u32) -> Result<()> {
+        let pin_dir = self.sandbox.pin_dir();
+        let only = [format!("abi-{abi_version}")];
+        let waited = wait_for(&format!("the gate to be {only:?} alone"), START_TIMEOUT, || {
+            let names =
+                fs::read_dir(&pin_dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            Ok((names.collect::<Result<Vec<_>>>()? == only).then_some(()))
+        });
+        let log = self.agent.as_ref().map(Background::log).unwrap_or_default();
+        waited.with_context(|| format!("the agent's log:\n{log}"))
     }
 
     /// The running control plane.

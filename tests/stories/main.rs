@@ -9,6 +9,7 @@ mod options;
 mod outages;
 mod psql;
 mod sessions;
+mod upgrades;
 
 fn main() {
     tests::runner::main(
@@ -18,6 +19,7 @@ fn main() {
             sessions::TESTS,
             deadlines::TESTS,
             outages::TESTS,
+            upgrades::TESTS,
             bad_input::TESTS,
             options::TESTS,
             benchmarks::TESTS,

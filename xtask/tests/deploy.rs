@@ -12,6 +12,7 @@ use std::{
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 const AGENT_UNIT: &str = include_str!("../../deploy/systemd/portcullis-agent.service");
+const GATE_UNIT: &str = include_str!("../../deploy/systemd/portcullis-gate.service");
 const CONTROL_PLANE_UNIT: &str = include_str!("../../deploy/systemd/portcullis-control-plane.service");
 const DAEMON_SET: &str = include_str!("../../deploy/kubernetes/daemonset.yaml");
 
@@ -23,6 +24,7 @@ type Outcome = Result<Completion, Failed>;
 fn main() -> ExitCode {
     let trials = vec![
         Trial::ignorable_test("systemd::agent_unit_is_clean", || unit_is_clean(AGENT_UNIT)),
+        Trial::ignorable_test("systemd::gate_unit_is_clean", || unit_is_clean(GATE_UNIT)),
         Trial::ignorable_test("systemd::control_plane_unit_is_clean", || unit_is_clean(CONTROL_PLANE_UNIT)),
         Trial::ignorable_test("systemd::unknown_key_is_refused", || {
             unit_is_refused(&broken(AGENT_UNIT, "RestartSec=", "RestartSecs="), "RestartSecs")
@@ -127,6 +129,10 @@ fn verify(unit: &str) -> Result<Judgement, Failed> {
         fs::create_dir_all(root.path().join("usr/bin"))?;
         fs::write(&path, "#!/bin/sh\n")?;
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    // Units are ordered against each other.
+    for (name, unit) in [("portcullis-agent", AGENT_UNIT), ("portcullis-gate", GATE_UNIT)] {
+        fs::write(system.join(name).with_extension("service"), unit)?;
     }
     let path = system.join("portcullis-under-test.service");
     fs::write(&path, unit)?;

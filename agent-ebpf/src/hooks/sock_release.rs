@@ -18,7 +18,7 @@ const CLOSED: u32 = 7;
 pub(crate) fn sock_release(ctx: SockContext) -> i32 {
     // Most sockets were never let through to anything protected.
     if let Some(admission) = context::admission(ctx.sock)
-        && (admission.resource != 0 || admission.flags & Admission::OBSERVED != 0)
+        && admission.may_be_remembered()
     {
         admission.flags |= Admission::RELEASED;
         let (protocol, state) = protocol_and_state(ctx.sock);

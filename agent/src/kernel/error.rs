@@ -27,9 +27,19 @@ pub enum KernelError {
     /// The embedded object lacks something.
     #[error("the kernel object has no `{0}`: the build is broken")]
     Missing(&'static str),
-    /// Links at cgroups came with Linux 5.7; we promise 5.10.
-    #[error("this kernel has no links for cgroup programs: Linux 5.10 or newer is needed")]
-    TooOld,
+    /// One program cannot be attached. Links at cgroups came with Linux 5.7; we promise 5.10.
+    #[error("cannot attach the kernel program `{name}` (Linux 5.10 or newer is needed)")]
+    Attach {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel took a program, and says that it attaches another, or elsewhere: somebody interferes.
+    #[error(
+        "the kernel does not show the program `{0}` where it was just attached: does somebody else change our links?"
+    )]
+    NotAttached(&'static str),
     /// The cgroup root does not open.
     #[error("cannot open the cgroup v2 root {path}", path = path.display())]
     CgroupRoot {
@@ -91,6 +101,14 @@ pub enum KernelError {
         /// Why.
         source: Box<MapError>,
     },
+    /// A map of another version cannot be read.
+    #[error("cannot read map {name} of another ABI version")]
+    RawRead {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A map cannot be read.
     #[error("cannot read map {name}")]
     Read {
@@ -108,6 +126,14 @@ impl KernelError {
 
     pub(super) fn program(name: &'static str, source: impl Into<ProgramError>) -> Self {
         Self::Program { name, source: Box::new(source.into()) }
+    }
+
+    pub(super) fn attach(name: &'static str, source: io::Error) -> Self {
+        Self::Attach { name, source }
+    }
+
+    pub(super) fn raw_read(name: &'static str, source: io::Error) -> Self {
+        Self::RawRead { name, source }
     }
 
     pub(super) fn read(name: &'static str, source: MapError) -> Self {

@@ -1,26 +1,40 @@
 //! What keeps the gate up without the agent: links and maps pinned in a BPF file system, under the ABI version.
 //!
-//! Invariant: a map is used only if its kind, sizes and capacity are what this agent would make; aya opens a pin without
-//! comparing anything.
+//! Invariants: a map is used only if its kind, sizes and capacity are what this agent would make; aya opens a pin without
+//! comparing anything. A link is given another program only if it attaches where that program belongs; the kernel compares
+//! less.
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, ABI_VERSION, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters,
+    SubjectEntry, map,
 };
 use aya::maps::{Map, MapData, MapInfo, MapType};
-use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::rings::Record;
-use super::{KernelError, RecordRing, Rings, Settings};
+use super::sys::{self, CgroupPlace, RawMap};
+use super::{KernelError, PinnedRings, RecordRing, Settings};
 
 /// The directory of one ABI version.
+#[derive(Clone, Debug)]
 pub(super) struct Pins {
+    version: u32,
     dir: PathBuf,
+}
+
+/// A program, loaded, and where it belongs.
+pub(super) struct Attachable {
+    /// Its name, and that of its pin.
+    pub(super) name: &'static str,
+    pub(super) place: CgroupPlace,
+    /// The kernel's number of it.
+    pub(super) id: u32,
+    pub(super) fd: OwnedFd,
 }
 
 /// What a map is made like.
@@ -87,14 +101,28 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
 }
 
 impl Pins {
-    /// Where this version's pins are, or would be.
-    pub(super) fn at(pin_dir: &Path) -> Self {
-        Self { dir: pin_dir.join(format!("abi-{ABI_VERSION}")) }
+    /// Where a version's pins are, or would be.
+    pub(super) fn at(pin_dir: &Path, version: u32) -> Self {
+        Self { version, dir: pin_dir.join(format!("abi-{version}")) }
+    }
+
+    /// Those of every version of which there are any, oldest version first.
+    pub(super) fn all(pin_dir: &Path) -> Result<Vec<Self>, KernelError> {
+        let entries = match fs::read_dir(pin_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+        };
+        let entries = entries.map_err(|source| KernelError::Pin { path: pin_dir.to_owned(), source })?;
+        let version = |name: &str| name.strip_prefix("abi-")?.parse().ok();
+        let mut versions: Vec<u32> =
+            entries.iter().filter_map(|entry| version(entry.file_name().to_str()?)).collect();
+        versions.sort_unstable();
+        Ok(versions.into_iter().map(|version| Self::at(pin_dir, version)).collect())
     }
 
     /// Makes the directories, after a look that they can hold pins.
-    pub(super) fn prepare(pin_dir: &Path) -> Result<Self, KernelError> {
-        let pins = Self::at(pin_dir);
+    pub(super) fn prepare(settings: &Settings) -> Result<Self, KernelError> {
+        let pins = Self::at(&settings.pin_dir, settings.abi_version);
         let there = pins.dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
         let is_bpffs = statfs(there).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
         if !is_bpffs {
@@ -144,64 +172,184 @@ impl Pins {
         Ok(found)
     }
 
-    /// Pins a link in the place of the one that is there. The old program goes on deciding until the new one's pin has
-    /// taken its name; for that moment both do, and a denial by either counts.
-    pub(super) fn replace_link(&self, program: &str, link: FdLink) -> Result<PinnedLink, KernelError> {
-        let path = self.link(program);
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Has the program decide where it belongs: by the link that is pinned under its name, so that its place among other
+    /// people's programs stays; or by a new link, which takes that name. At no instant does neither the old nor the new
+    /// program decide.
+    pub(super) fn attach(
+        &self,
+        program: &Attachable,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, KernelError> {
+        let path = self.link(program.name);
+        let link = match self.update(program, &path)? {
+            Some(link) => link,
+            None => self.replace(program, &path, cgroup)?,
+        };
+        // What the kernel was asked for is one thing; what it says it has is another.
+        let info =
+            sys::link_info(link.as_fd()).map_err(|source| KernelError::attach(program.name, source))?;
+        match info.program == program.id && info.place == Some(program.place) {
+            true => Ok(link),
+            false => Err(KernelError::NotAttached(program.name)),
+        }
+    }
+
+    /// Gives the pinned link its new program. None: there is no such link, or it attaches somewhere else, or nowhere, as it
+    /// does when its cgroup is gone.
+    fn update(&self, program: &Attachable, path: &Path) -> Result<Option<OwnedFd>, KernelError> {
+        let of_program = |source| KernelError::attach(program.name, source);
+        let link = match sys::open_pin(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            link => link.map_err(|source| KernelError::Pin { path: path.to_owned(), source })?,
+        };
+        // Not even a link: something else lies under the name.
+        let Ok(info) = sys::link_info(link.as_fd()) else { return Ok(None) };
+        if info.place != Some(program.place) {
+            return Ok(None);
+        }
+        sys::link_update(link.as_fd(), program.fd.as_fd()).map_err(of_program)?;
+        Ok(Some(link))
+    }
+
+    /// Pins a new link in the place of what is there. The old program goes on deciding until the new one's pin has taken its
+    /// name; for that moment both do, and a denial by either counts.
+    fn replace(
+        &self,
+        program: &Attachable,
+        path: &Path,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, KernelError> {
+        let link = sys::link_create(program.fd.as_fd(), cgroup, program.place.attach_type)
+            .map_err(|source| KernelError::attach(program.name, source))?;
         // No dot: the BPF file system refuses names with one.
-        let beside = self.link(&format!("{program}-new"));
+        let beside = self.link(&format!("{}-new", program.name));
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| KernelError::Pin { path, source }
         };
         remove_if_there(&beside).map_err(at(&beside))?;
-        let pinned = link.pin(&beside).map_err(|error| at(&beside)(io::Error::other(error)))?;
-        fs::rename(&beside, &path).map_err(at(&path))?;
-        Ok(pinned)
+        sys::pin(link.as_fd(), &beside).map_err(at(&beside))?;
+        fs::rename(&beside, path).map_err(at(path))?;
+        Ok(link)
     }
 
-    pub(super) fn open_rings(&self) -> Result<Option<Rings>, KernelError> {
+    /// Every link that is pinned, whatever it attaches.
+    pub(super) fn links(&self) -> Result<Vec<PinnedLink>, KernelError> {
+        let mut links = Vec::new();
+        for path in files(&self.dir.join("links"))? {
+            let of_pin = |source| KernelError::Pin { path: path.clone(), source };
+            let fd = sys::open_pin(&path).map_err(of_pin)?;
+            let info = sys::link_info(fd.as_fd()).map_err(of_pin)?;
+            links.push(PinnedLink { fd, place: info.place, path });
+        }
+        Ok(links)
+    }
+
+    /// The rings that there are.
+    pub(super) fn open_rings(&self) -> Result<PinnedRings, KernelError> {
+        let verdicts = [self.open_ring(map::EVENTS_ALLOW)?, self.open_ring(map::EVENTS_DENY)?];
+        Ok(PinnedRings {
+            verdicts: verdicts.into_iter().flatten().collect(),
+            closed: self.open_ring(map::EVENTS_CLOSED)?.into_iter().collect(),
+        })
+    }
+
+    fn open_ring<T: Record>(&self, name: &'static str) -> Result<Option<RecordRing<T>>, KernelError> {
+        if !self.map(name).exists() {
+            return Ok(None);
+        }
+        let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
+        RecordRing::open(Map::RingBuf(data)).map(Some)
+    }
+
+    /// A map of a kind that is known and sizes that are not; None: there is none of that name and kind.
+    pub(super) fn open_map(&self, name: &'static str, kind: MapType) -> Result<Option<RawMap>, KernelError> {
+        let path = self.map(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let info = MapInfo::from_pin(&path).map_err(|error| KernelError::read(name, error))?;
+        if !info.map_type().is_ok_and(|found| found == kind) {
+            return Ok(None);
+        }
+        let fd = sys::open_pin(&path).map_err(|source| KernelError::Pin { path, source })?;
+        let (key_bytes, value_bytes) = (info.key_size() as usize, info.value_size() as usize);
+        Ok(Some(RawMap { fd, key_bytes, value_bytes, max_entries: info.max_entries() }))
+    }
+
+    /// Detaches every program and removes links, then maps, then the directories. Gives the names of the programs that were
+    /// attached; None: there was nothing.
+    pub(super) fn remove(&self) -> Result<Option<Vec<String>>, KernelError> {
         if !self.dir.exists() {
             return Ok(None);
         }
-        Ok(Some(Rings {
-            allow: self.open_ring(map::EVENTS_ALLOW)?,
-            deny: self.open_ring(map::EVENTS_DENY)?,
-            closed: self.open_ring(map::EVENTS_CLOSED)?,
-        }))
-    }
-
-    fn open_ring<T: Record>(&self, name: &'static str) -> Result<RecordRing<T>, KernelError> {
-        let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
-        RecordRing::open(Map::RingBuf(data))
-    }
-
-    /// Removes links, then maps, then the directories. Returns whether there were any.
-    pub(super) fn remove(&self) -> Result<bool, KernelError> {
-        if !self.dir.exists() {
-            return Ok(false);
-        }
+        let lowered = self.links()?.into_iter().map(PinnedLink::lower).collect::<Result<Vec<_>, _>>()?;
         for inner in ["links", "maps"] {
             let dir = self.dir.join(inner);
-            remove_files(&dir).map_err(|source| KernelError::Pin { path: dir, source })?;
+            for path in files(&dir)? {
+                fs::remove_file(&path).map_err(|source| KernelError::Pin { path, source })?;
+            }
+            remove_dir_if_there(&dir).map_err(|source| KernelError::Pin { path: dir, source })?;
         }
         fs::remove_dir(&self.dir).map_err(|source| KernelError::Pin { path: self.dir.clone(), source })?;
-        Ok(true)
+        Ok(Some(lowered.into_iter().flatten().collect()))
     }
 }
 
-fn remove_files(dir: &Path) -> io::Result<()> {
-    if !dir.exists() {
-        return Ok(());
+/// A link that is pinned.
+#[derive(Debug)]
+pub(super) struct PinnedLink {
+    fd: OwnedFd,
+    /// None: it is no link at a cgroup.
+    pub(super) place: Option<CgroupPlace>,
+    path: PathBuf,
+}
+
+impl PinnedLink {
+    /// Whether it attaches anything. What is no link at a cgroup does as long as it is there.
+    pub(super) fn is_attached(&self) -> bool {
+        self.place.is_none_or(|place| place.cgroup_id != 0)
     }
-    for entry in fs::read_dir(dir)? {
-        fs::remove_file(entry?.path())?;
+
+    /// Detaches it, and removes its pin. Gives its name if it was attached.
+    pub(super) fn lower(self) -> Result<Option<String>, KernelError> {
+        let attached = self.is_attached();
+        // At once, where the kernel can: a link whose last pin is removed goes on for a while on old kernels. What cannot be
+        // detached like this ends with its pin.
+        if let Err(error) = sys::link_detach(self.fd.as_fd())
+            && error.raw_os_error() != Some(libc::EOPNOTSUPP)
+        {
+            return Err(KernelError::Pin { path: self.path, source: error });
+        }
+        remove_if_there(&self.path).map_err(|source| KernelError::Pin { path: self.path.clone(), source })?;
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(name.filter(|_| attached))
     }
-    fs::remove_dir(dir)
+}
+
+/// What lies in a directory; nothing if it is not there.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect()),
+    };
+    entries.map_err(|source| KernelError::Pin { path: dir.to_owned(), source })
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+    ignore_absence(fs::remove_file(path))
+}
+
+fn remove_dir_if_there(path: &Path) -> io::Result<()> {
+    ignore_absence(fs::remove_dir(path))
+}
+
+fn ignore_absence(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }

@@ -94,10 +94,9 @@ impl<T: Record> AsyncRecords<T> {
     }
 }
 
+/// A later ABI version may append to a record; what it has in common with this one stands first.
 fn parse<T: Record>(item: &[u8]) -> Option<T> {
-    if item.len() != size_of::<T>() {
-        return None;
-    }
+    let item = item.get(..size_of::<T>())?;
     // SAFETY: `item` is as long as a record, of which every bit pattern is one; an unaligned read asks for nothing more.
     Some(unsafe { item.as_ptr().cast::<T>().read_unaligned() })
 }

@@ -4,17 +4,19 @@
 //!
 //! Invariant: connections are put where their writers are judged only after there is a program that judges them.
 
+use std::fs::File;
 use std::mem;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use agent_ebpf::abi::map;
 use aya::maps::{MapData, SockHash};
-use aya::programs::links::PinnedLink;
 use aya::programs::{ProgramError, SkMsg};
 use aya::{Ebpf, EbpfError};
 
 use super::pins::Pins;
-use super::{KernelError, Missing, Settings, attach, load_patiently, loaded, loader, open_root, typed};
+use super::sys::AttachType;
+use super::{KernelError, Missing, Settings, attachable, load_patiently, loaded, loader, typed};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-senders"));
@@ -28,7 +30,7 @@ pub(super) const ENLIST: &str = "enlist";
 pub const PART: &str = "the check of senders";
 
 /// The check, or why there is none. The gate's maps must be pinned already.
-pub(super) fn raise(settings: &Settings, cgroup_root: &Path, pins: &Pins) -> Result<PinnedLink, Missing> {
+pub(super) fn raise(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<OwnedFd, Missing> {
     attach_all(settings, cgroup_root, pins).map_err(|error| Missing { part: PART, why: in_full(&error) })
 }
 
@@ -37,14 +39,14 @@ pub(super) fn load(mut loader: aya::EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
     loader.load(OBJECT)
 }
 
-fn attach_all(settings: &Settings, cgroup_root: &Path, pins: &Pins) -> Result<PinnedLink, KernelError> {
+fn attach_all(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<OwnedFd, KernelError> {
     let mut ebpf = load(loader(settings, pins)).map_err(KernelError::load)?;
     let senders: SockHash<MapData, u64> = typed(&mut ebpf, map::SENDERS)?;
     loaded(&mut ebpf, ENLIST)?;
     judge(&mut ebpf, &senders)?;
-    let root = open_root(cgroup_root)?;
-    let program = ebpf.program_mut(ENLIST).ok_or(KernelError::Missing(ENLIST))?;
-    pins.replace_link(ENLIST, attach(program, ENLIST, &root)?)
+    let root = cgroup_root.metadata().map_err(|source| KernelError::attach(ENLIST, source))?.ino();
+    let program = attachable(&mut ebpf, (ENLIST, AttachType::SOCK_OPS), root)?;
+    pins.attach(&program, cgroup_root.as_fd())
 }
 
 /// Puts the program that judges in the place of the one that was there. It belongs to the map from then on, and stays with it.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use agent_ebpf::abi::ABI_VERSION;
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
@@ -38,7 +39,7 @@ pub struct Statistics {
 impl Statistics {
     /// Turns them on, for the programs of the gate that is pinned at `pin_dir`.
     pub fn collect(pin_dir: &Path) -> Result<Self, KernelError> {
-        let dir = Pins::at(pin_dir).maps();
+        let dir = Pins::at(pin_dir, ABI_VERSION).maps();
         let of_dir = |source| KernelError::Pin { path: dir.clone(), source };
         let mut maps = Vec::new();
         for entry in fs::read_dir(&dir).map_err(of_dir)? {

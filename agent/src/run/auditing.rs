@@ -1,5 +1,7 @@
 //! From records to the spool, and from the spool to the control plane.
 
+use std::collections::BTreeMap;
+
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
@@ -29,13 +31,13 @@ pub(super) struct Auditing {
     cursor: Cursor,
     /// Whether an answer to it is awaited.
     in_flight: bool,
-    /// Losses that were reported.
-    lost: Lost,
+    /// Losses that were reported, by the ABI version of the gate.
+    lost: BTreeMap<u32, Lost>,
     lost_changed: bool,
 }
 
 impl Auditing {
-    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: Lost) -> Self {
+    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: BTreeMap<u32, Lost>) -> Self {
         let numbering = Numbering::new(host, boot_id, spool.next_sequence());
         Self {
             numbering,
@@ -114,9 +116,9 @@ impl Auditing {
         }
     }
 
-    /// `total` is what the ring has lost since it was made. Less than before: it is a new ring.
-    pub(super) fn count_lost(&mut self, ring: Ring, total: u64) {
-        let reported = &mut self.lost[ring as usize];
+    /// `total` is what the ring of a gate of this ABI version has lost since it was made. Less than before: it is a new ring.
+    pub(super) fn count_lost(&mut self, abi_version: u32, ring: Ring, total: u64) {
+        let reported = &mut self.lost.entry(abi_version).or_default()[ring as usize];
         if total == *reported {
             return;
         }
@@ -131,8 +133,13 @@ impl Auditing {
         }
     }
 
-    pub(super) fn lost(&self) -> Lost {
-        self.lost
+    /// The gate of this ABI version is gone, and its rings with it.
+    pub(super) fn forget_lost(&mut self, abi_version: u32) {
+        self.lost_changed |= self.lost.remove(&abi_version).is_some();
+    }
+
+    pub(super) fn lost(&self) -> BTreeMap<u32, Lost> {
+        self.lost.clone()
     }
 
     /// Whether losses were counted since the last call.

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, EndedBy, GrantKey, Ring, protocol};
+use agent_ebpf::abi::{
+    ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, protocol,
+};
 use proto::types::{
     Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report,
     SubjectNumber,
@@ -68,8 +70,8 @@ pub(super) struct Ends {
 }
 
 impl Enforcing {
-    /// Starts from what is remembered. If nothing is, a gate that was taken over is left as it is until the control plane
-    /// speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
+    /// Starts from what is remembered. If nothing is, a gate that was taken over, of this ABI version or another, is left as it
+    /// is until the control plane speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
     pub(super) fn new(
         gate: Gate,
         cgroups: Cgroups,
@@ -105,8 +107,84 @@ impl Enforcing {
             enforcing.find_ends();
             enforcing.reconcile();
         }
+        enforcing.succeed();
         enforcing.prove();
         Ok(enforcing)
+    }
+
+    /// Takes the place of gates of other ABI versions, once it is known what is to be enforced. Should something go wrong,
+    /// they stay, and it is tried again.
+    fn succeed(&mut self) {
+        if !self.gate.is_waiting() {
+            self.health.waiting = None;
+            return;
+        }
+        let waiting = match self.grants.applied() {
+            None => Some("until the control plane has been heard".to_owned()),
+            Some(_) => self.try_succeed(),
+        };
+        if waiting.is_some() && waiting != self.health.waiting {
+            tracing::warn!(versions = ?self.gate.predecessors(), waiting, "a gate of another ABI version stays up");
+        }
+        self.health.waiting = waiting;
+    }
+
+    /// Gives why not.
+    fn try_succeed(&mut self) -> Option<String> {
+        let versions = self.gate.predecessors();
+        let (entries, now_boot_ns) = (&self.entries, now_boot_ns());
+        // Where each write is judged, connections are put when they begin, and these began long ago.
+        let judged = entries.classes.values().flat_map(BTreeMap::values);
+        let judged: BTreeSet<u32> =
+            judged.filter(|entry| entry.has(ResourceEntry::SENDERS)).map(|entry| entry.number).collect();
+        let heir = |connection: &ConnectionEntry| {
+            if connection.protocol == protocol::TCP && judged.contains(&connection.resource) {
+                return None;
+            }
+            let pair = GrantKey { subject: connection.subject, resource: connection.resource };
+            let grant = entries.grants.get(&pair)?;
+            entries.counts(grant.slot, grant.epoch, now_boot_ns).then_some(*grant)
+        };
+        if let Err(error) = self.gate.stand_beside(heir) {
+            return Some(format!("for this agent's cannot stand beside it: {error}"));
+        }
+        // What this gate does not protect, the other may.
+        let is_resource = |refused: &&Refused| matches!(refused.item, RefusedItem::Resource(_));
+        if let Some(refused) = self.health.refused.iter().find(is_resource) {
+            return Some(format!("for this agent's is not whole: {}", refused.error));
+        }
+        if let Err(error) = self.gate.lower_predecessors() {
+            return Some(format!("for it cannot be taken down: {error}"));
+        }
+        // What could not go on is told that it has ended.
+        self.unconfirmed = true;
+        tracing::info!(?versions, "took the place of the gate of another ABI version");
+        None
+    }
+
+    /// Gates of other ABI versions that are up, or have records that were not read.
+    pub(super) fn predecessors(&self) -> Vec<u32> {
+        self.gate.predecessors()
+    }
+
+    /// Records of gates of other ABI versions: at most `max`. None: nothing now.
+    pub(super) fn read_predecessors(&mut self, max: usize) -> Vec<VerdictRecord> {
+        self.gate.read_predecessors(max)
+    }
+
+    /// The same of connections that have ended.
+    pub(super) fn read_predecessors_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+        self.gate.read_predecessors_closed(max)
+    }
+
+    /// What each gate of another ABI version has lost, by ring.
+    pub(super) fn predecessors_lost(&self) -> Result<Vec<(u32, Lost)>, KernelError> {
+        self.gate.predecessors_lost()
+    }
+
+    /// Removes what is left of gates of other ABI versions whose records were read. Gives their versions.
+    pub(super) fn forget_predecessors(&mut self) -> Result<Vec<u32>, KernelError> {
+        self.gate.forget_predecessors()
     }
 
     pub(super) fn grants(&self) -> &Grants {
@@ -135,6 +213,7 @@ impl Enforcing {
         // What is over before it began lets nobody through at all.
         self.find_ends();
         self.reconcile();
+        self.succeed();
         let refused = self.health.refused.clone();
         tracing::info!(generation, refused = refused.len(), "grant set applied");
         Some(Applied { generation, refused })
@@ -178,6 +257,7 @@ impl Enforcing {
         if !self.health.refused.is_empty() || !self.health.failed.is_empty() {
             self.reconcile();
         }
+        self.succeed();
     }
 
     /// Returns whether something changed since the last look.
@@ -352,7 +432,7 @@ impl Enforcing {
     }
 
     /// Writes down what a restart must know.
-    pub(super) fn remember(&self, lost: Lost) {
+    pub(super) fn remember(&self, lost: BTreeMap<u32, Lost>) {
         let now_boot_ns = now_boot_ns();
         let grants =
             self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));

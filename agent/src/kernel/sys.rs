@@ -1,0 +1,256 @@
+//! The bare `bpf` calls that aya lacks: links at cgroups, and maps whose shape is known only when they are met.
+//!
+//! Owns: the layout of the kernel's arguments. Must not know: what a link or map is for.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Commands of `bpf(2)`, from `enum bpf_cmd`.
+mod command {
+    pub(super) const MAP_LOOKUP_ELEM: u32 = 1;
+    pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
+    pub(super) const OBJ_PIN: u32 = 6;
+    pub(super) const OBJ_GET: u32 = 7;
+    pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub(super) const LINK_CREATE: u32 = 28;
+    pub(super) const LINK_UPDATE: u32 = 29;
+    pub(super) const LINK_DETACH: u32 = 34;
+}
+
+/// `BPF_LINK_TYPE_CGROUP`.
+const LINK_TYPE_CGROUP: u32 = 3;
+
+/// What a program can be attached to at a cgroup, from `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AttachType(pub(super) u32);
+
+impl AttachType {
+    pub(super) const EGRESS: Self = Self(1);
+    pub(super) const SOCK_CREATE: Self = Self(2);
+    pub(super) const SOCK_OPS: Self = Self(3);
+    pub(super) const CONNECT4: Self = Self(10);
+    pub(super) const CONNECT6: Self = Self(11);
+    pub(super) const SENDMSG4: Self = Self(14);
+    pub(super) const SENDMSG6: Self = Self(15);
+    pub(super) const SOCK_RELEASE: Self = Self(34);
+}
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// Of the program that it attaches now.
+    pub(super) program: u32,
+    /// Where: None: it is no link at a cgroup.
+    pub(super) place: Option<CgroupPlace>,
+}
+
+/// Where a link at a cgroup attaches its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CgroupPlace {
+    /// 0: the link is detached.
+    pub(super) cgroup_id: u64,
+    pub(super) attach_type: AttachType,
+}
+
+/// The beginning of `struct bpf_link_info`, with the part of the union that is a cgroup's.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    reserved: u32,
+}
+
+/// Attaches a program at a cgroup. No flags: the kernel gives every link at a cgroup the meaning of "multi", and refuses the
+/// flags that would ask for it.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let attributes =
+        Attributes { program: raw(program), target: raw(cgroup), attach_type: attach_type.0, flags: 0 };
+    // SAFETY: the structure is what `LINK_CREATE` takes, and holds no pointer.
+    let fd = unsafe { bpf(command::LINK_CREATE, &attributes) }?;
+    Ok(owned(fd))
+}
+
+/// Exchanges the program of a link, in one step. The kernel compares the programs' types only: that the program belongs at
+/// the link's attach type is the caller's to know.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+    let attributes = Attributes { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
+    // SAFETY: the structure is what `LINK_UPDATE` takes, and holds no pointer.
+    unsafe { bpf(command::LINK_UPDATE, &attributes) }.map(drop)
+}
+
+/// Detaches a link, in one step; what is left of it attaches nothing. Letting go of the last reference does the same, but
+/// some time later.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        link: u32,
+    }
+    // SAFETY: the structure is what `LINK_DETACH` takes, and holds no pointer.
+    unsafe { bpf(command::LINK_DETACH, &Attributes { link: raw(link) }) }.map(drop)
+}
+
+/// What a link is.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = RawLinkInfo::default();
+    let length = size_of::<RawLinkInfo>() as u32;
+    let attributes = Attributes { fd: raw(link), length, info: (&raw mut info) as u64 };
+    // SAFETY: the structure is what `OBJ_GET_INFO_BY_FD` takes. The kernel writes at most `length` bytes to `info`, which has
+    // that many, is all integers and lives until the call returns.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &attributes) }?;
+    let place = CgroupPlace { cgroup_id: info.cgroup_id, attach_type: AttachType(info.attach_type) };
+    Ok(LinkInfo { program: info.program, place: (info.kind == LINK_TYPE_CGROUP).then_some(place) })
+}
+
+#[repr(C)]
+struct PathAttributes {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Gives an object a name in a BPF file system.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = PathAttributes { path: path.as_ptr() as u64, fd: raw(object), flags: 0 };
+    // SAFETY: the structure is what `OBJ_PIN` takes; `path` is a string that ends with 0 and lives until the call returns.
+    unsafe { bpf(command::OBJ_PIN, &attributes) }.map(drop)
+}
+
+/// Opens what is pinned.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = PathAttributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: as in `pin`; `OBJ_GET` takes the same structure.
+    let fd = unsafe { bpf(command::OBJ_GET, &attributes) }?;
+    Ok(owned(fd))
+}
+
+/// A map whose sizes were asked for, not assumed.
+#[derive(Debug)]
+pub(super) struct RawMap {
+    pub(super) fd: OwnedFd,
+    pub(super) key_bytes: usize,
+    pub(super) value_bytes: usize,
+    pub(super) max_entries: u32,
+}
+
+#[repr(C)]
+struct ElementAttributes {
+    map: u32,
+    padding: u32,
+    key: u64,
+    /// Of the value, or of the next key.
+    out: u64,
+    flags: u64,
+}
+
+impl RawMap {
+    /// The value of a key; None: there is none. The key must be as long as the map's keys are.
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.value_bytes];
+        // SAFETY: `element` is given a buffer of the size of the map's values, to which the kernel writes one; this is not
+        // called for maps whose values are per CPU, which are larger.
+        let found = unsafe { self.element(command::MAP_LOOKUP_ELEM, Some(key), &mut value) }?;
+        Ok(found.then_some(value))
+    }
+
+    /// The key after this one; None for the first one. None: that was the last.
+    pub(super) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key_bytes];
+        // SAFETY: `element` is given a buffer of the size of the map's keys, to which the kernel writes one.
+        let found = unsafe { self.element(command::MAP_GET_NEXT_KEY, key, &mut next) }?;
+        Ok(found.then_some(next))
+    }
+
+    /// Returns whether there was such an element.
+    ///
+    /// # Safety
+    /// `out` must be as long as what the command writes.
+    unsafe fn element(&self, command: u32, key: Option<&[u8]>, out: &mut [u8]) -> io::Result<bool> {
+        if key.is_some_and(|key| key.len() != self.key_bytes) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let attributes = ElementAttributes {
+            map: raw(self.fd.as_fd()),
+            padding: 0,
+            key: key.map_or(0, |key| key.as_ptr() as u64),
+            out: out.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the structure is what both commands take; the kernel reads a key's length from `key`, which was compared
+        // above, and the caller promises for `out`. Both live until the call returns.
+        match unsafe { bpf(command, &attributes) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Waits until every program that was running has ended its run: what was attached before is seen by whatever starts now.
+pub(super) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: a system call that takes three numbers and touches no memory of ours.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    // It is a grace period of the kernel's RCU, under which programs run; a kernel that does not have it (with `nohz_full`)
+    // is given time instead. A little time in any case: a datagram is on its way from the one program to the next.
+    let pause = if waited == 0 { 20 } else { 200 };
+    std::thread::sleep(std::time::Duration::from_millis(pause));
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    // Never negative.
+    fd.as_raw_fd() as u32
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// One call of `bpf(2)`. What the structure does not hold, the kernel takes for 0.
+///
+/// # Safety
+/// `T` must be `repr(C)`, without uninitialised bytes in its first fields up to the last one, and laid out as the command's
+/// part of `union bpf_attr`; what it points to must be as the command wants it.
+unsafe fn bpf<T>(command: u32, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the kernel reads the structure, whose size it is told; the caller promises for the rest.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    match i32::try_from(result) {
+        Ok(result @ 0..) => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

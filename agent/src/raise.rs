@@ -1,0 +1,76 @@
+//! Putting up the gate at boot, before there is a network: what was protected when the host went down is closed to everybody.
+//!
+//! Owns: what a gate without grants holds. Must not know: the control plane; it is the agent that asks there, later.
+//!
+//! Invariant: a gate that is up is left as it is, for it knows more than this does.
+
+use agent_ebpf::abi::Hook;
+use proto::types::Refused;
+
+use crate::canary::{self, Finding};
+use crate::clock::now_boot_ns;
+use crate::config::Config;
+use crate::kernel::{self, Gate, KernelError};
+use crate::memory::{MemoryError, MemoryFile};
+use crate::observe::{self, ObserveError};
+use crate::rules::plan::{Entries, Wanted, reconcile};
+
+/// Why the gate is not up, or not whole.
+#[derive(Debug, thiserror::Error)]
+pub enum RaiseError {
+    /// What was protected is not known.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// This host cannot be observed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel cannot take everything; what it took is closed.
+    #[error("the gate is up, but not whole: {0}")]
+    NotWhole(String),
+    /// The kernel took everything, and lets the canary through.
+    #[error("the gate is up, and {0} lets the canary through: it does not deny")]
+    Open(&'static str),
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// A gate is up already.
+    WasUp,
+    /// The gate is up, and nobody passes to this many resources.
+    Shut(usize),
+}
+
+/// Puts up a gate over the resources of the last grant set, whatever boot it is from, and with no grant at all. Without such
+/// a set, as before the first start of the agent, it protects nothing yet. Must be called within a tokio runtime; the caller
+/// holds the state directory's lock.
+///
+/// # Errors
+/// If the set is there and cannot be used, nothing is put up: what should be protected is not known.
+pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
+    if kernel::is_up(&config.kernel.pin_dir)? {
+        return Ok(Raised::WasUp);
+    }
+    let memory = MemoryFile::new(&config.state_dir, observe::boot_id()?).try_read(now_boot_ns())?;
+    let mut resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
+    let protected = resources.len();
+    resources.push(canary::resource());
+
+    let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
+    let mut entries: Entries = gate.read()?;
+    let wanted = Wanted { resources, ..Wanted::default() };
+    let slots_max = gate.slots_max();
+    let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
+    let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);
+    let problems: Vec<String> = outcome.refused.iter().map(refused).chain(outcome.failed).collect();
+    if !problems.is_empty() {
+        return Err(RaiseError::NotWhole(problems.join("; ")));
+    }
+    match canary::test().into_iter().find(|(_, finding)| *finding == Finding::Open) {
+        Some((hook, _)) => Err(RaiseError::Open(Hook::as_str(hook))),
+        None => Ok(Raised::Shut(protected)),
+    }
+}
