@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod modes;
 mod options;
 mod outages;
 mod psql;
@@ -22,6 +23,7 @@ fn main() {
             upgrades::TESTS,
             bad_input::TESTS,
             options::TESTS,
+            modes::TESTS,
             benchmarks::TESTS,
         ]
         .concat(),
