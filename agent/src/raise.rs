@@ -7,12 +7,14 @@
 use agent_ebpf::abi::Hook;
 use proto::types::Refused;
 
+use crate::addresses::LocalAddresses;
 use crate::canary::{self, Finding};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{self, Gate, KernelError};
 use crate::memory::{MemoryError, MemoryFile};
 use crate::observe::{self, ObserveError};
+use crate::rules::local;
 use crate::rules::plan::{Entries, Wanted, reconcile};
 
 /// Why the gate is not up, or not whole.
@@ -61,7 +63,12 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
 
     let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
-    let wanted = Wanted { resources, ..Wanted::default() };
+    // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.
+    let mut addresses = LocalAddresses::default();
+    addresses.look(true);
+    let options = resources.iter().map(|resource| (resource.number, resource.options.into())).collect();
+    let resources = local::expand(resources, addresses.known());
+    let wanted = Wanted { resources, options, ..Wanted::default() };
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
     let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);
