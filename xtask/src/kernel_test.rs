@@ -61,7 +61,24 @@ const MAY_SKIP: &[Skip] = &[];
 const INDISPENSABLE: [&[&str]; 2] = [&["6.1"], &["6.12", "6.18", "7"]];
 
 /// The programs that hold the tests: targets of the package `tests`.
-const TEST_PROGRAMS: [&str; 2] = ["kernel", "bypass"];
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Suite {
+    /// What the gate does
+    Kernel,
+    /// Every way to get past it
+    Bypass,
+}
+
+impl Suite {
+    const ALL: [Self; 2] = [Self::Kernel, Self::Bypass];
+
+    fn target(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Bypass => "bypass",
+        }
+    }
+}
 
 /// Debian's kernels are for this one; and the programs must run there without any library.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -71,17 +88,28 @@ const RUSTFLAGS: &str = "-C target-feature=+crt-static";
 const LANES_MAX: usize = 2;
 
 /// The verb.
-pub(crate) fn run(checkout: &Checkout, series: &[String], filters: &[String]) -> Result<()> {
-    let matrix = execute(checkout, series, filters)?;
+pub(crate) fn run(
+    checkout: &Checkout,
+    series: &[String],
+    suite: Option<Suite>,
+    filters: &[String],
+) -> Result<()> {
+    let matrix = execute(checkout, series, suite, filters)?;
     println!("\n{matrix}");
     matrix.verdict()
 }
 
-/// Builds the tests and runs them on each kernel, with a line for each. No series: all kernels.
-pub(crate) fn execute(checkout: &Checkout, series: &[String], filters: &[String]) -> Result<Matrix> {
+/// Builds the tests and runs them on each kernel, with a line for each. No series: all kernels; no suite: all tests.
+pub(crate) fn execute(
+    checkout: &Checkout,
+    series: &[String],
+    suite: Option<Suite>,
+    filters: &[String],
+) -> Result<Matrix> {
     let runs = chosen(series)?;
     setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines])?;
-    let programs = build(checkout)?;
+    let suites = suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]);
+    let programs = build(checkout, &suites)?;
     let mut matrix = Matrix::default();
     let mut ready = Vec::new();
     let mut kernels = Kernels::open(checkout)?;
@@ -121,7 +149,7 @@ fn is_meant(run: &Run, name: &str) -> bool {
 }
 
 /// Builds the programs once for all kernels, and says where they are.
-fn build(checkout: &Checkout) -> Result<Vec<PathBuf>> {
+fn build(checkout: &Checkout, suites: &[Suite]) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -135,7 +163,7 @@ fn build(checkout: &Checkout) -> Result<Vec<PathBuf>> {
     // The target is named, though it is ours: so cargo keeps what is linked statically in a folder
     // of its own, and uses its flags for that alone.
     cargo.args(["test", "--no-run", "--package", "tests", "--target", TARGET]);
-    cargo.args(TEST_PROGRAMS.iter().flat_map(|program| ["--test", program]));
+    cargo.args(suites.iter().flat_map(|suite| ["--test", suite.target()]));
     cargo.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Half the size, in a machine that has its disk in memory; and faster, in one whose processor
     // is software.
@@ -146,11 +174,12 @@ fn build(checkout: &Checkout) -> Result<Vec<PathBuf>> {
     let messages = printed.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
     let built: Vec<(String, PathBuf)> =
         messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect();
-    let path = |program: &&str| -> Result<PathBuf> {
+    let path = |suite: &Suite| -> Result<PathBuf> {
+        let program = suite.target();
         let found = built.iter().find(|(name, _)| name == program);
         found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no program {program}"))
     };
-    TEST_PROGRAMS.iter().map(path).collect()
+    suites.iter().map(path).collect()
 }
 
 /// What all machines have in common.

@@ -63,6 +63,9 @@ enum Verb {
     KernelTest {
         /// A kernel series, such as 6.1, or 7 for the newest 7.x; or one run of it, such as 5.10+lsm. None: all
         series: Vec<String>,
+        /// Run only these tests
+        #[arg(long)]
+        suite: Option<kernel_test::Suite>,
         /// Run only tests whose name contains this; each filter is a run of its own
         #[arg(last = true)]
         filters: Vec<String>,
@@ -126,7 +129,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo => demo::run(&checkout),
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
-        Verb::KernelTest { series, filters } => kernel_test::run(&checkout, &series, &filters),
+        Verb::KernelTest { series, suite, filters } => kernel_test::run(&checkout, &series, suite, &filters),
         Verb::BypassTable { files, check } => bypass_table::run(&checkout, &files, check),
         Verb::Bench { what } => bench::run(&checkout, &what),
         Verb::Ci => ci::run(&checkout),
