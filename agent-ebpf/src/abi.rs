@@ -41,6 +41,8 @@ pub mod map {
     pub const EVENTS_DENY: &str = "EVENTS_DENY";
     /// Per-CPU array: [`Ring`](super::Ring) → [`RingCounters`](super::RingCounters). Written by the programs.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Hash: cgroup id → a `u32` that is 0: whose processes may have sockets of any family. Written by the agent.
+    pub const EXEMPT_CGROUPS: &str = "EXEMPT_CGROUPS";
 }
 
 /// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
@@ -55,6 +57,8 @@ pub const GRANTS_MAX: u32 = 65_536;
 pub const RESOURCES_MAX: u32 = 16_384;
 /// Connections to protected destinations that are up at a time, unless configured.
 pub const CONNECTIONS_MAX: u32 = 65_536;
+/// Cgroups whose processes may have sockets of any family.
+pub const EXEMPT_CGROUPS_MAX: u32 = 256;
 /// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
@@ -253,11 +257,23 @@ pub enum Hook {
     Sendmsg6 = 4,
     /// A packet on its way out.
     Egress = 5,
+    /// Somebody wants a socket, of whichever family.
+    SocketCreate = 32,
+    /// A process is handed a file.
+    FileReceive = 33,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6, Self::Egress];
+    pub const ALL: [Self; 7] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Egress,
+        Self::SocketCreate,
+        Self::FileReceive,
+    ];
 
     /// The program's name.
     pub const fn as_str(self) -> &'static str {
@@ -267,6 +283,8 @@ impl Hook {
             Self::Sendmsg4 => "sendmsg4",
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
+            Self::SocketCreate => "socket_create",
+            Self::FileReceive => "file_receive",
         }
     }
 
@@ -303,7 +321,7 @@ pub struct VerdictRecord {
     pub pid: u32,
     /// Of the calling task, in the initial user namespace.
     pub uid: u32,
-    /// Never 0: only protected destinations have records.
+    /// 0 only of [`Hook::SocketCreate`] and of a packet that cannot be read.
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,
@@ -319,8 +337,10 @@ pub struct VerdictRecord {
     pub verdict: u8,
     /// A [`Reason`](crate::verdict::Reason).
     pub reason: u8,
+    /// Address family of the socket at [`Hook::SocketCreate`]; 0 elsewhere.
+    pub family: u8,
     /// 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 impl VerdictRecord {
@@ -345,7 +365,8 @@ impl VerdictRecord {
         hook: 0,
         verdict: 0,
         reason: 0,
-        reserved: [0; 6],
+        family: 0,
+        reserved: [0; 5],
     };
 }
 
@@ -452,11 +473,12 @@ mod tests {
             offset_of!(VerdictRecord, hook),
             offset_of!(VerdictRecord, verdict),
             offset_of!(VerdictRecord, reason),
+            offset_of!(VerdictRecord, family),
             offset_of!(VerdictRecord, reserved),
         ];
         assert_eq!(
             offsets,
-            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122]
+            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123]
         );
     }
 }

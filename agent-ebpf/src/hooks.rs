@@ -19,6 +19,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
 use crate::context::{self, Destination};
+use crate::subjects::caller;
 use crate::{maps, record};
 
 /// What a program returns to let a call or packet go on.
@@ -102,7 +103,9 @@ fn admit(
     match hook {
         Hook::Connect4 | Hook::Connect6 => {}
         // Judged anew with each datagram, and never ended.
-        Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Egress => return Reason::Granted,
+        Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Egress | Hook::SocketCreate | Hook::FileReceive => {
+            return Reason::Granted;
+        }
     }
     let connection = ConnectionEntry {
         epoch: grant.epoch,
@@ -152,34 +155,6 @@ fn class(protocol: u8, port: u16) -> Option<u32> {
         None | Some(0) => None,
         Some(class) => Some(*class),
     }
-}
-
-/// Whose the calling task is: the nearest cgroup at or above its own that is bound. `own` is its own.
-#[inline(always)]
-fn caller(own: u64) -> Caller {
-    // Nothing is nearer, and most that are let through are found here: without a walk.
-    if let Some(subject) = bound(own) {
-        return Caller::Subject(subject);
-    }
-    // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
-    let mut found = 0;
-    let searched = context::for_each_cgroup(|id| {
-        if let Some(subject) = bound(id) {
-            found = subject;
-        }
-    });
-    match (searched, found) {
-        (Err(context::CgroupTooDeep), _) => Caller::TooDeep,
-        (Ok(()), 0) => Caller::Unknown,
-        (Ok(()), subject) => Caller::Subject(subject),
-    }
-}
-
-/// Whose a cgroup is.
-#[inline(always)]
-fn bound(cgroup_id: u64) -> Option<u32> {
-    // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-    unsafe { maps::SUBJECTS.get(cgroup_id) }.map(|entry| entry.number)
 }
 
 #[inline(always)]

@@ -19,6 +19,8 @@ mod maps;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod record;
+#[cfg(target_arch = "bpf")]
+mod subjects;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]

@@ -37,6 +37,9 @@ pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MA
 #[map]
 pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
+#[map]
+pub(crate) static EXEMPT_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(abi::EXEMPT_CGROUPS_MAX, 0);
+
 // Written by the programs.
 
 /// The kernel takes socket storage with BTF only.

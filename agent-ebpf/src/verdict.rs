@@ -5,6 +5,8 @@
 //!
 //! Invariant: `Allow` for a protected destination has one way only, through every check; anything missing denies.
 
+pub mod lsm;
+
 use crate::abi::{Admission, GrantRef};
 
 /// What the kernel does with one connection attempt.
@@ -47,6 +49,10 @@ pub enum Reason {
     OtherResource = 12,
     /// A packet whose headers are not understood, or run on for too long.
     Unreadable = 13,
+    /// A socket of a family that does not pass the gate.
+    FamilyRefused = 32,
+    /// A socket that was let through for another subject than the process that was handed it.
+    HandedOver = 33,
 }
 
 impl Verdict {
@@ -58,7 +64,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -72,6 +78,8 @@ impl Reason {
         Self::NotAdmitted,
         Self::OtherResource,
         Self::Unreadable,
+        Self::FamilyRefused,
+        Self::HandedOver,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -95,6 +103,8 @@ impl Reason {
             Self::NotAdmitted => "not_admitted",
             Self::OtherResource => "other_resource",
             Self::Unreadable => "unreadable",
+            Self::FamilyRefused => "family_refused",
+            Self::HandedOver => "handed_over",
         }
     }
 
@@ -113,7 +123,9 @@ impl Reason {
             | Self::ConnectionsFull
             | Self::NotAdmitted
             | Self::OtherResource
-            | Self::Unreadable => Verdict::Deny,
+            | Self::Unreadable
+            | Self::FamilyRefused
+            | Self::HandedOver => Verdict::Deny,
         }
     }
 }

@@ -9,11 +9,13 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod lsm;
 mod netns;
 mod pins;
 mod rings;
 mod statistics;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -30,11 +32,13 @@ use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
+pub use lsm::{Demand, LsmSettings, Missing, without};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
+use lsm::{Attached, Tier};
 use pins::Pins;
 
 /// The kernel programs, as the build script made them.
@@ -55,6 +59,8 @@ pub struct Settings {
     pub connections_max: u32,
     /// Size of each of the two rings in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// The LSM tier.
+    pub lsm: LsmSettings,
 }
 
 impl Settings {
@@ -67,6 +73,7 @@ impl Settings {
             resources_max: abi::RESOURCES_MAX,
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
+            lsm: LsmSettings::default(),
         }
     }
 }
@@ -83,6 +90,10 @@ pub struct Gate {
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
+    exempt: HashMap<MapData, u64, u32>,
+    /// What `exempt` holds.
+    exempted: BTreeSet<u64>,
+    tier: Tier,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
     settings: Settings,
@@ -116,6 +127,10 @@ impl Gate {
             deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
             diagnostics,
         };
+        let mut exempt = typed(&mut ebpf, map::EXEMPT_CGROUPS)?;
+        let mut exempted = keys(map::EXEMPT_CGROUPS, &exempt)?;
+        write_exempt(&mut exempt, &mut exempted, settings)?;
+        let tier = Attached::attach(settings, &pins)?;
         let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
         let gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
@@ -128,6 +143,9 @@ impl Gate {
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
+            exempt,
+            exempted,
+            tier: tier.pin(settings, &pins)?,
             links,
             settings: settings.clone(),
             took_over,
@@ -148,6 +166,20 @@ impl Gate {
     /// How many programs are attached by this gate.
     pub fn attached(&self) -> usize {
         self.links.len()
+    }
+
+    /// What this host wants of the gate and does not have.
+    pub fn missing(&self) -> Vec<Missing> {
+        self.tier.missing()
+    }
+
+    /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
+    pub fn exempt(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
+        if self.settings.lsm.exempt != *cgroups || self.exempted != *cgroups {
+            self.settings.lsm.exempt.clone_from(cgroups);
+            write_exempt(&mut self.exempt, &mut self.exempted, &self.settings)?;
+        }
+        Ok(())
     }
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
@@ -287,13 +319,42 @@ pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
         .collect()
 }
 
+/// Brings the map of exempt cgroups to what the settings say, removals first. `present` is what it holds.
+fn write_exempt(
+    exempt: &mut HashMap<MapData, u64, u32>,
+    present: &mut BTreeSet<u64>,
+    settings: &Settings,
+) -> Result<(), KernelError> {
+    let wanted = &settings.lsm.exempt;
+    for id in present.difference(wanted).copied().collect::<Vec<_>>() {
+        let result = exempt.remove(&id);
+        result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+        present.remove(&id);
+    }
+    for id in wanted.difference(present).copied().collect::<Vec<_>>() {
+        let result = exempt.insert(id, 0, 0);
+        result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+        present.insert(id);
+    }
+    Ok(())
+}
+
+fn keys(name: &'static str, map: &HashMap<MapData, u64, u32>) -> Result<BTreeSet<u64>, KernelError> {
+    map.keys().collect::<Result<_, _>>().map_err(|error| KernelError::read(name, error))
+}
+
 fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
+    loader(settings, pins).load(OBJECT).map_err(KernelError::load)
+}
+
+/// Makes maps where they are to be pinned, or takes those that are pinned there.
+fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for shape in pins::shapes(settings) {
         loader.map_max_entries(shape.name, shape.max_entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
-    loader.load(OBJECT).map_err(KernelError::load)
+    loader
 }
 
 fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
@@ -336,29 +397,29 @@ fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Resul
 fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
     let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
     if program.fd().is_err() {
-        load_patiently(program, name)?;
+        let load = || match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        load_patiently(load).map_err(|source| KernelError::program(name, source))?;
     }
     Ok(program)
 }
 
 /// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
-fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: usize = 5;
-    let mut load = || match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
     for _ in 1..TRIES {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
-            result => return result.map_err(|source| KernelError::program(name, source)),
+            result => return result,
         }
     }
-    load().map_err(|source| KernelError::program(name, source))
+    load()
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

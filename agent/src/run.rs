@@ -119,7 +119,9 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
     let memory = memory_file.read(now_boot_ns());
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
-    let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
+    let mut settings = config.kernel.clone();
+    settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
+    let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
     let mut allow = streams.allow.into_async().map_err(RunError::Ring)?;
     let mut deny = streams.deny.into_async().map_err(RunError::Ring)?;
@@ -200,7 +202,7 @@ impl Agent {
     ) -> Result<Self, RunError> {
         let took_over = gate.took_over();
         let lost = memory.lost;
-        let enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;
+        let enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants());
         let how = if took_over { "took over the gate that was up" } else { "put up the gate" };

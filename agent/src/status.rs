@@ -8,6 +8,7 @@ use agent_ebpf::abi::Hook;
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
 use crate::canary::Finding;
+use crate::kernel::{Missing, without};
 
 /// What the report is made of.
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Health {
     pub canary: Option<[(Hook, Finding); 4]>,
     /// What the kernel could not take.
     pub refused: Vec<Refused>,
+    /// What is wanted of the gate and not there.
+    pub missing: Vec<Missing>,
     /// Removals that failed.
     pub failed: Vec<String>,
     /// Cgroups that several subjects claim.
@@ -39,6 +42,7 @@ impl Health {
             return report(HostState::NotEnforcing, open);
         }
         let mut missing = Vec::new();
+        missing.extend(without(&self.missing));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
         missing.extend(self.contested.iter().map(|(id, subjects)| {
@@ -99,6 +103,12 @@ mod tests {
             Health { refused, ..shut() },
             HostState::Degraded,
             "resource 7 is not protected: map RESOURCES is full",
+        );
+        let missing = vec![Missing { part: "handoff", why: "the kernel cannot".to_owned() }];
+        check(
+            Health { missing, ..shut() },
+            HostState::Degraded,
+            "without handoff (the kernel cannot)",
         );
         let contested = [(42, vec![1.try_into().expect("not 0"), 2.try_into().expect("not 0")])].into();
         check(

@@ -4,13 +4,15 @@
 mod connections;
 mod life;
 mod limits;
+mod lsm;
 mod records;
 mod verdicts;
 
 use tests::fixture;
 
 fn main() {
-    tests::runner::main(
-        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS].concat(),
+    tests::runner::main_with(
+        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, lsm::TESTS].concat(),
+        lsm::CHOOSY.to_vec(),
     );
 }

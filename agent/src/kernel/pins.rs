@@ -32,7 +32,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 14] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -78,6 +78,7 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
+        shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
     ]
 }
 
@@ -153,6 +154,12 @@ impl Pins {
         let pinned = link.pin(&beside).map_err(|error| at(&beside)(io::Error::other(error)))?;
         fs::rename(&beside, &path).map_err(at(&path))?;
         Ok(pinned)
+    }
+
+    /// Takes a program down.
+    pub(super) fn remove_link(&self, program: &str) -> Result<(), KernelError> {
+        let path = self.link(program);
+        remove_if_there(&path).map_err(|source| KernelError::Pin { path, source })
     }
 
     pub(super) fn open_rings(&self) -> Result<Option<[RecordRing; 2]>, KernelError> {

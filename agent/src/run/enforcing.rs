@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring};
-use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
+use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, Selector, SubjectNumber};
 use uuid::Uuid;
 
 use crate::canary;
@@ -23,6 +23,8 @@ pub(super) struct Enforcing {
     entries: Entries,
     grants: Grants,
     cgroups: Cgroups,
+    /// Whose processes may have sockets of any family.
+    exempt: Vec<Selector>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
@@ -60,6 +62,7 @@ impl Enforcing {
     pub(super) fn new(
         gate: Gate,
         cgroups: Cgroups,
+        exempt: Vec<Selector>,
         remembered: Memory,
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
@@ -72,7 +75,7 @@ impl Enforcing {
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
         let mut enforcing =
-            Self { gate, entries, grants, cgroups, bound, health, memory, periods, unconfirmed: true };
+            Self { gate, entries, grants, cgroups, exempt, bound, health, memory, periods, unconfirmed: true };
         enforcing.note_periods();
         if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
             enforcing.look();
@@ -113,6 +116,10 @@ impl Enforcing {
 
     /// Binds cgroups that came, and unbinds those that went. Returns whether there were any.
     pub(super) fn follow_cgroups(&mut self) -> bool {
+        let exempt = self.exempt.iter().filter_map(|selector| self.cgroups.resolve(selector)).collect();
+        if let Err(error) = self.gate.exempt(&exempt) {
+            tracing::error!(%error, "cannot change whose processes may have sockets of any family");
+        }
         let changed = self.grants.applied().is_some() && self.look();
         if changed {
             self.reconcile();
@@ -230,6 +237,7 @@ impl Enforcing {
     /// Runs the canary.
     pub(super) fn prove(&mut self) {
         self.health.canary = Some(canary::test());
+        self.health.missing = self.gate.missing();
     }
 
     /// `spool_error` is why events cannot be kept; None: they can.

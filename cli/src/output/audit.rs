@@ -48,8 +48,10 @@ pub struct AuditRow {
 pub struct ConnectionPart {
     pub hook: String,
     pub protocol: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub address: String,
-    pub port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     pub pid: u32,
     pub uid: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -124,7 +126,7 @@ impl From<Connection> for ConnectionPart {
             hook: connection.hook,
             protocol: connection.protocol,
             address: connection.address,
-            port: connection.port,
+            port: Some(connection.port).filter(|port| *port > 0),
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,
@@ -201,7 +203,11 @@ fn place(event: &AuditEvent) -> String {
         let Connection { command, pid, protocol, address, port, .. } = connection;
         let command = if command.is_empty() { "process" } else { command };
         let (open, close) = if address.contains(':') { ("[", "]") } else { ("", "") };
-        let _ = write!(text, "{command}[{pid}] {protocol} {open}{address}{close}:{port} ");
+        let _ = write!(text, "{command}[{pid}] {protocol} ");
+        // A socket of a family without ports leads nowhere.
+        if !address.is_empty() {
+            let _ = write!(text, "{open}{address}{close}:{port} ");
+        }
     }
     if !event.host.is_empty() {
         let _ = write!(text, "on {}", event.host);

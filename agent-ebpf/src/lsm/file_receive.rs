@@ -1,0 +1,70 @@
+//! A process is handed a file: by SCM_RIGHTS, by pidfd_getfd, or in whichever other way. A socket that was let through for
+//! somebody else it does not get.
+
+use agent_ebpf::abi::Hook;
+use agent_ebpf::verdict::lsm::decide_handover;
+use agent_ebpf::verdict::{Caller, Verdict};
+use aya_ebpf::bindings::{bpf_sock, file};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use crate::{GO_ON, REFUSE, context, maps, record, subjects};
+
+/// Which field of the kernel's `struct socket` is its `struct sock *`, in units of 8 bytes. It has been this one since before
+/// Linux 5.10; where it is another, the verifier sees that what is read is no socket, and does not load the program.
+const SK: usize = 3;
+
+#[lsm(hook = "file_receive")]
+pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
+    let Some(sk) = socket(ctx.arg(0)) else { return GO_ON };
+    let Some(admission) = context::admission(sk) else { return GO_ON };
+    let mut receiver = Caller::Unknown;
+    let ask = || {
+        receiver = subjects::caller(context::cgroup_id());
+        receiver
+    };
+    let Some(reason) = decide_handover(Some(admission), ask) else { return GO_ON };
+    // SAFETY: the helper takes a socket of the kernel's, which `sk` is.
+    let cookie = unsafe { bpf_get_socket_cookie(sk.cast()) };
+    record::emit(Verdict::Deny, |record| {
+        record.boot_ns = context::now_boot_ns();
+        record.creator_cgroup_id = admission.creator_cgroup_id;
+        record.cgroup_id = context::cgroup_id();
+        record.socket_cookie = cookie;
+        record.resource = admission.resource;
+        record.epoch = admission.epoch;
+        if let Caller::Subject(subject) = receiver {
+            record.subject = subject;
+        }
+        // Whose grant it is.
+        if let Some(name) = maps::SLOTS.get(admission.slot) {
+            record.grant = name.grant;
+        }
+        // SAFETY: an entry of a hash map stays what it is for this program's run; what is copied is numbers and bytes.
+        if let Some(connection) = unsafe { maps::CONNECTIONS.get(cookie) } {
+            record.netns_cookie = connection.netns_cookie;
+            record.address = connection.address;
+            record.port = connection.port;
+            record.protocol = connection.protocol;
+        }
+        record.hook = Hook::FileReceive as u8;
+        record.verdict = Verdict::Deny as u8;
+        record.reason = reason as u8;
+        context::describe_task(record);
+    });
+    REFUSE
+}
+
+/// The socket that a file is. None: it is none.
+#[inline(always)]
+fn socket(file: *mut file) -> Option<*mut bpf_sock> {
+    // SAFETY: the kernel hands the program a valid `struct file`; the helper gives the `struct socket` in it, or null.
+    let socket = unsafe { bpf_sock_from_file(file) };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the verifier permits this read only if there is a `struct sock *` there. Volatile, so that it is one read.
+    let sk = unsafe { socket.cast::<*mut bpf_sock>().add(SK).read_volatile() };
+    (!sk.is_null()).then_some(sk)
+}
