@@ -16,4 +16,5 @@ pub mod raw;
 pub mod runner;
 pub mod sandbox;
 pub mod socket_probe;
+pub mod ssh;
 pub mod stage;
