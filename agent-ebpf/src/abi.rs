@@ -179,7 +179,7 @@ pub struct Admission {
     pub subject: u32,
     /// By which slot.
     pub slot: u32,
-    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD).
+    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`MPTCP`](Self::MPTCP).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -190,6 +190,8 @@ impl Admission {
     pub const PASSIVE: u32 = 1;
     /// That its packets are held back has been recorded.
     pub const TOLD: u32 = 2;
+    /// It is one of MPTCP: what is let through are the sockets below it.
+    pub const MPTCP: u32 = 1 << 16;
 }
 
 /// A connection that is up.
@@ -321,7 +323,7 @@ pub struct VerdictRecord {
     pub pid: u32,
     /// Of the calling task, in the initial user namespace.
     pub uid: u32,
-    /// 0 only of [`Hook::SocketCreate`] and of a packet that cannot be read.
+    /// 0 only of [`Hook::SocketCreate`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,

@@ -18,8 +18,13 @@ pub const PACKET: u8 = 17;
 pub const ALG: u8 = 38;
 /// `AF_VSOCK`: between a virtual machine and its host.
 pub const VSOCK: u8 = 40;
+/// `AF_SMC`: memory of another host, reached past IP where the hardware can.
+pub const SMC: u8 = 43;
 /// `AF_XDP`: packets that the process writes itself, past the whole network stack.
 pub const XDP: u8 = 44;
+
+/// `IPPROTO_SMC`: by this protocol of `AF_INET` and `AF_INET6` (from Linux 6.11 on) the socket is one of [`SMC`] all the same.
+const PROTOCOL_SMC: u32 = 256;
 
 /// Those that everybody may have, as a set: bit N stands for family N. Whatever they carry to an IP port passes the gate.
 pub const USUAL: u64 =
@@ -64,10 +69,19 @@ pub const NAMES: [(u8, &str); 36] = [
     (VSOCK, "vsock"),
     (41, "kcm"),
     (42, "qipcrtr"),
-    (43, "smc"),
+    (SMC, "smc"),
     (XDP, "xdp"),
     (45, "mctp"),
 ];
+
+/// The family whose way a socket goes, by the numbers that it is asked for with.
+#[inline(always)]
+pub const fn effective(family: u32, protocol: u32) -> u32 {
+    if protocol == PROTOCOL_SMC && (family == INET as u32 || family == INET6 as u32) {
+        return SMC as u32;
+    }
+    family
+}
 
 /// The set with this family only. Empty for what is no family.
 #[inline(always)]
@@ -99,6 +113,14 @@ mod tests {
             assert_eq!((name(number), by_name(text)), (Some(text), Some(number)));
         }
         assert_eq!((name(0), by_name("tcp")), (None, None));
+    }
+
+    #[test]
+    fn a_family_may_have_another_name() {
+        assert_eq!(effective(INET.into(), 256), SMC.into());
+        assert_eq!(effective(INET6.into(), 256), SMC.into());
+        assert_eq!(effective(INET.into(), 6), INET.into());
+        assert_eq!(effective(PACKET.into(), 256), PACKET.into());
     }
 
     #[test]

@@ -32,7 +32,7 @@ use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
-pub use lsm::{Demand, LsmSettings, Missing, without};
+pub use lsm::{Demand, LsmSettings, Missing, in_words};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use statistics::{ProgramTime, Statistics};

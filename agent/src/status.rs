@@ -8,7 +8,6 @@ use agent_ebpf::abi::Hook;
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
 use crate::canary::Finding;
-use crate::kernel::{Missing, without};
 
 /// What the report is made of.
 #[derive(Debug, Default)]
@@ -17,8 +16,8 @@ pub struct Health {
     pub canary: Option<[(Hook, Finding); 4]>,
     /// What the kernel could not take.
     pub refused: Vec<Refused>,
-    /// What is wanted of the gate and not there.
-    pub missing: Vec<Missing>,
+    /// What is wanted of the gate and not there, and why.
+    pub missing_tiers: Vec<String>,
     /// Removals that failed.
     pub failed: Vec<String>,
     /// Cgroups that several subjects claim.
@@ -42,7 +41,7 @@ impl Health {
             return report(HostState::NotEnforcing, open);
         }
         let mut missing = Vec::new();
-        missing.extend(without(&self.missing));
+        missing.extend(self.missing_tiers.iter().map(|tier| format!("without {tier}")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
         missing.extend(self.contested.iter().map(|(id, subjects)| {
@@ -104,9 +103,9 @@ mod tests {
             HostState::Degraded,
             "resource 7 is not protected: map RESOURCES is full",
         );
-        let missing = vec![Missing { part: "handoff", why: "the kernel cannot".to_owned() }];
+        let missing_tiers = vec!["handoff (the kernel cannot)".to_owned()];
         check(
-            Health { missing, ..shut() },
+            Health { missing_tiers, ..shut() },
             HostState::Degraded,
             "without handoff (the kernel cannot)",
         );

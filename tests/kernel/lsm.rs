@@ -2,11 +2,10 @@
 //! have it, that it says so.
 
 use std::collections::BTreeSet;
-use std::fs;
 
-use agent::kernel::{Demand, Gate, KernelError, Settings, without};
+use agent::kernel::{Demand, Gate, KernelError, Settings, in_words};
 use agent_ebpf::abi::{Hook, VerdictRecord};
-use agent_ebpf::family::{ALG, INET, INET6, KEY, NETLINK, PACKET, UNIX, VSOCK, XDP};
+use agent_ebpf::family::{ALG, INET, INET6, KEY, NETLINK, PACKET, SMC, UNIX, VSOCK, XDP};
 use agent_ebpf::verdict::Reason;
 use anyhow::{Result, bail};
 use proto::types::Protocol;
@@ -34,37 +33,8 @@ pub(crate) const CHOOSY: &[Choosy] = &[
 const PACKETS: &str = "packet sockets";
 const HANDOFF: &str = "handoff";
 
-/// AF_SMC, AF_KCM, AF_RDS and AF_TIPC are refused whether there is a module for them or not.
-const REFUSED: [u8; 8] = [PACKET, XDP, VSOCK, 43, 41, 21, 30, 29];
-
-/// A gate with the tier as far as the kernel has it. It is for this sandbox only: everybody else is exempt.
-fn fixture() -> Result<Fixture> {
-    fixture_with(|_| {})
-}
-
-fn fixture_with(change: impl FnOnce(&mut Settings)) -> Result<Fixture> {
-    let root = agent::observe::cgroup_root()?;
-    let fixture = Fixture::with(|settings| {
-        settings.lsm.demand = Demand::Prefer;
-        settings.lsm.exempt = strangers(&root).unwrap_or_default();
-        change(settings);
-    })?;
-    Ok(fixture)
-}
-
-/// The cgroups right below the root that no test made.
-fn strangers(root: &std::path::Path) -> Result<BTreeSet<u64>> {
-    use std::os::unix::fs::MetadataExt;
-    let mut ids = BTreeSet::new();
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        let is_ours = entry.file_name().to_string_lossy().starts_with("portcullis-test-");
-        if entry.file_type()?.is_dir() && !is_ours {
-            ids.insert(entry.metadata()?.ino());
-        }
-    }
-    Ok(ids)
-}
+/// Refused whether there is a module for them or not; the last ones are AF_KCM, AF_RDS, AF_TIPC and AF_CAN.
+const REFUSED: [u8; 8] = [PACKET, XDP, VSOCK, SMC, 41, 21, 30, 29];
 
 /// Whether the kernel cannot have this part, by its own account.
 fn lacks(fixture: &Fixture, part: &str) -> bool {
@@ -80,7 +50,7 @@ fn packet(cgroup: &Cgroup) -> Result<String> {
 
 /// Each part is either proven here to be there, or named with its reason: there is no third way.
 fn what_is_missing_is_said() -> Result<()> {
-    let mut fixture = fixture()?;
+    let mut fixture = Fixture::with_lsm(|_| {})?;
     let listener = fixture.protected(Protocol::Tcp)?;
     let (subject, nobody) = (fixture.subject("subject")?, fixture.sandbox.make_cgroup("nobody")?);
     fixture.grant(HOUR)?;
@@ -99,11 +69,11 @@ fn what_is_missing_is_said() -> Result<()> {
         lsm: agent::kernel::LsmSettings { demand: Demand::Require, ..fixture.settings.lsm.clone() },
         ..fixture.settings.clone()
     };
-    match (without(&missing), raise(&required, &fixture.sandbox)) {
-        (None, Ok(gate)) => ensure_eq!(gate.missing(), []),
-        (Some(text), Err(KernelError::Lsm { missing })) => ensure_eq!(missing, text),
-        (_, Err(error)) => bail!("{error}"),
-        (text, Ok(_)) => bail!("all was required and had, {text:?}"),
+    let words = in_words(&missing).join("; ");
+    match raise(&required, &fixture.sandbox) {
+        Ok(gate) => ensure_eq!((words.as_str(), gate.missing()), ("", vec![])),
+        Err(KernelError::Lsm { missing }) if !missing.is_empty() => ensure_eq!(missing, words),
+        Err(error) => bail!("{error}"),
     }
     // Whatever came of it, the gate stands.
     ensure_eq!(reaches(&nobody, Attempt::Tcp, listener.address(), &listener)?, false);
@@ -119,7 +89,7 @@ fn nothing_is_refused_that_was_not_asked_for() -> Result<()> {
 }
 
 fn other_families_are_refused() -> Result<Outcome> {
-    let mut fixture = fixture_with(|settings| settings.lsm.families |= agent_ebpf::family::set_of(30))?;
+    let mut fixture = Fixture::with_lsm(|settings| settings.lsm.families |= agent_ebpf::family::set_of(30))?;
     if lacks(&fixture, PACKETS) {
         return Ok(CANNOT);
     }
@@ -130,10 +100,13 @@ fn other_families_are_refused() -> Result<Outcome> {
     }
     // The old way to ask for one.
     const SOCK_PACKET: i32 = 10;
+    // The new way to ask for AF_SMC.
+    const IPPROTO_SMC: i32 = 256;
     ensure_eq!(ask(&cgroup, INET, Type::from(SOCK_PACKET), 0)?, "EPERM");
+    ensure_eq!(ask(&cgroup, INET, Type::STREAM, IPPROTO_SMC)?, "EPERM");
     let records = fixture.denials();
     let families: Vec<u8> = records.iter().map(|record| record.family).collect();
-    ensure_eq!(families, [refused, vec![PACKET]].concat());
+    ensure_eq!(families, [refused, vec![PACKET, SMC]].concat());
     let id = cgroup.id()?;
     let expected = |record: &&VerdictRecord| {
         (record.cgroup_id, record.hook, record.reason, record.resource)
@@ -165,7 +138,7 @@ fn other_families_are_refused() -> Result<Outcome> {
 }
 
 fn some_cgroups_are_exempt() -> Result<Outcome> {
-    let mut fixture = fixture()?;
+    let mut fixture = Fixture::with_lsm(|_| {})?;
     if lacks(&fixture, PACKETS) {
         return Ok(CANNOT);
     }
@@ -191,7 +164,7 @@ fn some_cgroups_are_exempt() -> Result<Outcome> {
 }
 
 fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
-    let mut fixture = fixture()?;
+    let mut fixture = Fixture::with_lsm(|_| {})?;
     if lacks(&fixture, HANDOFF) {
         return Ok(CANNOT);
     }
@@ -231,7 +204,7 @@ fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
 }
 
 fn it_stays_up_without_an_agent() -> Result<Outcome> {
-    let fixture = fixture()?;
+    let fixture = Fixture::with_lsm(|_| {})?;
     if lacks(&fixture, PACKETS) {
         return Ok(CANNOT);
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::probe::{self, Attempt};
-use crate::sandbox::{Cgroup, Sandbox};
+use crate::sandbox::{self, Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, RecordRing, Settings};
+use agent::kernel::{Demand, Gate, LsmSettings, RecordRing, Settings};
 use agent::rules::plan::{Entries, Outcome, Wanted, WantedGrant, reconcile};
 use agent_ebpf::abi::VerdictRecord;
 use anyhow::{Result, bail};
@@ -56,6 +56,15 @@ impl Fixture {
         let entries = gate.read()?;
         let wanted = Wanted::default();
         Ok(Self { gate, entries, wanted, allow: streams.allow, deny: streams.deny, settings, sandbox })
+    }
+
+    /// The same, with the LSM tier as far as the kernel has it. It is for the tests' own processes: everybody else is exempt.
+    pub fn with_lsm(change: impl FnOnce(&mut Settings)) -> Result<Self> {
+        let strangers = sandbox::strangers()?;
+        Self::with(|settings| {
+            settings.lsm = LsmSettings { demand: Demand::Prefer, exempt: strangers, ..LsmSettings::default() };
+            change(settings);
+        })
     }
 
     /// Brings the maps to what is wanted, whatever comes of it.

@@ -38,7 +38,8 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
             record.subject = subject;
         }
         // Whose grant it is.
-        if let Some(name) = maps::SLOTS.get(admission.slot) {
+        if admission.resource != 0
+            && let Some(name) = maps::SLOTS.get(admission.slot) {
             record.grant = name.grant;
         }
         // SAFETY: an entry of a hash map stays what it is for this program's run; what is copied is numbers and bytes.

@@ -22,7 +22,9 @@ static KNOWS_ANCESTORS: Global<u8> = Global::new(1);
 #[lsm(hook = "socket_create")]
 pub(crate) fn socket_create(ctx: LsmContext) -> i32 {
     // 32 bits each: the upper half of the register is not the kernel's promise.
-    let (family, kind, by_kernel) = (ctx.arg::<u32>(0), ctx.arg::<u32>(1), ctx.arg::<u32>(3));
+    let (family, kind, protocol) = (ctx.arg::<u32>(0), ctx.arg::<u32>(1), ctx.arg::<u32>(2));
+    let by_kernel = ctx.arg::<u32>(3);
+    let family = family::effective(family, protocol);
     let wanted = Wanted { family, kind, by_kernel: by_kernel != 0 };
     let Some(reason) = decide_family(&wanted, FAMILIES.load(), is_exempt) else { return GO_ON };
     if !wanted.is_probe() {

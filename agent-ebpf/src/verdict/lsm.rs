@@ -9,7 +9,7 @@ use crate::family;
 /// A socket that somebody asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its address family.
+    /// Its address family, see [`family::effective`].
     pub family: u32,
     /// Its type.
     pub kind: u32,
@@ -48,11 +48,21 @@ pub fn decide_family(wanted: &Wanted, allowed: u64, is_exempt: impl FnOnce() -> 
 /// process is, and is asked only if it matters.
 ///
 /// Whether the grant still counts is not asked: a socket that it let through is of no use to anybody after its end.
+///
+/// What is let through of MPTCP are its subflows, and what is handed over is the socket above them: it stays with the subject
+/// that made it, wherever it leads.
 #[inline(always)]
 pub fn decide_handover(admission: Option<&Admission>, receiver: impl FnOnce() -> Caller) -> Option<Reason> {
-    let admission = admission.filter(|admission| admission.resource != 0)?;
+    let admission = admission?;
+    let owner = if admission.resource != 0 {
+        admission.subject
+    } else if admission.flags & Admission::MPTCP != 0 && admission.creator_subject != 0 {
+        admission.creator_subject
+    } else {
+        return None;
+    };
     match receiver() {
-        Caller::Subject(subject) if subject == admission.subject => None,
+        Caller::Subject(subject) if subject == owner => None,
         Caller::Subject(_) | Caller::Unknown | Caller::TooDeep => Some(Reason::HandedOver),
     }
 }
@@ -113,8 +123,12 @@ mod tests {
         ] {
             assert_eq!(decide_handover(Some(&let_through), || receiver), expected, "{receiver:?}");
         }
+        let mptcp = Admission { flags: Admission::MPTCP, creator_subject: 7, ..Admission::default() };
+        assert_eq!(decide_handover(Some(&mptcp), || Caller::Subject(7)), None);
+        assert_eq!(decide_handover(Some(&mptcp), || Caller::Subject(8)), Some(Reason::HandedOver));
         let nobody = || -> Caller { panic!("nobody need be asked") };
         assert_eq!(decide_handover(None, nobody), None);
         assert_eq!(decide_handover(Some(&admission(0, 7)), nobody), None);
+        assert_eq!(decide_handover(Some(&Admission { creator_subject: 0, ..mptcp }), nobody), None);
     }
 }

@@ -64,18 +64,15 @@ pub struct Missing {
     pub why: String,
 }
 
-/// What is missing, in words; parts that are missing for the same reason are told together. None: nothing is missing.
-pub fn without(missing: &[Missing]) -> Option<String> {
+/// What is missing, in words, to be told after "without": parts that are missing for the same reason together.
+pub fn in_words(missing: &[Missing]) -> Vec<String> {
     let mut reasons: Vec<&str> = missing.iter().map(|missing| missing.why.as_str()).collect();
     reasons.dedup();
-    let mut text = String::new();
-    for why in reasons {
+    let words = |why: &str| {
         let parts = missing.iter().filter(|missing| missing.why == why).map(|missing| missing.part);
-        let parts = parts.collect::<Vec<_>>().join(", ");
-        let begin = if text.is_empty() { "without " } else { "; without " };
-        let _ = write!(text, "{begin}{parts} ({why})");
-    }
-    (!text.is_empty()).then_some(text)
+        format!("{} ({why})", parts.collect::<Vec<_>>().join(", "))
+    };
+    reasons.into_iter().map(words).collect()
 }
 
 /// The tier, as far as it is there.
@@ -117,10 +114,10 @@ impl Attached {
         if let Err(why) = attached.attach_all(settings, pins) {
             attached = Self { links: Vec::new(), missing: all_missing(&why) };
         }
-        match without(&attached.missing) {
-            Some(missing) if settings.lsm.demand == Demand::Require => Err(KernelError::Lsm { missing }),
-            _ => Ok(attached),
+        if settings.lsm.demand == Demand::Require && !attached.missing.is_empty() {
+            return Err(KernelError::Lsm { missing: in_words(&attached.missing).join("; ") });
         }
+        Ok(attached)
     }
 
     /// The error is why there is nothing of it at all.
@@ -244,11 +241,10 @@ mod tests {
     #[test]
     fn reasons_are_told_once() {
         let missing = |part, why: &str| Missing { part, why: why.to_owned() };
-        assert_eq!(without(&[]), None);
+        assert_eq!(in_words(&[]), [""; 0]);
         let same = [missing("packet sockets", "EPERM"), missing("handoff", "EPERM")];
-        assert_eq!(without(&same).as_deref(), Some("without packet sockets, handoff (EPERM)"));
+        assert_eq!(in_words(&same), ["packet sockets, handoff (EPERM)"]);
         let different = [missing("packet sockets", "EPERM"), missing("handoff", "EINVAL")];
-        let expected = "without packet sockets (EPERM); without handoff (EINVAL)";
-        assert_eq!(without(&different).as_deref(), Some(expected));
+        assert_eq!(in_words(&different), ["packet sockets (EPERM)", "handoff (EINVAL)"]);
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::canary;
 use crate::clock::now_boot_ns;
-use crate::kernel::{Gate, KernelError};
+use crate::kernel::{Gate, KernelError, in_words};
 use crate::memory::{Memory, MemoryFile};
 use crate::observe::Cgroups;
 use crate::rules::grants::{Accepted, Grants};
@@ -237,7 +237,7 @@ impl Enforcing {
     /// Runs the canary.
     pub(super) fn prove(&mut self) {
         self.health.canary = Some(canary::test());
-        self.health.missing = self.gate.missing();
+        self.health.missing_tiers = in_words(&self.gate.missing());
     }
 
     /// `spool_error` is why events cannot be kept; None: they can.

@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use crate::probe::{Probe, connect, tcp_socket, udp_socket};
 use crate::technique::{
-    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, UDP, Unprotected,
+    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, Tier, UDP, Unprotected,
 };
 
 use super::tcp::{send_by_splice, send_file, send_zerocopy};
@@ -31,7 +31,8 @@ const fn early(socket: Lent) -> Option<Lender> {
 }
 
 const PASSED: Technique = Technique { lender: lent(Lent::Tcp), granted: OTHERS, kept: Kept::No, ..TCP };
-const PASSED_CONNECTED: Technique = Technique { lender: lent(Lent::TcpConnected), stop: LENT, ..TCP };
+const PASSED_CONNECTED: Technique =
+    Technique { lender: lent(Lent::TcpConnected), stop: LENT, tier: Some(Tier::FileReceive), ..TCP };
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "socket_made_before_moving_in", run: before_moving_in, ..MOVES },
