@@ -184,7 +184,8 @@ impl Config {
             let problem = format!("{} are more than {}", exempt.len(), abi::EXEMPT_CGROUPS_MAX);
             return Err(refuse("kernel.lsm_exempt", problem));
         }
-        let families = families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
+        let families =
+            families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
         let host = file.host.unwrap_or_else(hostname);
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,

@@ -104,11 +104,7 @@ mod tests {
             "resource 7 is not protected: map RESOURCES is full",
         );
         let missing_tiers = vec!["handoff (the kernel cannot)".to_owned()];
-        check(
-            Health { missing_tiers, ..shut() },
-            HostState::Degraded,
-            "without handoff (the kernel cannot)",
-        );
+        check(Health { missing_tiers, ..shut() }, HostState::Degraded, "without handoff (the kernel cannot)");
         let contested = [(42, vec![1.try_into().expect("not 0"), 2.try_into().expect("not 0")])].into();
         check(
             Health { contested, ..shut() },

@@ -115,9 +115,9 @@ impl Technique {
     pub(crate) fn unprotected_with(&self, tier: Option<Tier>) -> Unprotected {
         match (tier, self.service) {
             (Some(Tier::SocketCreate), _) => Unprotected::NotTried(Tier::SocketCreate.why()),
-            (Some(Tier::FileReceive), Service::Mptcp) => {
-                Unprotected::NotTried("an MPTCP socket stays with the subject that made it, wherever it leads")
-            }
+            (Some(Tier::FileReceive), Service::Mptcp) => Unprotected::NotTried(
+                "an MPTCP socket stays with the subject that made it, wherever it leads",
+            ),
             _ => self.unprotected,
         }
     }

@@ -12,7 +12,8 @@ use tests::fixture;
 
 fn main() {
     tests::runner::main_with(
-        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, lsm::TESTS].concat(),
+        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, lsm::TESTS]
+            .concat(),
         lsm::CHOOSY.to_vec(),
     );
 }

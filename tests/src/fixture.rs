@@ -60,9 +60,9 @@ impl Fixture {
 
     /// The same, with the LSM tier as far as the kernel has it. It is for the tests' own processes: everybody else is exempt.
     pub fn with_lsm(change: impl FnOnce(&mut Settings)) -> Result<Self> {
-        let strangers = sandbox::strangers()?;
+        let exempt = sandbox::strangers()?.into_keys().collect();
         Self::with(|settings| {
-            settings.lsm = LsmSettings { demand: Demand::Prefer, exempt: strangers, ..LsmSettings::default() };
+            settings.lsm = LsmSettings { demand: Demand::Prefer, exempt, ..LsmSettings::default() };
             change(settings);
         })
     }

@@ -40,8 +40,7 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
         name: name.to_owned(),
         run: Box::new(move || test().map(|()| Outcome::Passed)),
     });
-    let choosy =
-        choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
+    let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
     run(tests.chain(choosy).collect(), || Ok(()));
 }
 

@@ -1,6 +1,6 @@
 //! A place of one's own: a temporary directory, a BPF file system, cgroups and loopback addresses that nobody else uses.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
@@ -129,17 +129,17 @@ fn clear_leftovers() {
     }
 }
 
-/// The ids of the cgroups right below the root that no test made.
-pub fn strangers() -> Result<BTreeSet<u64>> {
-    let mut ids = BTreeSet::new();
+/// The cgroups right below the root that no test made: ids and names.
+pub fn strangers() -> Result<BTreeMap<u64, String>> {
+    let mut strangers = BTreeMap::new();
     for entry in fs::read_dir(agent::observe::cgroup_root()?)? {
         let entry = entry?;
-        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if entry.file_type()?.is_dir() && !is_ours {
-            ids.insert(entry.metadata()?.ino());
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() && !name.starts_with(PREFIX) {
+            strangers.insert(entry.metadata()?.ino(), name);
         }
     }
-    Ok(ids)
+    Ok(strangers)
 }
 
 /// Removes a cgroup and what is within it, once it is empty.

@@ -112,7 +112,9 @@ fn act(arguments: &[&str]) -> Result<()> {
         ["take", pid, number] => {
             let pid = Pid::from_raw(pid.parse()?).context("a process id is not 0")?;
             let process = pidfd_open(pid, PidfdFlags::empty())?;
-            named(pidfd_getfd(process, number.parse()?, PidfdGetfdFlags::empty()).map(drop).map_err(Into::into))
+            named(
+                pidfd_getfd(process, number.parse()?, PidfdGetfdFlags::empty()).map(drop).map_err(Into::into),
+            )
         }
         ["lend", to, path] => return lend(to.parse()?, Path::new(path)),
         _ => bail!("a socket probe does not know {arguments:?}"),
@@ -152,7 +154,9 @@ fn lend(to: SocketAddr, path: &Path) -> Result<()> {
     let number = connection.as_raw_fd();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            if let Err(error) = stream.map_err(anyhow::Error::from).and_then(|stream| hand(&stream, &connection)) {
+            if let Err(error) =
+                stream.map_err(anyhow::Error::from).and_then(|stream| hand(&stream, &connection))
+            {
                 let _ = writeln!(io::stderr(), "lender: {error:#}");
             }
         }

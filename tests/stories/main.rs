@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod lsm;
 mod outages;
 mod psql;
 mod sessions;
@@ -18,6 +19,7 @@ fn main() {
             deadlines::TESTS,
             outages::TESTS,
             bad_input::TESTS,
+            lsm::TESTS,
             benchmarks::TESTS,
         ]
         .concat(),

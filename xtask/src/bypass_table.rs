@@ -103,14 +103,21 @@ fn section(rows: &[Row]) -> Result<String> {
             "| `{}` | {} | {} | {}{} | {}{} | {ended} | {stop} |\n",
             first.technique,
             first.needs,
-            cell(&tried, |row| &row.ungranted, |row| match row.expected.as_str() {
-                "stopped" => MUST_NOT,
-                _ => "through",
-            }),
+            cell(
+                &tried,
+                |row| &row.ungranted,
+                |row| match row.expected.as_str() {
+                    "stopped" => MUST_NOT,
+                    _ => "through",
+                }
+            ),
             column(|row| &row.granted),
             note(
                 &mut notes,
-                tried.iter().find(|row| !is_through(&row.granted)).and_then(|row| row.granted_note.as_deref())
+                tried
+                    .iter()
+                    .find(|row| !is_through(&row.granted))
+                    .and_then(|row| row.granted_note.as_deref())
             ),
             column(|row| &row.unprotected),
             note(&mut notes, rows.iter().find_map(|row| row.unprotected_note.as_deref())),

@@ -39,7 +39,8 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
         }
         // Whose grant it is.
         if admission.resource != 0
-            && let Some(name) = maps::SLOTS.get(admission.slot) {
+            && let Some(name) = maps::SLOTS.get(admission.slot)
+        {
             record.grant = name.grant;
         }
         // SAFETY: an entry of a hash map stays what it is for this program's run; what is copied is numbers and bytes.

@@ -81,7 +81,9 @@ pub enum KernelError {
         setting: &'static str,
     },
     /// The LSM tier is required, and the kernel cannot have all of it.
-    #[error("`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so")]
+    #[error(
+        "`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so"
+    )]
     Lsm {
         /// What is missing and why, as [`in_words`](super::in_words) says it.
         missing: String,

@@ -122,7 +122,8 @@ impl Attached {
 
     /// The error is why there is nothing of it at all.
     fn attach_all(&mut self, settings: &Settings, pins: &Pins) -> Result<(), String> {
-        let types = Btf::from_sys_fs().map_err(|error| format!("the kernel's types cannot be read: {error}"))?;
+        let types =
+            Btf::from_sys_fs().map_err(|error| format!("the kernel's types cannot be read: {error}"))?;
         for (hook, part) in PARTS {
             match attach(hook, settings, pins, &types) {
                 Ok(link) => self.links.push((hook, link)),
@@ -162,7 +163,9 @@ fn attach(hook: Hook, settings: &Settings, pins: &Pins, types: &Btf) -> Result<F
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| format!("the build is broken: there is no program `{}`", hook.as_str()))?;
         let link = load_and_attach(program, hook, types);
-        link.map_err(|error| format!("the kernel refuses the program `{}`: {}", hook.as_str(), brief(hook, error)))
+        link.map_err(|error| {
+            format!("the kernel refuses the program `{}`: {}", hook.as_str(), brief(hook, error))
+        })
     };
     // Old kernels let no LSM program ask for the cgroups above a task's own: an exemption is then for processes in that very
     // cgroup. A program that cannot do without is refused either way.

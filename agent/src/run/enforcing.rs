@@ -74,8 +74,18 @@ impl Enforcing {
         let (bound, health) = (BTreeMap::new(), Health::default());
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
-        let mut enforcing =
-            Self { gate, entries, grants, cgroups, exempt, bound, health, memory, periods, unconfirmed: true };
+        let mut enforcing = Self {
+            gate,
+            entries,
+            grants,
+            cgroups,
+            exempt,
+            bound,
+            health,
+            memory,
+            periods,
+            unconfirmed: true,
+        };
         enforcing.note_periods();
         if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
             enforcing.look();

@@ -8,7 +8,8 @@ use socket2::Socket;
 
 use crate::probe::{Probe, connect, tcp_socket, udp_socket};
 use crate::technique::{
-    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, Tier, UDP, Unprotected,
+    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, Tier, UDP,
+    Unprotected,
 };
 
 use super::tcp::{send_by_splice, send_file, send_zerocopy};
