@@ -16,10 +16,16 @@ mod context;
 #[path = "lsm/file_receive.rs"]
 mod file_receive;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
+mod grants;
+#[cfg(target_arch = "bpf")]
 #[allow(dead_code, reason = "most of them are for the gate's programs")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod record;
+#[cfg(target_arch = "bpf")]
+mod resources;
 #[cfg(target_arch = "bpf")]
 #[path = "lsm/socket_create.rs"]
 mod socket_create;

@@ -12,6 +12,8 @@
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
+mod grants;
+#[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -19,6 +21,8 @@ mod maps;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod record;
+#[cfg(target_arch = "bpf")]
+mod resources;
 #[cfg(target_arch = "bpf")]
 mod subjects;
 

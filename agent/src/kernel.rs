@@ -13,6 +13,7 @@ mod lsm;
 mod netns;
 mod pins;
 mod rings;
+mod senders;
 mod statistics;
 
 use std::collections::BTreeSet;
@@ -22,8 +23,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
+    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -32,9 +33,10 @@ use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
-pub use lsm::{Demand, LsmSettings, Missing, in_words};
+pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
+pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
@@ -57,7 +59,7 @@ pub struct Settings {
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
-    /// Size of each of the two rings in bytes: a power of two, at least a page.
+    /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
     /// The LSM tier.
     pub lsm: LsmSettings,
@@ -87,6 +89,8 @@ pub struct Gate {
     slots: Array<MapData, GrantSlot>,
     deadlines: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
+    idle_limits: Array<MapData, u64>,
+    last_active: Array<MapData, u64>,
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
@@ -96,16 +100,34 @@ pub struct Gate {
     tier: Tier,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
+    missing: Vec<Missing>,
     settings: Settings,
     took_over: bool,
 }
 
+/// A part of the gate that this host does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What is not guarded.
+    pub part: &'static str,
+    /// Why not.
+    pub why: String,
+}
+
+/// The rings of records.
+pub struct Rings {
+    /// Of what was let through.
+    pub allow: RecordRing,
+    /// Of what was not, or would not have been.
+    pub deny: RecordRing,
+    /// Of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
+}
+
 /// What comes out of the kernel, to be read by whoever waits for it.
 pub struct Streams {
-    /// Records of what was let through.
-    pub allow: RecordRing,
-    /// Records of what was not.
-    pub deny: RecordRing,
+    /// The records.
+    pub rings: Rings,
     /// The programs' own diagnostics; None where the kernel gave them no place.
     pub diagnostics: Option<Diagnostics>,
 }
@@ -123,15 +145,23 @@ impl Gate {
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
         let streams = Streams {
-            allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
-            deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+            rings: Rings {
+                allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
+                deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+                closed: RecordRing::open(take(&mut ebpf, map::EVENTS_CLOSED)?)?,
+            },
             diagnostics,
         };
         let mut exempt = typed(&mut ebpf, map::EXEMPT_CGROUPS)?;
         let mut exempted = keys(map::EXEMPT_CGROUPS, &exempt)?;
         write_exempt(&mut exempt, &mut exempted, settings)?;
         let tier = Attached::attach(settings, &pins)?;
-        let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut missing = Vec::new();
+        match senders::raise(settings, cgroup_root, &pins) {
+            Ok(link) => links.push(link),
+            Err(part) => missing.push(part),
+        }
         let gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -140,6 +170,8 @@ impl Gate {
             slots: typed(&mut ebpf, map::SLOTS)?,
             deadlines: typed(&mut ebpf, map::DEADLINES)?,
             epochs: typed(&mut ebpf, map::EPOCHS)?,
+            idle_limits: typed(&mut ebpf, map::IDLE_LIMITS)?,
+            last_active: typed(&mut ebpf, map::LAST_ACTIVE)?,
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
@@ -147,6 +179,7 @@ impl Gate {
             exempted,
             tier: tier.pin(settings, &pins)?,
             links,
+            missing,
             settings: settings.clone(),
             took_over,
         };
@@ -168,9 +201,9 @@ impl Gate {
         self.links.len()
     }
 
-    /// What this host wants of the gate and does not have.
+    /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.tier.missing()
+        self.missing.iter().cloned().chain(self.tier.missing()).collect()
     }
 
     /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
@@ -195,7 +228,7 @@ impl Gate {
             let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
             let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
             let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
         }
         for item in self.subjects.iter() {
             let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
@@ -213,6 +246,10 @@ impl Gate {
         for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
             entries.deadlines.insert(slot, deadline_boot_ns);
         }
+        for (slot, limit_ns) in non_zero(map::IDLE_LIMITS, self.idle_limits.iter())? {
+            entries.idle_limits.insert(slot, limit_ns);
+            entries.active.insert(slot, self.last_active_boot_ns(slot)?);
+        }
         for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
             entries.epochs.insert(slot, epoch);
         }
@@ -226,8 +263,7 @@ impl Gate {
     pub fn write(&mut self, write: &Write) -> Result<(), KernelError> {
         let (name, result) = match *write {
             Write::SetPort { index, class } => (map::PORT_CLASSES, self.ports.set(index, class, 0)),
-            Write::AddAddress { class, prefix, resource } => {
-                let entry = ResourceEntry { number: resource, reserved: 0 };
+            Write::AddAddress { class, prefix, entry } => {
                 (map::RESOURCES, self.resources.insert(&lpm_key(class, prefix), entry, 0))
             }
             Write::RemoveAddress { class, prefix } => {
@@ -241,6 +277,16 @@ impl Gate {
             Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+            }
+            Write::SetIdleLimit { slot, limit_ns } => {
+                (map::IDLE_LIMITS, self.idle_limits.set(slot, limit_ns, 0))
+            }
+            Write::BeginSlot { slot, boot_ns } => {
+                let begin = self.last_admitted.set(slot, 0, 0);
+                (map::LAST_ACTIVE, begin.and_then(|()| self.last_active.set(slot, boot_ns, 0)))
+            }
+            Write::RestartIdling { slot, boot_ns } => {
+                (map::LAST_ACTIVE, self.last_active.set(slot, boot_ns, 0))
             }
             Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
@@ -266,6 +312,11 @@ impl Gate {
         self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
     }
 
+    /// When payload was last sent or received by a slot that has an idle limit, `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn last_active_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
+        self.last_active.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ACTIVE, error))
+    }
+
     /// How many records each ring has lost since it was made, summed over the CPUs.
     pub fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
         let counters = self.counters.get(&(ring as u32), 0);
@@ -280,7 +331,7 @@ pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
 }
 
 /// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
-pub fn open_rings(pin_dir: &Path) -> Result<Option<[RecordRing; 2]>, KernelError> {
+pub fn open_rings(pin_dir: &Path) -> Result<Option<Rings>, KernelError> {
     Pins::at(pin_dir).open_rings()
 }
 
@@ -304,19 +355,23 @@ const PROGRAMS: [&str; 8] =
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            let info =
-                loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
-            Ok(ProgramCost {
-                name: name.to_owned(),
-                instructions: info.size_translated().unwrap_or(0) / 8,
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-            })
-        })
-        .collect()
+    let mut costs = PROGRAMS.into_iter().map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
+    // What a kernel may lack says so elsewhere: see `Gate::missing`.
+    if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
+        let optional = [senders::ENLIST, senders::SEND];
+        costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    Ok(costs)
+}
+
+fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError> {
+    let info = loaded(ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
+    Ok(ProgramCost {
+        name: name.to_owned(),
+        instructions: info.size_translated().unwrap_or(0) / 8,
+        verified_instructions: info.verified_instruction_count(),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 /// Brings the map of exempt cgroups to what the settings say, removals first. `present` is what it holds.
@@ -358,8 +413,7 @@ fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
 }
 
 fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
-    let cgroup = File::open(cgroup_root)
-        .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
+    let cgroup = open_root(cgroup_root)?;
     // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
     PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
     PROGRAMS
@@ -370,6 +424,10 @@ fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<Pi
             pins.replace_link(name, attach(program, name, &cgroup)?)
         })
         .collect()
+}
+
+fn open_root(cgroup_root: &Path) -> Result<File, KernelError> {
+    File::open(cgroup_root).map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })
 }
 
 /// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
@@ -402,6 +460,7 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program,
             Program::CgroupSock(program) => program.load(),
             Program::CgroupSkb(program) => program.load(),
             Program::SockOps(program) => program.load(),
+            Program::SkMsg(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         load_patiently(load).map_err(|source| KernelError::program(name, source))?;
@@ -447,4 +506,15 @@ fn non_zero<T: Default + PartialEq>(
         .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
         .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
         .collect()
+}
+
+/// An error with its causes, on one line.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

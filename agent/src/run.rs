@@ -12,7 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_ebpf::abi::{Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use proto::types::{EventKind, Hello, Report};
@@ -99,6 +99,8 @@ impl StateLock {
 enum Event {
     /// The kernel decided.
     Records(Vec<VerdictRecord>),
+    /// Connections have ended.
+    Closed(Vec<ClosedRecord>),
     /// The control plane said something.
     Session(Incoming),
     /// Time to look for cgroups.
@@ -123,8 +125,9 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
     settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
-    let mut allow = streams.allow.into_async().map_err(RunError::Ring)?;
-    let mut deny = streams.deny.into_async().map_err(RunError::Ring)?;
+    let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
+    let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
+    let mut closed = streams.rings.closed.into_async().map_err(RunError::Ring)?;
 
     let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory, memory_file)?;
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
@@ -150,6 +153,7 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
             _ = keep.tick() => Event::Keep,
             records = deny.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = allow.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
+            records = closed.read(RECORDS_MAX), if can_keep => Event::Closed(records.map_err(RunError::Ring)?),
             Some(result) = relay(&mut diagnostics) => {
                 result.map_err(RunError::Ring)?;
                 continue;
@@ -227,6 +231,10 @@ impl Agent {
                 self.auditing.records(&records, self.enforcing.cgroups());
                 self.ship();
             }
+            Event::Closed(records) => {
+                self.auditing.closed(&records);
+                self.ship();
+            }
             Event::Session(incoming) => self.hear(incoming),
             Event::Look => {
                 if self.enforcing.follow_cgroups() {
@@ -263,7 +271,8 @@ impl Agent {
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
                     self.send(Outgoing::Applied(applied));
-                    self.end_connections(false);
+                    // Also what was only observed until now.
+                    self.end_connections(true);
                     self.auditing.learn(self.enforcing.grants());
                     self.enforcing.remember(self.auditing.lost());
                     self.report();
@@ -292,9 +301,9 @@ impl Agent {
     /// Ends the connections of grants that have ended, and writes down what became of them.
     fn end_connections(&mut self, again: bool) {
         match self.enforcing.end_connections(again) {
-            Ok(ends) if ends.is_empty() => {}
             Ok(ends) => {
-                self.auditing.receipts(&ends);
+                self.auditing.closed(&ends.closed);
+                self.auditing.receipts(&ends.periods);
                 self.ship();
             }
             Err(error) => tracing::error!(%error, "cannot end the connections of grants that have ended"),
@@ -302,7 +311,7 @@ impl Agent {
     }
 
     fn count_losses(&mut self) {
-        for ring in [Ring::Allow, Ring::Deny] {
+        for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
                 Ok(lost) => self.auditing.count_lost(ring, lost),
                 Err(error) => tracing::error!(%error, "cannot count lost records"),

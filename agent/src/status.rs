@@ -8,16 +8,17 @@ use agent_ebpf::abi::Hook;
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
 use crate::canary::Finding;
+use crate::kernel::Missing;
 
 /// What the report is made of.
 #[derive(Debug, Default)]
 pub struct Health {
     /// Of the last canary; None: it has not run yet.
     pub canary: Option<[(Hook, Finding); 4]>,
+    /// Parts of the gate that this kernel cannot have.
+    pub missing: Vec<Missing>,
     /// What the kernel could not take.
     pub refused: Vec<Refused>,
-    /// What is wanted of the gate and not there, and why.
-    pub missing_tiers: Vec<String>,
     /// Removals that failed.
     pub failed: Vec<String>,
     /// Cgroups that several subjects claim.
@@ -41,7 +42,7 @@ impl Health {
             return report(HostState::NotEnforcing, open);
         }
         let mut missing = Vec::new();
-        missing.extend(self.missing_tiers.iter().map(|tier| format!("without {tier}")));
+        missing.extend(self.missing.iter().map(|Missing { part, why }| format!("without {part} ({why})")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
         missing.extend(self.contested.iter().map(|(id, subjects)| {
@@ -96,6 +97,8 @@ mod tests {
         let open =
             Health { canary: canary(Finding::Open), failed: vec!["x".to_owned()], ..Health::default() };
         check(open, HostState::NotEnforcing, "sendmsg6 lets the canary through");
+        let missing = vec![Missing { part: "the check of senders", why: "EINVAL".to_owned() }];
+        check(Health { missing, ..shut() }, HostState::Degraded, "without the check of senders (EINVAL)");
         let item = RefusedItem::Resource(7.try_into().expect("not 0"));
         let refused = vec![Refused { item, error: "map RESOURCES is full".to_owned() }];
         check(
@@ -103,8 +106,6 @@ mod tests {
             HostState::Degraded,
             "resource 7 is not protected: map RESOURCES is full",
         );
-        let missing_tiers = vec!["handoff (the kernel cannot)".to_owned()];
-        check(Health { missing_tiers, ..shut() }, HostState::Degraded, "without handoff (the kernel cannot)");
         let contested = [(42, vec![1.try_into().expect("not 0"), 2.try_into().expect("not 0")])].into();
         check(
             Health { contested, ..shut() },

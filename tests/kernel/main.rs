@@ -1,19 +1,34 @@
 //! The kernel programs, for real: each test puts up a gate of its own, over an address of its own, and tries to get through
 //! from a cgroup of its own. Needs root and BPF; skipped by name elsewhere.
 
+mod closed;
 mod connections;
+mod idle;
 mod life;
 mod limits;
 mod lsm;
+mod modes;
 mod records;
+mod senders;
 mod verdicts;
 
 use tests::fixture;
 
 fn main() {
     tests::runner::main_with(
-        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, lsm::TESTS]
-            .concat(),
+        [
+            verdicts::TESTS,
+            limits::TESTS,
+            life::TESTS,
+            records::TESTS,
+            connections::TESTS,
+            modes::TESTS,
+            closed::TESTS,
+            idle::TESTS,
+            senders::TESTS,
+            lsm::TESTS,
+        ]
+        .concat(),
         lsm::CHOOSY.to_vec(),
     );
 }

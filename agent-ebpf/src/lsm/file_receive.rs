@@ -2,14 +2,17 @@
 //! somebody else it does not get.
 
 use agent_ebpf::abi::Hook;
+use agent_ebpf::verdict::Caller;
 use agent_ebpf::verdict::lsm::decide_handover;
-use agent_ebpf::verdict::{Caller, Verdict};
 use aya_ebpf::bindings::{bpf_sock, file};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
-use crate::{GO_ON, REFUSE, context, maps, record, subjects};
+use crate::context::{self, Destination};
+use crate::grants::write_name;
+use crate::resources::protecting;
+use crate::{GO_ON, REFUSE, maps, record, subjects};
 
 /// Which field of the kernel's `struct socket` is its `struct sock *`, in units of 8 bytes. It has been this one since before
 /// Linux 5.10; where it is another, the verifier sees that what is read is no socket, and does not load the program.
@@ -27,7 +30,16 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
     let Some(reason) = decide_handover(Some(admission), ask) else { return GO_ON };
     // SAFETY: the helper takes a socket of the kernel's, which `sk` is.
     let cookie = unsafe { bpf_get_socket_cookie(sk.cast()) };
-    record::emit(Verdict::Deny, |record| {
+    // SAFETY: an entry is replaced as a whole; what is copied here is one or the other.
+    let connection = unsafe { maps::CONNECTIONS.get(cookie).copied() };
+    let destination = connection.map(|connection| Destination {
+        address: connection.address,
+        port: connection.port,
+        protocol: connection.protocol,
+    });
+    // Where it leads may only be observed.
+    let verdict = reason.verdict(destination.as_ref().and_then(protecting).as_ref());
+    record::emit_denied(|record| {
         record.boot_ns = context::now_boot_ns();
         record.creator_cgroup_id = admission.creator_cgroup_id;
         record.cgroup_id = context::cgroup_id();
@@ -38,23 +50,23 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
             record.subject = subject;
         }
         // Whose grant it is.
-        if admission.resource != 0
-            && let Some(name) = maps::SLOTS.get(admission.slot)
-        {
-            record.grant = name.grant;
+        if admission.resource != 0 {
+            write_name(admission.slot, &mut record.grant);
         }
-        // SAFETY: an entry of a hash map stays what it is for this program's run; what is copied is numbers and bytes.
-        if let Some(connection) = unsafe { maps::CONNECTIONS.get(cookie) } {
+        if let Some(connection) = connection {
             record.netns_cookie = connection.netns_cookie;
             record.address = connection.address;
             record.port = connection.port;
             record.protocol = connection.protocol;
         }
         record.hook = Hook::FileReceive as u8;
-        record.verdict = Verdict::Deny as u8;
+        record.verdict = verdict as u8;
         record.reason = reason as u8;
         context::describe_task(record);
     });
+    if verdict.lets_through() {
+        return GO_ON;
+    }
     REFUSE
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn socket_create(ctx: LsmContext) -> i32 {
     let wanted = Wanted { family, kind, by_kernel: by_kernel != 0 };
     let Some(reason) = decide_family(&wanted, FAMILIES.load(), is_exempt) else { return GO_ON };
     if !wanted.is_probe() {
-        record::emit(Verdict::Deny, |record| {
+        record::emit_denied(|record| {
             record.boot_ns = context::now_boot_ns();
             record.cgroup_id = context::cgroup_id();
             // The kernel has refused numbers that are too large before it asks.

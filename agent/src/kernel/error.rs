@@ -85,7 +85,7 @@ pub enum KernelError {
         "`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so"
     )]
     Lsm {
-        /// What is missing and why, as [`in_words`](super::in_words) says it.
+        /// What is missing, and why.
         missing: String,
     },
     /// The kernel does not count and time programs.

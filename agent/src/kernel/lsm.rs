@@ -6,7 +6,6 @@
 //! Invariants: what is not proven to run is said to be missing; programs of an earlier agent go only after ours are there.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -18,7 +17,7 @@ use aya::{Btf, Ebpf};
 use nix::errno::Errno;
 
 use super::pins::Pins;
-use super::{KernelError, Settings, load_patiently, loader};
+use super::{KernelError, Missing, Settings, in_full, load_patiently, loader};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-lsm"));
@@ -53,26 +52,6 @@ impl Default for LsmSettings {
     fn default() -> Self {
         Self { demand: Demand::Off, families: family::USUAL, exempt: BTreeSet::new() }
     }
-}
-
-/// A part of the tier that is wanted and not there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing {
-    /// What is not guarded.
-    pub part: &'static str,
-    /// Why not.
-    pub why: String,
-}
-
-/// What is missing, in words, to be told after "without": parts that are missing for the same reason together.
-pub fn in_words(missing: &[Missing]) -> Vec<String> {
-    let mut reasons: Vec<&str> = missing.iter().map(|missing| missing.why.as_str()).collect();
-    reasons.dedup();
-    let words = |why: &str| {
-        let parts = missing.iter().filter(|missing| missing.why == why).map(|missing| missing.part);
-        format!("{} ({why})", parts.collect::<Vec<_>>().join(", "))
-    };
-    reasons.into_iter().map(words).collect()
 }
 
 /// The tier, as far as it is there.
@@ -115,7 +94,8 @@ impl Attached {
             attached = Self { links: Vec::new(), missing: all_missing(&why) };
         }
         if settings.lsm.demand == Demand::Require && !attached.missing.is_empty() {
-            return Err(KernelError::Lsm { missing: in_words(&attached.missing).join("; ") });
+            let missing = attached.missing.iter().map(|Missing { part, why }| format!("{part} ({why})"));
+            return Err(KernelError::Lsm { missing: missing.collect::<Vec<_>>().join(", ") });
         }
         Ok(attached)
     }
@@ -157,7 +137,7 @@ fn all_missing(why: &str) -> Vec<Missing> {
 /// Loads and attaches one program. The error is why that cannot be.
 fn attach(hook: Hook, settings: &Settings, pins: &Pins, types: &Btf) -> Result<FdLink, String> {
     let attempt = |knows_ancestors| {
-        let mut object = load(settings, pins, knows_ancestors).map_err(|error| chain(&error))?;
+        let mut object = load(settings, pins, knows_ancestors).map_err(|error| in_full(&error))?;
         let program: &mut Lsm = object
             .program_mut(hook.as_str())
             .and_then(|program| program.try_into().ok())
@@ -222,32 +202,6 @@ fn brief(hook: Hook, error: ProgramError) -> String {
             io_error.to_string()
         }
         ProgramError::SyscallError(error) => error.to_string(),
-        error => chain(&error),
-    }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_told_once() {
-        let missing = |part, why: &str| Missing { part, why: why.to_owned() };
-        assert_eq!(in_words(&[]), [""; 0]);
-        let same = [missing("packet sockets", "EPERM"), missing("handoff", "EPERM")];
-        assert_eq!(in_words(&same), ["packet sockets, handoff (EPERM)"]);
-        let different = [missing("packet sockets", "EPERM"), missing("handoff", "EINVAL")];
-        assert_eq!(in_words(&different), ["packet sockets (EPERM)", "handoff (EINVAL)"]);
+        error => in_full(&error),
     }
 }
