@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use agent::kernel::{Demand, Gate, KernelError, Missing, Settings};
+use agent::rules::plan::ResourceOptions;
 use agent_ebpf::abi::{Hook, VerdictRecord};
 use agent_ebpf::family::{ALG, INET, INET6, KEY, NETLINK, PACKET, SMC, UNIX, VSOCK, XDP};
-use agent_ebpf::verdict::Reason;
+use agent_ebpf::verdict::{Reason, Verdict};
 use anyhow::{Result, bail};
 use proto::types::Protocol;
 use socket2::Type;
@@ -202,6 +203,13 @@ fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
             ensure_eq!((record.port, record.protocol), (listener.address().port(), 6));
         }
     }
+
+    // Where the resource is only observed, it is handed on and told.
+    fixture.guard(RESOURCE, ResourceOptions { observe: true, ..ResourceOptions::default() })?;
+    ensure_eq!(take(&nobody, &lender)?, "ok");
+    let verdicts: Vec<(u8, u8)> =
+        fixture.denials().iter().map(|record| (record.verdict, record.reason)).collect();
+    ensure_eq!(verdicts, [(Verdict::WouldDeny as u8, Reason::HandedOver as u8)]);
     drop(lender);
 
     // What was not let through to anything is nobody's business.
