@@ -38,6 +38,9 @@ pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MA
 pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
 #[map]
+pub(crate) static EXEMPT_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(abi::EXEMPT_CGROUPS_MAX, 0);
+
+#[map]
 pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
 
 // Written by both.

@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod lsm;
 mod netns;
 mod pins;
 mod predecessors;
@@ -19,6 +20,7 @@ mod statistics;
 mod succession;
 mod sys;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,12 +38,14 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
+pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::plan::{AddressPrefix, Entries, Write};
+use lsm::Tier;
 use pins::{Attachable, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
@@ -66,6 +70,8 @@ pub struct Settings {
     pub connections_max: u32,
     /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// The LSM tier.
+    pub lsm: LsmSettings,
 }
 
 impl Settings {
@@ -79,6 +85,7 @@ impl Settings {
             resources_max: abi::RESOURCES_MAX,
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
+            lsm: LsmSettings::default(),
         }
     }
 }
@@ -97,6 +104,9 @@ pub struct Gate {
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
+    exempt: HashMap<MapData, u64, u32>,
+    /// What `exempt` holds.
+    exempted: BTreeSet<u64>,
     programs: Vec<Attachable>,
     cgroup_root: File,
     pins: Pins,
@@ -104,6 +114,7 @@ pub struct Gate {
     links: Vec<OwnedFd>,
     /// The same of the check of senders. None: it is missing, or not up yet.
     senders: Option<OwnedFd>,
+    tier: Tier,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -168,12 +179,20 @@ impl Gate {
             },
             diagnostics,
         };
+        let mut exempt = typed(&mut ebpf, map::EXEMPT_CGROUPS)?;
+        let mut exempted = keys(map::EXEMPT_CGROUPS, &exempt)?;
+        write_exempt(&mut exempt, &mut exempted, settings)?;
         let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
         let root = File::open(cgroup_root).map_err(of_root)?;
         // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
         let root_id = root.metadata().map_err(of_root)?.ino();
         let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
         let programs = programs.collect::<Result<_, _>>()?;
+        // Before anything is pinned or takes a place: where all of the tier is required and something is missing, the gate
+        // that is up stays as it is, of whichever ABI version. That the tier decides from here on opens nothing: what it
+        // refuses is this host's to say and not the control plane's, and who was let through to what, it learns only from
+        // the programs that are attached later.
+        let tier = Tier::attach(settings, &pins)?;
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -187,11 +206,14 @@ impl Gate {
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
+            exempt,
+            exempted,
             programs,
             cgroup_root: root,
             pins,
             links: Vec::new(),
             senders: None,
+            tier,
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
@@ -199,7 +221,7 @@ impl Gate {
         };
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
-            gate.raise_senders();
+            gate.raise_optional()?;
         }
         Ok((gate, streams))
     }
@@ -212,13 +234,16 @@ impl Gate {
         Ok(())
     }
 
-    /// Puts up the check of senders, where the kernel can have it.
-    fn raise_senders(&mut self) {
+    /// Puts up what not every kernel has: the check of senders; and the LSM tier for good, in the place of an earlier
+    /// agent's. That comes no sooner than this gate stands: should the process end before, the tier that is left belongs to
+    /// the gate that is left.
+    fn raise_optional(&mut self) -> Result<(), KernelError> {
         self.missing.clear();
         match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
             Ok(link) => self.senders = Some(link),
             Err(part) => self.missing.push(part),
         }
+        self.tier.pin(&self.settings, &self.pins)
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -231,14 +256,23 @@ impl Gate {
         self.settings.grants_max
     }
 
-    /// How many programs are attached by this gate.
+    /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
         self.links.len() + usize::from(self.senders.is_some())
     }
 
-    /// What this kernel lacks for the whole gate.
+    /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.missing.clone()
+        self.missing.iter().cloned().chain(self.tier.missing()).collect()
+    }
+
+    /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
+    pub fn exempt(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
+        if self.settings.lsm.exempt != *cgroups || self.exempted != *cgroups {
+            self.settings.lsm.exempt.clone_from(cgroups);
+            write_exempt(&mut self.exempt, &mut self.exempted, &self.settings)?;
+        }
+        Ok(())
     }
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
@@ -441,6 +475,30 @@ fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError>
     })
 }
 
+/// Brings the map of exempt cgroups to what the settings say, removals first. `present` is what it holds.
+fn write_exempt(
+    exempt: &mut HashMap<MapData, u64, u32>,
+    present: &mut BTreeSet<u64>,
+    settings: &Settings,
+) -> Result<(), KernelError> {
+    let wanted = &settings.lsm.exempt;
+    for id in present.difference(wanted).copied().collect::<Vec<_>>() {
+        let result = exempt.remove(&id);
+        result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+        present.remove(&id);
+    }
+    for id in wanted.difference(present).copied().collect::<Vec<_>>() {
+        let result = exempt.insert(id, 0, 0);
+        result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+        present.insert(id);
+    }
+    Ok(())
+}
+
+fn keys(name: &'static str, map: &HashMap<MapData, u64, u32>) -> Result<BTreeSet<u64>, KernelError> {
+    map.keys().collect::<Result<_, _>>().map_err(|error| KernelError::read(name, error))
+}
+
 fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
     loader(settings, pins).load(OBJECT).map_err(KernelError::load)
 }
@@ -536,4 +594,15 @@ fn non_zero<T: Default + PartialEq>(
         .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
         .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
         .collect()
+}
+
+/// An error with its causes, on one line.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -123,7 +123,9 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
     let memory = memory_file.read(now_boot_ns());
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
-    let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
+    let mut settings = config.kernel.clone();
+    settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
+    let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
     let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
     let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
@@ -209,7 +211,7 @@ impl Agent {
         let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
         let abi_version = config.kernel.abi_version;
         let lost = memory.lost.clone();
-        let enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;
+        let enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants());
         let how = match (took_over, predecessors.as_slice()) {

@@ -7,6 +7,7 @@ mod idle;
 mod life;
 mod limits;
 mod local;
+mod lsm;
 mod modes;
 mod records;
 mod senders;
@@ -15,7 +16,7 @@ mod verdicts;
 use tests::fixture;
 
 fn main() {
-    tests::runner::main(
+    tests::runner::main_with(
         [
             verdicts::TESTS,
             local::TESTS,
@@ -27,7 +28,9 @@ fn main() {
             closed::TESTS,
             idle::TESTS,
             senders::TESTS,
+            lsm::TESTS,
         ]
         .concat(),
+        lsm::CHOOSY.to_vec(),
     );
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod lsm;
 mod modes;
 mod options;
 mod outages;
@@ -22,6 +23,7 @@ fn main() {
             outages::TESTS,
             upgrades::TESTS,
             bad_input::TESTS,
+            lsm::TESTS,
             options::TESTS,
             modes::TESTS,
             benchmarks::TESTS,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use agent_ebpf::abi::map;
+use agent_ebpf::abi::{self, map};
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
@@ -90,6 +90,14 @@ pub enum KernelError {
         /// What makes it larger.
         setting: &'static str,
     },
+    /// The LSM tier is required, and the kernel cannot have all of it.
+    #[error(
+        "`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so"
+    )]
+    Lsm {
+        /// What is missing, and why.
+        missing: String,
+    },
     /// The kernel does not count and time programs.
     #[error("cannot turn the kernel's statistics of programs on: Linux 5.8 or newer and root are needed")]
     Statistics(#[source] io::Error),
@@ -161,6 +169,7 @@ impl KernelError {
             map::RESOURCES => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),
             map::CONNECTIONS => (settings.connections_max, "connections_max"),
+            map::EXEMPT_CGROUPS => (abi::EXEMPT_CGROUPS_MAX, "lsm_exempt"),
             _ => (settings.grants_max, "grants_max"),
         };
         Self::Full { name, max, setting }

@@ -47,7 +47,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 18] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -97,6 +97,7 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
         ring(map::EVENTS_DENY),
         ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
+        shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
     ]
 }
 
@@ -187,7 +188,12 @@ impl Pins {
         let path = self.link(program.name);
         let link = match self.update(program, &path)? {
             Some(link) => link,
-            None => self.replace(program, &path, cgroup)?,
+            None => {
+                let link = sys::link_create(program.fd.as_fd(), cgroup, program.place.attach_type)
+                    .map_err(|source| KernelError::attach(program.name, source))?;
+                self.replace_link(program.name, link.as_fd())?;
+                link
+            }
         };
         // What the kernel was asked for is one thing; what it says it has is another.
         let info =
@@ -215,26 +221,25 @@ impl Pins {
         Ok(Some(link))
     }
 
-    /// Pins a new link in the place of what is there. The old program goes on deciding until the new one's pin has taken its
-    /// name; for that moment both do, and a denial by either counts.
-    fn replace(
-        &self,
-        program: &Attachable,
-        path: &Path,
-        cgroup: BorrowedFd<'_>,
-    ) -> Result<OwnedFd, KernelError> {
-        let link = sys::link_create(program.fd.as_fd(), cgroup, program.place.attach_type)
-            .map_err(|source| KernelError::attach(program.name, source))?;
+    /// Pins a link, attached already, in the place of what is there. The old program goes on deciding until the new one's pin
+    /// has taken its name; for that moment both do, and a denial by either counts.
+    pub(super) fn replace_link(&self, program: &str, link: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let path = self.link(program);
         // No dot: the BPF file system refuses names with one.
-        let beside = self.link(&format!("{}-new", program.name));
+        let beside = self.link(&format!("{program}-new"));
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| KernelError::Pin { path, source }
         };
         remove_if_there(&beside).map_err(at(&beside))?;
-        sys::pin(link.as_fd(), &beside).map_err(at(&beside))?;
-        fs::rename(&beside, path).map_err(at(path))?;
-        Ok(link)
+        sys::pin(link, &beside).map_err(at(&beside))?;
+        fs::rename(&beside, &path).map_err(at(&path))
+    }
+
+    /// Takes a program down whose link ends with its pin, as those of the LSM tier do.
+    pub(super) fn remove_link(&self, program: &str) -> Result<(), KernelError> {
+        let path = self.link(program);
+        remove_if_there(&path).map_err(|source| KernelError::Pin { path, source })
     }
 
     /// Every link that is pinned, whatever it attaches.

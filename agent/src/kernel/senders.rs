@@ -16,7 +16,7 @@ use aya::{Ebpf, EbpfError};
 
 use super::pins::Pins;
 use super::sys::AttachType;
-use super::{KernelError, Missing, Settings, attachable, load_patiently, loaded, loader, typed};
+use super::{KernelError, Missing, Settings, attachable, in_full, load_patiently, loaded, loader, typed};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-senders"));
@@ -60,15 +60,4 @@ fn judge(ebpf: &mut Ebpf, senders: &SockHash<MapData, u64>) -> Result<(), Kernel
     // Dropped, it would be detached.
     mem::forget(program.take_link(id).map_err(of_program)?);
     Ok(())
-}
-
-/// An error with its causes, on one line.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -52,7 +52,7 @@ impl Gate {
         for connection in inherited?.into_iter().flatten() {
             self.inherit(&connection, &heir)?;
         }
-        self.raise_senders();
+        self.raise_optional()?;
         self.attach(judges_packets)?;
         sys::wait_for_programs();
         let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };

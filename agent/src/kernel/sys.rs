@@ -1,4 +1,5 @@
-//! The bare `bpf` calls that aya lacks: links at cgroups, and maps whose shape is known only when they are met.
+//! The bare `bpf` calls that aya lacks: links as descriptors that can be pinned again, and maps whose shape is known only when
+//! they are met.
 //!
 //! Owns: the layout of the kernel's arguments. Must not know: what a link or map is for.
 
@@ -16,6 +17,7 @@ mod command {
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub(super) const RAW_TRACEPOINT_OPEN: u32 = 17;
     pub(super) const LINK_CREATE: u32 = 28;
     pub(super) const LINK_UPDATE: u32 = 29;
     pub(super) const LINK_DETACH: u32 = 34;
@@ -87,6 +89,21 @@ pub(super) fn link_create(
         Attributes { program: raw(program), target: raw(cgroup), attach_type: attach_type.0, flags: 0 };
     // SAFETY: the structure is what `LINK_CREATE` takes, and holds no pointer.
     let fd = unsafe { bpf(command::LINK_CREATE, &attributes) }?;
+    Ok(owned(fd))
+}
+
+/// Attaches a program at the function of the kernel that it was loaded for. `LINK_CREATE` does so only from Linux 5.18 on;
+/// this call gives the same link, and has no name to say.
+pub(super) fn link_create_at_kernel(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: u32,
+        padding: u32,
+    }
+    let attributes = Attributes { name: 0, program: raw(program), padding: 0 };
+    // SAFETY: the structure is what `RAW_TRACEPOINT_OPEN` takes, and holds no pointer.
+    let fd = unsafe { bpf(command::RAW_TRACEPOINT_OPEN, &attributes) }?;
     Ok(owned(fd))
 }
 

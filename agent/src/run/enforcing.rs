@@ -6,7 +6,7 @@ use agent_ebpf::abi::{
     ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, protocol,
 };
 use proto::types::{
-    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report,
+    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report, Selector,
     SubjectNumber,
 };
 use uuid::Uuid;
@@ -30,6 +30,8 @@ pub(super) struct Enforcing {
     grants: Grants,
     cgroups: Cgroups,
     addresses: LocalAddresses,
+    /// Whose processes may have sockets of any family.
+    exempt: Vec<Selector>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
@@ -77,6 +79,7 @@ impl Enforcing {
     pub(super) fn new(
         gate: Gate,
         cgroups: Cgroups,
+        exempt: Vec<Selector>,
         remembered: Memory,
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
@@ -98,6 +101,7 @@ impl Enforcing {
             grants,
             cgroups,
             addresses,
+            exempt,
             bound,
             health,
             memory,
@@ -226,11 +230,19 @@ impl Enforcing {
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.
     /// Returns whether anything changed.
     pub(super) fn follow(&mut self, again: bool) -> bool {
+        self.follow_exempt();
         let changed = self.grants.applied().is_some() && self.look(again);
         if changed {
             self.reconcile();
         }
         changed
+    }
+
+    fn follow_exempt(&mut self) {
+        let exempt = self.exempt.iter().filter_map(|selector| self.cgroups.resolve(selector)).collect();
+        if let Err(error) = self.gate.exempt(&exempt) {
+            tracing::error!(%error, "cannot change whose processes may have sockets of any family");
+        }
     }
 
     /// Ends the grants of which only this host can see that they are over. Returns whether there were any.
@@ -427,6 +439,7 @@ impl Enforcing {
     /// Runs the canary.
     pub(super) fn prove(&mut self) {
         self.health.canary = Some(canary::test());
+        self.health.missing = self.gate.missing();
     }
 
     /// `spool_error` is why events cannot be kept; None: they can.
