@@ -27,12 +27,13 @@ pub fn detach(config: &Config) -> Result<bool, RunError> {
     let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
     let now = Instants::now();
     for ring in rings {
-        for record in ring.filter(|record| record.resource != canary::RESOURCE_NUMBER) {
+        for record in ring.filter(|record| record.resource != canary::NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
             spool.append(&[event], now.wall())?;
         }
     }
+    canary::remove_cgroup(cgroups.root());
     let lifted = kernel::lower(&config.kernel.pin_dir)?;
     let comment = "the gate was lifted with `portcullis-agent detach`".to_owned();
     let event = numbering.host_event(EventKind::AgentDetached, Instants::now().wall(), comment);

@@ -9,10 +9,13 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod guard;
 mod netns;
 mod pins;
+mod reading;
 mod rings;
 mod statistics;
+mod sys;
 
 use std::fs::File;
 use std::io;
@@ -30,11 +33,14 @@ use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError
 use aya::{Ebpf, EbpfLoader};
 
 pub use error::KernelError;
+pub use guard::Fault;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use statistics::{ProgramTime, Statistics};
 
+use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
+use guard::Guard;
 use pins::Pins;
 
 /// The kernel programs, as the build script made them.
@@ -85,6 +91,8 @@ pub struct Gate {
     counters: PerCpuArray<MapData, RingCounters>,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
+    guard: Guard,
+    pins: Pins,
     settings: Settings,
     took_over: bool,
 }
@@ -129,6 +137,8 @@ impl Gate {
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             links,
+            guard: Guard::of(ebpf, cgroup_root, &pins, settings)?,
+            pins,
             settings: settings.clone(),
             took_over,
         };
@@ -152,39 +162,27 @@ impl Gate {
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
     pub fn read(&self) -> Result<Entries, KernelError> {
-        if !self.took_over {
-            return Ok(Entries::default());
+        match self.took_over {
+            true => self.read_whole(),
+            false => Ok(Entries::default()),
         }
+    }
+
+    /// What the maps hold now, read whole, whoever has written it.
+    pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
-        for (index, class) in non_zero(map::PORT_CLASSES, self.ports.iter())? {
-            entries.ports.insert(index, class);
-        }
-        for item in self.resources.iter() {
-            let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
-            let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
-            let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
-        }
-        for item in self.subjects.iter() {
-            let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
-            entries.cgroups.insert(id, entry.number);
-        }
-        for item in self.grants.iter() {
-            let (key, value) = item.map_err(|error| KernelError::read(map::GRANTS, error))?;
-            entries.grants.insert(key, value);
-        }
-        for value in entries.grants.values() {
-            let slot =
-                self.slots.get(&value.slot, 0).map_err(|error| KernelError::read(map::SLOTS, error))?;
-            entries.slots.insert(value.slot, slot);
-        }
-        for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
-            entries.deadlines.insert(slot, deadline_boot_ns);
-        }
-        for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
-            entries.epochs.insert(slot, epoch);
-        }
+        Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
         Ok(entries)
+    }
+
+    /// The same of a part, into `entries`.
+    pub fn read_part(&self, part: Part, entries: &mut Entries) -> Result<(), KernelError> {
+        reading::read(&self.guard, &self.resources, part, entries)
+    }
+
+    /// Whether programs, links and pins are as they were put up; puts right what it can.
+    pub fn inspect(&mut self) -> Vec<Fault> {
+        self.guard.inspect(&self.pins)
     }
 
     /// Does one write. Removing what is not there is done already.
@@ -374,16 +372,4 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 
 fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
     Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
-}
-
-/// The elements of an array map that are not 0, with their indexes.
-fn non_zero<T: Default + PartialEq>(
-    name: &'static str,
-    items: impl Iterator<Item = Result<T, aya::maps::MapError>>,
-) -> Result<Vec<(u32, T)>, KernelError> {
-    (0..)
-        .zip(items)
-        .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
-        .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
-        .collect()
 }

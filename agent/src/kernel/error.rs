@@ -24,6 +24,14 @@ pub enum KernelError {
         /// Why.
         source: Box<ProgramError>,
     },
+    /// One program cannot be put back where it was.
+    #[error("cannot attach the kernel program `{name}`")]
+    Attach {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The embedded object lacks something.
     #[error("the kernel object has no `{0}`: the build is broken")]
     Missing(&'static str),
@@ -90,6 +98,14 @@ pub enum KernelError {
         name: &'static str,
         /// Why.
         source: Box<MapError>,
+    },
+    /// A map cannot be read as a whole.
+    #[error("cannot read the elements of map {name}")]
+    Elements {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
     },
     /// A map cannot be read.
     #[error("cannot read map {name}")]

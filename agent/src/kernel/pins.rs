@@ -90,15 +90,21 @@ impl Pins {
     /// Makes the directories, after a look that they can hold pins.
     pub(super) fn prepare(pin_dir: &Path) -> Result<Self, KernelError> {
         let pins = Self::at(pin_dir);
-        let there = pins.dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        pins.restore()?;
+        Ok(pins)
+    }
+
+    /// Makes the directories that are not there, after a look that they can hold pins.
+    pub(super) fn restore(&self) -> Result<(), KernelError> {
+        let there = self.dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
         let is_bpffs = statfs(there).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
         if !is_bpffs {
             return Err(KernelError::NoBpffs { path: there.to_owned() });
         }
-        for dir in [pins.dir.join("maps"), pins.dir.join("links")] {
+        for dir in [self.dir.join("maps"), self.dir.join("links")] {
             fs::create_dir_all(&dir).map_err(|source| KernelError::Pin { path: dir.clone(), source })?;
         }
-        Ok(pins)
+        Ok(())
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -109,7 +115,7 @@ impl Pins {
         self.dir.join("maps")
     }
 
-    fn link(&self, program: &str) -> PathBuf {
+    pub(super) fn link(&self, program: &str) -> PathBuf {
         self.dir.join("links").join(program)
     }
 

@@ -143,6 +143,18 @@ impl Entries {
         self.epochs.get(&slot).copied().unwrap_or(0)
     }
 
+    /// Number of the resource that a destination belongs to, as the kernel finds it. `address`: network order, IPv4 as mapped
+    /// IPv6.
+    pub fn protecting(&self, protocol: u8, port: u16, address: [u8; 16]) -> Option<u32> {
+        let class = self.ports.get(&port_index(protocol, port)?)?;
+        let covers = |prefix: &AddressPrefix| {
+            let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
+            u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
+        };
+        let prefixes = self.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
+        prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, resource)| *resource)
+    }
+
     /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it.
     pub fn counts(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> bool {
         self.epoch(slot) == epoch && self.deadlines.get(&slot).is_some_and(|deadline| *deadline > now_boot_ns)
@@ -169,13 +181,13 @@ pub fn reconcile<E: Display>(
     now_boot_ns: u64,
     write: impl FnMut(&Write) -> Result<(), E>,
 ) -> Outcome {
-    let mut reconciler = Reconciler { present, write, now_boot_ns, outcome: Outcome::default() };
+    let mut reconciler = Reconciler { present, write, slots_max, now_boot_ns, outcome: Outcome::default() };
     let grants = longest(&wanted.grants);
     reconciler.remove_grants(&grants);
     reconciler.unbind(&wanted.cgroups);
     reconciler.protect(&wanted.resources);
     reconciler.bind(&wanted.cgroups);
-    reconciler.put_grants(&grants, slots_max);
+    reconciler.put_grants(&grants);
     reconciler.outcome
 }
 
@@ -196,6 +208,7 @@ fn longest(grants: &[WantedGrant]) -> BTreeMap<GrantKey, WantedGrant> {
 struct Reconciler<'a, W> {
     present: &'a mut Entries,
     write: W,
+    slots_max: u32,
     now_boot_ns: u64,
     outcome: Outcome,
 }
@@ -249,8 +262,12 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     }
 
     fn raise_epoch(&mut self, slot: u32) {
-        let epoch = self.present.epoch(slot).saturating_add(1);
-        self.must(Write::SetEpoch { slot, epoch });
+        // Only somebody else refers to a slot that is not there, and it lets nobody through.
+        if slot < self.slots_max {
+            // Only somebody else gets to the last epoch. One counts by being the same, so going round does no harm.
+            let epoch = self.present.epoch(slot).wrapping_add(1);
+            self.must(Write::SetEpoch { slot, epoch });
+        }
     }
 
     fn unbind(&mut self, wanted: &BTreeMap<u64, SubjectNumber>) {
@@ -387,7 +404,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         }
     }
 
-    fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>, slots_max: u32) {
+    fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
+        let slots_max = self.slots_max;
         let mut taken: BTreeSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
         // Lowest first: the maps' first pages are the ones in the caches.
         let mut next_slot = 0;
@@ -535,4 +553,4 @@ fn class_of<'a>(resources: impl Iterator<Item = &'a Resource>) -> Class {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

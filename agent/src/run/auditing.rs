@@ -65,7 +65,7 @@ impl Auditing {
     /// Turns records into events and keeps them. The canary's own are left out: they say nothing about anybody.
     pub(super) fn records(&mut self, records: &[VerdictRecord], cgroups: &mut Cgroups) {
         let now = Instants::now();
-        for record in records.iter().filter(|record| record.resource != canary::RESOURCE_NUMBER) {
+        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns));
             self.pending.push(event);

@@ -2,20 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring};
-use proto::types::{Applied, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
+use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring, VerdictRecord, map, protocol};
+use proto::types::{Applied, GrantId, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
 use uuid::Uuid;
 
-use crate::canary;
+use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
-use crate::kernel::{Gate, KernelError};
+use crate::kernel::{Fault, Gate, KernelError};
 use crate::memory::{Memory, MemoryFile};
 use crate::observe::Cgroups;
+use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants};
-use crate::rules::plan::{Entries, Wanted, reconcile};
+use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
 use crate::rules::workloads;
 use crate::sockets::{self, Ended, Target};
-use crate::status::Health;
+use crate::status::{Flaw, Health};
+
+use super::proving::{Proving, Step};
 
 /// The gate, what it should hold, and what it holds.
 pub(super) struct Enforcing {
@@ -27,6 +30,13 @@ pub(super) struct Enforcing {
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
     memory: MemoryFile,
+    proving: Proving,
+    /// Its grant, while it has one.
+    canary_grant: Option<WantedGrant>,
+    /// Which part of the maps is compared next.
+    next_part: usize,
+    /// Found in the maps since the last look at the gate.
+    drifted: Vec<Flaw>,
     /// What is let through now, by slot and epoch: to be known when it has ended.
     periods: BTreeMap<(u32, u64), Period>,
     /// Some connection of an ended period may still be there.
@@ -71,15 +81,32 @@ impl Enforcing {
         let (bound, health) = (BTreeMap::new(), Health::default());
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
-        let mut enforcing =
-            Self { gate, entries, grants, cgroups, bound, health, memory, periods, unconfirmed: true };
+        let mut enforcing = Self {
+            gate,
+            entries,
+            grants,
+            cgroups,
+            bound,
+            health,
+            memory,
+            proving: Proving::default(),
+            canary_grant: None,
+            next_part: 0,
+            drifted: Vec::new(),
+            periods,
+            unconfirmed: true,
+        };
         enforcing.note_periods();
-        if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
+        if enforcing.knows_what_is_wanted() {
             enforcing.look();
             enforcing.reconcile();
         }
-        enforcing.prove();
         Ok(enforcing)
+    }
+
+    /// Otherwise the maps are left as they were found, and nothing is proven.
+    fn knows_what_is_wanted(&self) -> bool {
+        self.grants.applied().is_some() || !self.gate.took_over()
     }
 
     pub(super) fn grants(&self) -> &Grants {
@@ -93,8 +120,10 @@ impl Enforcing {
     /// Puts a set into the kernel. None: it was older than what is there, or cannot be meant; the control plane hears nothing.
     pub(super) fn apply(&mut self, timeline: Uuid, set: GrantSet) -> Option<Applied> {
         let generation = set.generation;
-        if set.resources.iter().any(|resource| resource.number.get() == canary::RESOURCE_NUMBER) {
-            tracing::error!(generation, "the grant set uses the canary's resource number; left aside");
+        let named = set.resources.iter().map(|resource| resource.number.get());
+        let mut named = named.chain(set.subjects.iter().map(|subject| subject.number.get()));
+        if named.any(|number| number == canary::NUMBER) {
+            tracing::error!(generation, "the grant set uses the canary's number; left aside");
             return None;
         }
         match self.grants.accept(timeline, set, now_boot_ns()) {
@@ -137,9 +166,7 @@ impl Enforcing {
     }
 
     fn reconcile(&mut self) {
-        let mut resources = self.grants.resources().to_vec();
-        resources.push(canary::resource());
-        let wanted = Wanted { resources, cgroups: self.bound.clone(), grants: self.grants.wanted() };
+        let wanted = self.wanted();
         let slots_max = self.gate.slots_max();
         let outcome =
             reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns(), |write| self.gate.write(write));
@@ -149,9 +176,32 @@ impl Enforcing {
         for error in &outcome.failed {
             tracing::error!(error, "the kernel still holds what it should not");
         }
+        // The control plane knows nothing of the canary, which tells by itself what it lacks.
+        let canary_grant = self.canary_grant.map(|grant| grant.id);
+        let is_known = |refused: &Refused| match refused.item {
+            RefusedItem::Resource(number) => number.get() != canary::NUMBER,
+            RefusedItem::Subject(number) => number.get() != canary::NUMBER,
+            RefusedItem::Grant(id) => Some(id) != canary_grant,
+        };
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
         self.note_periods();
+    }
+
+    /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
+    fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted {
+            resources: self.grants.resources().to_vec(),
+            cgroups: self.bound.clone(),
+            grants: self.grants.wanted(),
+        };
+        let Some(place) = self.proving.place() else { return wanted };
+        wanted.resources.insert(0, canary::resource(place.port));
+        if let (Ok(id), Ok(subject)) = (&place.cgroup, SubjectNumber::try_from(canary::NUMBER)) {
+            wanted.cgroups.insert(*id, subject);
+        }
+        wanted.grants.extend(self.canary_grant);
+        wanted
     }
 
     /// Remembers what is let through now. A period may get another name while it lasts, by a longer grant.
@@ -187,6 +237,9 @@ impl Enforcing {
         let mut ends = Vec::new();
         for (slot, epoch) in ended {
             let Some(period) = self.periods.remove(&(slot, epoch)) else { continue };
+            if period.pair.resource == canary::NUMBER {
+                continue;
+            }
             let of_period = dead.iter().filter(|(_, entry)| (entry.slot, entry.epoch) == (slot, epoch));
             let cookies: Vec<u64> = of_period.map(|(cookie, _)| *cookie).collect();
             let count = |set: &BTreeSet<u64>| {
@@ -227,13 +280,113 @@ impl Enforcing {
         Ok(outcome)
     }
 
-    /// Runs the canary.
-    pub(super) fn prove(&mut self) {
-        self.health.canary = Some(canary::test());
+    /// Begins a round of the canary, if none is under way. The question is for the canary.
+    pub(super) fn prove(&mut self) -> Option<Ask> {
+        if !self.knows_what_is_wanted() {
+            return None;
+        }
+        let ask = self.proving.begin(now_boot_ns())?;
+        self.grant_canary();
+        Some(ask)
+    }
+
+    /// Gives the canary the grant of its round, or takes the last one away.
+    fn grant_canary(&mut self) {
+        let until_boot_ns = self.proving.granted_until_boot_ns();
+        if self.canary_grant.map(|grant| grant.expires_at_boot_ns) == until_boot_ns {
+            return;
+        }
+        self.canary_grant = until_boot_ns.and_then(|expires_at_boot_ns| {
+            let (subject, resource) = (canary::NUMBER.try_into().ok()?, canary::NUMBER.try_into().ok()?);
+            Some(WantedGrant { id: GrantId::new(), subject, resource, expires_at_boot_ns })
+        });
+        self.reconcile();
+    }
+
+    /// The canary said something. Returns whether it is to be asked at once.
+    pub(super) fn hear(&mut self, told: Told) -> bool {
+        let step = self.proving.hear(told, now_boot_ns());
+        if step == Step::Moved && self.knows_what_is_wanted() {
+            self.canary_grant = None;
+            self.reconcile();
+        }
+        self.conclude();
+        step == Step::Moved
+    }
+
+    pub(super) fn see(&mut self, records: &[VerdictRecord]) {
+        records.iter().for_each(|record| self.proving.see(record));
+        self.conclude();
+    }
+
+    /// Ends the canary's round, if all is there that it needs.
+    pub(super) fn conclude(&mut self) {
+        let entries = &self.entries;
+        let is_free = |port| entries.protecting(protocol::TCP, port, canary::mapped_address()).is_none();
+        if self.proving.conclude(now_boot_ns(), is_free) == Step::Concluded {
+            self.grant_canary();
+        }
+    }
+
+    /// Looks whether programs, links and pins are as they were put up, and puts right what it can. Returns what it put right.
+    pub(super) fn inspect(&mut self) -> Vec<String> {
+        let faults = self.gate.inspect();
+        let flaw = |fault: &Fault| Flaw { is_grave: fault.opens, text: fault.text.clone() };
+        self.health.gate = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
+        for fault in &faults {
+            tracing::error!(fault = fault.text, repaired = fault.repaired, "the gate is not as it was put up");
+        }
+        faults.into_iter().filter(|fault| fault.repaired).map(|fault| fault.text).collect()
+    }
+
+    /// Compares the next part of the maps with what was written there, and puts right what somebody else has changed. Returns
+    /// what was found. All parts have had their turn after [`Part::COUNT`] calls.
+    pub(super) fn look_for_drift(&mut self) -> Result<Vec<Drift>, KernelError> {
+        if !self.knows_what_is_wanted() {
+            return Ok(Vec::new());
+        }
+        let part = Part::nth(self.next_part);
+        self.next_part += 1;
+        let mut read = Entries::default();
+        self.gate.read_part(part, &mut read)?;
+        match drift(part, &self.entries, &read) {
+            None => Ok(Vec::new()),
+            // Whoever has changed this has perhaps changed more.
+            Some(_) => self.repair(),
+        }
+    }
+
+    fn repair(&mut self) -> Result<Vec<Drift>, KernelError> {
+        let read = self.gate.read_whole()?;
+        let drifts: Vec<Drift> =
+            Part::all().filter_map(|part| drift(part, &self.entries, &read)).collect();
+        let writes = distrust(&self.entries, &read, self.gate.slots_max());
+        self.entries = read;
+        let mut failed = Vec::new();
+        for write in writes {
+            match self.gate.write(&write) {
+                Ok(()) => self.entries.apply(&write),
+                Err(error) => failed.push(format!("cannot {write}: {error}")),
+            }
+        }
+        self.reconcile();
+        self.health.failed.extend(failed);
+        // Connections of slots that are not trusted any more.
+        self.unconfirmed = true;
+        for drift in &drifts {
+            tracing::error!(%drift, "somebody has changed the gate's maps; put right");
+            // Names of grants open nothing.
+            let is_grave = drift.map != map::SLOTS;
+            self.drifted.push(Flaw { is_grave, text: format!("{drift}; put right") });
+        }
+        let drifted = self.drifted.iter().cloned();
+        self.health.gate.extend(drifted);
+        Ok(drifts)
     }
 
     /// `spool_error` is why events cannot be kept; None: they can.
-    pub(super) fn report(&self, spool_error: Option<&str>) -> Report {
+    pub(super) fn report(&mut self, spool_error: Option<&str>) -> Report {
+        self.health.canary = self.proving.flaws(now_boot_ns());
         self.health.report(spool_error)
     }
 
@@ -250,9 +403,4 @@ impl Enforcing {
             tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
         }
     }
-}
-
-/// The control plane knows nothing of the canary, which its own test reports.
-fn is_known(refused: &Refused) -> bool {
-    !matches!(refused.item, RefusedItem::Resource(number) if number.get() == canary::RESOURCE_NUMBER)
 }

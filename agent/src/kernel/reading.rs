@@ -1,0 +1,77 @@
+//! Reading whole maps, many elements a call: a map of 65,536 elements takes some milliseconds.
+//!
+//! Owns: how each map is walked. Must not know: what it should hold.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use agent_ebpf::abi::{
+    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, ResourceEntry, SubjectEntry, map,
+};
+use aya::Pod;
+use aya::maps::{LpmTrie, MapData};
+
+use super::guard::Guard;
+use super::{KernelError, sys};
+use crate::rules::drift::Part;
+use crate::rules::plan::{AddressPrefix, Entries};
+
+/// Reads one part into `entries`.
+pub(super) fn read(
+    guard: &Guard,
+    resources: &LpmTrie<MapData, AddressKey, ResourceEntry>,
+    part: Part,
+    entries: &mut Entries,
+) -> Result<(), KernelError> {
+    match part {
+        Part::Ports { first, count } => {
+            entries.ports.extend(non_zero::<u32>(guard, map::PORT_CLASSES, first, count)?);
+        }
+        Part::Resources => read_resources(resources, entries)?,
+        Part::Subjects => {
+            let bound = hash::<u64, SubjectEntry>(guard, map::SUBJECTS)?;
+            entries.cgroups.extend(bound.into_iter().map(|(id, entry)| (id, entry.number)));
+        }
+        Part::Grants => entries.grants.extend(hash::<GrantKey, GrantRef>(guard, map::GRANTS)?),
+        Part::Slots => {
+            let names = non_zero::<[u8; 16]>(guard, map::SLOTS, 0, u32::MAX)?;
+            entries.slots.extend(names.into_iter().map(|(slot, grant)| (slot, GrantSlot { grant })));
+        }
+        Part::Deadlines => entries.deadlines.extend(non_zero::<u64>(guard, map::DEADLINES, 0, u32::MAX)?),
+        Part::Epochs => entries.epochs.extend(non_zero::<u64>(guard, map::EPOCHS, 0, u32::MAX)?),
+    }
+    Ok(())
+}
+
+/// The kernel walks a trie one key at a time; there are as many as there are address prefixes.
+fn read_resources(
+    resources: &LpmTrie<MapData, AddressKey, ResourceEntry>,
+    entries: &mut Entries,
+) -> Result<(), KernelError> {
+    for item in resources.iter() {
+        let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
+        let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
+        let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
+        entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+    }
+    Ok(())
+}
+
+fn hash<K: Pod, V: Pod>(guard: &Guard, name: &'static str) -> Result<Vec<(K, V)>, KernelError> {
+    sys::hash_elements(fd(guard, name)?).map_err(|source| KernelError::Elements { name, source })
+}
+
+/// The elements of a part of an array map that are not 0, with their indexes.
+fn non_zero<V: Pod + PartialEq + Default>(
+    guard: &Guard,
+    name: &'static str,
+    first: u32,
+    count: u32,
+) -> Result<impl Iterator<Item = (u32, V)>, KernelError> {
+    let elements = sys::array_elements::<V>(fd(guard, name)?, first, count);
+    let elements = elements.map_err(|source| KernelError::Elements { name, source })?;
+    Ok((first..).zip(elements).filter(|(_, value)| *value != V::default()))
+}
+
+fn fd<'a>(guard: &'a Guard, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
+    guard.map(name).map(AsFd::as_fd).ok_or(KernelError::Missing(name))
+}
