@@ -22,6 +22,7 @@ use crate::fixture::{Fixture, HOUR, RESOURCE, SUBJECT, resource};
 pub(crate) const TESTS: &[Test] = &[
     ("connections::a_tcp_flow_starves_at_its_deadline", a_tcp_flow_starves_at_its_deadline),
     ("connections::a_udp_flow_starves_at_its_deadline", a_udp_flow_starves_at_its_deadline),
+    ("connections::a_flow_opened_a_second_before_the_deadline_starves", opened_a_second_before_the_deadline),
     ("connections::revoking_starves_and_a_later_grant_revives_nothing", revoking_starves),
     ("connections::another_live_grant_keeps_a_connection_alive", another_live_grant_keeps_alive),
     ("connections::an_ended_connection_is_closed_on_both_sides", closed_on_both_sides),
@@ -106,6 +107,17 @@ fn a_tcp_flow_starves_at_its_deadline() -> Result<()> {
 
 fn a_udp_flow_starves_at_its_deadline() -> Result<()> {
     starves_at_its_deadline(Protocol::Udp, Attempt::UdpStream)
+}
+
+fn opened_a_second_before_the_deadline() -> Result<()> {
+    let (mut fixture, server, cgroup) = stage(Protocol::Tcp)?;
+    let grant = fixture.grant(Duration::from_secs(3))?;
+    let until_a_second_before = grant.expires_at_boot_ns.saturating_sub(now_boot_ns() + 1_000_000_000);
+    std::thread::sleep(Duration::from_nanos(until_a_second_before));
+    let _streaming = Streaming::start(&cgroup, Attempt::TcpStream, server.address())?;
+    wait_for_bytes(&server)?;
+    std::thread::sleep(Duration::from_nanos(grant.expires_at_boot_ns.saturating_sub(now_boot_ns())));
+    ensure_starved(&server, grant.expires_at_boot_ns)
 }
 
 fn revoking_starves() -> Result<()> {

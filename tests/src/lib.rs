@@ -15,4 +15,5 @@ pub mod process;
 pub mod raw;
 pub mod runner;
 pub mod sandbox;
+pub mod ssh;
 pub mod stage;

@@ -7,10 +7,19 @@ mod deadlines;
 mod life;
 mod outages;
 mod psql;
+mod sessions;
 
 fn main() {
     tests::runner::main(
-        [life::TESTS, psql::TESTS, deadlines::TESTS, outages::TESTS, bad_input::TESTS, benchmarks::TESTS]
-            .concat(),
+        [
+            life::TESTS,
+            psql::TESTS,
+            sessions::TESTS,
+            deadlines::TESTS,
+            outages::TESTS,
+            bad_input::TESTS,
+            benchmarks::TESTS,
+        ]
+        .concat(),
     );
 }

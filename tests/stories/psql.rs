@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A stage with a server that is protected as `db`, and a shell of alice's.
-fn database() -> Result<(Stage, Postgres, Cgroup)> {
+pub(crate) fn database() -> Result<(Stage, Postgres, Cgroup)> {
     const PORT: u16 = 5432;
     let stage = Stage::start()?;
     let address = stage.sandbox().address();
@@ -30,22 +30,8 @@ fn database() -> Result<(Stage, Postgres, Cgroup)> {
 /// A query is running when the grant is taken away: psql is told at once, the server gives the session up, and the record
 /// says what became of it.
 fn a_session_ends_with_its_grant() -> Result<()> {
-    const PORT: u16 = 5432;
-    let stage = Stage::start()?;
-    let address = stage.sandbox().address();
-    let postgres = Postgres::start(stage.sandbox().dir(), address, PORT)?;
+    let (stage, postgres, shell) = database()?;
     let admin = stage.cli(ADMIN)?;
-    admin.run(&[
-        "resource",
-        "add",
-        "db",
-        "--address",
-        &address.to_string(),
-        "--port",
-        &format!("tcp/{PORT}"),
-    ])?;
-    let shell = stage.add_subject_with_cgroup("user:alice")?;
-    stage.add_subject("user:bob", "member", &[])?;
     let watcher = stage.add_subject_with_cgroup("user:carol")?;
     stage.grant("user:carol", "db", "10m")?;
     let sessions = || -> Result<String> {

@@ -56,10 +56,12 @@ pub(crate) enum Thing {
     Nftables,
     /// `ip`, which brings up the loopback device of a new network namespace.
     Iproute,
+    /// An OpenSSH server and client, to have real sessions behind the gate.
+    OpenSsh,
 }
 
 impl Thing {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -71,6 +73,7 @@ impl Thing {
         Self::PgBouncer,
         Self::Nftables,
         Self::Iproute,
+        Self::OpenSsh,
     ];
 
     fn name(self) -> &'static str {
@@ -86,6 +89,7 @@ impl Thing {
             Self::PgBouncer => "pgbouncer",
             Self::Nftables => "nftables",
             Self::Iproute => "iproute2",
+            Self::OpenSsh => "openssh",
         }
     }
 
@@ -103,6 +107,7 @@ impl Thing {
             Self::PgBouncer => check_program("pgbouncer"),
             Self::Nftables => check_program("nft"),
             Self::Iproute => check_program("ip"),
+            Self::OpenSsh => check_program("ssh").and_then(|_| check_program("sshd")),
         }
     }
 
@@ -119,6 +124,10 @@ impl Thing {
             Self::PgBouncer => install_asleep("pgbouncer"),
             Self::Nftables => apt_install(&["nftables"]),
             Self::Iproute => apt_install(&["iproute2"]),
+            Self::OpenSsh => {
+                apt_install(&["openssh-client"])?;
+                install_asleep("openssh-server")
+            }
         }
     }
 }
@@ -359,7 +368,7 @@ fn check_program(program: &str) -> Result<String> {
     Ok(shown(path))
 }
 
-/// Installs a service without starting it: a benchmark has no business leaving one running.
+/// Installs a service without starting it: a test has no business leaving one running.
 fn install_asleep(package: &str) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
 

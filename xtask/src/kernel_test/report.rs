@@ -55,6 +55,8 @@ pub(super) struct Report {
     in_failures: bool,
     taints: Option<u64>,
     last: VecDeque<String>,
+    /// Of the bypass suite's table, as JSON.
+    rows: Vec<String>,
 }
 
 /// A program of tests that has begun.
@@ -97,6 +99,11 @@ impl Report {
         push(&mut self.last, line);
     }
 
+    /// The rows of the bypass suite's table, a line each; empty: it did not run.
+    pub(super) fn rows(&self) -> String {
+        self.rows.iter().map(|row| format!("{row}\n")).collect()
+    }
+
     fn read_mark(&mut self, marked: &str) {
         let (word, rest) = marked.split_once(' ').unwrap_or((marked, ""));
         match word {
@@ -104,6 +111,7 @@ impl Report {
             "refused" => self.problems.push(format!("the kernel refused its module {rest}")),
             "begin" => self.running = Some(Program { name: rest.to_owned(), has_begun: false, failed: None }),
             "end" => self.close_program(&format!("status {rest}"), rest == "0"),
+            "row" => self.rows.push(rest.to_owned()),
             "done" => self.taints = rest.parse().ok(),
             // For whoever reads the log.
             _ => {}
@@ -257,6 +265,15 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     fn a_good_run_passes() {
         let outcome = conclude("6.1", GOOD, &End::Off, "[    0.1] Spectre V2 : WARNING: eBPF\n");
         assert_eq!(outcome, Outcome { passed: 2, ..Outcome::default() });
+    }
+
+    #[test]
+    fn rows_of_the_bypass_table_are_kept() {
+        let mut report = Report::default();
+        GOOD.replace("@@guest end 0\n", "@@guest end 0\n@@guest row {\"a\":1}\n@@guest row {}\n")
+            .lines()
+            .for_each(|line| report.read(line));
+        assert_eq!(report.rows(), "{\"a\":1}\n{}\n");
     }
 
     #[test]
