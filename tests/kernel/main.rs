@@ -4,6 +4,7 @@
 mod connections;
 mod life;
 mod limits;
+mod proof;
 mod records;
 mod verdicts;
 
@@ -11,6 +12,6 @@ use tests::fixture;
 
 fn main() {
     tests::runner::main(
-        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS].concat(),
+        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, proof::TESTS].concat(),
     );
 }
