@@ -199,7 +199,8 @@ fn judge_passage(
     let of_socket: Vec<&VerdictRecord> =
         records.iter().filter(|record| record.socket_cookie == passage.cookie).collect();
     if passage.errno != 0 {
-        let why = of_socket.first().and_then(|record| Reason::from_code(record.reason)).map(Reason::as_str);
+        let mut denials = of_socket.iter().filter(|record| record.verdict == Verdict::Deny as u8);
+        let why = denials.find_map(|record| Reason::from_code(record.reason)).map(Reason::as_str);
         let why = why.map_or_else(|| format!("{:?}", Errno::from_raw(passage.errno)), ToOwned::to_owned);
         return vec![Flaw::lesser(format!("the canary's grant lets nobody through ({name}): {why}"))];
     }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::JoinHandle;
@@ -80,6 +81,15 @@ impl Running {
     }
 
     fn with(sandbox: Sandbox, set: GrantSet, change: impl FnOnce(&mut Settings)) -> Result<Self> {
+        Self::with_canary(sandbox, set, std::env::current_exe()?, change)
+    }
+
+    fn with_canary(
+        sandbox: Sandbox,
+        set: GrantSet,
+        program: PathBuf,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Self> {
         let root = sandbox.make_cgroup("")?;
         let state_dir = sandbox.dir().join("agent");
         fs::create_dir(&state_dir)?;
@@ -97,8 +107,7 @@ impl Running {
             kernel: settings.clone(),
             spool_max_bytes: 1 << 24,
         };
-        let ground =
-            Ground { cgroup_root: root.directory.clone(), program: std::env::current_exe()? };
+        let ground = Ground { cgroup_root: root.directory.clone(), program };
         let (stop, stopped) = oneshot::channel();
         let (to_us, hello) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -343,7 +352,13 @@ fn without_a_cgroup_the_canary_says_so() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let root = sandbox.make_cgroup("")?;
     fs::write(root.directory.join("cgroup.max.descendants"), "0")?;
-    let running = Running::with(sandbox, set_of(vec![], 0, vec![])?, |_| {})?;
+    // It stays where it was started, which on a whole host is below the root as well.
+    let program = sandbox.dir().join("canary");
+    let (here, there) = (std::env::current_exe()?, root.directory.join("cgroup.procs"));
+    let script = format!("#!/bin/sh\necho 0 > {} && exec {} \"$@\"\n", there.display(), here.display());
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700))?;
+    let running = Running::with_canary(sandbox, set_of(vec![], 0, vec![])?, program, |_| {})?;
     running.wait(HostState::Degraded, "the canary has no cgroup of its own, and proves no grant: cannot make")?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod benchmarks;
 mod deadlines;
 mod life;
 mod outages;
+mod proof;
 mod psql;
 mod sessions;
 
@@ -17,6 +18,7 @@ fn main() {
             sessions::TESTS,
             deadlines::TESTS,
             outages::TESTS,
+            proof::TESTS,
             bad_input::TESTS,
             benchmarks::TESTS,
         ]

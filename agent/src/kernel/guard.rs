@@ -5,6 +5,7 @@
 //! Invariant: what holds the gate up beside the pins is held here: should somebody remove them, or unmount the file system,
 //! programs and maps stay for as long as this process does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::fs::{self, File};
 use std::io;
@@ -63,7 +64,9 @@ impl Display for Wrong {
         match self {
             Self::Detached(name) => write!(f, "{name} was detached"),
             Self::Replaced(name, id) => {
-                write!(f, "{name} was replaced by the program {} (id {id})", program_name(*id))
+                let names = program_names(std::iter::once(*id));
+                let other = names.get(id).map_or(NAMELESS, String::as_str);
+                write!(f, "{name} was replaced by the program {other} (id {id})")
             }
             Self::Idle(name) => write!(f, "{name} does not run"),
         }
@@ -114,9 +117,11 @@ impl Guard {
     /// Whether one program is attached by its link; puts it back if it is not.
     fn inspect_link(&mut self, index: usize) -> Option<Fault> {
         let wrong = self.wrong_with(&self.links[index])?;
+        // Before it is put back: a program that nothing attaches any more has no name.
+        let what = wrong.to_string();
         let (text, repaired) = match self.put_back(index, &wrong) {
-            Ok(()) => (format!("{wrong}; put back"), true),
-            Err(error) => (format!("{wrong}, and cannot be put back: {}", in_full(&error)), false),
+            Ok(()) => (format!("{what}; put back"), true),
+            Err(error) => (format!("{what}, and cannot be put back: {}", in_full(&error)), false),
         };
         Some(Fault { text, opens: true, repaired })
     }
@@ -155,19 +160,21 @@ impl Guard {
     /// Programs of somebody else that run after ours where ours decide: they could undo a denial, or send a connection
     /// elsewhere after ours has looked. Those of cgroups above are not meant: the root has none above it.
     fn strangers(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
+        let mut found: Vec<(u32, &'static str)> = Vec::new();
         for held in &self.links {
             let Some(attach_type) = attach_type(held.name).filter(|_| decides(held.name)) else { continue };
             let query = |query| sys::programs_at(self.cgroup.as_fd(), attach_type, query).unwrap_or_default();
             let attached = query(Query::Attached);
             let later = query(Query::Effective).into_iter().skip_while(|id| *id != held.program_id).skip(1);
-            for id in later.filter(|id| attached.contains(id)) {
-                let text =
-                    format!("program {} (id {id}) runs after ours at {}", program_name(id), held.name);
-                faults.push(Fault { text, opens: false, repaired: false });
-            }
+            found.extend(later.filter(|id| attached.contains(id)).map(|id| (id, held.name)));
         }
-        faults
+        let names = program_names(found.iter().map(|(id, _)| *id));
+        let tell = |(id, place): (u32, &'static str)| {
+            let name = names.get(&id).map_or(NAMELESS, String::as_str);
+            let text = format!("program {name} (id {id}) runs after ours at {place}");
+            Fault { text, opens: false, repaired: false }
+        };
+        found.into_iter().map(tell).collect()
     }
 
     /// Whether links and maps have their names in the file system; gives them anew.
@@ -241,10 +248,20 @@ fn decides(name: &str) -> bool {
     !matches!(name, "sock_create" | "sock_ops" | "sock_release")
 }
 
-fn program_name(id: u32) -> String {
-    let found = loaded_programs().flatten().find(|info| info.id() == id);
-    let name = found.and_then(|info| info.name_as_str().map(ToOwned::to_owned));
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".to_owned())
+/// What a program is called that has no name, or is gone.
+const NAMELESS: &str = "without a name";
+
+/// The names of programs, as far as they have any. Looks at every program of the host, once, if there is any to look for.
+fn program_names(ids: impl Iterator<Item = u32>) -> BTreeMap<u32, String> {
+    let ids: BTreeSet<u32> = ids.collect();
+    let mut names = BTreeMap::new();
+    if !ids.is_empty() {
+        for info in loaded_programs().flatten().filter(|info| ids.contains(&info.id())) {
+            let name = info.name_as_str().filter(|name| !name.is_empty());
+            names.extend(name.map(|name| (info.id(), name.to_owned())));
+        }
+    }
+    names
 }
 
 /// An error with its causes, on one line.

@@ -8,7 +8,7 @@
 //! removal has been tried; a reference to a slot is never written before the slot's deadline is; and what was let through
 //! goes on exactly as long as the pair's grants, from then on, leave no gap.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 
 use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, port_index, protocol};
@@ -191,6 +191,23 @@ pub fn reconcile<E: Display>(
     reconciler.outcome
 }
 
+/// The same for the grants of one pair, of which `wanted` ends last; nothing else is looked at. None: it should have none.
+pub fn reconcile_pair<E: Display>(
+    present: &mut Entries,
+    key: GrantKey,
+    wanted: Option<&WantedGrant>,
+    slots_max: u32,
+    now_boot_ns: u64,
+    write: impl FnMut(&Write) -> Result<(), E>,
+) -> Outcome {
+    let mut reconciler = Reconciler { present, write, slots_max, now_boot_ns, outcome: Outcome::default() };
+    match wanted {
+        Some(grant) => reconciler.put_grants(&BTreeMap::from([(key, *grant)])),
+        None => reconciler.remove_grant(key),
+    }
+    reconciler.outcome
+}
+
 /// Of the grants of each pair the one that ends last; of equal ones the newest.
 fn longest(grants: &[WantedGrant]) -> BTreeMap<GrantKey, WantedGrant> {
     let mut chosen: BTreeMap<GrantKey, WantedGrant> = BTreeMap::new();
@@ -248,15 +265,14 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     /// Ends every pair that is not wanted at all. The epoch first: it alone closes, and it is one write.
     fn remove_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
-        let gone: Vec<(GrantKey, GrantRef)> = self
-            .present
-            .grants
-            .iter()
-            .filter(|(key, _)| !wanted.contains_key(key))
-            .map(|(key, value)| (*key, *value))
-            .collect();
-        for (key, value) in gone {
-            self.raise_epoch(value.slot);
+        let gone: Vec<GrantKey> =
+            self.present.grants.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        gone.into_iter().for_each(|key| self.remove_grant(key));
+    }
+
+    fn remove_grant(&mut self, key: GrantKey) {
+        if let Some(held) = self.present.grants.get(&key).copied() {
+            self.raise_epoch(held.slot);
             self.must(Write::RemoveGrant { key });
         }
     }
@@ -406,7 +422,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
         let slots_max = self.slots_max;
-        let mut taken: BTreeSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
+        let mut taken: HashSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
         // Lowest first: the maps' first pages are the ones in the caches.
         let mut next_slot = 0;
         for (key, grant) in wanted {

@@ -13,7 +13,7 @@ use crate::memory::{Memory, MemoryFile};
 use crate::observe::Cgroups;
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants};
-use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
+use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
 use crate::rules::workloads;
 use crate::sockets::{self, Ended, Target};
 use crate::status::{Flaw, Health};
@@ -290,17 +290,28 @@ impl Enforcing {
         Some(ask)
     }
 
-    /// Gives the canary the grant of its round, or takes the last one away.
+    /// Gives the canary the grant of its round, or takes the last one away. Its pair alone is looked at: a host may hold tens of
+    /// thousands.
     fn grant_canary(&mut self) {
         let until_boot_ns = self.proving.granted_until_boot_ns();
         if self.canary_grant.map(|grant| grant.expires_at_boot_ns) == until_boot_ns {
             return;
         }
+        let key = GrantKey { subject: canary::NUMBER, resource: canary::NUMBER };
         self.canary_grant = until_boot_ns.and_then(|expires_at_boot_ns| {
-            let (subject, resource) = (canary::NUMBER.try_into().ok()?, canary::NUMBER.try_into().ok()?);
+            let (subject, resource) = (key.subject.try_into().ok()?, key.resource.try_into().ok()?);
             Some(WantedGrant { id: GrantId::new(), subject, resource, expires_at_boot_ns })
         });
-        self.reconcile();
+        let slots_max = self.gate.slots_max();
+        let (entries, grant) = (&mut self.entries, self.canary_grant.as_ref());
+        let write = |write: &Write| self.gate.write(write);
+        let outcome = reconcile_pair(entries, key, grant, slots_max, now_boot_ns(), write);
+        // A grant that was refused lets nobody through, which the canary finds out.
+        self.health.failed.extend(outcome.failed);
+        if let (Some(reference), Some(grant)) = (self.entries.grants.get(&key), &self.canary_grant) {
+            let period = Period { pair: key, grant: *grant.id.as_bytes() };
+            self.periods.insert((reference.slot, reference.epoch), period);
+        }
     }
 
     /// The canary said something. Returns whether it is to be asked at once.
@@ -332,10 +343,12 @@ impl Enforcing {
     pub(super) fn inspect(&mut self) -> Vec<String> {
         let faults = self.gate.inspect();
         let flaw = |fault: &Fault| Flaw { is_grave: fault.opens, text: fault.text.clone() };
-        self.health.gate = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
-        for fault in &faults {
-            tracing::error!(fault = fault.text, repaired = fault.repaired, "the gate is not as it was put up");
+        let flaws: Vec<Flaw> = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
+        // What lasts is told once.
+        for flaw in flaws.iter().filter(|flaw| !self.health.gate.contains(flaw)) {
+            tracing::error!(flaw = flaw.text, "the gate is not as it was put up");
         }
+        self.health.gate = flaws;
         faults.into_iter().filter(|fault| fault.repaired).map(|fault| fault.text).collect()
     }
 
@@ -374,7 +387,7 @@ impl Enforcing {
         // Connections of slots that are not trusted any more.
         self.unconfirmed = true;
         for drift in &drifts {
-            tracing::error!(%drift, "somebody has changed the gate's maps; put right");
+            tracing::error!(%drift, "somebody has changed the gate's maps");
             // Names of grants open nothing.
             let is_grave = drift.map != map::SLOTS;
             self.drifted.push(Flaw { is_grave, text: format!("{drift}; put right") });

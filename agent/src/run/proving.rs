@@ -12,7 +12,7 @@ use crate::status::Flaw;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// How often a connection under a grant is tried.
+/// How often a connection under a grant is tried, while there is nothing wrong with it.
 const PASS_EVERY_NS: u64 = 60 * SECOND_NS;
 /// How long that grant lasts.
 pub(super) const GRANT_NS: u64 = 2 * SECOND_NS;
@@ -58,6 +58,8 @@ pub(super) struct Proving {
     pass: Vec<Flaw>,
     /// When the next one of those is due.
     pass_due_boot_ns: u64,
+    /// The last question.
+    last: Option<Ask>,
     /// The canary went away.
     gone: Option<String>,
 }
@@ -93,7 +95,9 @@ impl Proving {
     pub(super) fn begin(&mut self, now_boot_ns: u64) -> Option<Ask> {
         let place = self.place.as_ref().filter(|_| self.round.is_none())?;
         // Without a cgroup of its own it belongs to whom the agent does, and is granted nothing.
-        let pass = place.cgroup.is_ok() && self.shut.is_some() && now_boot_ns >= self.pass_due_boot_ns;
+        let is_due = place.cgroup.is_ok() && now_boot_ns >= self.pass_due_boot_ns;
+        // Never two in a row: that the gate is shut is proven in between.
+        let pass = is_due && self.last == Some(Ask::Deny);
         let ask = match pass {
             true => {
                 self.pass_due_boot_ns = now_boot_ns.saturating_add(PASS_EVERY_NS);
@@ -101,6 +105,7 @@ impl Proving {
             }
             false => Ask::Deny,
         };
+        self.last = Some(ask);
         self.records.clear();
         self.round = Some(Round { ask, answer: None, answered_boot_ns: 0 });
         Some(ask)
@@ -159,7 +164,12 @@ impl Proving {
         }
         match round.ask {
             Ask::Deny => self.shut = Some((flaws, now_boot_ns)),
-            Ask::Pass { .. } => self.pass = flaws,
+            Ask::Pass { .. } => {
+                if !flaws.is_empty() {
+                    self.pass_due_boot_ns = now_boot_ns;
+                }
+                self.pass = flaws;
+            }
         }
         self.round = None;
         Step::Concluded
@@ -188,6 +198,7 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
+    use crate::canary::Passage;
 
     fn ready(cgroup: Result<u64, String>) -> Told {
         Told::Ready { port: 1, free_port: 2, cgroup }
@@ -222,13 +233,35 @@ mod tests {
         proving.see(&denied(7));
         assert_eq!(proving.conclude(6, |_| true), Step::Concluded);
         assert_eq!(texts(&proving, 6), Some(vec![]));
-        // Next is one with a grant, and then none for a minute.
+        // Next is one with a grant. It is answered as none should be.
         assert_eq!(proving.begin(10), Some(Ask::Pass { deadline_boot_ns: 10 + GRANT_NS }));
         assert_eq!(proving.granted_until_boot_ns(), Some(10 + GRANT_NS));
         assert_eq!(proving.hear(Told::Passed(Passages::default()), 20), Step::Nothing);
         assert_eq!(proving.conclude(20 + RECORDS_WITHIN_NS, |_| true), Step::Concluded);
         assert!(texts(&proving, 30).is_some_and(|texts| texts.len() >= 2));
         assert_eq!((proving.granted_until_boot_ns(), proving.begin(40)), (None, Some(Ask::Deny)));
+        // So there is another one, as soon as the gate was found shut once more.
+        proving.hear(Told::Tried(Vec::new()), 50);
+        assert_eq!(proving.begin(u64::MAX), Some(Ask::Pass { deadline_boot_ns: u64::MAX }));
+    }
+
+    #[test]
+    fn a_good_grant_is_tried_again_in_a_minute() {
+        let mut proving = Proving::default();
+        proving.hear(ready(Ok(9)), 0);
+        let shut = |proving: &mut Proving, now| {
+            assert_eq!(proving.begin(now), Some(Ask::Deny));
+            assert_eq!(proving.hear(Told::Tried(Vec::new()), now), Step::Concluded);
+        };
+        shut(&mut proving, 0);
+        assert_eq!(proving.begin(0), Some(Ask::Pass { deadline_boot_ns: GRANT_NS }));
+        let passage = Passage { cookie: 7, errno: 0, last_arrival_boot_ns: 1, closed: true, refused: false };
+        proving.see(&VerdictRecord { verdict: Verdict::Allow as u8, ..denied(7) });
+        let passages = Passages { tcp: passage, udp: passage };
+        assert_eq!(proving.hear(Told::Passed(passages), 1), Step::Concluded);
+        shut(&mut proving, 2);
+        shut(&mut proving, PASS_EVERY_NS - 1);
+        assert!(matches!(proving.begin(PASS_EVERY_NS), Some(Ask::Pass { .. })));
     }
 
     #[test]

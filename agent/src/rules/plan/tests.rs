@@ -153,6 +153,24 @@ fn a_full_map_refuses_by_name_and_keeps_the_rest() {
     assert_eq!(present.grants.len(), 2);
 }
 
+#[test]
+fn one_pair_alone_is_brought_to_what_is_wanted() {
+    let mut present = Entries::default();
+    let others = Wanted { grants: vec![grant(1, 1, 1, HOUR), grant(2, 2, 1, HOUR)], ..Wanted::default() };
+    settle(&mut present, &others);
+    let (before, key) = (present.clone(), GrantKey { subject: 9, resource: 9 });
+    let write = |_: &Write| Ok::<(), String>(());
+    let made = grant(9, 9, 9, HOUR);
+    reconcile_pair(&mut present, key, Some(&made), SLOTS, NOW, write);
+    let held = present.grants[&key];
+    assert_eq!((granted(&present, key), held.slot), (Some(([9; 16], HOUR)), 2));
+    reconcile_pair(&mut present, key, None, SLOTS, NOW, write);
+    assert!(!present.counts(held.slot, held.epoch, NOW));
+    assert_eq!(present.grants, before.grants);
+    // Nothing is left for the whole to do.
+    assert_eq!(settle(&mut present, &others), []);
+}
+
 /// Index of the protocol, first port, how many more.
 type SomePorts = (usize, u32, u32);
 
