@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::maps::MapInfo;
@@ -39,7 +39,7 @@ pub(super) struct Guard {
     cgroup: File,
     cgroup_id: u64,
     links: Vec<Held>,
-    maps: Vec<(&'static str, OwnedFd)>,
+    maps: Vec<HeldMap>,
 }
 
 /// A program's link.
@@ -47,6 +47,13 @@ struct Held {
     name: &'static str,
     link: OwnedFd,
     program_id: u32,
+}
+
+/// A map, with its capacity.
+struct HeldMap {
+    name: &'static str,
+    fd: OwnedFd,
+    max_entries: u32,
 }
 
 /// What is wrong with a program's link.
@@ -93,14 +100,17 @@ impl Guard {
             Ok(Held { name, link: open(&pins.link(name))?, program_id: info.id() })
         });
         let links = links.collect::<Result<_, KernelError>>()?;
-        let maps = shapes(settings).into_iter().map(|shape| Ok((shape.name, open(&pins.map(shape.name))?)));
+        let maps = shapes(settings).into_iter().map(|shape| {
+            let (name, max_entries) = (shape.name, shape.max_entries);
+            Ok(HeldMap { name, fd: open(&pins.map(name))?, max_entries })
+        });
         let maps = maps.collect::<Result<_, KernelError>>()?;
         Ok(Self { ebpf, cgroup, cgroup_id, links, maps })
     }
 
-    /// A map of the gate. None: it has none of this name.
-    pub(super) fn map(&self, name: &str) -> Option<&OwnedFd> {
-        self.maps.iter().find(|(known, _)| *known == name).map(|(_, fd)| fd)
+    /// A map of the gate, and its capacity. None: it has none of this name.
+    pub(super) fn map(&self, name: &str) -> Option<(BorrowedFd<'_>, u32)> {
+        self.maps.iter().find(|map| map.name == name).map(|map| (map.fd.as_fd(), map.max_entries))
     }
 
     /// Looks at everything, and puts right what it can.
@@ -184,13 +194,13 @@ impl Guard {
             let id = sys::link_info(held.link.as_fd()).map(|info| info.id);
             !matches!((pinned, id), (Ok(pinned), Ok(id)) if pinned.id == id)
         });
-        let maps = self.maps.iter().filter(|(name, fd)| {
-            let pinned = MapInfo::from_pin(pins.map(name)).map(|info| info.id()).ok();
-            pinned.is_none() || pinned != sys::map_id(fd.as_fd()).ok()
+        let maps = self.maps.iter().filter(|map| {
+            let pinned = MapInfo::from_pin(pins.map(map.name)).map(|info| info.id()).ok();
+            pinned.is_none() || pinned != sys::map_id(map.fd.as_fd()).ok()
         });
-        let lost: Vec<(&'static str, &OwnedFd, std::path::PathBuf)> = links
+        let lost: Vec<(&'static str, &OwnedFd, PathBuf)> = links
             .map(|held| (held.name, &held.link, pins.link(held.name)))
-            .chain(maps.map(|(name, fd)| (*name, fd, pins.map(name))))
+            .chain(maps.map(|map| (map.name, &map.fd, pins.map(map.name))))
             .collect();
         if lost.is_empty() {
             return Vec::new();

@@ -1,8 +1,6 @@
-//! Reading whole maps, many elements a call: a map of 65,536 elements takes some milliseconds.
+//! Reading whole maps: a part takes some milliseconds at the most.
 //!
 //! Owns: how each map is walked. Must not know: what it should hold.
-
-use std::os::fd::{AsFd, BorrowedFd};
 
 use agent_ebpf::abi::{
     AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, ResourceEntry, SubjectEntry, map,
@@ -15,7 +13,7 @@ use super::{KernelError, sys};
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries};
 
-/// Reads one part into `entries`.
+/// Reads one part into `entries`, in the place of what was there.
 pub(super) fn read(
     guard: &Guard,
     resources: &LpmTrie<MapData, AddressKey, ResourceEntry>,
@@ -24,20 +22,26 @@ pub(super) fn read(
 ) -> Result<(), KernelError> {
     match part {
         Part::Ports { first, count } => {
-            entries.ports.extend(non_zero::<u32>(guard, map::PORT_CLASSES, first, count)?);
+            let end = first.saturating_add(count);
+            entries.ports.retain(|index, _| !(first..end).contains(index));
+            entries.ports.extend(non_zero::<u32>(guard, map::PORT_CLASSES, first, end)?);
         }
         Part::Resources => read_resources(resources, entries)?,
         Part::Subjects => {
             let bound = hash::<u64, SubjectEntry>(guard, map::SUBJECTS)?;
-            entries.cgroups.extend(bound.into_iter().map(|(id, entry)| (id, entry.number)));
+            entries.cgroups = bound.into_iter().map(|(id, entry)| (id, entry.number)).collect();
         }
-        Part::Grants => entries.grants.extend(hash::<GrantKey, GrantRef>(guard, map::GRANTS)?),
+        Part::Grants => {
+            entries.grants = hash::<GrantKey, GrantRef>(guard, map::GRANTS)?.into_iter().collect();
+        }
         Part::Slots => {
             let names = non_zero::<[u8; 16]>(guard, map::SLOTS, 0, u32::MAX)?;
-            entries.slots.extend(names.into_iter().map(|(slot, grant)| (slot, GrantSlot { grant })));
+            entries.slots = names.map(|(slot, grant)| (slot, GrantSlot { grant })).collect();
         }
-        Part::Deadlines => entries.deadlines.extend(non_zero::<u64>(guard, map::DEADLINES, 0, u32::MAX)?),
-        Part::Epochs => entries.epochs.extend(non_zero::<u64>(guard, map::EPOCHS, 0, u32::MAX)?),
+        Part::Deadlines => {
+            entries.deadlines = non_zero::<u64>(guard, map::DEADLINES, 0, u32::MAX)?.collect();
+        }
+        Part::Epochs => entries.epochs = non_zero::<u64>(guard, map::EPOCHS, 0, u32::MAX)?.collect(),
     }
     Ok(())
 }
@@ -47,6 +51,7 @@ fn read_resources(
     resources: &LpmTrie<MapData, AddressKey, ResourceEntry>,
     entries: &mut Entries,
 ) -> Result<(), KernelError> {
+    entries.classes.clear();
     for item in resources.iter() {
         let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
         let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
@@ -57,7 +62,8 @@ fn read_resources(
 }
 
 fn hash<K: Pod, V: Pod>(guard: &Guard, name: &'static str) -> Result<Vec<(K, V)>, KernelError> {
-    sys::hash_elements(fd(guard, name)?).map_err(|source| KernelError::Elements { name, source })
+    let (fd, _) = guard.map(name).ok_or(KernelError::Missing(name))?;
+    sys::hash_elements(fd).map_err(|source| KernelError::Elements { name, source })
 }
 
 /// The elements of a part of an array map that are not 0, with their indexes.
@@ -65,13 +71,10 @@ fn non_zero<V: Pod + PartialEq + Default>(
     guard: &Guard,
     name: &'static str,
     first: u32,
-    count: u32,
+    end: u32,
 ) -> Result<impl Iterator<Item = (u32, V)>, KernelError> {
-    let elements = sys::array_elements::<V>(fd(guard, name)?, first, count);
+    let (fd, total) = guard.map(name).ok_or(KernelError::Missing(name))?;
+    let elements = sys::array_elements::<V>(fd, total, first, end);
     let elements = elements.map_err(|source| KernelError::Elements { name, source })?;
     Ok((first..).zip(elements).filter(|(_, value)| *value != V::default()))
-}
-
-fn fd<'a>(guard: &'a Guard, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
-    guard.map(name).map(AsFd::as_fd).ok_or(KernelError::Missing(name))
 }

@@ -4,7 +4,8 @@
 
 use std::ffi::CString;
 use std::io;
-use std::mem::size_of;
+use std::mem::{align_of, size_of};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -224,17 +225,48 @@ pub(super) fn programs_at(
 /// Elements that are asked for in one call: some 100 µs of the kernel's time.
 const BATCH: usize = 4096;
 
-/// The elements of an array map from `first` on, `count` at the most.
+/// Elements `first` to `end`, not included, of an array map of `total`. In memory, where the map was made for it: the kernel
+/// takes a hundred times as long to hand out each by itself.
 pub(super) fn array_elements<V: Pod>(
     map: BorrowedFd<'_>,
+    total: u32,
     first: u32,
-    count: u32,
+    end: u32,
 ) -> io::Result<Vec<V>> {
+    let end = end.min(total);
+    mapped_elements(map, total, first..end).or_else(|_| asked_elements(map, first..end))
+}
+
+fn mapped_elements<V: Pod>(map: BorrowedFd<'_>, total: u32, range: Range<u32>) -> io::Result<Vec<V>> {
+    /// An array's elements are this far apart, or a multiple of it.
+    const STRIDE: usize = 8;
+    const { assert!(align_of::<V>() <= STRIDE) };
+    let stride = size_of::<V>().next_multiple_of(STRIDE);
+    let length = total as usize * stride;
+    // SAFETY: a new mapping, anywhere, of a file that the caller has open; the kernel checks length and kind.
+    let address = unsafe {
+        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, map.as_raw_fd(), 0)
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let element = |index: u32| {
+        // SAFETY: `range` ends at `total` at the latest, so the element lies within the mapping, which is aligned to a page;
+        // every pattern is a value of a `Pod`. Somebody may write to it meanwhile: volatile, so that it is read once.
+        unsafe { address.cast::<u8>().add(index as usize * stride).cast::<V>().read_volatile() }
+    };
+    let elements = range.map(element).collect();
+    // SAFETY: the mapping made above, to which nothing refers any more.
+    unsafe { libc::munmap(address, length) };
+    Ok(elements)
+}
+
+/// The same by asking the kernel for many at a time.
+fn asked_elements<V: Pod>(map: BorrowedFd<'_>, range: Range<u32>) -> io::Result<Vec<V>> {
     let mut values: Vec<V> = Vec::new();
-    let mut before = first.checked_sub(1);
-    while values.len() < count as usize {
-        let wanted = BATCH.min(count as usize - values.len());
-        let batch: Batch<u32, V> = lookup_batch(map, before, wanted)?;
+    let mut before = range.start.checked_sub(1);
+    while values.len() < range.len() {
+        let batch: Batch<u32, V> = lookup_batch(map, before, BATCH.min(range.len() - values.len()))?;
         before = batch.keys.last().copied().or(before);
         values.extend(batch.values);
         if batch.is_last {
