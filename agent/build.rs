@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 /// Little endian, as the machines we build for are.
 const TARGET: &str = "bpfel-unknown-none";
 
+/// The gate, and the per-send check.
+const PROGRAMS: [&str; 2] = ["portcullis-ebpf", "portcullis-senders"];
+
 /// Socket storage maps need BTF, which comes from debug information.
 const BTF_FLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];
 
@@ -30,7 +33,8 @@ fn main() -> Result<()> {
     let mut cargo = Command::new(env::var_os("CARGO").context("cargo sets CARGO")?);
     cargo
         .current_dir(root)
-        .args(["build", "--release", "--locked", "--package", "agent-ebpf", "--bin", "portcullis-ebpf"])
+        .args(["build", "--release", "--locked", "--package", "agent-ebpf"])
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         // The stable toolchain builds `core` for this target when asked like this; nothing else unstable is used.
@@ -53,9 +57,11 @@ fn main() -> Result<()> {
     if !status.success() {
         bail!("cannot build the kernel programs ({status}); if a tool is missing, run `cargo xtask setup`");
     }
-    let object = target_dir.join(TARGET).join("release/portcullis-ebpf");
-    let embedded = out.join("portcullis-ebpf");
-    std::fs::copy(&object, &embedded)
-        .with_context(|| format!("cannot copy {} to {}", object.display(), embedded.display()))?;
+    for program in PROGRAMS {
+        let object = target_dir.join(TARGET).join("release").join(program);
+        let embedded = out.join(program);
+        std::fs::copy(&object, &embedded)
+            .with_context(|| format!("cannot copy {} to {}", object.display(), embedded.display()))?;
+    }
     Ok(())
 }

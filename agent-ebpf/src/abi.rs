@@ -7,7 +7,7 @@ use core::mem::{align_of, size_of};
 
 /// Stands in the pin path. Raise it whenever a type or map below changes its shape or its meaning: an agent adopts only
 /// maps of its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names, as the loader and the pins use them.
 pub mod map {
@@ -26,21 +26,32 @@ pub mod map {
     pub const DEADLINES: &str = "DEADLINES";
     /// Array: slot → epoch, a `u64`. Raised by the agent: one aligned 8-byte write revokes whatever refers to the slot.
     pub const EPOCHS: &str = "EPOCHS";
+    /// Array: slot → idle limit, a `u64`: nanoseconds without activity after which the slot has ended; 0: none. Written by the
+    /// agent, before anything refers to the slot's epoch.
+    pub const IDLE_LIMITS: &str = "IDLE_LIMITS";
+    /// Array: slot → when payload was last sent, or found to have been received, by it, a `u64`: `CLOCK_BOOTTIME` in
+    /// nanoseconds. Kept only where there is an idle limit. Written by the programs, and by the agent when the limit begins.
+    pub const LAST_ACTIVE: &str = "LAST_ACTIVE";
     /// Array: slot → when a packet or connection was last admitted, a `u64`: `CLOCK_BOOTTIME` in nanoseconds. Written by the
-    /// programs.
+    /// programs; set to 0 by the agent when the slot begins.
     pub const LAST_ADMITTED: &str = "LAST_ADMITTED";
     /// Socket storage: [`Admission`](super::Admission): who made the socket, and what it was let through by. Written by the
     /// programs.
     pub const ADMISSIONS: &str = "ADMISSIONS";
     /// Hash: socket cookie → [`ConnectionEntry`](super::ConnectionEntry): the connections to protected destinations that are up.
-    /// Not LRU: a full map denies. Written by the programs; the agent removes what it has seen closed.
+    /// Not LRU: a full map denies. Written and removed by the programs; the agent removes what it has seen closed.
     pub const CONNECTIONS: &str = "CONNECTIONS";
     /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was let through. Written by the programs.
     pub const EVENTS_ALLOW: &str = "EVENTS_ALLOW";
-    /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was not. Written by the programs.
+    /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was not, or would not have been. Written by the programs.
     pub const EVENTS_DENY: &str = "EVENTS_DENY";
+    /// Ring: [`ClosedRecord`](super::ClosedRecord)s of connections that have ended. Written by the programs.
+    pub const EVENTS_CLOSED: &str = "EVENTS_CLOSED";
     /// Per-CPU array: [`Ring`](super::Ring) → [`RingCounters`](super::RingCounters). Written by the programs.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Socket hash: socket cookie → socket: connections of which each write is judged. Belongs to an object of its own, as a
+    /// kernel may lack the type. Written by the programs; a socket that is closed leaves by itself.
+    pub const SENDERS: &str = "SENDERS";
 }
 
 /// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
@@ -110,12 +121,27 @@ pub const CLASS_BITS: u32 = 32;
 
 /// A protected destination.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceEntry {
     /// The control plane's number of the resource.
     pub number: u32,
-    /// 0. Room for modes and strict audit.
-    pub reserved: u32,
+    /// [`OBSERVE`](Self::OBSERVE), [`STRICT`](Self::STRICT), [`SENDERS`](Self::SENDERS).
+    pub flags: u32,
+}
+
+impl ResourceEntry {
+    /// Everything is judged and recorded, and nothing is held back.
+    pub const OBSERVE: u32 = 1;
+    /// Nobody is let through without a record: there must be room for it before.
+    pub const STRICT: u32 = 2;
+    /// Whoever writes on a connection must be the subject that it was let through for.
+    pub const SENDERS: u32 = 4;
+
+    /// Whether any of these flags is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
 }
 
 /// Whose a cgroup is.
@@ -167,6 +193,10 @@ pub struct Admission {
     pub creator_cgroup_id: u64,
     /// The slot's epoch when the socket was let through.
     pub epoch: u64,
+    /// Of TCP: the bytes received by the connection when it was last looked at. Of connected UDP: the payload bytes sent.
+    pub bytes: u64,
+    /// Its cookie; 0: its writes are not judged.
+    pub socket_cookie: u64,
     /// Whose that task was; 0: nobody's.
     pub creator_subject: u32,
     /// What the socket was let through to; 0: nothing.
@@ -175,7 +205,8 @@ pub struct Admission {
     pub subject: u32,
     /// By which slot.
     pub slot: u32,
-    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD).
+    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
+    /// [`SENDERS`](Self::SENDERS).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -186,6 +217,12 @@ impl Admission {
     pub const PASSIVE: u32 = 1;
     /// That its packets are held back has been recorded.
     pub const TOLD: u32 = 2;
+    /// That it would be held back, were its resource not only observed, has been recorded.
+    pub const OBSERVED: u32 = 4;
+    /// Its last file descriptor is closed.
+    pub const RELEASED: u32 = 8;
+    /// Whoever writes on it is to be judged.
+    pub const SENDERS: u32 = 16;
 }
 
 /// A connection that is up.
@@ -200,6 +237,8 @@ pub struct ConnectionEntry {
     pub netns_cookie: u64,
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
+    /// UUID, network order, of the grant that the slot was named after then; all 0: no grant.
+    pub grant: [u8; 16],
     /// By which slot.
     pub slot: u32,
     /// What it leads to.
@@ -212,8 +251,32 @@ pub struct ConnectionEntry {
     pub port: u16,
     /// IANA's number.
     pub protocol: u8,
+    /// [`OBSERVED`](Self::OBSERVED).
+    pub flags: u8,
     /// 0.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
+}
+
+impl ConnectionEntry {
+    /// No grant let it through: its resource was only observed. Slot and epoch say nothing.
+    pub const OBSERVED: u8 = 1;
+
+    /// All 0: what the fields not set are.
+    pub const EMPTY: Self = Self {
+        epoch: 0,
+        admitted_boot_ns: 0,
+        netns_cookie: 0,
+        address: [0; 16],
+        grant: [0; 16],
+        slot: 0,
+        resource: 0,
+        subject: 0,
+        pid: 0,
+        port: 0,
+        protocol: 0,
+        flags: 0,
+        reserved: [0; 4],
+    };
 }
 
 /// Index into [`map::COUNTERS`].
@@ -224,10 +287,17 @@ pub enum Ring {
     Allow = 0,
     /// [`map::EVENTS_DENY`].
     Deny = 1,
+    /// [`map::EVENTS_CLOSED`].
+    Closed = 2,
+}
+
+impl Ring {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Closed];
 }
 
 /// Entries of [`map::COUNTERS`].
-pub const RINGS: u32 = 2;
+pub const RINGS: u32 = Ring::ALL.len() as u32;
 
 /// What one CPU did with one ring. `attempted` = records in the ring or read from it + `lost`.
 #[repr(C)]
@@ -253,11 +323,14 @@ pub enum Hook {
     Sendmsg6 = 4,
     /// A packet on its way out.
     Egress = 5,
+    /// A write on a connection.
+    Send = 6,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6, Self::Egress];
+    pub const ALL: [Self; 6] =
+        [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6, Self::Egress, Self::Send];
 
     /// The program's name.
     pub const fn as_str(self) -> &'static str {
@@ -267,6 +340,7 @@ impl Hook {
             Self::Sendmsg4 => "sendmsg4",
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
+            Self::Send => "send",
         }
     }
 
@@ -288,7 +362,7 @@ pub struct VerdictRecord {
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
-    /// Of the socket's network namespace; 0 at [`Hook::Egress`].
+    /// Of the socket's network namespace; 0 at [`Hook::Egress`] and [`Hook::Send`].
     pub netns_cookie: u64,
     /// That the grant was referred to by; 0: no grant.
     pub epoch: u64,
@@ -349,6 +423,109 @@ impl VerdictRecord {
     };
 }
 
+/// Who ended a connection.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// The other side said farewell first.
+    Peer = 1,
+    /// This side did.
+    Own = 2,
+    /// Its grant has ended.
+    Grant = 3,
+    /// Nobody said farewell: a reset by the other side, a time-out, or a disconnection by somebody of this host.
+    Reset = 4,
+}
+
+impl EndedBy {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Peer, Self::Own, Self::Grant, Self::Reset];
+
+    /// As audit events name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Own => "self",
+            Self::Grant => "grant",
+            Self::Reset => "reset",
+        }
+    }
+
+    /// What a record names. None: not one of ours.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|ended_by| *ended_by as u8 == code)
+    }
+}
+
+/// One connection that was let through, and has ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedRecord {
+    /// `CLOCK_BOOTTIME` in nanoseconds, of the end.
+    pub boot_ns: u64,
+    /// The same, of the verdict that let it through.
+    pub admitted_boot_ns: u64,
+    /// Payload that the other side has acknowledged (TCP), or that was sent (UDP); [`UNKNOWN`](Self::UNKNOWN).
+    pub bytes_sent: u64,
+    /// Payload received; [`UNKNOWN`](Self::UNKNOWN) of UDP.
+    pub bytes_received: u64,
+    /// Of the socket; unique within a boot.
+    pub socket_cookie: u64,
+    /// Of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// The slot's epoch when it was let through.
+    pub epoch: u64,
+    /// UUID, network order; all 0: it was let through by observation only.
+    pub grant: [u8; 16],
+    /// Destination; network order, IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+    /// What it led to.
+    pub resource: u32,
+    /// Whom it was let through for; 0: nobody's.
+    pub subject: u32,
+    /// Of the task that connected.
+    pub pid: u32,
+    /// CPU that wrote it.
+    pub cpu: u32,
+    /// Destination.
+    pub port: u16,
+    /// IANA's number.
+    pub protocol: u8,
+    /// An [`EndedBy`].
+    pub ended_by: u8,
+    /// 0.
+    pub reserved: [u8; 4],
+}
+
+impl ClosedRecord {
+    /// Nobody counted.
+    pub const UNKNOWN: u64 = u64::MAX;
+
+    /// What is known of the connection; who ended it, and what it carried, is to be filled in.
+    #[inline(always)]
+    pub const fn of(entry: &ConnectionEntry, socket_cookie: u64, boot_ns: u64) -> Self {
+        Self {
+            boot_ns,
+            admitted_boot_ns: entry.admitted_boot_ns,
+            bytes_sent: Self::UNKNOWN,
+            bytes_received: Self::UNKNOWN,
+            socket_cookie,
+            netns_cookie: entry.netns_cookie,
+            epoch: entry.epoch,
+            grant: entry.grant,
+            address: entry.address,
+            resource: entry.resource,
+            subject: entry.subject,
+            pid: entry.pid,
+            cpu: 0,
+            port: entry.port,
+            protocol: entry.protocol,
+            ended_by: EndedBy::Reset as u8,
+            reserved: [0; 4],
+        }
+    }
+}
+
 /// Fails to compile unless a type has this size and no stricter alignment: what a map or ring holds is bytes to both sides.
 macro_rules! assert_layout {
     ($($type:ty: $size:literal,)*) => {
@@ -363,10 +540,11 @@ assert_layout! {
     GrantKey: 8,
     GrantRef: 16,
     GrantSlot: 16,
-    Admission: 40,
-    ConnectionEntry: 64,
+    Admission: 56,
+    ConnectionEntry: 80,
     RingCounters: 16,
     VerdictRecord: 128,
+    ClosedRecord: 112,
 }
 
 #[cfg(feature = "user")]
@@ -458,5 +636,30 @@ mod tests {
             offsets,
             [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122]
         );
+    }
+
+    /// The same of what closed connections leave.
+    #[test]
+    fn closed_record_offsets() {
+        let offsets = [
+            offset_of!(ClosedRecord, boot_ns),
+            offset_of!(ClosedRecord, admitted_boot_ns),
+            offset_of!(ClosedRecord, bytes_sent),
+            offset_of!(ClosedRecord, bytes_received),
+            offset_of!(ClosedRecord, socket_cookie),
+            offset_of!(ClosedRecord, netns_cookie),
+            offset_of!(ClosedRecord, epoch),
+            offset_of!(ClosedRecord, grant),
+            offset_of!(ClosedRecord, address),
+            offset_of!(ClosedRecord, resource),
+            offset_of!(ClosedRecord, subject),
+            offset_of!(ClosedRecord, pid),
+            offset_of!(ClosedRecord, cpu),
+            offset_of!(ClosedRecord, port),
+            offset_of!(ClosedRecord, protocol),
+            offset_of!(ClosedRecord, ended_by),
+            offset_of!(ClosedRecord, reserved),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24, 32, 40, 48, 56, 72, 88, 92, 96, 100, 104, 106, 107, 108]);
     }
 }

@@ -141,6 +141,13 @@ pub(crate) fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// The CPU that runs the program.
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// Thread group id of the calling task.
 #[inline(always)]
 pub(crate) fn pid() -> u32 {
@@ -178,16 +185,22 @@ fn storage<'a>(sk: *mut bpf_sock, flags: u64) -> Option<&'a mut Admission> {
 /// Writes down who calls, and by which socket.
 #[inline(always)]
 pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord) {
-    // SAFETY: helpers open to socket address programs from Linux 5.10 on. The one that writes is given the field to fill and
-    // its size; should it fail, it leaves zeros.
+    describe_task(record);
+    record.socket_cookie = socket_cookie(ctx);
+    record.netns_cookie = netns_cookie(ctx);
+}
+
+/// Writes down who calls.
+#[inline(always)]
+pub(crate) fn describe_task(record: &mut VerdictRecord) {
+    // SAFETY: helpers open to socket address, LSM and sk_msg programs from Linux 5.10 on. The one that writes is given the
+    // field to fill and its size; should it fail, it leaves zeros.
     unsafe {
         bpf_get_current_comm(record.command.as_mut_ptr().cast(), size_of_val(&record.command) as u32);
         record.uid = bpf_get_current_uid_gid() as u32;
-        record.cpu = bpf_get_smp_processor_id();
     }
+    record.cpu = cpu();
     record.pid = pid();
-    record.socket_cookie = socket_cookie(ctx);
-    record.netns_cookie = netns_cookie(ctx);
 }
 
 /// `CLOCK_BOOTTIME` in nanoseconds: no clock step moves it, and suspend counts.

@@ -10,15 +10,17 @@ mod sock_ops;
 mod sock_release;
 
 use agent_ebpf::abi::{
-    AddressKey, Admission, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, Hook, VerdictRecord,
-    port_index,
+    Admission, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, Hook, ResourceEntry, VerdictRecord,
+    protocol,
 };
-use agent_ebpf::verdict::{Caller, Creator, Facts, Reason, Slot, Verdict, decide};
-use aya_ebpf::maps::lpm_trie::Key;
+use agent_ebpf::verdict::{Caller, Creator, End, Facts, Reason, Verdict, decide, ended_by, without_record};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
 use crate::context::{self, Destination};
+use crate::grants::{grant, note, slot, write_name};
+use crate::resources::protecting;
+use crate::subjects::caller;
 use crate::{maps, record};
 
 /// What a program returns to let a call or packet go on.
@@ -38,7 +40,7 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         Caller::Subject(subject) => subject,
         Caller::Unknown | Caller::TooDeep => 0,
     };
-    let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource }) };
+    let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource: resource.number }) };
     let slot = grant.and_then(|grant| slot(grant.slot));
     let known = context::admission(context::socket(ctx));
     let made = known.as_deref().copied().unwrap_or_default();
@@ -50,168 +52,208 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     };
     let now_boot_ns = context::now_boot_ns();
     let facts =
-        Facts { resource: Some(resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };
+        Facts { resource: Some(&resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };
     let mut reason = decide(&facts, now_boot_ns);
     if reason == Reason::LookupFailed {
         error!(ctx, "a grant's slot could not be read");
     }
-    if let (Verdict::Allow, Some(grant)) = (reason.verdict(), grant) {
-        reason = admit(ctx, known, hook, destination, GrantKey { subject, resource }, grant, now_boot_ns);
+    let creator_cgroup_id = made.creator_cgroup_id;
+    let attempt = Attempt {
+        ctx,
+        hook,
+        destination,
+        resource,
+        subject,
+        creator_cgroup_id,
+        cgroup_id,
+        grant,
+        now_boot_ns,
+    };
+    if let (Reason::Granted, Some(grant)) = (reason, grant) {
+        // Room for the record first: who may not pass without one has not passed before there is.
+        reason = match record::reserve() {
+            Some(reserved) => match attempt.admit(known, grant) {
+                Reason::Granted => {
+                    reserved.keep(|record| attempt.describe(Reason::Granted, record));
+                    return GO_ON;
+                }
+                other => {
+                    reserved.give_back();
+                    other
+                }
+            },
+            None => match without_record(&resource) {
+                Reason::Granted => match attempt.admit(known, grant) {
+                    Reason::Granted => {
+                        record::lose_allowed();
+                        return GO_ON;
+                    }
+                    other => other,
+                },
+                other => other,
+            },
+        };
     }
 
-    record::emit(reason.verdict(), |record| {
-        record.boot_ns = now_boot_ns;
-        record.address = destination.address;
-        record.port = destination.port;
-        record.protocol = destination.protocol;
-        record.resource = resource;
-        record.subject = subject;
-        record.creator_cgroup_id = made.creator_cgroup_id;
-        record.cgroup_id = cgroup_id;
-        if let Some(grant) = grant {
-            record.epoch = grant.epoch;
-            write_name(grant.slot, record);
+    let verdict = reason.verdict(Some(&resource));
+    if verdict == Verdict::WouldDeny {
+        attempt.observe();
+    }
+    record::emit_denied(|record| attempt.describe(reason, record));
+    if verdict.lets_through() { GO_ON } else { REFUSE }
+}
+
+/// A connection, or one unconnected datagram, and what the look-ups about it found.
+struct Attempt<'a> {
+    ctx: &'a SockAddrContext,
+    hook: Hook,
+    destination: &'a Destination,
+    resource: ResourceEntry,
+    /// 0: nobody's.
+    subject: u32,
+    creator_cgroup_id: u64,
+    cgroup_id: u64,
+    grant: Option<GrantRef>,
+    now_boot_ns: u64,
+}
+
+impl Attempt<'_> {
+    /// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is
+    /// not let through: nobody could end it. `known` is what was known of the socket before.
+    #[inline(always)]
+    fn admit(&self, known: Option<&mut Admission>, grant: GrantRef) -> Reason {
+        let known = known.or_else(|| context::admission_or_new(context::socket(self.ctx)));
+        let Some(admission) = known else { return Reason::LookupFailed };
+        if !self.is_connection() {
+            // Judged anew with each datagram, and never ended.
+            bind(admission, &self.resource, self.subject, grant);
+            note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
+            return Reason::Granted;
         }
-        record.hook = hook as u8;
-        record.verdict = reason.verdict() as u8;
+        self.close_earlier(admission);
+        bind(admission, &self.resource, self.subject, grant);
+        note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
+        match self.remember(grant, 0) {
+            Ok(()) => Reason::Granted,
+            Err(_) => {
+                admission.resource = 0;
+                Reason::ConnectionsFull
+            }
+        }
+    }
+
+    /// What would not have been let through is remembered all the same, so that it can be ended when its resource is not
+    /// only observed any more. Where that fails it starves then, but is not closed.
+    #[inline(always)]
+    fn observe(&self) {
+        let Some(admission) = context::admission_or_new(context::socket(self.ctx)) else { return };
+        if self.is_connection() {
+            self.close_earlier(admission);
+            admission.resource = 0;
+            let nothing = GrantRef { slot: 0, reserved: 0, epoch: 0 };
+            let _ = self.remember(nothing, ConnectionEntry::OBSERVED);
+        }
+        // The record of this attempt tells it.
+        admission.flags |= Admission::OBSERVED;
+    }
+
+    /// A UDP socket can be connected again without having been closed; TCP tells itself that a connection is over.
+    #[inline(always)]
+    fn close_earlier(&self, admission: &mut Admission) {
+        let was_connected = admission.resource != 0 || admission.flags & Admission::OBSERVED != 0;
+        if was_connected && self.destination.protocol == protocol::UDP {
+            let carried = Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN };
+            close(context::socket_cookie(self.ctx), None, true, carried, self.now_boot_ns);
+        }
+        admission.bytes = 0;
+    }
+
+    #[inline(always)]
+    fn remember(&self, grant: GrantRef, flags: u8) -> Result<(), i32> {
+        let mut connection = ConnectionEntry {
+            epoch: grant.epoch,
+            admitted_boot_ns: self.now_boot_ns,
+            netns_cookie: context::netns_cookie(self.ctx),
+            address: self.destination.address,
+            grant: [0; 16],
+            slot: grant.slot,
+            resource: self.resource.number,
+            subject: self.subject,
+            pid: context::pid(),
+            port: self.destination.port,
+            protocol: self.destination.protocol,
+            flags,
+            reserved: [0; 4],
+        };
+        if flags & ConnectionEntry::OBSERVED == 0 {
+            write_name(grant.slot, &mut connection.grant);
+        }
+        maps::CONNECTIONS.insert(context::socket_cookie(self.ctx), connection, 0)
+    }
+
+    #[inline(always)]
+    fn is_connection(&self) -> bool {
+        matches!(self.hook, Hook::Connect4 | Hook::Connect6)
+    }
+
+    #[inline(always)]
+    fn describe(&self, reason: Reason, record: &mut VerdictRecord) {
+        record.boot_ns = self.now_boot_ns;
+        record.address = self.destination.address;
+        record.port = self.destination.port;
+        record.protocol = self.destination.protocol;
+        record.resource = self.resource.number;
+        record.subject = self.subject;
+        record.creator_cgroup_id = self.creator_cgroup_id;
+        record.cgroup_id = self.cgroup_id;
+        if let Some(grant) = self.grant {
+            record.epoch = grant.epoch;
+            write_name(grant.slot, &mut record.grant);
+        }
+        record.hook = self.hook as u8;
+        record.verdict = reason.verdict(Some(&self.resource)) as u8;
         record.reason = reason as u8;
-        context::describe_caller(ctx, record);
-    });
-    match reason.verdict() {
-        Verdict::Allow => GO_ON,
-        Verdict::Deny => REFUSE,
+        context::describe_caller(self.ctx, record);
     }
 }
 
-/// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is not
-/// let through: nobody could end it. `known` is what was known of the socket before.
+/// What a connection carried; [`ClosedRecord::UNKNOWN`] where nobody counted.
+struct Carried {
+    sent: u64,
+    received: u64,
+}
+
+/// Forgets a connection that has ended, and writes down what became of it. Nothing, if it is not remembered. `state` is TCP's
+/// before.
 #[inline(always)]
-fn admit(
-    ctx: &SockAddrContext,
-    known: Option<&mut Admission>,
-    hook: Hook,
-    destination: &Destination,
-    pair: GrantKey,
-    grant: GrantRef,
-    now_boot_ns: u64,
-) -> Reason {
-    let known = known.or_else(|| context::admission_or_new(context::socket(ctx)));
-    let Some(admission) = known else { return Reason::LookupFailed };
-    bind(admission, pair, grant);
-    note_admitted(grant.slot, now_boot_ns);
-    match hook {
-        Hook::Connect4 | Hook::Connect6 => {}
-        // Judged anew with each datagram, and never ended.
-        Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Egress => return Reason::Granted,
+fn close(cookie: u64, state: Option<u32>, is_released: bool, carried: Carried, now_boot_ns: u64) {
+    // SAFETY: an entry is replaced as a whole; what is copied here is one or the other.
+    let Some(entry) = (unsafe { maps::CONNECTIONS.get(cookie).copied() }) else { return };
+    // Of several programs at once, one is right.
+    if maps::CONNECTIONS.remove(cookie).is_err() {
+        return;
     }
-    let connection = ConnectionEntry {
-        epoch: grant.epoch,
-        admitted_boot_ns: now_boot_ns,
-        netns_cookie: context::netns_cookie(ctx),
-        address: destination.address,
-        slot: grant.slot,
-        resource: pair.resource,
-        subject: pair.subject,
-        pid: context::pid(),
-        port: destination.port,
-        protocol: destination.protocol,
-        reserved: [0; 5],
-    };
-    match maps::CONNECTIONS.insert(context::socket_cookie(ctx), connection, 0) {
-        Ok(()) => Reason::Granted,
-        Err(_) => {
-            admission.resource = 0;
-            Reason::ConnectionsFull
-        }
-    }
+    let slot = slot(entry.slot);
+    let end = End { entry: &entry, slot: slot.as_ref(), state, is_released };
+    record::emit_closed(|record| {
+        *record = ClosedRecord::of(&entry, cookie, now_boot_ns);
+        record.bytes_sent = carried.sent;
+        record.bytes_received = carried.received;
+        record.ended_by = ended_by(&end, now_boot_ns) as u8;
+        record.cpu = context::cpu();
+    });
 }
 
 /// Writes an admission. Its resource last: while that is 0 the rest says nothing.
 #[inline(always)]
-fn bind(admission: &mut Admission, pair: GrantKey, grant: GrantRef) {
+fn bind(admission: &mut Admission, resource: &ResourceEntry, subject: u32, grant: GrantRef) {
     admission.resource = 0;
-    admission.flags &= !Admission::TOLD;
-    admission.subject = pair.subject;
+    admission.flags &= !(Admission::TOLD | Admission::OBSERVED | Admission::SENDERS);
+    if resource.has(ResourceEntry::SENDERS) {
+        admission.flags |= Admission::SENDERS;
+    }
+    admission.subject = subject;
     admission.slot = grant.slot;
     admission.epoch = grant.epoch;
-    admission.resource = pair.resource;
-}
-
-/// The number of the resource that the destination belongs to.
-#[inline(always)]
-fn protecting(destination: &Destination) -> Option<u32> {
-    let class = class(destination.protocol, destination.port)?;
-    let key = AddressKey { class, address: destination.address };
-    maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).map(|entry| entry.number)
-}
-
-/// The class of a port. None: nobody protects it.
-#[inline(always)]
-fn class(protocol: u8, port: u16) -> Option<u32> {
-    match maps::PORT_CLASSES.get(port_index(protocol, port)?) {
-        None | Some(0) => None,
-        Some(class) => Some(*class),
-    }
-}
-
-/// Whose the calling task is: the nearest cgroup at or above its own that is bound. `own` is its own.
-#[inline(always)]
-fn caller(own: u64) -> Caller {
-    // Nothing is nearer, and most that are let through are found here: without a walk.
-    if let Some(subject) = bound(own) {
-        return Caller::Subject(subject);
-    }
-    // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
-    let mut found = 0;
-    let searched = context::for_each_cgroup(|id| {
-        if let Some(subject) = bound(id) {
-            found = subject;
-        }
-    });
-    match (searched, found) {
-        (Err(context::CgroupTooDeep), _) => Caller::TooDeep,
-        (Ok(()), 0) => Caller::Unknown,
-        (Ok(()), subject) => Caller::Subject(subject),
-    }
-}
-
-/// Whose a cgroup is.
-#[inline(always)]
-fn bound(cgroup_id: u64) -> Option<u32> {
-    // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-    unsafe { maps::SUBJECTS.get(cgroup_id) }.map(|entry| entry.number)
-}
-
-#[inline(always)]
-fn grant(key: GrantKey) -> Option<GrantRef> {
-    // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
-    // run; what is copied here is one or the other.
-    unsafe { maps::GRANTS.get(key).copied() }
-}
-
-/// The deadline first, the epoch after it: see [`Slot`].
-#[inline(always)]
-fn slot(index: u32) -> Option<Slot> {
-    let deadline = maps::DEADLINES.get_ptr(index)?;
-    let epoch = maps::EPOCHS.get_ptr(index)?;
-    // SAFETY: the pointers are to aligned 8-byte elements of array maps, valid for the program's run. Volatile, so that the
-    // two are read once each, and in this order.
-    unsafe { Some(Slot { deadline_boot_ns: deadline.read_volatile(), epoch: epoch.read_volatile() }) }
-}
-
-/// Writes down what the slot is called now. Nothing: it has no name.
-#[inline(always)]
-fn write_name(index: u32, record: &mut VerdictRecord) {
-    if let Some(GrantSlot { grant }) = maps::SLOTS.get(index) {
-        record.grant = *grant;
-    }
-}
-
-/// Several CPUs may write at once: any of their times is right.
-#[inline(always)]
-fn note_admitted(slot: u32, now_boot_ns: u64) {
-    if let Some(last) = maps::LAST_ADMITTED.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run.
-        unsafe { last.write_volatile(now_boot_ns) };
-    }
+    admission.resource = resource.number;
 }

@@ -12,6 +12,8 @@
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
+mod grants;
+#[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -19,6 +21,10 @@ mod maps;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod record;
+#[cfg(target_arch = "bpf")]
+mod resources;
+#[cfg(target_arch = "bpf")]
+mod subjects;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]

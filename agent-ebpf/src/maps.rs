@@ -39,6 +39,17 @@ pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MA
 #[map]
 pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
+#[map]
+pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
+
+// Written by both.
+
+#[map]
+pub(crate) static LAST_ACTIVE: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+
+#[map]
+pub(crate) static LAST_ADMITTED: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+
 // Written by the programs.
 
 /// The kernel takes socket storage with BTF only.
@@ -51,13 +62,13 @@ pub(crate) static CONNECTIONS: HashMap<u64, ConnectionEntry> =
     HashMap::with_max_entries(abi::CONNECTIONS_MAX, 0);
 
 #[map]
-pub(crate) static LAST_ADMITTED: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
-
-#[map]
 pub(crate) static EVENTS_ALLOW: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
 
 #[map]
 pub(crate) static EVENTS_DENY: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
+
+#[map]
+pub(crate) static EVENTS_CLOSED: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<RingCounters> = PerCpuArray::with_max_entries(abi::RINGS, 0);

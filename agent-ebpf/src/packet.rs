@@ -20,6 +20,8 @@ pub(crate) enum Packet {
 /// The packet's destination and, for TCP, what ends a connection.
 pub(crate) struct Segment {
     pub(crate) destination: Destination,
+    /// Behind the transport header; of protocols other than TCP and UDP with it.
+    pub(crate) payload_bytes: u32,
     /// TCP, and only tells the other side that it is over: RST or FIN, and no payload.
     pub(crate) is_farewell: bool,
     /// TCP, and answers a connection request: SYN and ACK.
@@ -79,16 +81,15 @@ fn plain(ctx: &SkBuffContext) -> Option<Segment> {
         };
         let transport = data.add(header_bytes);
         // The first 8 bytes of UDP, the first 14 of TCP.
-        let flags = match protocol {
+        let kind = match protocol {
             protocol::TCP if transport.add(14) <= end => {
-                tcp_flags(*transport.add(12), *transport.add(13), header_bytes, ctx)
+                tcp(*transport.add(12), *transport.add(13), header_bytes, ctx)
             }
-            protocol::UDP if transport.add(8) <= end => (false, false),
+            protocol::UDP if transport.add(8) <= end => other(header_bytes + UDP_HEADER_BYTES, ctx),
             _ => return None,
         };
         let port = u16::from_be(transport.add(2).cast::<u16>().read());
-        let destination = Destination { address, port, protocol };
-        Some(Segment { destination, is_farewell: flags.0, is_answer: flags.1 })
+        Some(kind.to(Destination { address, port, protocol }))
     }
 }
 
@@ -230,26 +231,54 @@ fn ports(ctx: &SkBuffContext, offset: usize, protocol: u8, address: [u8; 16]) ->
     }
     let Ok(port) = ctx.load::<[u8; 2]>(offset + 2) else { return Packet::Unreadable };
     let destination = Destination { address, port: u16::from_be_bytes(port), protocol };
-    let (is_farewell, is_answer) = match protocol {
+    let kind = match protocol {
         protocol::TCP => match ctx.load::<[u8; 2]>(offset + 12) {
-            Ok([length, flags]) => tcp_flags(length, flags, offset, ctx),
-            Err(_) => (false, false),
+            Ok([length, flags]) => tcp(length, flags, offset, ctx),
+            Err(_) => other(offset, ctx),
         },
-        _ => (false, false),
+        protocol::UDP => other(offset + UDP_HEADER_BYTES, ctx),
+        _ => other(offset, ctx),
     };
-    Packet::ToPort(Segment { destination, is_farewell, is_answer })
+    Packet::ToPort(kind.to(destination))
 }
 
-/// Whether a TCP segment is a farewell, and whether it is an answer; from the two bytes of its header that say so, which
-/// begins at `offset`.
+const UDP_HEADER_BYTES: usize = 8;
+
+/// What a segment is, beside where it goes.
+struct Kind {
+    payload_bytes: u32,
+    is_farewell: bool,
+    is_answer: bool,
+}
+
+impl Kind {
+    #[inline(always)]
+    fn to(self, destination: Destination) -> Segment {
+        let Self { payload_bytes, is_farewell, is_answer } = self;
+        Segment { destination, payload_bytes, is_farewell, is_answer }
+    }
+}
+
+/// A TCP segment, from the two bytes of its header that tell; the header begins at `offset`.
 #[inline(always)]
-fn tcp_flags(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> (bool, bool) {
+fn tcp(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> Kind {
     const FIN: u8 = 1;
     const SYN: u8 = 2;
     const RST: u8 = 4;
     const ACK: u8 = 16;
-    let header_end = offset + usize::from(length >> 4) * 4;
-    let is_empty = ctx.len() as usize <= header_end;
-    let is_farewell = is_empty && flags & (FIN | RST) != 0 && flags & SYN == 0;
-    (is_farewell, flags & (SYN | ACK) == (SYN | ACK))
+    let payload_bytes = behind(offset + usize::from(length >> 4) * 4, ctx);
+    let is_farewell = payload_bytes == 0 && flags & (FIN | RST) != 0 && flags & SYN == 0;
+    Kind { payload_bytes, is_farewell, is_answer: flags & (SYN | ACK) == (SYN | ACK) }
+}
+
+/// Anything else, of which the payload begins at `offset`.
+#[inline(always)]
+fn other(offset: usize, ctx: &SkBuffContext) -> Kind {
+    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false }
+}
+
+/// How many bytes of the packet lie behind `offset`.
+#[inline(always)]
+fn behind(offset: usize, ctx: &SkBuffContext) -> u32 {
+    ctx.len().saturating_sub(offset as u32)
 }

@@ -154,8 +154,9 @@ pub fn judge_tries(tries: &[Try], records: &[VerdictRecord]) -> Vec<Flaw> {
 fn judge_try(tried: &Try, records: &[VerdictRecord]) -> Option<Flaw> {
     let (name, errno) = (tried.attempt.as_str(), Errno::from_raw(tried.errno));
     let Some(hook) = tried.attempt.hook() else {
-        return (tried.errno != 0)
-            .then(|| Flaw::lesser(format!("the canary cannot reach a port that nobody protects: {errno:?}")));
+        return (tried.errno != 0).then(|| {
+            Flaw::lesser(format!("the canary cannot reach a port that nobody protects: {errno:?}"))
+        });
     };
     match errno {
         // No such protocol, no IPv6, no address of it to bind to: nobody on this host can try.
@@ -287,13 +288,8 @@ mod tests {
     fn a_grant_opens_and_ends() {
         const DEADLINE: u64 = 10_000_000_000;
         let records = [record(7, Hook::Connect4, Verdict::Allow), record(7, Hook::Egress, Verdict::Deny)];
-        let good = Passage {
-            cookie: 7,
-            errno: 0,
-            last_arrival_boot_ns: DEADLINE - 1,
-            closed: true,
-            refused: true,
-        };
+        let good =
+            Passage { cookie: 7, errno: 0, last_arrival_boot_ns: DEADLINE - 1, closed: true, refused: true };
         let flaws = |tcp: Passage, records: &[VerdictRecord]| {
             let found = judge_passages(&Passages { tcp, udp: good }, DEADLINE, records);
             found.into_iter().map(|flaw| flaw.text).collect::<Vec<_>>()
@@ -304,21 +300,17 @@ mod tests {
             Passage { last_arrival_boot_ns: DEADLINE + CUT_WITHIN_NS + 1_000_000, ..good },
             "a connection outlives its grant: data arrived 1001 ms later (tcp)",
         );
-        check(
-            Passage { closed: false, ..good },
-            "a connection is not closed at the end of its grant (tcp)",
-        );
-        check(
-            Passage { last_arrival_boot_ns: 0, ..good },
-            "nothing arrives under the canary's grant (tcp)",
-        );
+        check(Passage { closed: false, ..good }, "a connection is not closed at the end of its grant (tcp)");
+        check(Passage { last_arrival_boot_ns: 0, ..good }, "nothing arrives under the canary's grant (tcp)");
         let refused = VerdictRecord {
             reason: Reason::ConnectionsFull as u8,
             ..record(7, Hook::Connect4, Verdict::Deny)
         };
         let found = flaws(Passage { errno: Errno::EPERM as i32, ..good }, &[refused]);
         assert_eq!(found[0], "the canary's grant lets nobody through (tcp): connections_full");
-        assert!(flaws(good, &records[1..]).contains(&"an allowed connection left no record (tcp)".to_owned()));
+        assert!(
+            flaws(good, &records[1..]).contains(&"an allowed connection left no record (tcp)".to_owned())
+        );
         assert!(flaws(good, &records[..1]).contains(&"egress left no record of a denial (tcp)".to_owned()));
     }
 }

@@ -26,12 +26,16 @@ pub fn detach(config: &Config) -> Result<bool, RunError> {
     }
     let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
     let now = Instants::now();
-    for ring in rings {
+    for ring in [rings.allow, rings.deny] {
         for record in ring.filter(|record| record.resource != canary::NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
             spool.append(&[event], now.wall())?;
         }
+    }
+    for record in rings.closed.filter(|record| record.resource != canary::NUMBER) {
+        let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
+        spool.append(&[event], now.wall())?;
     }
     canary::remove_cgroup(cgroups.root());
     let lifted = kernel::lower(&config.kernel.pin_dir)?;

@@ -14,6 +14,7 @@ mod netns;
 mod pins;
 mod reading;
 mod rings;
+mod senders;
 mod statistics;
 mod sys;
 
@@ -23,8 +24,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, Ring,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
+    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -36,6 +37,7 @@ pub use error::KernelError;
 pub use guard::Fault;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
+pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::drift::Part;
@@ -59,7 +61,7 @@ pub struct Settings {
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
-    /// Size of each of the two rings in bytes: a power of two, at least a page.
+    /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
 }
 
@@ -86,23 +88,43 @@ pub struct Gate {
     slots: Array<MapData, GrantSlot>,
     deadlines: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
+    idle_limits: Array<MapData, u64>,
+    last_active: Array<MapData, u64>,
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
     /// Held beside the pins: should somebody unmount the file system, the programs stay.
     links: Vec<PinnedLink>,
+    missing: Vec<Missing>,
     guard: Guard,
     pins: Pins,
     settings: Settings,
     took_over: bool,
 }
 
+/// A part of the gate that this host does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What is not guarded.
+    pub part: &'static str,
+    /// Why not.
+    pub why: String,
+}
+
+/// The rings of records.
+pub struct Rings {
+    /// Of what was let through.
+    pub allow: RecordRing,
+    /// Of what was not, or would not have been.
+    pub deny: RecordRing,
+    /// Of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
+}
+
 /// What comes out of the kernel, to be read by whoever waits for it.
 pub struct Streams {
-    /// Records of what was let through.
-    pub allow: RecordRing,
-    /// Records of what was not.
-    pub deny: RecordRing,
+    /// The records.
+    pub rings: Rings,
     /// The programs' own diagnostics; None where the kernel gave them no place.
     pub diagnostics: Option<Diagnostics>,
 }
@@ -120,11 +142,19 @@ impl Gate {
         let mut ebpf = load(settings, &pins)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
         let streams = Streams {
-            allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
-            deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+            rings: Rings {
+                allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
+                deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
+                closed: RecordRing::open(take(&mut ebpf, map::EVENTS_CLOSED)?)?,
+            },
             diagnostics,
         };
-        let links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut links = attach_all(&mut ebpf, cgroup_root, &pins)?;
+        let mut missing = Vec::new();
+        match senders::raise(settings, cgroup_root, &pins) {
+            Ok(link) => links.push(link),
+            Err(part) => missing.push(part),
+        }
         let gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -133,10 +163,13 @@ impl Gate {
             slots: typed(&mut ebpf, map::SLOTS)?,
             deadlines: typed(&mut ebpf, map::DEADLINES)?,
             epochs: typed(&mut ebpf, map::EPOCHS)?,
+            idle_limits: typed(&mut ebpf, map::IDLE_LIMITS)?,
+            last_active: typed(&mut ebpf, map::LAST_ACTIVE)?,
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             links,
+            missing,
             guard: Guard::of(ebpf, cgroup_root, &pins, settings)?,
             pins,
             settings: settings.clone(),
@@ -160,6 +193,11 @@ impl Gate {
         self.links.len()
     }
 
+    /// What this kernel lacks for the whole gate.
+    pub fn missing(&self) -> Vec<Missing> {
+        self.missing.clone()
+    }
+
     /// What the maps hold now. Of a new gate: nothing, without looking.
     pub fn read(&self) -> Result<Entries, KernelError> {
         match self.took_over {
@@ -172,6 +210,9 @@ impl Gate {
     pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
         Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
+        for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
+            entries.active.insert(slot, self.last_active_boot_ns(slot)?);
+        }
         Ok(entries)
     }
 
@@ -192,8 +233,7 @@ impl Gate {
     pub fn write(&mut self, write: &Write) -> Result<(), KernelError> {
         let (name, result) = match *write {
             Write::SetPort { index, class } => (map::PORT_CLASSES, self.ports.set(index, class, 0)),
-            Write::AddAddress { class, prefix, resource } => {
-                let entry = ResourceEntry { number: resource, reserved: 0 };
+            Write::AddAddress { class, prefix, entry } => {
                 (map::RESOURCES, self.resources.insert(&lpm_key(class, prefix), entry, 0))
             }
             Write::RemoveAddress { class, prefix } => {
@@ -207,6 +247,16 @@ impl Gate {
             Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+            }
+            Write::SetIdleLimit { slot, limit_ns } => {
+                (map::IDLE_LIMITS, self.idle_limits.set(slot, limit_ns, 0))
+            }
+            Write::BeginSlot { slot, boot_ns } => {
+                let begin = self.last_admitted.set(slot, 0, 0);
+                (map::LAST_ACTIVE, begin.and_then(|()| self.last_active.set(slot, boot_ns, 0)))
+            }
+            Write::RestartIdling { slot, boot_ns } => {
+                (map::LAST_ACTIVE, self.last_active.set(slot, boot_ns, 0))
             }
             Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
@@ -232,6 +282,11 @@ impl Gate {
         self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
     }
 
+    /// When payload was last sent or received by a slot that has an idle limit, `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn last_active_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
+        self.last_active.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ACTIVE, error))
+    }
+
     /// How many records each ring has lost since it was made, summed over the CPUs.
     pub fn lost(&self, ring: Ring) -> Result<u64, KernelError> {
         let counters = self.counters.get(&(ring as u32), 0);
@@ -246,7 +301,7 @@ pub fn lower(pin_dir: &Path) -> Result<bool, KernelError> {
 }
 
 /// The rings that are pinned at `pin_dir`, for a last look before [`lower`]; None: there is no gate.
-pub fn open_rings(pin_dir: &Path) -> Result<Option<[RecordRing; 2]>, KernelError> {
+pub fn open_rings(pin_dir: &Path) -> Result<Option<Rings>, KernelError> {
     Pins::at(pin_dir).open_rings()
 }
 
@@ -270,33 +325,41 @@ const PROGRAMS: [&str; 8] =
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            let info =
-                loaded(&mut ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
-            Ok(ProgramCost {
-                name: name.to_owned(),
-                instructions: info.size_translated().unwrap_or(0) / 8,
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-            })
-        })
-        .collect()
+    let mut costs = PROGRAMS.into_iter().map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
+    // What a kernel may lack says so elsewhere: see `Gate::missing`.
+    if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
+        let optional = [senders::ENLIST, senders::SEND];
+        costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    Ok(costs)
+}
+
+fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError> {
+    let info = loaded(ebpf, name)?.info().map_err(|source| KernelError::program(name, source))?;
+    Ok(ProgramCost {
+        name: name.to_owned(),
+        instructions: info.size_translated().unwrap_or(0) / 8,
+        verified_instructions: info.verified_instruction_count(),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
+    loader(settings, pins).load(OBJECT).map_err(KernelError::load)
+}
+
+/// Makes maps where they are to be pinned, or takes those that are pinned there.
+fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for shape in pins::shapes(settings) {
         loader.map_max_entries(shape.name, shape.max_entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
-    loader.load(OBJECT).map_err(KernelError::load)
+    loader
 }
 
 fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<PinnedLink>, KernelError> {
-    let cgroup = File::open(cgroup_root)
-        .map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })?;
+    let cgroup = open_root(cgroup_root)?;
     // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
     PROGRAMS.into_iter().try_for_each(|name| loaded(ebpf, name).map(drop))?;
     PROGRAMS
@@ -307,6 +370,10 @@ fn attach_all(ebpf: &mut Ebpf, cgroup_root: &Path, pins: &Pins) -> Result<Vec<Pi
             pins.replace_link(name, attach(program, name, &cgroup)?)
         })
         .collect()
+}
+
+fn open_root(cgroup_root: &Path) -> Result<File, KernelError> {
+    File::open(cgroup_root).map_err(|source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source })
 }
 
 /// Attaches one program. `Single` passes no flags; the kernel gives every link at a cgroup the meaning of "multi", and
@@ -334,29 +401,30 @@ fn attach(program: &mut Program, name: &'static str, cgroup: impl AsFd) -> Resul
 fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
     let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
     if program.fd().is_err() {
-        load_patiently(program, name)?;
+        let load = || match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkMsg(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        load_patiently(load).map_err(|source| KernelError::program(name, source))?;
     }
     Ok(program)
 }
 
 /// The verifier gives up with EAGAIN while a signal is pending, and aya does not try again.
-fn load_patiently(program: &mut Program, name: &'static str) -> Result<(), KernelError> {
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: usize = 5;
-    let mut load = || match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
     for _ in 1..TRIES {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
-            result => return result.map_err(|source| KernelError::program(name, source)),
+            result => return result,
         }
     }
-    load().map_err(|source| KernelError::program(name, source))
+    load()
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

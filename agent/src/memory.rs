@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent_ebpf::abi::Ring;
 use prost::Message;
 use proto::types::GrantSet;
 use proto::wire::agent as wire;
@@ -20,9 +21,12 @@ use uuid::Uuid;
 pub struct Memory {
     /// Whose set, and the set as it was when it was written.
     pub grants: Option<(Uuid, GrantSet)>,
-    /// Records that each ring had lost when it was last reported: allow, deny.
-    pub lost: [u64; 2],
+    /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`].
+    pub lost: Lost,
 }
+
+/// One number for each ring.
+pub type Lost = [u64; Ring::ALL.len()];
 
 /// The file.
 pub struct MemoryFile {
@@ -31,10 +35,10 @@ pub struct MemoryFile {
 }
 
 /// A file that this version wrote begins with this. Another version forgets what it finds.
-const MAGIC: &[u8; 8] = b"pcgrant1";
+const MAGIC: &[u8; 8] = b"pcgrant2";
 
-/// Bytes before the grant set: magic, boot id, boot time, two counters, checksum.
-const HEADER_BYTES: usize = 8 + 16 + 8 + 16 + 4;
+/// Bytes before the grant set: magic, boot id, boot time, a counter for each ring, checksum.
+const HEADER_BYTES: usize = 8 + 16 + 8 + size_of::<Lost>() + 4;
 
 impl MemoryFile {
     /// The file in `state_dir`, for the kernel that runs now.
@@ -92,7 +96,7 @@ impl MemoryFile {
         let (boot_id, numbers) = head.split_at_checked(16)?;
         let mut numbers =
             numbers.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
-        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?]);
+        let (written_boot_ns, lost) = (numbers.next()?, [numbers.next()?, numbers.next()?, numbers.next()?]);
         let same_boot = boot_id == self.boot_id.as_bytes();
         let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
         let grants = match body.split_at_checked(16) {
@@ -111,7 +115,7 @@ impl MemoryFile {
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, lost: if same_boot { lost } else { [0; 2] } })
+        Some(Memory { grants, lost: if same_boot { lost } else { Lost::default() } })
     }
 }
 
@@ -154,7 +158,7 @@ mod tests {
             subjects: vec![Subject::numbered(2.try_into().expect("not 0"), subject)],
             grants: vec![grant],
         };
-        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [3, 4] }
+        Memory { grants: Some((Uuid::from_u128(5), set)), lost: [3, 4, 5] }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -169,7 +173,7 @@ mod tests {
         assert_eq!(file.read(0), Memory::default());
         file.write(&memory(), 100 * SECOND).expect("written");
         assert_eq!(remaining(&file.read(120 * SECOND)), [40]);
-        assert_eq!(file.read(100 * SECOND).lost, [3, 4]);
+        assert_eq!(file.read(100 * SECOND).lost, [3, 4, 5]);
         assert_eq!(remaining(&file.read(160 * SECOND)), [0; 0]);
     }
 
@@ -178,7 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         MemoryFile::new(dir.path(), Uuid::from_u128(1)).write(&memory(), 100 * SECOND).expect("written");
         let memory = MemoryFile::new(dir.path(), Uuid::from_u128(2)).read(5 * SECOND);
-        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0]));
+        assert_eq!((remaining(&memory), memory.lost), (vec![], [0, 0, 0]));
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
     }
 

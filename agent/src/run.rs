@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_ebpf::abi::{Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use proto::types::{EventKind, Hello, Report};
@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
-/// How often a part of the maps is compared with what was written there: all of them every 5.5 s.
+/// How often a part of the maps is compared with what was written there: all of them every 6 s.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 /// How long the canary is given to end, and its cgroup to go.
 const CANARY_END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -107,6 +107,8 @@ impl StateLock {
 enum Event {
     /// The kernel decided.
     Records(Vec<VerdictRecord>),
+    /// Connections have ended.
+    Closed(Vec<ClosedRecord>),
     /// The control plane said something.
     Session(Incoming),
     /// Time to look for cgroups.
@@ -163,8 +165,9 @@ pub async fn run_on(
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
     let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
-    let mut allow = streams.allow.into_async().map_err(RunError::Ring)?;
-    let mut deny = streams.deny.into_async().map_err(RunError::Ring)?;
+    let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
+    let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
+    let mut closed = streams.rings.closed.into_async().map_err(RunError::Ring)?;
 
     let (asks, to_canary) = mpsc::channel(CANARY_MAX);
     let (from_canary, mut canary_says) = mpsc::channel(CANARY_MAX);
@@ -199,6 +202,7 @@ pub async fn run_on(
             Some(told) = canary_says.recv() => Event::Canary(told),
             records = deny.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = allow.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
+            records = closed.read(RECORDS_MAX), if can_keep => Event::Closed(records.map_err(RunError::Ring)?),
             Some(result) = relay(&mut diagnostics) => {
                 result.map_err(RunError::Ring)?;
                 continue;
@@ -283,6 +287,10 @@ impl Agent {
                 self.enforcing.see(&records);
                 self.report_if_changed();
             }
+            Event::Closed(records) => {
+                self.auditing.closed(&records);
+                self.ship();
+            }
             Event::Session(incoming) => self.hear(incoming),
             Event::Look => {
                 if self.enforcing.follow_cgroups() {
@@ -330,7 +338,8 @@ impl Agent {
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
                     self.send(Outgoing::Applied(applied));
-                    self.end_connections(false);
+                    // Also what was only observed until now.
+                    self.end_connections(true);
                     self.auditing.learn(self.enforcing.grants());
                     self.enforcing.remember(self.auditing.lost());
                     self.ask_canary();
@@ -360,9 +369,9 @@ impl Agent {
     /// Ends the connections of grants that have ended, and writes down what became of them.
     fn end_connections(&mut self, again: bool) {
         match self.enforcing.end_connections(again) {
-            Ok(ends) if ends.is_empty() => {}
             Ok(ends) => {
-                self.auditing.receipts(&ends);
+                self.auditing.closed(&ends.closed);
+                self.auditing.receipts(&ends.periods);
                 self.ship();
             }
             Err(error) => tracing::error!(%error, "cannot end the connections of grants that have ended"),
@@ -399,7 +408,7 @@ impl Agent {
     }
 
     fn count_losses(&mut self) {
-        for ring in [Ring::Allow, Ring::Deny] {
+        for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
                 Ok(lost) => self.auditing.count_lost(ring, lost),
                 Err(error) => tracing::error!(%error, "cannot count lost records"),

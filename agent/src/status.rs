@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
+use crate::kernel::Missing;
+
 /// Something that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
@@ -35,8 +37,8 @@ pub struct Health {
     pub canary: Option<Vec<Flaw>>,
     /// What the last look at programs, links, pins and maps showed.
     pub gate: Vec<Flaw>,
-    /// Tiers that this kernel cannot run, each as it follows "without".
-    pub missing_tiers: Vec<String>,
+    /// Parts of the gate that this kernel cannot have.
+    pub missing: Vec<Missing>,
     /// What the kernel could not take.
     pub refused: Vec<Refused>,
     /// Removals that failed.
@@ -56,7 +58,7 @@ impl Health {
             self.gate.iter().chain(canary).partition(|flaw| flaw.is_grave);
         let texts = |flaws: Vec<&Flaw>| flaws.into_iter().map(|flaw| flaw.text.clone()).collect::<Vec<_>>();
         let (grave, mut missing) = (texts(grave), texts(lesser));
-        missing.extend(self.missing_tiers.iter().map(|tier| format!("without {tier}")));
+        missing.extend(self.missing.iter().map(|Missing { part, why }| format!("without {part} ({why})")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
         missing.extend(self.contested.iter().map(|(id, subjects)| {
@@ -102,11 +104,19 @@ mod tests {
         let open = Flaw::grave("sendmsg6 lets the canary through".to_owned());
         let silent = Flaw::lesser("connect4 left no record".to_owned());
         check(
-            Health { canary: Some(vec![silent.clone(), open]), failed: vec!["x".to_owned()], ..Health::default() },
+            Health {
+                canary: Some(vec![silent.clone(), open]),
+                failed: vec!["x".to_owned()],
+                ..Health::default()
+            },
             HostState::NotEnforcing,
             "sendmsg6 lets the canary through; connect4 left no record; x",
         );
-        check(Health { canary: Some(vec![silent]), ..Health::default() }, HostState::Degraded, "connect4 left no record");
+        check(
+            Health { canary: Some(vec![silent]), ..Health::default() },
+            HostState::Degraded,
+            "connect4 left no record",
+        );
         let detached = Flaw::grave("connect4 was detached; put back".to_owned());
         check(
             Health { gate: vec![detached], ..proven() },
@@ -131,8 +141,12 @@ mod tests {
             HostState::Degraded,
             "cgroup 42 is claimed by 2 subjects, and so is nobody's",
         );
-        let missing_tiers = vec!["unix sockets".to_owned()];
-        check(Health { missing_tiers, ..proven() }, HostState::Degraded, "without unix sockets");
+        let missing = vec![Missing { part: "the check of senders", why: "no such program".to_owned() }];
+        check(
+            Health { missing, ..proven() },
+            HostState::Degraded,
+            "without the check of senders (no such program)",
+        );
         assert_eq!(proven().report(Some("full")), report(HostState::Degraded, vec!["full".to_owned()]));
     }
 }

@@ -12,7 +12,7 @@ mod session;
 mod subject;
 mod time;
 
-pub use audit::{AuditEvent, Connection, EventId, EventKind, Gap, Receipt};
+pub use audit::{AuditEvent, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use grant::{EndReason, Grant, GrantHost, GrantState};
 pub use host::{Host, HostState};
 pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};

@@ -2,7 +2,7 @@
 //!
 //! Each technique is declared in `techniques/` with what it needs and what stops it, and is run four ways: without a grant
 //! (nothing may arrive), with one, to a port that nobody protects (it must arrive: nothing is over-blocked), and on a socket
-//! kept past the end of its grant. What cannot be stopped is reported, never hidden. Needs root and BPF; a technique that
+//! kept past the end of its grant; what is lent also where each write is judged. What cannot be stopped is reported, never hidden. Needs root and BPF; a technique that
 //! the kernel cannot try is skipped by name, for one of the reasons in `technique::Feature`.
 
 mod place;

@@ -9,6 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver as Lines, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use agent::kernel::CHECK_OF_SENDERS;
+use agent::rules::plan::ResourceOptions;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,7 +24,7 @@ use crate::probe::{LENDER, PROBE};
 use crate::receiver::{Receiver, Where};
 use crate::scene::Scene;
 use crate::table::{Row, Seen};
-use crate::technique::{Feature, From, Granted, Kept, Service, Stop, Technique, Unprotected};
+use crate::technique::{Feature, From, Granted, Kept, Service, Stop, Technique, Unprotected, WithCheck};
 
 /// The subject that lends its sockets, and always has a grant.
 const LENDING_SUBJECT: u32 = SUBJECT + 1;
@@ -148,14 +150,16 @@ impl Stage<'_> {
             false => arrives(at_protected, &marker),
         };
         row.ungranted = Seen::of(arrived, &said);
-        let mut pending = vec![(marker, ungranted)];
+        let ungranted = (marker, ungranted);
+        let checked = self.attempt_with_the_check(fixture, &mut row)?;
 
+        let mut kept = None;
         if technique.kept != Kept::No {
             let marker = self.marker("kept");
-            let (kept, said) = self.attempt_past_the_end(fixture, &marker)?;
+            let (helper, said) = self.attempt_past_the_end(fixture, &marker)?;
             std::thread::sleep(MOMENT);
             row.kept = Seen::of(at_protected.has(&marker), &said);
-            pending.push((marker, kept));
+            kept = Some((marker, helper));
         }
         let since = Instant::now();
 
@@ -197,16 +201,54 @@ impl Stage<'_> {
         }
 
         std::thread::sleep(GRACE.saturating_sub(since.elapsed()));
-        for ((marker, _), seen) in pending.iter().zip([&mut row.ungranted, &mut row.kept]) {
-            seen.recheck(at_protected.has(marker));
+        let pending = [
+            (Some(&ungranted), &mut row.ungranted),
+            (checked.as_ref(), &mut row.checked),
+            (kept.as_ref(), &mut row.kept),
+        ];
+        for (attempt, seen) in pending {
+            if let Some((marker, _)) = attempt {
+                seen.recheck(at_protected.has(marker));
+            }
         }
         if must_not_arrive && row.ungranted.arrived() {
             wrong.push(format!("without a grant it arrived {}", row.ungranted.said()));
+        }
+        let must_be_checked = matches!(technique.stop, Stop::Lent { with_check: WithCheck::Stopped, .. });
+        if must_be_checked && row.checked.arrived() {
+            wrong.push(format!("past the per-send check it arrived {}", row.checked.said()));
         }
         if row.kept.arrived() {
             wrong.push(format!("after the end of the grant it arrived {}", row.kept.said()));
         }
         Ok((row, wrong))
+    }
+
+    /// The same as without a grant, where each write is judged; only of what is lent. None: not tried.
+    fn attempt_with_the_check(
+        &self,
+        fixture: &mut Fixture,
+        row: &mut Row,
+    ) -> Result<Option<(String, Helper)>> {
+        let Stop::Lent { with_check, .. } = self.technique.stop else { return Ok(None) };
+        if fixture.gate.missing().iter().any(|missing| missing.part == CHECK_OF_SENDERS) {
+            return Ok(None);
+        }
+        fixture.guard(RESOURCE, ResourceOptions { per_send: true, ..ResourceOptions::default() })?;
+        let marker = self.marker("checked");
+        let lender = self.lender_for(&self.protected, None)?;
+        let attempt = Attempt { to: &self.protected, marker: marker.clone(), lender, pauses: false };
+        let (helper, said) = self.attempt(attempt)?;
+        let arrived = match with_check {
+            WithCheck::Stopped => {
+                std::thread::sleep(MOMENT);
+                self.receivers[0].has(&marker)
+            }
+            WithCheck::NotSeen(_) => arrives(&self.receivers[0], &marker),
+        };
+        row.checked = Seen::of(arrived, &said);
+        fixture.guard(RESOURCE, ResourceOptions::default())?;
+        Ok(Some((marker, helper)))
     }
 
     /// Waits with a ready socket until the grant has ended, and only then sends.

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::technique::{Granted, Kept, Stop, Technique, Unprotected};
+use crate::technique::{Granted, Kept, Stop, Technique, Unprotected, WithCheck};
 
 /// Names the file that the rows are written to, one JSON object a line. `cargo xtask bypass-table` reads it.
 const VARIABLE: &str = "PORTCULLIS_BYPASS_TABLE";
@@ -74,6 +74,10 @@ pub(crate) struct Row {
     unprotected_note: Option<&'static str>,
     /// After the end of the grant, on a socket kept from before; `not_tried` where there is none to keep.
     pub(crate) kept: Seen,
+    /// Without a grant, where each write is judged; `not_tried` where nothing is lent.
+    pub(crate) checked: Seen,
+    /// Why the check does not stop it.
+    checked_note: Option<&'static str>,
     /// How the grant ended.
     ended_by: Option<&'static str>,
 }
@@ -82,7 +86,7 @@ impl Row {
     pub(crate) fn new(technique: &Technique) -> Self {
         let (expected, stop) = match technique.stop {
             Stop::By(by) => ("stopped", by),
-            Stop::Lent(why) => ("lent", why),
+            Stop::Lent { why, .. } => ("lent", why),
             Stop::Nothing(why) => ("reported", why),
         };
         Self {
@@ -104,6 +108,11 @@ impl Row {
                 Unprotected::NotTried(why) => Some(why),
             },
             kept: Seen::NotTried,
+            checked: Seen::NotTried,
+            checked_note: match technique.stop {
+                Stop::Lent { with_check: WithCheck::NotSeen(why), .. } => Some(why),
+                _ => None,
+            },
             ended_by: match technique.kept {
                 Kept::No => None,
                 Kept::Revoked | Kept::Unread => Some("revocation"),

@@ -70,10 +70,20 @@ pub(crate) enum Stop {
     /// These hooks, or the kernel by itself; it must not get through.
     By(&'static str),
     /// It works on a socket that a subject with a grant opened and gave away, and so lives and ends with that grant. What
-    /// comes of it is reported; after the end of the lender's grant nothing must arrive.
-    Lent(&'static str),
+    /// comes of it is reported; after the end of the lender's grant nothing must arrive. It is also tried against a resource
+    /// with the per-send check.
+    Lent { why: &'static str, with_check: WithCheck },
     /// Nothing that is always there; why, and which optional part would. What comes of it is reported.
     Nothing(&'static str),
+}
+
+/// What comes of it where each write is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WithCheck {
+    /// It must not get through.
+    Stopped,
+    /// The check does not see it, and why; it is reported.
+    NotSeen(&'static str),
 }
 
 /// What comes of it with a grant.

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use agent::clock::now_boot_ns;
 use agent::sockets::{self, Target};
+use agent_ebpf::abi::ConnectionEntry;
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proto::types::Protocol;
 use tests::ensure_eq;
 use tests::listener::StreamServer;
@@ -36,16 +39,16 @@ const LATE_MAX_NS: u64 = 1_000_000_000;
 /// How long it is watched that nothing arrives: past the bound, and long enough for TCP to try again several times.
 const WATCHED: Duration = Duration::from_millis(2500);
 
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A process that streams bytes. Dropped, it is killed.
-struct Streaming {
+pub(crate) struct Streaming {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Streaming {
-    fn start(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr) -> Result<Self> {
+    pub(crate) fn start(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr) -> Result<Self> {
         let mut child = probe::command(cgroup, attempt, to, "")?.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("the probe's output")?).lines();
         let mut streaming = Self { child, lines };
@@ -53,8 +56,18 @@ impl Streaming {
         Ok(streaming)
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
+    }
+
     /// What it says next.
-    fn next_line(&mut self) -> Result<String> {
+    pub(crate) fn next_line(&mut self) -> Result<String> {
         Ok(self.lines.next().context("the probe said nothing more")??)
     }
 }
@@ -68,7 +81,7 @@ impl Drop for Streaming {
 }
 
 /// A gate over a server that counts, and a subject.
-fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
+pub(crate) fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
     let mut fixture = Fixture::new()?;
     let server = StreamServer::start(protocol, (fixture.sandbox.address(), 0).into())?;
     fixture.wanted.resources.push(resource(RESOURCE, server.address(), protocol)?);
@@ -76,13 +89,13 @@ fn stage(protocol: Protocol) -> Result<(Fixture, StreamServer, Cgroup)> {
     Ok((fixture, server, cgroup))
 }
 
-fn wait_for_bytes(server: &StreamServer) -> Result<()> {
+pub(crate) fn wait_for_bytes(server: &StreamServer) -> Result<()> {
     let before = server.arrived();
     wait_for("bytes to arrive", SOON, || Ok((server.arrived() > before).then_some(())))
 }
 
 /// Nothing arrived later than the bound after `end_boot_ns`.
-fn ensure_starved(server: &StreamServer, end_boot_ns: u64) -> Result<()> {
+pub(crate) fn ensure_starved(server: &StreamServer, end_boot_ns: u64) -> Result<()> {
     std::thread::sleep(WATCHED);
     let last = server.last_boot_ns();
     if last > end_boot_ns + LATE_MAX_NS {
@@ -151,17 +164,15 @@ fn another_live_grant_keeps_alive() -> Result<()> {
     ensure_starved(&server, revoked)
 }
 
-/// The connections of ended grants, as the agent's next step wants them.
+/// A connection, as the agent's next step wants it.
+pub(crate) fn target((cookie, entry): &(u64, ConnectionEntry)) -> Target {
+    Target { cookie: *cookie, netns_cookie: entry.netns_cookie, pid: entry.pid }
+}
+
+/// The connections of ended grants.
 fn targets(fixture: &Fixture) -> Result<Vec<Target>> {
     let connections = fixture.gate.connections()?;
-    let target = |(cookie, entry): &(u64, agent_ebpf::abi::ConnectionEntry)| Target {
-        cookie: *cookie,
-        netns_cookie: entry.netns_cookie,
-        pid: entry.pid,
-    };
-    let ended = |entry: &agent_ebpf::abi::ConnectionEntry| {
-        !fixture.entries.counts(entry.slot, entry.epoch, now_boot_ns())
-    };
+    let ended = |entry: &ConnectionEntry| !fixture.entries.counts(entry.slot, entry.epoch, now_boot_ns());
     Ok(connections.iter().filter(|(_, entry)| ended(entry)).map(target).collect())
 }
 

@@ -1,17 +1,33 @@
 //! The kernel programs, for real: each test puts up a gate of its own, over an address of its own, and tries to get through
 //! from a cgroup of its own. Needs root and BPF; skipped by name elsewhere.
 
+mod closed;
 mod connections;
+mod idle;
 mod life;
 mod limits;
+mod modes;
 mod proof;
 mod records;
+mod senders;
 mod verdicts;
 
 use tests::fixture;
 
 fn main() {
     tests::runner::main(
-        [verdicts::TESTS, limits::TESTS, life::TESTS, records::TESTS, connections::TESTS, proof::TESTS].concat(),
+        [
+            verdicts::TESTS,
+            limits::TESTS,
+            life::TESTS,
+            records::TESTS,
+            connections::TESTS,
+            modes::TESTS,
+            closed::TESTS,
+            idle::TESTS,
+            senders::TESTS,
+            proof::TESTS,
+        ]
+        .concat(),
     );
 }

@@ -93,7 +93,7 @@ impl Running {
         let root = sandbox.make_cgroup("")?;
         let state_dir = sandbox.dir().join("agent");
         fs::create_dir(&state_dir)?;
-        let memory = Memory { grants: Some((Uuid::from_u128(1), set)), lost: [0; 2] };
+        let memory = Memory { grants: Some((Uuid::from_u128(1), set)), ..Memory::default() };
         MemoryFile::new(&state_dir, observe::boot_id()?).write(&memory, now_boot_ns())?;
         let mut settings = Settings::new(sandbox.pin_dir());
         change(&mut settings);
@@ -123,8 +123,7 @@ impl Running {
             };
         };
         let pinned = Pinned::at(&settings.pin_dir);
-        let running =
-            Self { hello, stop: Some(stop), thread: Some(thread), pinned, settings, root, sandbox };
+        let running = Self { hello, stop: Some(stop), thread: Some(thread), pinned, settings, root, sandbox };
         Ok(running)
     }
 
@@ -359,7 +358,8 @@ fn without_a_cgroup_the_canary_says_so() -> Result<()> {
     fs::write(&program, script)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700))?;
     let running = Running::with_canary(sandbox, set_of(vec![], 0, vec![])?, program, |_| {})?;
-    running.wait(HostState::Degraded, "the canary has no cgroup of its own, and proves no grant: cannot make")?;
+    running
+        .wait(HostState::Degraded, "the canary has no cgroup of its own, and proves no grant: cannot make")?;
     Ok(())
 }
 
@@ -428,8 +428,7 @@ fn every_map_is_watched() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let at = SocketAddr::new(sandbox.address().into(), 5432);
     let cgroup = sandbox.make_cgroup(&format!("subject-{SUBJECT}"))?;
-    let set =
-        set_of(vec![resource(RESOURCE, at, Protocol::Tcp)?], 1, vec![live_grant(SUBJECT, RESOURCE)?])?;
+    let set = set_of(vec![resource(RESOURCE, at, Protocol::Tcp)?], 1, vec![live_grant(SUBJECT, RESOURCE)?])?;
     let running = Running::with(sandbox, set, |_| {})?;
     running.wait(HostState::Enforcing, "")?;
     let pinned = &running.pinned;
@@ -466,6 +465,8 @@ fn every_map_is_watched() -> Result<()> {
     told("map SLOTS: 1 added (slot 60000)")?;
     pinned.update(map::DEADLINES, &slot, &u64::MAX.to_ne_bytes())?;
     told("map DEADLINES: 1")?;
+    pinned.update(map::IDLE_LIMITS, &far, &5u64.to_ne_bytes())?;
+    told("map IDLE_LIMITS: 1 added (slot 60000)")?;
     pinned.update(map::EPOCHS, &far, &5u64.to_ne_bytes())?;
     told("map EPOCHS: 1 added (slot 60000)")?;
     pinned.update(map::PORT_CLASSES, &far, &1u32.to_ne_bytes())?;

@@ -7,9 +7,9 @@ use crate::listener::Listener;
 use crate::probe::{self, Attempt};
 use crate::sandbox::{Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, RecordRing, Settings};
-use agent::rules::plan::{Entries, Outcome, Wanted, WantedGrant, reconcile};
-use agent_ebpf::abi::VerdictRecord;
+use agent::kernel::{Gate, RecordRing, Rings, Settings};
+use agent::rules::plan::{Entries, Outcome, ResourceOptions, Wanted, WantedGrant, reconcile};
+use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
 use anyhow::{Result, bail};
 use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
 
@@ -31,8 +31,10 @@ pub struct Fixture {
     pub wanted: Wanted,
     /// Records of what was let through.
     pub allow: RecordRing,
-    /// Records of what was not.
+    /// Records of what was not, or would not have been.
     pub deny: RecordRing,
+    /// Records of connections that have ended.
+    pub closed: RecordRing<ClosedRecord>,
     /// What the gate was raised with.
     pub settings: Settings,
     /// Last: it takes the pins away, and with them the gate.
@@ -55,11 +57,17 @@ impl Fixture {
         let (gate, streams) = runtime.block_on(async { Gate::raise(&settings, sandbox.cgroup_root()) })?;
         let entries = gate.read()?;
         let wanted = Wanted::default();
-        Ok(Self { gate, entries, wanted, allow: streams.allow, deny: streams.deny, settings, sandbox })
+        let Rings { allow, deny, closed } = streams.rings;
+        Ok(Self { gate, entries, wanted, allow, deny, closed, settings, sandbox })
     }
 
     /// Brings the maps to what is wanted, whatever comes of it.
     pub fn try_apply(&mut self) -> Outcome {
+        for slot in self.entries.seeming_idle(now_boot_ns()) {
+            if let Ok(active_boot_ns) = self.gate.last_active_boot_ns(slot) {
+                self.entries.active.insert(slot, active_boot_ns);
+            }
+        }
         let slots_max = self.gate.slots_max();
         reconcile(&mut self.entries, &self.wanted, slots_max, now_boot_ns(), |write| self.gate.write(write))
     }
@@ -114,6 +122,23 @@ impl Fixture {
         Ok(grant)
     }
 
+    /// Lets [`SUBJECT`] through to [`RESOURCE`] for an hour, unless it is idle for longer.
+    pub fn grant_unless_idle(&mut self, limit: Duration) -> Result<WantedGrant> {
+        let grant = WantedGrant {
+            idle_limit_ns: u64::try_from(limit.as_nanos())?,
+            ..grant(SUBJECT, RESOURCE, HOUR)?
+        };
+        self.wanted.grants.push(grant);
+        self.apply()?;
+        Ok(grant)
+    }
+
+    /// Guards a resource in another way from now on.
+    pub fn guard(&mut self, resource: u32, options: ResourceOptions) -> Result<()> {
+        self.wanted.options.insert(resource.try_into()?, options);
+        self.apply()
+    }
+
     /// Ends every grant.
     pub fn revoke_all(&mut self) -> Result<()> {
         self.wanted.grants.clear();
@@ -123,6 +148,11 @@ impl Fixture {
     /// All records of denials so far.
     pub fn denials(&mut self) -> Vec<VerdictRecord> {
         self.deny.by_ref().collect()
+    }
+
+    /// All records of connections that have ended, so far.
+    pub fn ends(&mut self) -> Vec<ClosedRecord> {
+        self.closed.by_ref().collect()
     }
 
     /// All records of allows so far.
@@ -138,6 +168,7 @@ pub fn grant(subject: u32, resource: u32, duration: Duration) -> Result<WantedGr
         subject: subject.try_into()?,
         resource: resource.try_into()?,
         expires_at_boot_ns: now_boot_ns() + u64::try_from(duration.as_nanos())?,
+        idle_limit_ns: 0,
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The test binary is its own probe: started with [`FLAG`] it does one attempt and ends.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -34,19 +34,25 @@ pub enum Attempt {
     TcpStream,
     /// The same with a connected UDP socket.
     UdpStream,
+    /// Connect, send the marker, read until the other side closes.
+    TcpRead,
+    /// Connect with a keepalive each second, print `connected`, then read until that fails or the other side closes.
+    TcpListen,
     /// The same as [`Attempt::TcpStream`], to a server of its own in a network namespace of its own; prints `arrived N`, how
     /// many bytes the server got, at the end.
     TcpStreamInNewNamespace,
 }
 
 impl Attempt {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Tcp,
         Self::UdpSend,
         Self::UdpConnect,
         Self::TcpEveryMillisecond,
         Self::TcpStream,
         Self::UdpStream,
+        Self::TcpRead,
+        Self::TcpListen,
         Self::TcpStreamInNewNamespace,
     ];
 
@@ -58,6 +64,8 @@ impl Attempt {
             Self::TcpEveryMillisecond => "tcp-every-millisecond",
             Self::TcpStream => "tcp-stream",
             Self::UdpStream => "udp-stream",
+            Self::TcpRead => "tcp-read",
+            Self::TcpListen => "tcp-listen",
             Self::TcpStreamInNewNamespace => "tcp-stream-in-new-namespace",
         }
     }
@@ -108,6 +116,15 @@ fn attempt_from(arguments: Vec<String>) -> Result<()> {
         Attempt::Tcp => writeln!(out, "{}", name(tcp(to, marker)))?,
         Attempt::UdpSend => writeln!(out, "{}", name(udp_send(to, marker)))?,
         Attempt::UdpConnect => writeln!(out, "{}", name(udp_connect(to, marker)))?,
+        Attempt::TcpRead => writeln!(out, "{}", name(tcp_read(to, marker)))?,
+        Attempt::TcpListen => {
+            let mut stream = TcpStream::connect(to)?;
+            let every = Duration::from_secs(1);
+            let keepalive = socket2::TcpKeepalive::new().with_time(every).with_interval(every);
+            socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+            writeln!(out, "connected").and_then(|()| out.flush())?;
+            writeln!(out, "{}", name(stream.read_to_end(&mut Vec::new()).map(drop)))?;
+        }
         Attempt::TcpEveryMillisecond => loop {
             let began_boot_ns = agent::clock::now_boot_ns();
             let result = name(tcp(to, marker));
@@ -155,6 +172,12 @@ fn stream_bytes<S>(
 
 fn tcp(to: SocketAddr, marker: &str) -> io::Result<()> {
     TcpStream::connect_timeout(&to, Duration::from_secs(5))?.write_all(marker.as_bytes())
+}
+
+fn tcp_read(to: SocketAddr, marker: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    stream.write_all(marker.as_bytes())?;
+    stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
 fn udp_send(to: SocketAddr, marker: &str) -> io::Result<()> {

@@ -50,8 +50,7 @@ impl Pinned {
     /// Writes an element.
     pub fn update(&self, map: &str, key: &[u8], value: &[u8]) -> io::Result<()> {
         let map = open(&self.map(map))?;
-        let mut attributes =
-            [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0];
+        let mut attributes = [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0];
         raw::bpf_done(MAP_UPDATE_ELEM, &mut attributes)
     }
 
@@ -65,8 +64,7 @@ impl Pinned {
     pub fn lookup<const N: usize>(&self, map: &str, key: &[u8]) -> io::Result<Option<[u8; N]>> {
         let map = open(&self.map(map))?;
         let mut value = [0; N];
-        let mut attributes =
-            [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
+        let mut attributes = [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
         match raw::bpf_done(MAP_LOOKUP_ELEM, &mut attributes) {
             Ok(()) => Ok(Some(value)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -118,8 +116,8 @@ pub fn connect4_program(does: Does) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut name = [0u8; 16];
     name[..8].copy_from_slice(b"stranger");
-    let [name_start, name_end] = [&name[..8], &name[8..]]
-        .map(|part| u64::from_ne_bytes(part.try_into().expect("8 bytes")));
+    let [name_start, name_end] =
+        [&name[..8], &name[8..]].map(|part| u64::from_ne_bytes(part.try_into().expect("8 bytes")));
     let mut attributes = [
         SOCK_ADDR | (code.len() as u64) << 32,
         code.as_ptr() as u64,

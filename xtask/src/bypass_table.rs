@@ -38,6 +38,8 @@ struct Row {
     unprotected: Seen,
     unprotected_note: Option<String>,
     kept: Seen,
+    checked: Seen,
+    checked_note: Option<String>,
     ended_by: Option<String>,
 }
 
@@ -84,8 +86,8 @@ fn section(rows: &[Row]) -> Result<String> {
         techniques.entry(place).or_default().push(row);
     }
     let mut text = format!("Seen on {}.\n\n", kernels.join(", "));
-    text += "| technique | needs | without a grant | with one | unprotected port | after the end | what stops it, or why nothing does |\n";
-    text += "|---|---|---|---|---|---|---|\n";
+    text += "| technique | needs | without a grant | where each write is judged | with one | unprotected port | after the end | what stops it, or why nothing does |\n";
+    text += "|---|---|---|---|---|---|---|---|\n";
     let mut notes = Vec::new();
     for rows in techniques.values() {
         let first = rows[0];
@@ -102,13 +104,18 @@ fn section(rows: &[Row]) -> Result<String> {
             _ => "—".to_owned(),
         };
         text += &format!(
-            "| `{}` | {} | {} | {}{} | {}{} | {ended} | {stop} |\n",
+            "| `{}` | {} | {} | {}{} | {}{} | {}{} | {ended} | {stop} |\n",
             first.technique,
             first.needs,
             match first.expected.as_str() {
                 "stopped" => closed(|row| &row.ungranted),
                 _ => column(|row| &row.ungranted),
             },
+            match first.checked_note {
+                None => closed(|row| &row.checked),
+                Some(_) => column(|row| &row.checked),
+            },
+            note(&mut notes, first.checked_note.as_deref(), tried.iter().any(|row| is_through(&row.checked))),
             column(|row| &row.granted),
             note(
                 &mut notes,
@@ -198,10 +205,10 @@ fn in_order<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
 mod tests {
     use super::*;
 
-    const ROWS: &str = r#"{"kernel":"6.18.1-a","technique":"one","needs":"nothing","stop":"connect","expected":"stopped","skipped":null,"ungranted":{"stopped":"EPERM"},"granted":{"through":"ok"},"granted_note":null,"unprotected":{"through":"ok"},"unprotected_note":null,"kept":{"stopped":"ok"},"ended_by":"revocation"}
-{"kernel":"6.18.1-a","technique":"two","needs":"root","stop":"why not","expected":"reported","skipped":null,"ungranted":{"through":"ok"},"granted":{"stopped":"timeout"},"granted_note":"so it is","unprotected":"not_tried","unprotected_note":"nothing to send","kept":"not_tried","ended_by":null}
-{"kernel":"5.10.2-b","technique":"one","needs":"nothing","stop":"connect","expected":"stopped","skipped":null,"ungranted":{"stopped":"timeout"},"granted":{"through":"ok"},"granted_note":null,"unprotected":{"through":"ok"},"unprotected_note":null,"kept":{"stopped":"ok"},"ended_by":"revocation"}
-{"kernel":"5.10.2-b","technique":"two","needs":"root","stop":"why not","expected":"reported","skipped":"this kernel has no two","ungranted":"not_tried","granted":"not_tried","granted_note":"so it is","unprotected":"not_tried","unprotected_note":"nothing to send","kept":"not_tried","ended_by":null}
+    const ROWS: &str = r#"{"kernel":"6.18.1-a","technique":"one","needs":"nothing","stop":"connect","expected":"stopped","skipped":null,"ungranted":{"stopped":"EPERM"},"granted":{"through":"ok"},"granted_note":null,"unprotected":{"through":"ok"},"unprotected_note":null,"kept":{"stopped":"ok"},"checked":"not_tried","checked_note":null,"ended_by":"revocation"}
+{"kernel":"6.18.1-a","technique":"two","needs":"root","stop":"why not","expected":"reported","skipped":null,"ungranted":{"through":"ok"},"granted":{"stopped":"timeout"},"granted_note":"so it is","unprotected":"not_tried","unprotected_note":"nothing to send","kept":"not_tried","checked":"not_tried","checked_note":null,"ended_by":null}
+{"kernel":"5.10.2-b","technique":"one","needs":"nothing","stop":"connect","expected":"stopped","skipped":null,"ungranted":{"stopped":"timeout"},"granted":{"through":"ok"},"granted_note":null,"unprotected":{"through":"ok"},"unprotected_note":null,"kept":{"stopped":"ok"},"checked":"not_tried","checked_note":null,"ended_by":"revocation"}
+{"kernel":"5.10.2-b","technique":"two","needs":"root","stop":"why not","expected":"reported","skipped":"this kernel has no two","ungranted":"not_tried","granted":"not_tried","granted_note":"so it is","unprotected":"not_tried","unprotected_note":"nothing to send","kept":"not_tried","checked":"not_tried","checked_note":null,"ended_by":null}
 "#;
 
     #[test]
@@ -212,10 +219,10 @@ mod tests {
             "\
 Seen on 6.18.1-a, 5.10.2-b.
 
-| technique | needs | without a grant | with one | unprotected port | after the end | what stops it, or why nothing does |
-|---|---|---|---|---|---|---|
-| `one` | nothing | 6.18: stopped, EPERM; 5.10: stopped, timeout | through | through | stopped, silently (revocation) | connect |
-| `two` | root | through | stopped, timeout [1] | — [2] | — | **not stopped**: why not |
+| technique | needs | without a grant | where each write is judged | with one | unprotected port | after the end | what stops it, or why nothing does |
+|---|---|---|---|---|---|---|---|
+| `one` | nothing | 6.18: stopped, EPERM; 5.10: stopped, timeout | — | through | through | stopped, silently (revocation) | connect |
+| `two` | root | through | — | stopped, timeout [1] | — [2] | — | **not stopped**: why not |
 
 1. so it is.
 2. nothing to send.
@@ -232,6 +239,19 @@ Not tried:
         let broken = ROWS.replace(r#""ungranted":{"stopped":"EPERM"}"#, r#""ungranted":{"through":"ok"}"#);
         let text = section(&parse(&broken).expect("it is well formed")).expect("there are rows");
         assert!(text.contains("6.18: **through, and must not be**; 5.10: stopped"), "{text}");
+    }
+
+    #[test]
+    fn what_the_check_must_stop_is_told() {
+        let broken = ROWS.replacen(r#""checked":"not_tried""#, r#""checked":{"through":"ok"}"#, 1);
+        let text = section(&parse(&broken).expect("it is well formed")).expect("there are rows");
+        assert!(text.contains("| 6.18: **through, and must not be**; 5.10: — |"), "{text}");
+        let known = broken.replace(r#""checked_note":null"#, r#""checked_note":"it sees TCP only""#);
+        let text = section(&parse(&known).expect("it is well formed")).expect("there are rows");
+        assert!(
+            text.contains("| 6.18: through; 5.10: — [1] |") && text.contains("1. it sees TCP only."),
+            "{text}"
+        );
     }
 
     #[test]

@@ -23,26 +23,30 @@ use crate::{
 const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
-const PROGRAM: &str = "portcullis-ebpf";
+/// The gate, and the per-send check.
+const PROGRAMS: [&str; 2] = ["portcullis-ebpf", "portcullis-senders"];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker])?;
-    let object = build(checkout)?;
-    let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    let sizes = sizes(&bytes).with_context(|| format!("cannot parse {}", object.display()))?;
-    if sizes.is_empty() {
-        bail!("there is no program in {}: is anything in a program section?", object.display());
+    let mut all = Vec::new();
+    for object in build(checkout)? {
+        let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        let sizes = sizes(&bytes).with_context(|| format!("cannot parse {}", object.display()))?;
+        if sizes.is_empty() {
+            bail!("there is no program in {}: is anything in a program section?", object.display());
+        }
+        println!("{}: {} bytes", object.display(), bytes.len());
+        all.extend(sizes);
     }
-
-    println!("{}: {} bytes\n", object.display(), bytes.len());
+    println!();
     if !sh::is_root() {
-        print!("{}", table(&sizes, &BTreeMap::new()));
+        print!("{}", table(&all, &BTreeMap::new()));
         println!("\nloaded, verified and jited are the kernel's to say: run this as root");
         return Ok(());
     }
     let costs = costs(checkout);
-    print!("{}", table(&sizes, costs.as_ref().unwrap_or(&BTreeMap::new())));
+    print!("{}", table(&all, costs.as_ref().unwrap_or(&BTreeMap::new())));
     costs.map(drop)
 }
 
@@ -61,14 +65,17 @@ pub(crate) fn cargo(checkout: &Checkout, verb: &str) -> Command {
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf")
         .args([verb, "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
-        .args(["--package", PACKAGE, "--bin", PROGRAM, "--target-dir"])
+        .args(["--package", PACKAGE])
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
+        .arg("--target-dir")
         .arg(target_dir(checkout));
     cargo
 }
 
-fn build(checkout: &Checkout) -> Result<PathBuf> {
+fn build(checkout: &Checkout) -> Result<Vec<PathBuf>> {
     sh::run(&mut cargo(checkout, "build"))?;
-    Ok(target_dir(checkout).join(TARGET).join("release").join(PROGRAM))
+    let release = target_dir(checkout).join(TARGET).join("release");
+    Ok(PROGRAMS.iter().map(|program| release.join(program)).collect())
 }
 
 fn target_dir(checkout: &Checkout) -> PathBuf {

@@ -2,20 +2,20 @@
 //! let through to where the packet really goes, by a grant that still counts. The last word, which no rewriting on the way
 //! can go around.
 
-use agent_ebpf::abi::{Admission, GrantKey, Hook, protocol};
-use agent_ebpf::verdict::{Reason, Verdict, WireFacts, decide_wire};
+use agent_ebpf::abi::{Admission, GrantKey, Hook, ResourceEntry, VerdictRecord, protocol};
+use agent_ebpf::verdict::{Reason, Verdict, WireFacts, decide_wire, without_record};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{
-    bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
-use super::{GO_ON, REFUSE, bind, grant, note_admitted, protecting, slot, write_name};
+use super::{GO_ON, REFUSE, bind};
 use crate::context::{self, Destination};
+use crate::grants::{grant, note, slot, write_name};
 use crate::packet::{self, Packet, Segment};
-use crate::record;
+use crate::resources::protecting;
+use crate::{maps, record};
 
 const SOCK_RAW: u32 = 3;
 
@@ -25,7 +25,9 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
         Packet::WithoutPorts => GO_ON,
         Packet::Unreadable => {
             let nowhere = Destination { address: [0; 16], port: 0, protocol: 0 };
-            tell(&ctx, &nowhere, 0, None, Reason::Unreadable, context::now_boot_ns());
+            let packet =
+                Judged { destination: &nowhere, resource: None, now_boot_ns: context::now_boot_ns() };
+            record::emit_denied(|record| packet.describe(&ctx, None, Reason::Unreadable, record));
             REFUSE
         }
         Packet::ToPort(segment) => judge(&ctx, &segment),
@@ -41,42 +43,81 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     }
     let now_boot_ns = context::now_boot_ns();
     let sk = full_socket(ctx);
-    let known = if sk.is_null() { None } else { context::admission(sk) };
+    // What is not known of a socket yet is made, so that it is told of once.
+    let known = if sk.is_null() { None } else { context::admission_or_new(sk) };
     let Some(admission) = known else {
-        tell(ctx, &segment.destination, resource, None, Reason::NotAdmitted, now_boot_ns);
-        return REFUSE;
+        let verdict = Reason::NotAdmitted.verdict(Some(&resource));
+        let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
+        record::emit_denied(|record| packet.describe(ctx, None, Reason::NotAdmitted, record));
+        return if verdict.lets_through() { GO_ON } else { REFUSE };
     };
+    let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
+    let mut without_room = false;
     if admission.resource == 0 && passes_no_other_hook(sk, segment.destination.protocol) {
-        admit_by_creator(admission, resource, now_boot_ns);
+        without_room = !packet.admit_by_creator(ctx, admission, &resource);
     }
 
     let mut found = *admission;
     // An unconnected socket may be used for several resources at once: each datagram was judged on its way in, and the
     // socket remembers the last one.
-    if found.resource != resource
+    if found.resource != resource.number
         && segment.destination.protocol == protocol::UDP
         && found.resource != 0
-        && let Some(grant) = grant(GrantKey { subject: found.subject, resource })
+        && let Some(grant) = grant(GrantKey { subject: found.subject, resource: resource.number })
     {
-        (found.resource, found.slot, found.epoch) = (resource, grant.slot, grant.epoch);
+        (found.resource, found.slot, found.epoch) = (resource.number, grant.slot, grant.epoch);
     }
     let slot = slot(found.slot);
-    let facts = WireFacts { resource: Some(resource), admission: Some(&found), slot: slot.as_ref() };
-    let reason = decide_wire(&facts, now_boot_ns);
-    if reason.verdict() == Verdict::Allow {
-        note_admitted(found.slot, now_boot_ns);
+    let facts = WireFacts { resource: Some(&resource), admission: Some(&found), slot: slot.as_ref() };
+    let reason = if without_room { Reason::AuditUnavailable } else { decide_wire(&facts, now_boot_ns) };
+    let verdict = reason.verdict(Some(&resource));
+    if verdict == Verdict::Allow {
+        if let (Reason::Granted, Some(slot)) = (reason, slot) {
+            note(&maps::LAST_ADMITTED, found.slot, now_boot_ns);
+            if count(sk, admission, segment, slot.idle_limit_ns != 0) {
+                note(&maps::LAST_ACTIVE, found.slot, now_boot_ns);
+            }
+        }
         return GO_ON;
     }
     // Both ends of a connection that was let through once may learn that it is over.
-    if segment.is_farewell && found.resource == resource {
+    if segment.is_farewell && found.resource == resource.number {
         return GO_ON;
     }
     // Once for each socket: it goes on trying.
-    if admission.flags & Admission::TOLD == 0 {
-        admission.flags |= Admission::TOLD;
-        tell(ctx, &segment.destination, resource, Some(&found), reason, now_boot_ns);
+    let told = if verdict.lets_through() { Admission::OBSERVED } else { Admission::TOLD };
+    if admission.flags & told == 0 {
+        admission.flags |= told;
+        record::emit_denied(|record| packet.describe(ctx, Some(&found), reason, record));
     }
-    REFUSE
+    if verdict.lets_through() { GO_ON } else { REFUSE }
+}
+
+/// Counts what the socket carries. Returns whether that is activity, as far as anybody wants to know (`has_limit`): payload
+/// sent, or received since the last look. A bare acknowledgement or a keepalive probe is none.
+#[inline(always)]
+fn count(sk: *mut bpf_sock, admission: &mut Admission, segment: &Segment, has_limit: bool) -> bool {
+    if segment.destination.protocol != protocol::TCP {
+        admission.bytes += u64::from(segment.payload_bytes);
+        return has_limit && segment.payload_bytes > 0;
+    }
+    if !has_limit {
+        return false;
+    }
+    let Some(received) = bytes_received(sk) else { return segment.payload_bytes > 0 };
+    let has_received = received != admission.bytes;
+    admission.bytes = received;
+    has_received || segment.payload_bytes > 0
+}
+
+/// Bytes that a TCP connection has received. None: it is none, as a raw socket's.
+#[inline(always)]
+fn bytes_received(sk: *mut bpf_sock) -> Option<u64> {
+    // SAFETY: `sk` is a full socket; the helper gives null or a pointer of which this field may be read.
+    unsafe {
+        let tcp = bpf_tcp_sock(sk);
+        if tcp.is_null() { None } else { Some((&raw const (*tcp).bytes_received).read_volatile()) }
+    }
 }
 
 /// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
@@ -98,53 +139,78 @@ fn passes_no_other_hook(sk: *mut bpf_sock, protocol: u8) -> bool {
     is_raw || matches!(protocol, protocol::DCCP | protocol::SCTP | protocol::UDPLITE)
 }
 
-/// Lets a socket through on behalf of who made it, once: later packets are bound to what was granted then.
-#[inline(always)]
-fn admit_by_creator(admission: &mut Admission, resource: u32, now_boot_ns: u64) {
-    let pair = GrantKey { subject: admission.creator_subject, resource };
-    if pair.subject == 0 {
-        return;
-    }
-    if let Some(grant) = grant(pair)
-        && let Some(slot) = slot(grant.slot)
-        && slot.epoch == grant.epoch
-        && now_boot_ns < slot.deadline_boot_ns
-    {
-        bind(admission, pair, grant);
-    }
+/// A packet to something protected.
+struct Judged<'a> {
+    destination: &'a Destination,
+    /// None: it is not known.
+    resource: Option<&'a ResourceEntry>,
+    now_boot_ns: u64,
 }
 
-#[inline(always)]
-fn tell(
-    ctx: &SkBuffContext,
-    destination: &Destination,
-    resource: u32,
-    admission: Option<&Admission>,
-    reason: Reason,
-    now_boot_ns: u64,
-) {
-    record::emit(Verdict::Deny, |record| {
-        record.boot_ns = now_boot_ns;
-        record.address = destination.address;
-        record.port = destination.port;
-        record.protocol = destination.protocol;
-        record.resource = resource;
+impl Judged<'_> {
+    /// Lets a socket through on behalf of who made it, once: later packets are bound to what was granted then. Returns whether
+    /// there was room for a record where there must be one.
+    #[inline(always)]
+    fn admit_by_creator(
+        &self,
+        ctx: &SkBuffContext,
+        admission: &mut Admission,
+        resource: &ResourceEntry,
+    ) -> bool {
+        let pair = GrantKey { subject: admission.creator_subject, resource: resource.number };
+        if pair.subject == 0 {
+            return true;
+        }
+        let Some(grant) = grant(pair) else { return true };
+        let Some(slot) = slot(grant.slot) else { return true };
+        if slot.ended(grant.epoch, self.now_boot_ns).is_some() {
+            return true;
+        }
+        match record::reserve() {
+            Some(reserved) => {
+                bind(admission, resource, pair.subject, grant);
+                reserved.keep(|record| self.describe(ctx, Some(admission), Reason::Granted, record));
+                true
+            }
+            None if without_record(resource) == Reason::Granted => {
+                bind(admission, resource, pair.subject, grant);
+                record::lose_allowed();
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn describe(
+        &self,
+        ctx: &SkBuffContext,
+        admission: Option<&Admission>,
+        reason: Reason,
+        record: &mut VerdictRecord,
+    ) {
+        let number = self.resource.map_or(0, |resource| resource.number);
+        record.boot_ns = self.now_boot_ns;
+        record.address = self.destination.address;
+        record.port = self.destination.port;
+        record.protocol = self.destination.protocol;
+        record.resource = number;
         if let Some(admission) = admission {
             record.creator_cgroup_id = admission.creator_cgroup_id;
-            if admission.resource == resource {
+            if admission.resource == number {
                 record.subject = admission.subject;
                 record.epoch = admission.epoch;
-                write_name(admission.slot, record);
+                write_name(admission.slot, &mut record.grant);
             }
         }
         record.hook = Hook::Egress as u8;
-        record.verdict = Verdict::Deny as u8;
+        record.verdict = reason.verdict(self.resource) as u8;
         record.reason = reason as u8;
-        // SAFETY: helpers that take the context that the kernel handed us, or nothing.
+        record.cpu = context::cpu();
+        // SAFETY: helpers that take the context that the kernel handed us.
         unsafe {
             record.cgroup_id = bpf_skb_cgroup_id(ctx.skb.skb);
             record.socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
-            record.cpu = bpf_get_smp_processor_id();
         }
-    });
+    }
 }

@@ -5,8 +5,9 @@ use agent_ebpf::verdict::Caller;
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
 
-use super::{GO_ON, caller};
+use super::GO_ON;
 use crate::context;
+use crate::subjects::caller;
 
 #[cgroup_sock(sock_create)]
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {

@@ -1,19 +1,30 @@
-//! A TCP connection that the other side opened is told apart from those that this side did: its packets go to no port that
-//! this side chose, and are nobody's access.
+//! What becomes of TCP connections. Those that the other side opened are told apart: their packets go to no port that this
+//! side chose, and are nobody's access. Those that were let through are written down when they end.
 
 use agent_ebpf::abi::{Admission, protocol};
-use aya_ebpf::bindings::{BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock};
+use agent_ebpf::verdict::overhead;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use super::{GO_ON, class};
+use super::{Carried, GO_ON, close};
 use crate::context;
+use crate::resources::class;
+
+/// `TCP_CLOSE`.
+const CLOSED: u32 = 7;
 
 #[sock_ops]
 pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == CLOSED => closed(&ctx),
         _ => {}
     }
     GO_ON as u32
@@ -35,7 +46,8 @@ fn accepted(ctx: &SockOpsContext) {
     }
 }
 
-/// A socket that was accepted once can be disconnected and used to connect: it is not the other side's doing any more.
+/// A socket that was accepted once can be disconnected and used to connect: it is not the other side's doing any more. The end
+/// of a connection that was let through is asked for, beside what others may have asked for.
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let sk = socket(ctx);
@@ -43,7 +55,36 @@ fn connecting(ctx: &SockOpsContext) {
         && let Some(admission) = context::admission(sk)
     {
         admission.flags &= !Admission::PASSIVE;
+        if admission.resource != 0 || admission.flags & Admission::OBSERVED != 0 {
+            // Never refused for a flag that the kernel knows.
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+        }
     }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return;
+    }
+    let is_released =
+        context::admission(sk).is_some_and(|admission| admission.flags & Admission::RELEASED != 0);
+    let state = ctx.arg(0);
+    // SAFETY: the kernel hands the program a valid `bpf_sock_ops`, of which these fields may be read, and the helper takes it.
+    let (acknowledged, received, cookie) = unsafe {
+        (
+            (&raw const (*ctx.ops).bytes_acked).read_volatile(),
+            (&raw const (*ctx.ops).bytes_received).read_volatile(),
+            bpf_get_socket_cookie(ctx.as_ptr()),
+        )
+    };
+    let (not_sent, not_received) = overhead(state);
+    let carried = Carried {
+        sent: acknowledged.saturating_sub(not_sent),
+        received: received.saturating_sub(not_received),
+    };
+    close(cookie, Some(state), is_released, carried, context::now_boot_ns());
 }
 
 #[inline(always)]

@@ -178,9 +178,7 @@ impl Canary {
             }
         }
         match ask {
-            Ask::Deny => {
-                lines.iter().map(|line| parse_try(line)).collect::<io::Result<_>>().map(Told::Tried)
-            }
+            Ask::Deny => lines.iter().map(|line| parse_try(line)).collect::<io::Result<_>>().map(Told::Tried),
             Ask::Pass { .. } => parse_passages(&lines).map(Told::Passed),
         }
     }
@@ -238,8 +236,7 @@ mod tests {
         let tried = Try { attempt: Attempt::Wire, cookie: 7, errno: 1 };
         assert_eq!(parse_try("tried wire 7 1").ok(), Some(tried));
         let lines = ["passed tcp 7 0 99 1 0".to_owned(), "passed udp 8 1 0 0 1".to_owned()];
-        let tcp =
-            Passage { cookie: 7, errno: 0, last_arrival_boot_ns: 99, closed: true, refused: false };
+        let tcp = Passage { cookie: 7, errno: 0, last_arrival_boot_ns: 99, closed: true, refused: false };
         let udp = Passage { cookie: 8, errno: 1, last_arrival_boot_ns: 0, closed: false, refused: true };
         assert_eq!(parse_passages(&lines).ok(), Some(Passages { tcp, udp }));
         for line in ["", "tried", "tried wire 7", "tried else 7 1", "tried wire x 1", "tried wire 7 1 1"] {

@@ -100,7 +100,9 @@ impl Guard {
             Ok(Held { name, link: open(&pins.link(name))?, program_id: info.id() })
         });
         let links = links.collect::<Result<_, KernelError>>()?;
-        let maps = shapes(settings).into_iter().map(|shape| {
+        // What this kernel cannot have has no pin.
+        let there = shapes(settings).into_iter().filter(|shape| pins.map(shape.name).exists());
+        let maps = there.map(|shape| {
             let (name, max_entries) = (shape.name, shape.max_entries);
             Ok(HeldMap { name, fd: open(&pins.map(name))?, max_entries })
         });
@@ -161,7 +163,8 @@ impl Guard {
             Wrong::Replaced(..) => sys::link_update(held.link.as_fd(), program.as_fd()).map_err(refuse),
             Wrong::Detached(_) | Wrong::Idle(_) => {
                 let attach_type = attach_type(name).ok_or(KernelError::Missing(name))?;
-                held.link = sys::link_create(program.as_fd(), self.cgroup.as_fd(), attach_type).map_err(refuse)?;
+                held.link =
+                    sys::link_create(program.as_fd(), self.cgroup.as_fd(), attach_type).map_err(refuse)?;
                 Ok(())
             }
         }

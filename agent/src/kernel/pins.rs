@@ -15,7 +15,8 @@ use aya::maps::{Map, MapData, MapInfo, MapType};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{KernelError, RecordRing, Settings};
+use super::rings::Record;
+use super::{KernelError, RecordRing, Rings, Settings};
 
 /// The directory of one ABI version.
 pub(super) struct Pins {
@@ -32,7 +33,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -65,6 +66,8 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
         array(map::SLOTS, size_of::<GrantSlot>(), settings.grants_max),
         array(map::DEADLINES, size_of::<u64>(), settings.grants_max),
         array(map::EPOCHS, size_of::<u64>(), settings.grants_max),
+        array(map::IDLE_LIMITS, size_of::<u64>(), settings.grants_max),
+        array(map::LAST_ACTIVE, size_of::<u64>(), settings.grants_max),
         array(map::LAST_ADMITTED, size_of::<u64>(), settings.grants_max),
         // Its capacity is that of the kernel's memory.
         shape(map::ADMISSIONS, MapType::SkStorage, 4, size(size_of::<Admission>()), 0),
@@ -75,8 +78,10 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 13] {
             size(size_of::<ConnectionEntry>()),
             settings.connections_max,
         ),
+        shape(map::SENDERS, MapType::SockHash, 8, 4, settings.connections_max),
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
+        ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
     ]
 }
@@ -161,15 +166,20 @@ impl Pins {
         Ok(pinned)
     }
 
-    pub(super) fn open_rings(&self) -> Result<Option<[RecordRing; 2]>, KernelError> {
+    pub(super) fn open_rings(&self) -> Result<Option<Rings>, KernelError> {
         if !self.dir.exists() {
             return Ok(None);
         }
-        let open = |name: &'static str| {
-            let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
-            RecordRing::open(Map::RingBuf(data))
-        };
-        Ok(Some([open(map::EVENTS_ALLOW)?, open(map::EVENTS_DENY)?]))
+        Ok(Some(Rings {
+            allow: self.open_ring(map::EVENTS_ALLOW)?,
+            deny: self.open_ring(map::EVENTS_DENY)?,
+            closed: self.open_ring(map::EVENTS_CLOSED)?,
+        }))
+    }
+
+    fn open_ring<T: Record>(&self, name: &'static str) -> Result<RecordRing<T>, KernelError> {
+        let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
+        RecordRing::open(Map::RingBuf(data))
     }
 
     /// Removes links, then maps, then the directories. Returns whether there were any.

@@ -41,6 +41,9 @@ pub(super) fn read(
         Part::Deadlines => {
             entries.deadlines = non_zero::<u64>(guard, map::DEADLINES, 0, u32::MAX)?.collect();
         }
+        Part::IdleLimits => {
+            entries.idle_limits = non_zero::<u64>(guard, map::IDLE_LIMITS, 0, u32::MAX)?.collect();
+        }
         Part::Epochs => entries.epochs = non_zero::<u64>(guard, map::EPOCHS, 0, u32::MAX)?.collect(),
     }
     Ok(())
@@ -56,7 +59,7 @@ fn read_resources(
         let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
         let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
         let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-        entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry.number);
+        entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
     }
     Ok(())
 }

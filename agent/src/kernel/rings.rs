@@ -1,11 +1,12 @@
-//! What the programs say: verdict records, and their own diagnostics.
+//! What the programs say: records, and their own diagnostics.
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use agent_ebpf::abi::VerdictRecord;
+use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
@@ -15,19 +16,27 @@ use tokio::time::{Instant, sleep_until};
 
 use super::KernelError;
 
-/// A ring of verdict records.
-pub struct RecordRing {
+/// What a ring holds: `repr(C)`, without padding, and of integers only, so that every bit pattern is one.
+pub trait Record: Copy {}
+
+impl Record for VerdictRecord {}
+
+impl Record for ClosedRecord {}
+
+/// A ring of records.
+pub struct RecordRing<T = VerdictRecord> {
     ring: RingBuf<MapData>,
+    of: PhantomData<T>,
 }
 
-impl RecordRing {
+impl<T: Record> RecordRing<T> {
     pub(super) fn open(map: Map) -> Result<Self, KernelError> {
         let ring = RingBuf::try_from(map).map_err(|error| KernelError::read("ring", error))?;
-        Ok(Self { ring })
+        Ok(Self { ring, of: PhantomData })
     }
 
     /// The same ring, to be awaited. Must be called within a tokio runtime.
-    pub fn into_async(self) -> io::Result<AsyncRecords> {
+    pub fn into_async(self) -> io::Result<AsyncRecords<T>> {
         // SAFETY: `as_raw_fd` is that of the map, which this object owns and never exchanges.
         let fd = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
         let fd = fd.map_err(|error| error.into_parts().1)?;
@@ -36,20 +45,20 @@ impl RecordRing {
 }
 
 /// Yields what is not read yet, oldest first; None: nothing now, though there may be something later.
-impl Iterator for RecordRing {
-    type Item = VerdictRecord;
+impl<T: Record> Iterator for RecordRing<T> {
+    type Item = T;
 
-    fn next(&mut self) -> Option<VerdictRecord> {
+    fn next(&mut self) -> Option<T> {
         loop {
             if let Some(record) = parse(&self.ring.next()?) {
                 return Some(record);
             }
-            tracing::error!("a ring item is not a verdict record: the pinned ring is not ours");
+            tracing::error!("a ring item is not a record: the pinned ring is not ours");
         }
     }
 }
 
-impl AsRawFd for RecordRing {
+impl<T> AsRawFd for RecordRing<T> {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
@@ -60,16 +69,16 @@ impl AsRawFd for RecordRing {
 /// usual size takes some 770,000 records a second at this pace.
 const LET_GATHER: Duration = Duration::from_millis(10);
 
-/// A ring of verdict records that can be awaited.
-pub struct AsyncRecords {
-    fd: AsyncFd<RecordRing>,
+/// A ring of records that can be awaited.
+pub struct AsyncRecords<T = VerdictRecord> {
+    fd: AsyncFd<RecordRing<T>>,
     not_before: Instant,
 }
 
-impl AsyncRecords {
+impl<T: Record> AsyncRecords<T> {
     /// Waits until there is something to read, and reads at most `max` records. Cancel-safe: nothing is read before it
     /// returns.
-    pub async fn read(&mut self, max: usize) -> io::Result<Vec<VerdictRecord>> {
+    pub async fn read(&mut self, max: usize) -> io::Result<Vec<T>> {
         sleep_until(self.not_before).await;
         let mut guard = self.fd.readable_mut().await?;
         let mut records = Vec::new();
@@ -85,13 +94,12 @@ impl AsyncRecords {
     }
 }
 
-fn parse(item: &[u8]) -> Option<VerdictRecord> {
-    if item.len() != size_of::<VerdictRecord>() {
+fn parse<T: Record>(item: &[u8]) -> Option<T> {
+    if item.len() != size_of::<T>() {
         return None;
     }
-    // SAFETY: `item` is as long as a record, which is `repr(C)`, without padding, and of integers only, so that every bit
-    // pattern is one; an unaligned read asks for nothing more.
-    Some(unsafe { item.as_ptr().cast::<VerdictRecord>().read_unaligned() })
+    // SAFETY: `item` is as long as a record, of which every bit pattern is one; an unaligned read asks for nothing more.
+    Some(unsafe { item.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// The programs' own log lines; each goes to this process's log.

@@ -277,9 +277,7 @@ fn asked_elements<V: Pod>(map: BorrowedFd<'_>, range: Range<u32>) -> io::Result<
 }
 
 /// All elements of a hash map.
-pub(super) fn hash_elements<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-) -> io::Result<Vec<(K, V)>> {
+pub(super) fn hash_elements<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut elements = Vec::new();
     let (mut cursor, mut room) = (None, BATCH);
     loop {

@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
-use agent_ebpf::abi::{GrantKey, Hook, Ring, VerdictRecord, protocol};
+use agent_ebpf::abi::{ClosedRecord, EndedBy, GrantKey, Hook, Ring, VerdictRecord, protocol};
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
-    AuditEvent, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource, ResourceName,
-    Subject, SubjectId, Timestamp,
+    AuditEvent, Closed, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource,
+    ResourceName, Subject, SubjectId, Timestamp,
 };
 use uuid::Uuid;
 
@@ -44,6 +44,7 @@ impl Numbering {
         let place = match ring {
             Ring::Allow => "kernel.allow",
             Ring::Deny => "kernel.deny",
+            Ring::Closed => "kernel.closed",
         };
         let event = AuditEvent::new(self.give(), EventKind::AuditGap, at);
         AuditEvent { gap: Some(Gap { place: place.to_owned(), lost, sequences: None }), ..event }
@@ -81,6 +82,7 @@ impl Numbering {
         // A code that is not ours can only be a denial to us: nothing is called allowed that was not proven to be.
         let kind = match Verdict::from_code(record.verdict) {
             Some(Verdict::Allow) => EventKind::ConnectionAllowed,
+            Some(Verdict::WouldDeny) => EventKind::ConnectionWouldDeny,
             Some(Verdict::Deny) | None => EventKind::ConnectionDenied,
         };
         AuditEvent {
@@ -90,6 +92,32 @@ impl Numbering {
             reason: Reason::from_code(record.reason).map_or("unknown", Reason::as_str).to_owned(),
             connection: Some(connection(record, process)),
             ..AuditEvent::new(self.give(), kind, at)
+        }
+    }
+}
+
+impl Numbering {
+    /// The end of a connection that was let through.
+    pub fn closed(&mut self, record: &ClosedRecord, names: &Names, at: Timestamp) -> AuditEvent {
+        let counted = |bytes: u64| (bytes != ClosedRecord::UNKNOWN).then_some(bytes);
+        let closed = Closed {
+            protocol: protocol_name(record.protocol),
+            address: address(record.address),
+            port: record.port,
+            pid: record.pid,
+            socket_cookie: record.socket_cookie,
+            boot_time_ns: record.boot_ns,
+            duration_ns: record.boot_ns.saturating_sub(record.admitted_boot_ns),
+            bytes_sent: counted(record.bytes_sent),
+            bytes_received: counted(record.bytes_received),
+        };
+        AuditEvent {
+            subject: names.subject(record.subject),
+            resource: names.resource(record.resource),
+            grant: GrantId::from_bytes(record.grant).map(|id| id.to_string()).unwrap_or_default(),
+            reason: EndedBy::from_code(record.ended_by).map_or("unknown", EndedBy::as_str).to_owned(),
+            closed: Some(closed),
+            ..AuditEvent::new(self.give(), EventKind::ConnectionClosed, at)
         }
     }
 }
@@ -138,15 +166,8 @@ impl Names {
 fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
     Connection {
         hook: Hook::from_code(record.hook).map_or("unknown", Hook::as_str).to_owned(),
-        protocol: match record.protocol {
-            protocol::TCP => "tcp".to_owned(),
-            protocol::UDP => "udp".to_owned(),
-            protocol::DCCP => "dccp".to_owned(),
-            protocol::SCTP => "sctp".to_owned(),
-            protocol::UDPLITE => "udplite".to_owned(),
-            number => number.to_string(),
-        },
-        address: Ipv6Addr::from(record.address).to_canonical().to_string(),
+        protocol: protocol_name(record.protocol),
+        address: address(record.address),
         port: record.port,
         pid: record.pid,
         uid: record.uid,
@@ -159,6 +180,21 @@ fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
     }
 }
 
+fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
+        protocol::DCCP => "dccp".to_owned(),
+        protocol::SCTP => "sctp".to_owned(),
+        protocol::UDPLITE => "udplite".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+fn address(address: [u8; 16]) -> String {
+    Ipv6Addr::from(address).to_canonical().to_string()
+}
+
 /// A task's name: any bytes up to the first 0. What is no UTF-8 shows as the replacement character.
 fn command(bytes: &[u8; 16]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -167,6 +203,8 @@ fn command(bytes: &[u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use agent_ebpf::abi::ConnectionEntry;
+
     use super::*;
 
     fn record() -> VerdictRecord {
@@ -219,6 +257,35 @@ mod tests {
         };
         let event = event_of(&allow, &Names::default());
         assert_eq!((event.kind, event.grant), (EventKind::ConnectionAllowed, grant.to_string()));
+    }
+
+    #[test]
+    fn what_would_be_denied_is_no_denial() {
+        let observed = VerdictRecord { verdict: Verdict::WouldDeny as u8, ..record() };
+        let event = event_of(&observed, &Names::default());
+        assert_eq!((event.kind, event.reason.as_str()), (EventKind::ConnectionWouldDeny, "no_live_grant"));
+    }
+
+    #[test]
+    fn the_end_of_a_connection_in_full() {
+        let grant = GrantId::from_bytes([7; 16]).expect("not 0");
+        let entry = ConnectionEntry {
+            epoch: 3,
+            admitted_boot_ns: 5_000_000_000,
+            address: record().address,
+            grant: *grant.as_bytes(),
+            resource: 1,
+            subject: 2,
+            pid: 4711,
+            port: 5432,
+            protocol: protocol::TCP,
+            ..ConnectionEntry::EMPTY
+        };
+        let mut closed = ClosedRecord::of(&entry, 7, 6_500_000_000);
+        (closed.bytes_sent, closed.bytes_received) = (10, 20);
+        closed.ended_by = EndedBy::Peer as u8;
+        let at = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        insta::assert_debug_snapshot!(numbering().closed(&closed, &Names::default(), at));
     }
 
     #[test]

@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
-use agent_ebpf::abi::{GrantRef, PORT_CLASSES_MAX, map, protocol};
+use agent_ebpf::abi::{GrantRef, PORT_CLASSES_MAX, ResourceEntry, map, protocol};
 
-use super::plan::{Entries, Write};
+use super::plan::{AddressPrefix, Entries, Write};
 
 /// A part of the maps that is read in one go: some milliseconds' work at the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,13 @@ pub enum Part {
     Grants,
     Slots,
     Deadlines,
+    IdleLimits,
     Epochs,
 }
 
 impl Part {
     /// How many there are.
-    pub const COUNT: usize = protocol::ALL.len() + 6;
+    pub const COUNT: usize = protocol::ALL.len() + 7;
 
     /// All of them: one after the other they are all that the agent writes.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -47,6 +48,7 @@ impl Part {
                 Self::Grants,
                 Self::Slots,
                 Self::Deadlines,
+                Self::IdleLimits,
                 Self::Epochs,
             ][place - PROTOCOLS],
         }
@@ -61,6 +63,7 @@ impl Part {
             Self::Grants => map::GRANTS,
             Self::Slots => map::SLOTS,
             Self::Deadlines => map::DEADLINES,
+            Self::IdleLimits => map::IDLE_LIMITS,
             Self::Epochs => map::EPOCHS,
         }
     }
@@ -115,6 +118,7 @@ pub fn drift(part: Part, known: &Entries, read: &Entries) -> Option<Drift> {
         }),
         Part::Slots => compare(map, pairs(&known.slots), pairs(&read.slots), slot),
         Part::Deadlines => compare(map, set(&known.deadlines), set(&read.deadlines), slot),
+        Part::IdleLimits => compare(map, set(&known.idle_limits), set(&read.idle_limits), slot),
         Part::Epochs => compare(map, set(&known.epochs), set(&read.epochs), slot),
     }
 }
@@ -123,10 +127,11 @@ fn slot(number: u32) -> String {
     format!("slot {number}")
 }
 
-fn prefixes(entries: &Entries) -> impl Iterator<Item = ((u32, super::plan::AddressPrefix), u32)> {
-    entries.classes.iter().flat_map(|(class, prefixes)| {
-        prefixes.iter().map(|(prefix, resource)| ((*class, *prefix), *resource))
-    })
+fn prefixes(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), ResourceEntry)> {
+    entries
+        .classes
+        .iter()
+        .flat_map(|(class, prefixes)| prefixes.iter().map(|(prefix, entry)| ((*class, *prefix), *entry)))
 }
 
 fn pairs<K: Copy, V: Copy>(entries: &BTreeMap<K, V>) -> impl Iterator<Item = (K, V)> {
@@ -191,6 +196,8 @@ pub fn distrust(known: &Entries, read: &Entries, slots_max: u32) -> Vec<Write> {
         slots.into_iter().filter(|slot| value(known, slot) != value(read, slot)).collect()
     };
     doubtful.extend(differing(&known.epochs, &read.epochs));
+    // A longer limit, or none, may have kept alive what had ended.
+    doubtful.extend(differing(&known.idle_limits, &read.idle_limits));
     // References that were changed, made or taken away: what was let through by either slot is not to be told apart.
     let keys: BTreeSet<_> = known.grants.keys().chain(read.grants.keys()).collect();
     for key in keys {
@@ -229,7 +236,10 @@ fn unused_epoch(slot: u32, known: &Entries, read: &Entries) -> u64 {
     let referred = read.grants.values().filter(refers).map(|reference| reference.epoch);
     let used: BTreeSet<u64> = referred.chain([of(known), of(read)]).collect();
     let past = used.last().copied().unwrap_or(0).wrapping_add(1);
-    (0..=used.len() as u64).map(|more| past.wrapping_add(more)).find(|epoch| !used.contains(epoch)).unwrap_or(past)
+    (0..=used.len() as u64)
+        .map(|more| past.wrapping_add(more))
+        .find(|epoch| !used.contains(epoch))
+        .unwrap_or(past)
 }
 
 #[cfg(test)]

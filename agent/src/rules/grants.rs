@@ -64,6 +64,7 @@ impl Grants {
                 subject: grant.subject,
                 resource: grant.resource,
                 expires_at_boot_ns: deadline(grant).min(before),
+                idle_limit_ns: 0,
             };
             self.grants.insert(grant.id, wanted);
         }

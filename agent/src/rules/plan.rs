@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 
-use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, port_index, protocol};
+use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, port_index, protocol};
 use proto::types::{GrantId, Protocol, Refused, RefusedItem, Resource, ResourceNumber, SubjectNumber};
 
 /// Leading bits of a 128-bit address, IPv4 as mapped IPv6.
@@ -23,9 +23,9 @@ pub struct AddressPrefix {
     pub bits: u8,
 }
 
-/// Which resource each prefix of a class belongs to. Never changed while a port refers to it: a class with other contents is
-/// another class.
-pub type Class = BTreeMap<AddressPrefix, u32>;
+/// Which resource each prefix of a class belongs to, and how it is guarded. Never changed while a port refers to it: a class
+/// with other contents is another class, and so a resource gets another mode by one write for each of its ports.
+pub type Class = BTreeMap<AddressPrefix, ResourceEntry>;
 
 /// What the maps hold. Absent is 0 or no entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,11 @@ pub struct Entries {
     pub slots: BTreeMap<u32, GrantSlot>,
     /// Slot → deadline on the boot clock in nanoseconds; also those that nothing refers to.
     pub deadlines: BTreeMap<u32, u64>,
+    /// Slot → idle limit in nanoseconds; also those that nothing refers to.
+    pub idle_limits: BTreeMap<u32, u64>,
+    /// Slot → when it was last active, on the boot clock in nanoseconds, as far as it was looked at: the kernel moves it on.
+    /// Means nothing where there is no idle limit.
+    pub active: BTreeMap<u32, u64>,
     /// Slot → epoch.
     pub epochs: BTreeMap<u32, u64>,
 }
@@ -51,10 +56,33 @@ pub struct Entries {
 pub struct Wanted {
     /// What is protected.
     pub resources: Vec<Resource>,
+    /// How; absent: without any option.
+    pub options: BTreeMap<ResourceNumber, ResourceOptions>,
     /// Whose each cgroup is.
     pub cgroups: BTreeMap<u64, SubjectNumber>,
-    /// Who may pass. Of several for one pair the longest counts: grants are a union.
+    /// Who may pass. Grants of one pair are a union: it ends when the longest does, and is idle when the most patient is.
     pub grants: Vec<WantedGrant>,
+}
+
+/// How a resource is guarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResourceOptions {
+    /// Everything is judged and recorded, and nothing is held back.
+    pub observe: bool,
+    /// Nobody is let through without a record.
+    pub strict_audit: bool,
+    /// Whoever writes on a connection must be the subject that it was let through for.
+    pub per_send: bool,
+}
+
+impl ResourceOptions {
+    /// As the kernel knows them.
+    fn flags(self) -> u32 {
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        flag(self.observe, ResourceEntry::OBSERVE)
+            | flag(self.strict_audit, ResourceEntry::STRICT)
+            | flag(self.per_send, ResourceEntry::SENDERS)
+    }
 }
 
 /// A grant that should let somebody through.
@@ -68,22 +96,67 @@ pub struct WantedGrant {
     pub resource: ResourceNumber,
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub expires_at_boot_ns: u64,
+    /// How long nothing may be sent or received by it, in nanoseconds; 0: for any time.
+    pub idle_limit_ns: u64,
 }
 
 /// One write to one map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "fields are the maps' keys and values")]
 pub enum Write {
-    SetPort { index: u32, class: u32 },
-    AddAddress { class: u32, prefix: AddressPrefix, resource: u32 },
-    RemoveAddress { class: u32, prefix: AddressPrefix },
-    BindCgroup { id: u64, subject: u32 },
-    UnbindCgroup { id: u64 },
-    NameSlot { slot: u32, value: GrantSlot },
-    SetDeadline { slot: u32, deadline_boot_ns: u64 },
-    SetEpoch { slot: u32, epoch: u64 },
-    PutGrant { key: GrantKey, value: GrantRef },
-    RemoveGrant { key: GrantKey },
+    SetPort {
+        index: u32,
+        class: u32,
+    },
+    AddAddress {
+        class: u32,
+        prefix: AddressPrefix,
+        entry: ResourceEntry,
+    },
+    RemoveAddress {
+        class: u32,
+        prefix: AddressPrefix,
+    },
+    BindCgroup {
+        id: u64,
+        subject: u32,
+    },
+    UnbindCgroup {
+        id: u64,
+    },
+    NameSlot {
+        slot: u32,
+        value: GrantSlot,
+    },
+    SetDeadline {
+        slot: u32,
+        deadline_boot_ns: u64,
+    },
+    SetIdleLimit {
+        slot: u32,
+        limit_ns: u64,
+    },
+    /// Nothing was let through by the slot yet, and it counts as active now.
+    BeginSlot {
+        slot: u32,
+        boot_ns: u64,
+    },
+    /// The slot counts as active now.
+    RestartIdling {
+        slot: u32,
+        boot_ns: u64,
+    },
+    SetEpoch {
+        slot: u32,
+        epoch: u64,
+    },
+    PutGrant {
+        key: GrantKey,
+        value: GrantRef,
+    },
+    RemoveGrant {
+        key: GrantKey,
+    },
 }
 
 impl Display for Write {
@@ -91,14 +164,18 @@ impl Display for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetPort { index, class } => write!(f, "set port {index} to class {class}"),
-            Self::AddAddress { class, resource, .. } => {
-                write!(f, "add an address of resource {resource} to class {class}")
+            Self::AddAddress { class, entry, .. } => {
+                write!(f, "add an address of resource {} to class {class}", entry.number)
             }
             Self::RemoveAddress { class, .. } => write!(f, "remove an address from class {class}"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
             Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
             Self::SetDeadline { slot, .. } => write!(f, "set the deadline of slot {slot}"),
+            Self::SetIdleLimit { slot, .. } => write!(f, "set the idle limit of slot {slot}"),
+            Self::BeginSlot { slot, .. } | Self::RestartIdling { slot, .. } => {
+                write!(f, "begin the idle time of slot {slot}")
+            }
             Self::SetEpoch { slot, epoch } => write!(f, "raise slot {slot} to epoch {epoch}"),
             Self::PutGrant { key, .. } => {
                 write!(f, "let subject {} through to resource {}", key.subject, key.resource)
@@ -116,8 +193,8 @@ impl Entries {
         match *write {
             Write::SetPort { index, class: 0 } => drop(self.ports.remove(&index)),
             Write::SetPort { index, class } => drop(self.ports.insert(index, class)),
-            Write::AddAddress { class, prefix, resource } => {
-                self.classes.entry(class).or_default().insert(prefix, resource);
+            Write::AddAddress { class, prefix, entry } => {
+                self.classes.entry(class).or_default().insert(prefix, entry);
             }
             Write::RemoveAddress { class, prefix } => {
                 if let Some(prefixes) = self.classes.get_mut(&class) {
@@ -132,6 +209,11 @@ impl Entries {
             Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 self.deadlines.insert(slot, deadline_boot_ns);
+            }
+            Write::SetIdleLimit { slot, limit_ns: 0 } => drop(self.idle_limits.remove(&slot)),
+            Write::SetIdleLimit { slot, limit_ns } => drop(self.idle_limits.insert(slot, limit_ns)),
+            Write::BeginSlot { slot, boot_ns } | Write::RestartIdling { slot, boot_ns } => {
+                self.active.insert(slot, boot_ns);
             }
             Write::SetEpoch { slot, epoch } => drop(self.epochs.insert(slot, epoch)),
             Write::PutGrant { key, value } => drop(self.grants.insert(key, value)),
@@ -152,12 +234,34 @@ impl Entries {
             u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
         };
         let prefixes = self.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
-        prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, resource)| *resource)
+        prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, entry)| entry.number)
     }
 
-    /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it.
+    /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it; by the activity that is
+    /// known.
     pub fn counts(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> bool {
-        self.epoch(slot) == epoch && self.deadlines.get(&slot).is_some_and(|deadline| *deadline > now_boot_ns)
+        self.epoch(slot) == epoch
+            && self.deadlines.get(&slot).is_some_and(|deadline| *deadline > now_boot_ns)
+            && !self.is_idle(slot, now_boot_ns)
+    }
+
+    /// Whether the slot has been idle for longer than it may, by the activity that is known.
+    pub fn is_idle(&self, slot: u32, now_boot_ns: u64) -> bool {
+        let active_boot_ns = self.active.get(&slot).copied().unwrap_or(0);
+        let idle_ns = now_boot_ns.saturating_sub(active_boot_ns);
+        self.idle_limits.get(&slot).is_some_and(|limit_ns| *limit_ns != 0 && idle_ns >= *limit_ns)
+    }
+
+    /// The slots that are let through by and seem to be idle: the kernel may know of later activity.
+    pub fn seeming_idle(&self, now_boot_ns: u64) -> Vec<u32> {
+        let held = self.grants.values().filter(|held| self.epoch(held.slot) == held.epoch);
+        held.map(|held| held.slot).filter(|slot| self.is_idle(*slot, now_boot_ns)).collect()
+    }
+
+    /// The numbers of the resources that are only observed.
+    pub fn observed(&self) -> BTreeSet<u32> {
+        let entries = self.classes.values().flat_map(BTreeMap::values);
+        entries.filter(|entry| entry.has(ResourceEntry::OBSERVE)).map(|entry| entry.number).collect()
     }
 }
 
@@ -174,6 +278,9 @@ pub struct Outcome {
 ///
 /// A pair that is let through without a break keeps its slot and epoch, whichever of its grants it is by: a union's deadline
 /// moves, and what was let through goes on. Once it has ended, the next grant gets another slot, and revives nothing.
+///
+/// A union is idle by the most patient of its grants: if one of them has no idle limit, the slot has none, otherwise the
+/// largest. Idleness counts from when the slot began, or its limit was last lowered.
 pub fn reconcile<E: Display>(
     present: &mut Entries,
     wanted: &Wanted,
@@ -182,10 +289,10 @@ pub fn reconcile<E: Display>(
     write: impl FnMut(&Write) -> Result<(), E>,
 ) -> Outcome {
     let mut reconciler = Reconciler { present, write, slots_max, now_boot_ns, outcome: Outcome::default() };
-    let grants = longest(&wanted.grants);
+    let grants = unions(&wanted.grants, |grant| reconciler.ended_idle(grant));
     reconciler.remove_grants(&grants);
     reconciler.unbind(&wanted.cgroups);
-    reconciler.protect(&wanted.resources);
+    reconciler.protect(wanted);
     reconciler.bind(&wanted.cgroups);
     reconciler.put_grants(&grants);
     reconciler.outcome
@@ -208,18 +315,34 @@ pub fn reconcile_pair<E: Display>(
     reconciler.outcome
 }
 
-/// Of the grants of each pair the one that ends last; of equal ones the newest.
-fn longest(grants: &[WantedGrant]) -> BTreeMap<GrantKey, WantedGrant> {
-    let mut chosen: BTreeMap<GrantKey, WantedGrant> = BTreeMap::new();
+/// Of the grants of each pair the one that ends last, of equal ones the newest, with the idle limit of all of them. Those that
+/// have `ended` count only where the pair has no other.
+fn unions(grants: &[WantedGrant], ended: impl Fn(&WantedGrant) -> bool) -> BTreeMap<GrantKey, WantedGrant> {
+    let mut unions: BTreeMap<GrantKey, (WantedGrant, bool)> = BTreeMap::new();
     for grant in grants {
-        let key = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
-        let rank = |grant: &WantedGrant| (grant.expires_at_boot_ns, grant.id);
-        let best = chosen.entry(key).or_insert(*grant);
-        if rank(grant) > rank(best) {
-            *best = *grant;
+        let (key, has_ended) = (key_of(grant), ended(grant));
+        match unions.get_mut(&key) {
+            None => drop(unions.insert(key, (*grant, has_ended))),
+            Some(union) if union.1 && !has_ended => *union = (*grant, false),
+            Some((_, false)) if has_ended => {}
+            Some((union, _)) => {
+                let idle_limit_ns = most_patient(union.idle_limit_ns, grant.idle_limit_ns);
+                let rank = |grant: &WantedGrant| (grant.expires_at_boot_ns, grant.id);
+                let longest = if rank(grant) > rank(union) { grant } else { &*union };
+                *union = WantedGrant { idle_limit_ns, ..*longest };
+            }
         }
     }
-    chosen
+    unions.into_iter().map(|(key, (union, _))| (key, union)).collect()
+}
+
+fn key_of(grant: &WantedGrant) -> GrantKey {
+    GrantKey { subject: grant.subject.get(), resource: grant.resource.get() }
+}
+
+/// 0 is no limit.
+fn most_patient(a_ns: u64, b_ns: u64) -> u64 {
+    if a_ns == 0 || b_ns == 0 { 0 } else { a_ns.max(b_ns) }
 }
 
 struct Reconciler<'a, W> {
@@ -313,8 +436,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     /// New classes first, then the ports, each in one write from its old class to its new one, then what no port refers to
     /// any more.
-    fn protect(&mut self, resources: &[Resource]) {
-        let layout = Layout::of(resources);
+    fn protect(&mut self, wanted: &Wanted) {
+        let layout = Layout::of(wanted);
         let classes = self.name_classes(layout.classes);
         let mut complete = true;
         let mut usable: Vec<Option<u32>> = Vec::with_capacity(classes.len());
@@ -362,12 +485,12 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     /// Returns whether the class is there as a whole.
     fn add_class(&mut self, class: u32, prefixes: &Class) -> bool {
-        for (prefix, resource) in prefixes {
+        for (prefix, entry) in prefixes {
             let there = self.present.classes.get(&class).and_then(|present| present.get(prefix)).copied();
-            if there == Some(*resource) {
+            if there == Some(*entry) {
                 continue;
             }
-            let write = Write::AddAddress { class, prefix: *prefix, resource: *resource };
+            let write = Write::AddAddress { class, prefix: *prefix, entry: *entry };
             if let Err(error) = self.try_write(write) {
                 self.refuse_resources(prefixes, &error);
                 self.drop_class_unless_used(class);
@@ -390,8 +513,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     /// Of a class of which a part is missing no resource is surely protected on its ports.
     fn refuse_resources(&mut self, prefixes: &Class, error: &str) {
-        for number in prefixes.values().collect::<BTreeSet<_>>() {
-            if let Ok(number) = ResourceNumber::try_from(*number) {
+        for number in prefixes.values().map(|entry| entry.number).collect::<BTreeSet<_>>() {
+            if let Ok(number) = ResourceNumber::try_from(number) {
                 self.refuse(RefusedItem::Resource(number), error.to_owned());
             }
         }
@@ -428,7 +551,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         for (key, grant) in wanted {
             let old = self.present.grants.get(key).copied();
             if let Some(old) = old {
-                if self.is_exactly(old, grant) {
+                // What has ended idle stays, as long as nothing else is wanted, and says so.
+                if self.is_exactly(old, grant) || self.ended_idle(grant) {
                     continue;
                 }
                 if self.is_live(old) {
@@ -461,6 +585,20 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         self.present.epoch(reference.slot) == reference.epoch
             && self.present.slots.get(&reference.slot) == Some(&name_of(grant))
             && self.present.deadlines.get(&reference.slot) == Some(&grant.expires_at_boot_ns)
+            && self.idle_limit(reference.slot) == grant.idle_limit_ns
+    }
+
+    fn idle_limit(&self, slot: u32) -> u64 {
+        self.present.idle_limits.get(&slot).copied().unwrap_or(0)
+    }
+
+    /// Whether the pair's slot is named after the grant, and has been idle for longer than it may.
+    fn ended_idle(&self, grant: &WantedGrant) -> bool {
+        self.present.grants.get(&key_of(grant)).is_some_and(|held| {
+            self.present.epoch(held.slot) == held.epoch
+                && self.present.slots.get(&held.slot) == Some(&name_of(grant))
+                && self.present.is_idle(held.slot, self.now_boot_ns)
+        })
     }
 
     /// Whether somebody is let through by the reference, and still will be by the time that this is written.
@@ -472,7 +610,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     /// Another grant of the pair takes over while one still counts: the deadline moves, what was let through goes on.
     fn carry_on(&mut self, key: GrantKey, held: GrantRef, grant: &WantedGrant) {
         let (item, slot) = (RefusedItem::Grant(grant.id), held.slot);
-        let moved = self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
+        let moved = self.limit(item, slot, grant.idle_limit_ns)
+            && self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
             && self.offer(item, Write::NameSlot { slot, value: name_of(grant) });
         if !moved {
             // Whatever the slot says now is not what is wanted.
@@ -481,10 +620,25 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         }
     }
 
+    /// Sets the idle limit of a slot that counts. A lower one begins to count now.
+    fn limit(&mut self, item: RefusedItem, slot: u32, limit_ns: u64) -> bool {
+        let present_ns = self.idle_limit(slot);
+        if present_ns == limit_ns {
+            return true;
+        }
+        let is_lowered = limit_ns != most_patient(present_ns, limit_ns);
+        let boot_ns = self.now_boot_ns;
+        (!is_lowered || self.offer(item, Write::RestartIdling { slot, boot_ns }))
+            && self.offer(item, Write::SetIdleLimit { slot, limit_ns })
+    }
+
     fn put_grant(&mut self, key: GrantKey, grant: &WantedGrant, slot: u32) -> bool {
         let item = RefusedItem::Grant(grant.id);
         let value = GrantRef { slot, reserved: 0, epoch: self.present.epoch(slot) };
         self.offer(item, Write::NameSlot { slot, value: name_of(grant) })
+            && self.offer(item, Write::BeginSlot { slot, boot_ns: self.now_boot_ns })
+            && (self.idle_limit(slot) == grant.idle_limit_ns
+                || self.offer(item, Write::SetIdleLimit { slot, limit_ns: grant.idle_limit_ns }))
             && self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
             && self.offer(item, Write::PutGrant { key, value })
     }
@@ -502,12 +656,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(resources: &[Resource]) -> Self {
+    fn of(wanted: &Wanted) -> Self {
+        let resources = &wanted.resources;
         let mut layout = Self { classes: Vec::new(), ports: BTreeMap::new() };
         let mut numbers: HashMap<Class, usize> = HashMap::new();
         for protocol in Protocol::ALL {
             for (first, last, covering) in runs(resources, protocol) {
-                let class = class_of(covering.iter().map(|index| &resources[*index]));
+                let class = class_of(covering.iter().map(|index| &resources[*index]), &wanted.options);
                 let class = *numbers.entry(class).or_insert_with_key(|class| {
                     layout.classes.push(class.clone());
                     layout.classes.len() - 1
@@ -557,12 +712,17 @@ fn runs(resources: &[Resource], protocol: Protocol) -> Vec<(u16, u16, Vec<usize>
 
 /// The prefixes of all these resources. The control plane lets no two claim the same one on the same port; should it, the
 /// first keeps it, and it is protected either way.
-fn class_of<'a>(resources: impl Iterator<Item = &'a Resource>) -> Class {
+fn class_of<'a>(
+    resources: impl Iterator<Item = &'a Resource>,
+    options: &BTreeMap<ResourceNumber, ResourceOptions>,
+) -> Class {
     let mut class = Class::new();
     for resource in resources {
+        let options = options.get(&resource.number).copied().unwrap_or_default();
+        let entry = ResourceEntry { number: resource.number.get(), flags: options.flags() };
         for prefix in &resource.addresses {
             let (address, bits) = prefix.mapped();
-            class.entry(AddressPrefix { address, bits }).or_insert(resource.number.get());
+            class.entry(AddressPrefix { address, bits }).or_insert(entry);
         }
     }
     class

@@ -1,11 +1,12 @@
 //! From records to the spool, and from the spool to the control plane.
 
-use agent_ebpf::abi::{Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
 
 use crate::canary;
 use crate::clock::Instants;
+use crate::memory::Lost;
 use crate::observe::Cgroups;
 use crate::rules::audit::{Names, Numbering};
 use crate::rules::grants::Grants;
@@ -28,13 +29,13 @@ pub(super) struct Auditing {
     cursor: Cursor,
     /// Whether an answer to it is awaited.
     in_flight: bool,
-    /// Losses that were reported: allow, deny.
-    lost: [u64; 2],
+    /// Losses that were reported.
+    lost: Lost,
     lost_changed: bool,
 }
 
 impl Auditing {
-    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: [u64; 2]) -> Self {
+    pub(super) fn new(host: HostName, boot_id: Uuid, spool: Spool, lost: Lost) -> Self {
         let numbering = Numbering::new(host, boot_id, spool.next_sequence());
         Self {
             numbering,
@@ -73,6 +74,18 @@ impl Auditing {
         self.flush(now);
     }
 
+    /// Turns the ends of connections into events and keeps them.
+    pub(super) fn closed(&mut self, records: &[ClosedRecord]) {
+        let now = Instants::now();
+        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
+            let event = self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns));
+            self.pending.push(event);
+        }
+        if !records.is_empty() {
+            self.flush(now);
+        }
+    }
+
     pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
         let now = Instants::now();
         self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
@@ -83,7 +96,7 @@ impl Auditing {
     pub(super) fn receipts(&mut self, ends: &[PeriodEnd]) {
         let now = Instants::now();
         for end in ends {
-            let reason = if end.by_time { "time" } else { "revoked" };
+            let reason = end.cause.as_str();
             let last_admitted = end.last_admitted_boot_ns.map(|boot_ns| now.wall_at(boot_ns));
             let receipt = Receipt { closed: end.closed, unconfirmed: end.unconfirmed, last_admitted };
             let names = &self.names;
@@ -112,13 +125,13 @@ impl Auditing {
         self.lost_changed = true;
         if lost > 0 {
             let now = Instants::now();
-            tracing::error!(?ring, lost, "the ring was full: verdicts without a record");
+            tracing::error!(?ring, lost, "the ring was full: what happened has no record");
             self.pending.push(self.numbering.lost(ring, lost, now.wall()));
             self.flush(now);
         }
     }
 
-    pub(super) fn lost(&self) -> [u64; 2] {
+    pub(super) fn lost(&self) -> Lost {
         self.lost
     }
 

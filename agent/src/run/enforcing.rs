@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{ConnectionEntry, GrantKey, Ring, VerdictRecord, map, protocol};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, EndedBy, GrantKey, Ring, VerdictRecord, map, protocol};
 use proto::types::{Applied, GrantId, GrantSet, Refused, RefusedItem, Report, SubjectNumber};
 use uuid::Uuid;
 
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::kernel::{Fault, Gate, KernelError};
-use crate::memory::{Memory, MemoryFile};
+use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::Cgroups;
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants};
@@ -56,12 +56,41 @@ struct Period {
 pub(super) struct PeriodEnd {
     pub(super) pair: GrantKey,
     pub(super) grant: [u8; 16],
-    /// Its deadline passed; otherwise somebody ended it.
-    pub(super) by_time: bool,
+    pub(super) cause: Cause,
     pub(super) closed: u32,
     pub(super) unconfirmed: u32,
     /// On the boot clock; None: nothing was ever let through.
     pub(super) last_admitted_boot_ns: Option<u64>,
+}
+
+/// Why a period ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its deadline passed.
+    Time,
+    /// It was idle for longer than it may be.
+    Idle,
+    /// Somebody ended it.
+    Revoked,
+}
+
+impl Cause {
+    /// As receipts name it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Idle => "idle",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// What was ended.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    pub(super) periods: Vec<PeriodEnd>,
+    /// Connections of which the kernel does not say that they ended.
+    pub(super) closed: Vec<ClosedRecord>,
 }
 
 impl Enforcing {
@@ -78,7 +107,11 @@ impl Enforcing {
         if let Some((timeline, set)) = remembered.grants {
             grants.accept(timeline, set, now_boot_ns());
         }
-        let (bound, health) = (BTreeMap::new(), Health::default());
+        let health = Health { missing: gate.missing(), ..Health::default() };
+        for missing in &health.missing {
+            tracing::warn!(part = missing.part, why = missing.why, "this kernel cannot have all of the gate");
+        }
+        let bound = BTreeMap::new();
         let periods = BTreeMap::new();
         // What an earlier agent left connected and no grant covers any more is ended now.
         let mut enforcing = Self {
@@ -166,10 +199,13 @@ impl Enforcing {
     }
 
     fn reconcile(&mut self) {
+        let now_boot_ns = now_boot_ns();
+        // What has ended idle must not be taken for live, nor what is active for ended.
+        self.look_at_activity(now_boot_ns);
         let wanted = self.wanted();
         let slots_max = self.gate.slots_max();
         let outcome =
-            reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns(), |write| self.gate.write(write));
+            reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns, |write| self.gate.write(write));
         for refused in &outcome.refused {
             tracing::error!(item = ?refused.item, error = refused.error, "the kernel cannot take this");
         }
@@ -188,10 +224,22 @@ impl Enforcing {
         self.note_periods();
     }
 
+    /// Asks the kernel about the slots that seem to be idle.
+    fn look_at_activity(&mut self, now_boot_ns: u64) {
+        for slot in self.entries.seeming_idle(now_boot_ns) {
+            match self.gate.last_active_boot_ns(slot) {
+                Ok(active_boot_ns) => drop(self.entries.active.insert(slot, active_boot_ns)),
+                // It is ended then, a little early at the worst.
+                Err(error) => tracing::error!(%error, slot, "cannot see when a grant was last active"),
+            }
+        }
+    }
+
     /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
     fn wanted(&self) -> Wanted {
         let mut wanted = Wanted {
             resources: self.grants.resources().to_vec(),
+            options: BTreeMap::new(),
             cgroups: self.bound.clone(),
             grants: self.grants.wanted(),
         };
@@ -221,20 +269,27 @@ impl Enforcing {
     /// through since; this tells both ends.
     ///
     /// `again`: also looks for those that were not found before, which takes a look into every network namespace.
-    pub(super) fn end_connections(&mut self, again: bool) -> Result<Vec<PeriodEnd>, KernelError> {
+    pub(super) fn end_connections(&mut self, again: bool) -> Result<Ends, KernelError> {
         let now_boot_ns = now_boot_ns();
+        self.look_at_activity(now_boot_ns);
         let over = |(slot, epoch): &(u32, u64)| !self.entries.counts(*slot, *epoch, now_boot_ns);
         let ended: Vec<(u32, u64)> = self.periods.keys().filter(|period| over(period)).copied().collect();
         if ended.is_empty() && !(again && self.unconfirmed) {
-            return Ok(Vec::new());
+            return Ok(Ends::default());
         }
+        let observed = self.entries.observed();
+        // What is only observed goes on, with a grant or without.
+        let is_dead = |entry: &ConnectionEntry| {
+            let is_granted = entry.flags & ConnectionEntry::OBSERVED == 0;
+            !observed.contains(&entry.resource) && (!is_granted || over(&(entry.slot, entry.epoch)))
+        };
         let connections = self.gate.connections()?;
         let dead: Vec<(u64, ConnectionEntry)> =
-            connections.into_iter().filter(|(_, entry)| over(&(entry.slot, entry.epoch))).collect();
+            connections.into_iter().filter(|(_, entry)| is_dead(entry)).collect();
         let outcome = self.end_dead(&dead)?;
-        self.unconfirmed = !outcome.unconfirmed.is_empty();
+        self.unconfirmed = !outcome.unconfirmed.is_empty() || !observed.is_empty();
 
-        let mut ends = Vec::new();
+        let mut ends = Ends { closed: untold(&dead, &outcome, now_boot_ns), ..Ends::default() };
         for (slot, epoch) in ended {
             let Some(period) = self.periods.remove(&(slot, epoch)) else { continue };
             if period.pair.resource == canary::NUMBER {
@@ -246,16 +301,25 @@ impl Enforcing {
                 let known = cookies.iter().filter(|cookie| set.contains(cookie)).count();
                 u32::try_from(known).unwrap_or(u32::MAX)
             };
-            ends.push(PeriodEnd {
+            ends.periods.push(PeriodEnd {
                 pair: period.pair,
                 grant: period.grant,
-                by_time: self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns),
+                cause: self.cause(slot, epoch, now_boot_ns),
                 closed: count(&outcome.closed),
                 unconfirmed: count(&outcome.unconfirmed),
                 last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
             });
         }
         Ok(ends)
+    }
+
+    /// Why a period has ended.
+    fn cause(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> Cause {
+        if self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
+            return Cause::Time;
+        }
+        let is_current = self.entries.epochs.get(&slot).copied().unwrap_or(0) == epoch;
+        if is_current && self.entries.is_idle(slot, now_boot_ns) { Cause::Idle } else { Cause::Revoked }
     }
 
     fn end_dead(&mut self, dead: &[(u64, ConnectionEntry)]) -> Result<Ended, KernelError> {
@@ -300,7 +364,7 @@ impl Enforcing {
         let key = GrantKey { subject: canary::NUMBER, resource: canary::NUMBER };
         self.canary_grant = until_boot_ns.and_then(|expires_at_boot_ns| {
             let (subject, resource) = (key.subject.try_into().ok()?, key.resource.try_into().ok()?);
-            Some(WantedGrant { id: GrantId::new(), subject, resource, expires_at_boot_ns })
+            Some(WantedGrant { id: GrantId::new(), subject, resource, expires_at_boot_ns, idle_limit_ns: 0 })
         });
         let slots_max = self.gate.slots_max();
         let (entries, grant) = (&mut self.entries, self.canary_grant.as_ref());
@@ -371,8 +435,7 @@ impl Enforcing {
 
     fn repair(&mut self) -> Result<Vec<Drift>, KernelError> {
         let read = self.gate.read_whole()?;
-        let drifts: Vec<Drift> =
-            Part::all().filter_map(|part| drift(part, &self.entries, &read)).collect();
+        let drifts: Vec<Drift> = Part::all().filter_map(|part| drift(part, &self.entries, &read)).collect();
         let writes = distrust(&self.entries, &read, self.gate.slots_max());
         self.entries = read;
         let mut failed = Vec::new();
@@ -408,7 +471,7 @@ impl Enforcing {
     }
 
     /// Writes down what a restart must know.
-    pub(super) fn remember(&self, lost: [u64; 2]) {
+    pub(super) fn remember(&self, lost: Lost) {
         let now_boot_ns = now_boot_ns();
         let grants =
             self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));
@@ -416,4 +479,17 @@ impl Enforcing {
             tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
         }
     }
+}
+
+/// What was ended here without the kernel's programs being told: they hear of the end of TCP connections only. What such a
+/// connection carried, they alone know.
+fn untold(dead: &[(u64, ConnectionEntry)], outcome: &Ended, now_boot_ns: u64) -> Vec<ClosedRecord> {
+    let ended_here = dead
+        .iter()
+        .filter(|(cookie, entry)| entry.protocol != protocol::TCP && outcome.closed.contains(cookie));
+    let record = |(cookie, entry): &(u64, ConnectionEntry)| ClosedRecord {
+        ended_by: EndedBy::Grant as u8,
+        ..ClosedRecord::of(entry, *cookie, now_boot_ns)
+    };
+    ended_here.map(record).collect()
 }

@@ -147,8 +147,9 @@ impl Proving {
         let late = now_boot_ns >= round.answered_boot_ns.saturating_add(RECORDS_WITHIN_NS);
         let flaws = match (&round.answer, round.ask) {
             (Some(Answer::Tried(tries)), Ask::Deny) => {
-                let counts =
-                    |tried: &&Try| tried.attempt != Attempt::Free || tried.errno == 0 || is_free(place.free_port);
+                let counts = |tried: &&Try| {
+                    tried.attempt != Attempt::Free || tried.errno == 0 || is_free(place.free_port)
+                };
                 let tries: Vec<Try> = tries.iter().filter(counts).copied().collect();
                 canary::judge_tries(&tries, &self.records)
             }
@@ -185,7 +186,9 @@ impl Proving {
             flaws.push(Flaw::grave(format!("nothing was proven for {} s{why}", age_ns / SECOND_NS)));
         }
         if let Some(Err(why)) = self.place.as_ref().map(|place| &place.cgroup) {
-            flaws.push(Flaw::lesser(format!("the canary has no cgroup of its own, and proves no grant: {why}")));
+            flaws.push(Flaw::lesser(format!(
+                "the canary has no cgroup of its own, and proves no grant: {why}"
+            )));
         }
         Some(flaws)
     }

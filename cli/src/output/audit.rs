@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use proto::types::{AuditEvent, Connection, EventKind, Gap, Receipt};
+use std::time::Duration;
+
+use proto::types::{AuditEvent, Closed, Connection, EventKind, Gap, Receipt};
 use serde::Serialize;
 
 use super::text::View;
@@ -40,6 +42,8 @@ pub struct AuditRow {
     pub gap: Option<GapPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub receipt: Option<ReceiptPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed: Option<ClosedPart>,
 }
 
 /// The connection attempt of a verdict.
@@ -85,6 +89,39 @@ pub struct ReceiptPart {
     pub last_admitted: Option<String>,
 }
 
+/// A connection that has ended.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct ClosedPart {
+    pub protocol: String,
+    pub address: String,
+    pub port: u16,
+    pub pid: u32,
+    pub socket_cookie: u64,
+    pub boot_time_ns: u64,
+    pub duration_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+}
+
+impl From<Closed> for ClosedPart {
+    fn from(closed: Closed) -> Self {
+        Self {
+            protocol: closed.protocol,
+            address: closed.address,
+            port: closed.port,
+            pid: closed.pid,
+            socket_cookie: closed.socket_cookie,
+            boot_time_ns: closed.boot_time_ns,
+            duration_ns: closed.duration_ns,
+            bytes_sent: closed.bytes_sent,
+            bytes_received: closed.bytes_received,
+        }
+    }
+}
+
 impl From<Receipt> for ReceiptPart {
     fn from(receipt: Receipt) -> Self {
         Self {
@@ -114,6 +151,7 @@ impl From<AuditEvent> for AuditRow {
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
             receipt: event.receipt.map(Into::into),
+            closed: event.closed.map(Into::into),
         }
     }
 }
@@ -152,6 +190,9 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     if let Some(gap) = &event.gap {
         parts.push(lost(gap));
     }
+    if let Some(closed) = &event.closed {
+        parts.push(carried(closed));
+    }
     if let Some(receipt) = &event.receipt {
         parts.push(ended(receipt, view));
     }
@@ -183,9 +224,10 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
 
 /// Who reaches for what.
 fn whom(event: &AuditEvent) -> String {
-    let subject = match (event.subject.as_str(), &event.connection) {
-        ("", Some(_)) => "no subject",
-        (subject, _) => subject,
+    let is_of_a_process = event.connection.is_some() || event.closed.is_some();
+    let subject = match event.subject.as_str() {
+        "" if is_of_a_process => "no subject",
+        subject => subject,
     };
     match (subject, event.resource.as_str()) {
         (subject, "") => subject.to_owned(),
@@ -200,13 +242,32 @@ fn place(event: &AuditEvent) -> String {
     if let Some(connection) = &event.connection {
         let Connection { command, pid, protocol, address, port, .. } = connection;
         let command = if command.is_empty() { "process" } else { command };
-        let (open, close) = if address.contains(':') { ("[", "]") } else { ("", "") };
-        let _ = write!(text, "{command}[{pid}] {protocol} {open}{address}{close}:{port} ");
+        let _ = write!(text, "{command}[{pid}] {protocol} {} ", destination(address, *port));
+    }
+    if let Some(Closed { pid, protocol, address, port, .. }) = &event.closed {
+        let _ = write!(text, "process[{pid}] {protocol} {} ", destination(address, *port));
     }
     if !event.host.is_empty() {
         let _ = write!(text, "on {}", event.host);
     }
     text.trim_end().to_owned()
+}
+
+fn destination(address: &str, port: u16) -> String {
+    let (open, close) = if address.contains(':') { ("[", "]") } else { ("", "") };
+    format!("{open}{address}{close}:{port}")
+}
+
+/// How long a connection lasted, and what it carried as far as that was counted.
+fn carried(closed: &Closed) -> String {
+    let mut text = format!("{:.1} s", Duration::from_nanos(closed.duration_ns).as_secs_f64());
+    if let Some(sent) = closed.bytes_sent {
+        let _ = write!(text, ", {sent} B sent");
+    }
+    if let Some(received) = closed.bytes_received {
+        let _ = write!(text, ", {received} B received");
+    }
+    text
 }
 
 fn lost(gap: &Gap) -> String {

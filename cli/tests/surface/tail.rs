@@ -2,7 +2,7 @@
 
 use proto::status::ErrorKind;
 use proto::types::EventKind as Kind;
-use proto::wire::audit::{AuditEvent, Connection, EventId, EventKind, Gap, Receipt, TailResponse};
+use proto::wire::audit::{AuditEvent, Closed, Connection, EventId, EventKind, Gap, Receipt, TailResponse};
 
 use crate::canned::{Canned, GRANT, REQUEST, Script, World, at};
 
@@ -65,7 +65,23 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let reason = "granted".into();
                 AuditEvent { grant: GRANT.into(), reason, expires, ..verdict(position, kind) }
             }
-            Kind::ConnectionDenied => verdict(position, kind),
+            Kind::ConnectionDenied | Kind::ConnectionWouldDeny => verdict(position, kind),
+            Kind::ConnectionClosed => {
+                let closed = Closed {
+                    protocol: "tcp".into(),
+                    address: "10.0.0.7".into(),
+                    port: 5432,
+                    pid: 4711,
+                    socket_cookie: 77,
+                    boot_time_ns: 5_000_000_000,
+                    duration_ns: 1_540_000_000,
+                    bytes_sent: Some(120),
+                    bytes_received: None,
+                };
+                let (grant, reason, closed) = (GRANT.into(), "peer".into(), Some(closed));
+                let event = verdict(position, kind);
+                AuditEvent { grant, reason, closed, connection: None, ..event }
+            }
             Kind::RequestCreated => {
                 AuditEvent { actor: "user:alice".into(), comment: "slow\nquery\u{9b}2J".into(), ..about() }
             }

@@ -47,6 +47,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
     match kind {
         EventKind::ConnectionAllowed
         | EventKind::ConnectionDenied
+        | EventKind::ConnectionWouldDeny
+        | EventKind::ConnectionClosed
         | EventKind::AgentStarted
         | EventKind::AgentDetached
         | EventKind::AuditGap

@@ -86,6 +86,10 @@ event_kinds! {
     ConnectionAllowed = "conn.allow",
     /// A kernel let nobody through.
     ConnectionDenied = "conn.deny",
+    /// A kernel would have let nobody through, had it not only observed.
+    ConnectionWouldDeny = "conn.would_deny",
+    /// A connection that was let through has ended.
+    ConnectionClosed = "conn.closed",
     /// Somebody asked.
     RequestCreated = "request.created",
     /// An approver said yes.
@@ -126,6 +130,13 @@ event_kinds! {
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.
     CallRefused = "call.refused",
+}
+
+impl EventKind {
+    /// Whether it is one verdict of a kernel.
+    pub fn is_verdict(self) -> bool {
+        matches!(self, Self::ConnectionAllowed | Self::ConnectionDenied | Self::ConnectionWouldDeny)
+    }
 }
 
 impl Display for EventKind {
@@ -169,6 +180,8 @@ pub struct AuditEvent {
     pub gap: Option<Gap>,
     /// Of a receipt.
     pub receipt: Option<Receipt>,
+    /// Of a connection that has ended.
+    pub closed: Option<Closed>,
 }
 
 impl AuditEvent {
@@ -191,6 +204,7 @@ impl AuditEvent {
             connection: None,
             gap: None,
             receipt: None,
+            closed: None,
         }
     }
 }
@@ -224,10 +238,25 @@ pub struct Connection {
     pub boot_time_ns: u64,
 }
 
+/// A connection that was let through, and has ended. Fields as in the `.proto`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "audit.proto says it, and saying it twice makes one of them wrong")]
+pub struct Closed {
+    pub protocol: String,
+    pub address: String,
+    pub port: u16,
+    pub pid: u32,
+    pub socket_cookie: u64,
+    pub boot_time_ns: u64,
+    pub duration_ns: u64,
+    pub bytes_sent: Option<u64>,
+    pub bytes_received: Option<u64>,
+}
+
 /// Records that a kernel or a spool had to drop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gap {
-    /// `kernel.allow`, `kernel.deny` or `spool`.
+    /// `kernel.allow`, `kernel.deny`, `kernel.closed` or `spool`.
     pub place: String,
     /// How many; exact for a kernel ring, and the length of the range for `spool`.
     pub lost: u64,
@@ -270,13 +299,12 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
     type Error = Invalid;
 
     fn try_from(wire: wire::AuditEvent) -> Result<Self, Invalid> {
-        let kind = wire.kind().try_into()?;
+        let kind: EventKind = wire.kind().try_into()?;
         let id = wire.id.ok_or_else(|| Invalid::missing("id"))?;
         let connection = wire.connection.map(TryInto::try_into).transpose();
         let connection: Option<Connection> =
             connection.map_err(|error: Invalid| error.within("connection"))?;
-        let is_verdict = matches!(kind, EventKind::ConnectionAllowed | EventKind::ConnectionDenied);
-        if is_verdict != connection.is_some() {
+        if kind.is_verdict() != connection.is_some() {
             return Err(Invalid::new("connection", format_args!("does not go with {kind}")));
         }
         if (kind == EventKind::AuditGap) != wire.gap.is_some() {
@@ -285,6 +313,10 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
         if (kind == EventKind::GrantReceipt) != wire.receipt.is_some() {
             return Err(Invalid::new("receipt", format_args!("does not go with {kind}")));
         }
+        if (kind == EventKind::ConnectionClosed) != wire.closed.is_some() {
+            return Err(Invalid::new("closed", format_args!("does not go with {kind}")));
+        }
+        let closed = wire.closed.map(TryInto::try_into).transpose();
         let receipt = wire.receipt.map(TryInto::try_into).transpose();
         Ok(Self {
             id: id.try_into().map_err(|error: Invalid| error.within("id"))?,
@@ -303,6 +335,7 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
             connection,
             gap: wire.gap.map(TryInto::try_into).transpose().map_err(|error: Invalid| error.within("gap"))?,
             receipt: receipt.map_err(|error: Invalid| error.within("receipt"))?,
+            closed: closed.map_err(|error: Invalid| error.within("closed"))?,
         })
     }
 }
@@ -326,6 +359,7 @@ impl From<AuditEvent> for wire::AuditEvent {
             connection: event.connection.map(Into::into),
             gap: event.gap.map(Into::into),
             receipt: event.receipt.map(Into::into),
+            closed: event.closed.map(Into::into),
         }
     }
 }
@@ -334,13 +368,11 @@ impl TryFrom<wire::Connection> for Connection {
     type Error = Invalid;
 
     fn try_from(wire: wire::Connection) -> Result<Self, Invalid> {
-        let port = u16::try_from(wire.port)
-            .map_err(|_| Invalid::new("port", format_args!("{} is above 65535", wire.port)))?;
         Ok(Self {
             hook: text("hook", wire.hook)?,
             protocol: text("protocol", wire.protocol)?,
             address: text("address", wire.address)?,
-            port,
+            port: port(wire.port)?,
             pid: wire.pid,
             uid: wire.uid,
             command: text("command", wire.command)?,
@@ -370,6 +402,44 @@ impl From<Connection> for wire::Connection {
             boot_time_ns: connection.boot_time_ns,
         }
     }
+}
+
+impl TryFrom<wire::Closed> for Closed {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Closed) -> Result<Self, Invalid> {
+        Ok(Self {
+            protocol: text("protocol", wire.protocol)?,
+            address: text("address", wire.address)?,
+            port: port(wire.port)?,
+            pid: wire.pid,
+            socket_cookie: wire.socket_cookie,
+            boot_time_ns: wire.boot_time_ns,
+            duration_ns: wire.duration_ns,
+            bytes_sent: wire.bytes_sent,
+            bytes_received: wire.bytes_received,
+        })
+    }
+}
+
+impl From<Closed> for wire::Closed {
+    fn from(closed: Closed) -> Self {
+        Self {
+            protocol: closed.protocol,
+            address: closed.address,
+            port: closed.port.into(),
+            pid: closed.pid,
+            socket_cookie: closed.socket_cookie,
+            boot_time_ns: closed.boot_time_ns,
+            duration_ns: closed.duration_ns,
+            bytes_sent: closed.bytes_sent,
+            bytes_received: closed.bytes_received,
+        }
+    }
+}
+
+fn port(port: u32) -> Result<u16, Invalid> {
+    u16::try_from(port).map_err(|_| Invalid::new("port", format_args!("{port} is above 65535")))
 }
 
 impl TryFrom<wire::Receipt> for Receipt {
@@ -421,9 +491,10 @@ mod tests {
         let id = EventId { host: "db-7".parse().ok(), epoch: Uuid::now_v7(), sequence: 1 };
         let time = Timestamp::from_unix_ms(1_795_000_000_123).expect("in range");
         let connection = Connection { port: 5432, hook: "connect4".into(), ..Connection::default() };
-        let is_verdict = matches!(kind, EventKind::ConnectionAllowed | EventKind::ConnectionDenied);
+        let closed = Closed { port: 5432, bytes_sent: Some(0), ..Closed::default() };
         AuditEvent {
-            connection: is_verdict.then_some(connection),
+            connection: kind.is_verdict().then_some(connection),
+            closed: (kind == EventKind::ConnectionClosed).then_some(closed),
             receipt: (kind == EventKind::GrantReceipt).then(Receipt::default),
             gap: (kind == EventKind::AuditGap).then(|| Gap {
                 place: "spool".into(),

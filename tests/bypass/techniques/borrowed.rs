@@ -8,15 +8,29 @@ use socket2::Socket;
 
 use crate::probe::{Probe, connect, tcp_socket, udp_socket};
 use crate::technique::{
-    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, UDP, Unprotected,
+    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, UDP,
+    Unprotected, WithCheck,
 };
 
 use super::tcp::{send_by_splice, send_file, send_zerocopy};
 
 /// A socket opened by a granted process works wherever it is, until that grant ends.
-const LENT: Stop =
-    Stop::Lent("a granted process gave it away; the per-send check, or LSM file_receive, stops the borrower");
-const MOVED: Stop = Stop::Lent("opened with a grant, kept across a move; the per-send check stops it");
+const LENT: Stop = Stop::Lent {
+    why: "a granted process gave it away; the per-send check, or LSM file_receive, stops the borrower",
+    with_check: WithCheck::Stopped,
+};
+const LENT_UDP: Stop = Stop::Lent {
+    why: "a granted process gave it away; LSM file_receive stops the borrower",
+    with_check: WithCheck::NotSeen("the per-send check sees TCP only"),
+};
+const LENT_MPTCP: Stop = Stop::Lent {
+    why: "a granted process gave it away; LSM file_receive stops the borrower",
+    with_check: WithCheck::NotSeen("the kernel itself writes on MPTCP's subflows"),
+};
+const MOVED: Stop = Stop::Lent {
+    why: "opened with a grant, kept across a move; the per-send check stops it",
+    with_check: WithCheck::Stopped,
+};
 const OTHERS: Granted = Granted::Refused("who made the socket is not who uses it");
 
 const MOVES: Technique = Technique { start: Start::Root, kept: Kept::No, granted: OTHERS, ..TCP };
@@ -132,6 +146,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         run: borrow_and_write,
         lender: lent(Lent::UdpConnected),
         service: Service::Udp,
+        stop: LENT_UDP,
         ..PASSED_CONNECTED
     },
     Technique {
@@ -140,6 +155,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         lender: lent(Lent::MptcpConnected),
         service: Service::Mptcp,
         feature: Feature::Mptcp,
+        stop: LENT_MPTCP,
         ..PASSED_CONNECTED
     },
 ];

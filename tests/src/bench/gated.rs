@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent::clock::{Instants, now_boot_ns};
-use agent::kernel::{Gate, RecordRing, Settings};
+use agent::kernel::{Gate, Rings, Settings};
 use agent::observe::Cgroups;
 use agent::rules::audit::{Names, Numbering};
 use agent::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
 use agent::spool::Spool;
-use agent_ebpf::abi::{Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use anyhow::{Result, anyhow, bail};
 use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
 use tokio::sync::oneshot;
@@ -59,7 +59,7 @@ impl Gated {
         // The programs' diagnostics want a reactor to be awaited with.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (gate, streams) = runtime.block_on(async { Gate::raise(&settings, &root.directory) })?;
-        let drain = Drain::start(streams.allow, streams.deny, &sandbox.dir().join("spool"))?;
+        let drain = Drain::start(streams.rings, &sandbox.dir().join("spool"))?;
         let (entries, wanted) = (gate.read()?, Wanted::default());
         let mut gated = Self { gate, entries, wanted, drain, root, subject, sandbox };
         let addresses = [gated.sandbox.address().into(), Ipv6Addr::LOCALHOST.into()];
@@ -133,6 +133,7 @@ fn grant(subject: u32, resource: u32) -> Result<WantedGrant> {
         subject: subject.try_into()?,
         resource: resource.try_into()?,
         expires_at_boot_ns: now_boot_ns() + u64::try_from(GRANT.as_nanos())?,
+        idle_limit_ns: 0,
     })
 }
 
@@ -146,19 +147,18 @@ struct Drain {
 #[derive(Default)]
 struct Shared {
     keep_events: AtomicBool,
-    kept: [AtomicU64; 2],
+    kept: [AtomicU64; Ring::ALL.len()],
 }
 
 impl Drain {
-    fn start(allow: RecordRing, deny: RecordRing, spool: &Path) -> Result<Self> {
+    fn start(rings: Rings, spool: &Path) -> Result<Self> {
         let shared = Arc::new(Shared { keep_events: true.into(), ..Shared::default() });
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut keeper = Keeper::new(spool)?;
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || {
-            runtime.block_on(drain(allow, deny, &of_thread, &mut keeper, stopped))
-        });
+        let thread =
+            std::thread::spawn(move || runtime.block_on(drain(rings, &of_thread, &mut keeper, stopped)));
         Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -179,25 +179,26 @@ impl Drop for Drain {
 }
 
 async fn drain(
-    allow: RecordRing,
-    deny: RecordRing,
+    rings: Rings,
     shared: &Shared,
     keeper: &mut Keeper,
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     /// As many as an agent handles in one turn.
     const RECORDS_MAX: usize = 512;
-    let (mut allow, mut deny) = (allow.into_async()?, deny.into_async()?);
+    let Rings { allow, deny, closed } = rings;
+    let (mut allow, mut deny, mut closed) = (allow.into_async()?, deny.into_async()?, closed.into_async()?);
     loop {
-        let (ring, records) = tokio::select! {
+        let (ring, verdicts, ends) = tokio::select! {
             _ = &mut stopped => return Ok(()),
-            records = deny.read(RECORDS_MAX) => (Ring::Deny, records?),
-            records = allow.read(RECORDS_MAX) => (Ring::Allow, records?),
+            records = deny.read(RECORDS_MAX) => (Ring::Deny, records?, Vec::new()),
+            records = allow.read(RECORDS_MAX) => (Ring::Allow, records?, Vec::new()),
+            records = closed.read(RECORDS_MAX) => (Ring::Closed, Vec::new(), records?),
         };
         if shared.keep_events.load(Ordering::Relaxed) {
-            keeper.keep(&records)?;
+            keeper.keep(&verdicts, &ends)?;
         }
-        shared.kept[ring as usize].fetch_add(records.len() as u64, Ordering::Relaxed);
+        shared.kept[ring as usize].fetch_add((verdicts.len() + ends.len()) as u64, Ordering::Relaxed);
     }
 }
 
@@ -225,13 +226,16 @@ impl Keeper {
         })
     }
 
-    fn keep(&mut self, records: &[VerdictRecord]) -> Result<()> {
+    fn keep(&mut self, verdicts: &[VerdictRecord], ends: &[ClosedRecord]) -> Result<()> {
         const ACKNOWLEDGE_EVERY: u32 = 64;
         let now = Instants::now();
-        let mut events = Vec::with_capacity(records.len());
-        for record in records {
+        let mut events = Vec::with_capacity(verdicts.len() + ends.len());
+        for record in verdicts {
             let process = self.cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             events.push(self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns)));
+        }
+        for record in ends {
+            events.push(self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns)));
         }
         self.spool.append(&events, now.wall())?;
         self.batches += 1;

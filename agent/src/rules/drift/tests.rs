@@ -1,6 +1,6 @@
 //! Drift against a model: random sets, changed at random behind the agent's back.
 
-use agent_ebpf::abi::{GrantKey, GrantSlot};
+use agent_ebpf::abi::{GrantKey, GrantSlot, ResourceEntry};
 use proptest::prelude::*;
 
 use super::super::plan::tests::{SLOTS, destinations, granted, model, settle, some_wanted};
@@ -19,6 +19,7 @@ enum Tampering {
     Grant(GrantKey, Option<GrantRef>),
     Name(u32, u8),
     Deadline(u32, u64),
+    IdleLimit(u32, u64),
     Epoch(u32, u64),
 }
 
@@ -37,14 +38,18 @@ fn some_tampering() -> impl Strategy<Value = Tampering> {
     let slot = || 0..SLOTS + 2;
     prop_oneof![
         (1..9u32, 0..4u32).prop_map(|(port, class)| Tampering::Port(port, class)),
-        (1..4u32, 0..4usize, number()).prop_map(|(class, index, number)| Tampering::Prefix(class, index, number)),
+        (1..4u32, 0..4usize, number())
+            .prop_map(|(class, index, number)| Tampering::Prefix(class, index, number)),
         (1..7u64, number()).prop_map(|(id, number)| Tampering::Subject(id, number)),
-        ((1..4u32, 1..4u32), prop::option::of((slot(), some_epoch()))).prop_map(|((subject, resource), to)| {
-            let reference = to.map(|(slot, epoch)| GrantRef { slot, reserved: 0, epoch });
-            Tampering::Grant(GrantKey { subject, resource }, reference)
-        }),
+        ((1..4u32, 1..4u32), prop::option::of((slot(), some_epoch()))).prop_map(
+            |((subject, resource), to)| {
+                let reference = to.map(|(slot, epoch)| GrantRef { slot, reserved: 0, epoch });
+                Tampering::Grant(GrantKey { subject, resource }, reference)
+            }
+        ),
         (0..SLOTS, 0..9u8).prop_map(|(slot, id)| Tampering::Name(slot, id)),
         (0..SLOTS, 0..9u64).prop_map(|(slot, deadline)| Tampering::Deadline(slot, deadline)),
+        (0..SLOTS, 0..9u64).prop_map(|(slot, limit)| Tampering::IdleLimit(slot, limit)),
         (0..SLOTS, some_epoch()).prop_map(|(slot, epoch)| Tampering::Epoch(slot, epoch)),
     ]
 }
@@ -53,7 +58,8 @@ fn tamper(entries: &mut Entries, tampering: &Tampering) {
     match *tampering {
         Tampering::Port(index, class) => entries.apply(&Write::SetPort { index, class }),
         Tampering::Prefix(class, index, Some(resource)) => {
-            entries.apply(&Write::AddAddress { class, prefix: prefix(index), resource });
+            let entry = ResourceEntry { number: resource, flags: resource % 2 };
+            entries.apply(&Write::AddAddress { class, prefix: prefix(index), entry });
         }
         Tampering::Prefix(class, index, None) => {
             entries.apply(&Write::RemoveAddress { class, prefix: prefix(index) });
@@ -68,6 +74,7 @@ fn tamper(entries: &mut Entries, tampering: &Tampering) {
         Tampering::Deadline(slot, deadline_boot_ns) => {
             entries.apply(&Write::SetDeadline { slot, deadline_boot_ns });
         }
+        Tampering::IdleLimit(slot, limit_ns) => entries.apply(&Write::SetIdleLimit { slot, limit_ns }),
         Tampering::Epoch(slot, epoch) => entries.apply(&Write::SetEpoch { slot, epoch }),
     }
 }
@@ -81,6 +88,8 @@ fn effective(entries: &Entries) -> Entries {
     let mut entries = entries.clone();
     entries.deadlines.retain(|_, deadline| *deadline != 0);
     entries.epochs.retain(|_, epoch| *epoch != 0);
+    // The kernel moves it on, so it is not compared.
+    entries.active.clear();
     entries.classes.retain(|_, prefixes| !prefixes.is_empty());
     entries
 }
@@ -154,7 +163,7 @@ proptest! {
 
         let (present, _) = repair(&known, &read, &wanted);
         for (protocol, port, address) in destinations() {
-            let expected = model(&wanted.resources, protocol, port, address);
+            let expected = model(&wanted, protocol, port, address).map(|entry| entry.number);
             prop_assert_eq!(present.protecting(protocol, port, address), expected);
         }
         let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();

@@ -29,12 +29,24 @@ pub(in crate::rules) fn grant(id: u8, subject: u32, resource: u32, expires_at_bo
         subject: subject.try_into().expect("not 0"),
         resource: resource.try_into().expect("not 0"),
         expires_at_boot_ns,
+        idle_limit_ns: 0,
     }
 }
 
-/// The resource that the maps find for a destination.
+/// The resource that the maps find for a destination, as the kernel does it.
 fn protecting(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Option<u32> {
-    entries.protecting(protocol, port, address)
+    entry_of(entries, protocol, port, address).map(|entry| entry.number)
+}
+
+/// The same, and how it is guarded.
+fn entry_of(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Option<ResourceEntry> {
+    let class = entries.ports.get(&port_index(protocol, port)?)?;
+    let covers = |prefix: &AddressPrefix| {
+        let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
+        u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
+    };
+    let prefixes = entries.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
+    prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, entry)| *entry)
 }
 
 /// The grant and deadline that the maps find for a pair, as the kernel does it.
@@ -88,12 +100,14 @@ fn removals_come_first() {
     let subject = |number: u32| SubjectNumber::try_from(number).expect("not 0");
     let resources = vec![resource(1, &["10.0.0.1"], &["tcp/1"])];
     let first = Wanted {
+        options: BTreeMap::new(),
         resources: resources.clone(),
         cgroups: [(10, subject(1))].into(),
         grants: vec![grant(1, 1, 1, 100)],
     };
     settle(&mut present, &first);
-    let second = Wanted { resources, cgroups: [(11, subject(2))].into(), grants: vec![grant(2, 2, 1, 100)] };
+    let second =
+        Wanted { resources, cgroups: [(11, subject(2))].into(), grants: vec![grant(2, 2, 1, 100)], ..first };
     let kinds: Vec<&str> = settle(&mut present, &second)
         .iter()
         .map(|write| match write {
@@ -103,13 +117,25 @@ fn removals_come_first() {
             Write::BindCgroup { .. } => "bind",
             Write::NameSlot { .. } => "name slot",
             Write::SetDeadline { .. } => "set deadline",
+            Write::SetIdleLimit { .. } => "limit",
+            Write::BeginSlot { .. } => "begin slot",
+            Write::RestartIdling { .. } => "restart idling",
             Write::PutGrant { .. } => "put grant",
             Write::SetPort { .. } | Write::AddAddress { .. } | Write::RemoveAddress { .. } => "protect",
         })
         .collect();
     assert_eq!(
         kinds,
-        ["raise epoch", "remove grant", "unbind", "bind", "name slot", "set deadline", "put grant"]
+        [
+            "raise epoch",
+            "remove grant",
+            "unbind",
+            "bind",
+            "name slot",
+            "begin slot",
+            "set deadline",
+            "put grant"
+        ]
     );
 }
 
@@ -140,6 +166,92 @@ fn a_longer_grant_takes_over_without_a_hole() {
     // A later one is another.
     settle(&mut present, &wanted(vec![grant(3, 1, 1, HOUR)]));
     assert!(present.grants[&key] != held && !present.counts(held.slot, held.epoch, NOW));
+}
+
+/// A resource gets another mode by another class, so that each of its ports has the old mode or the new one.
+#[test]
+fn another_mode_is_another_class() {
+    let mut present = Entries::default();
+    let resources = vec![resource(1, &["10.0.0.1"], &["tcp/1"])];
+    let wanted = |observe| Wanted {
+        resources: resources.clone(),
+        options: [(1.try_into().expect("not 0"), ResourceOptions { observe, ..ResourceOptions::default() })]
+            .into(),
+        ..Wanted::default()
+    };
+    settle(&mut present, &wanted(false));
+    assert!(present.observed().is_empty());
+    let writes = settle(&mut present, &wanted(true));
+    assert!(
+        matches!(
+            writes[..],
+            [
+                Write::AddAddress { class: added, .. },
+                Write::SetPort { class: set, .. },
+                Write::RemoveAddress { class: removed, .. }
+            ] if added == set && removed != set
+        ),
+        "{writes:?}"
+    );
+    assert_eq!(present.observed(), [1].into());
+}
+
+/// A grant with an idle limit, in hours.
+fn idle_grant(id: u8, expires_at_boot_ns: u64, idle_hours: u64) -> WantedGrant {
+    WantedGrant { idle_limit_ns: idle_hours * HOUR, ..grant(id, 1, 1, expires_at_boot_ns) }
+}
+
+#[track_caller]
+fn settle_at(present: &mut Entries, grants: &[WantedGrant], now_boot_ns: u64) {
+    let wanted = Wanted { grants: grants.to_vec(), ..Wanted::default() };
+    let outcome = reconcile(present, &wanted, SLOTS, now_boot_ns, |_| Ok::<(), String>(()));
+    assert!(outcome.refused.is_empty() && outcome.failed.is_empty(), "{outcome:?}");
+}
+
+#[test]
+fn what_has_ended_idle_stays_ended_and_another_grant_is_another() {
+    let key = GrantKey { subject: 1, resource: 1 };
+    let mut present = Entries::default();
+    let idle = idle_grant(1, 9 * HOUR, 1);
+    settle_at(&mut present, &[idle], NOW);
+    let held = present.grants[&key];
+    assert!(present.counts(held.slot, held.epoch, HOUR - 1) && !present.counts(held.slot, held.epoch, HOUR));
+    // The set comes again, with another look at how much is left: it says `idle` as before, and revives nothing.
+    settle_at(&mut present, &[WantedGrant { expires_at_boot_ns: 9 * HOUR - 1, ..idle }], 2 * HOUR);
+    assert_eq!(present.grants[&key], held);
+    assert!(!present.counts(held.slot, held.epoch, 2 * HOUR));
+    // One that ends earlier and came later is let through all the same.
+    settle_at(&mut present, &[idle, idle_grant(2, 5 * HOUR, 1)], 2 * HOUR);
+    let next = present.grants[&key];
+    assert!(next.slot != held.slot && present.counts(next.slot, next.epoch, 3 * HOUR - 1));
+    assert!(!present.counts(held.slot, held.epoch, 2 * HOUR));
+}
+
+#[test]
+fn the_most_patient_grant_counts() {
+    assert_eq!(
+        [most_patient(0, 1), most_patient(1, 0), most_patient(1, 2), most_patient(2, 1)],
+        [0, 0, 2, 2]
+    );
+    let key = GrantKey { subject: 1, resource: 1 };
+    let mut present = Entries::default();
+    let (short, long, endless) =
+        (idle_grant(1, 9 * HOUR, 1), idle_grant(2, 9 * HOUR, 2), idle_grant(3, 9 * HOUR, 0));
+    settle_at(&mut present, &[short, long, endless], NOW);
+    let held = present.grants[&key];
+    assert!(present.counts(held.slot, held.epoch, 8 * HOUR));
+    // A lower limit counts from when it is set.
+    settle_at(&mut present, &[short, long], 3 * HOUR);
+    assert_eq!(present.grants[&key], held);
+    assert!(
+        present.counts(held.slot, held.epoch, 5 * HOUR - 1)
+            && !present.counts(held.slot, held.epoch, 5 * HOUR)
+    );
+    settle_at(&mut present, &[short], 4 * HOUR);
+    assert!(
+        present.counts(held.slot, held.epoch, 5 * HOUR - 1)
+            && !present.counts(held.slot, held.epoch, 5 * HOUR)
+    );
 }
 
 #[test]
@@ -196,11 +308,18 @@ fn some_resources() -> impl Strategy<Value = Vec<Resource>> {
     })
 }
 
+fn some_options() -> impl Strategy<Value = ResourceOptions> {
+    (any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(observe, strict_audit, per_send)| ResourceOptions { observe, strict_audit, per_send })
+}
+
 pub(in crate::rules) fn some_wanted() -> impl Strategy<Value = Wanted> {
     let grants = prop::collection::btree_map(1..6u8, (1..3u32, 1..3u32, 1..5u64), 0..6);
     let cgroups = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
-    (some_resources(), cgroups, grants).prop_map(|(resources, cgroups, grants)| Wanted {
+    let options = prop::collection::btree_map(1..4u32, some_options(), 0..4);
+    (some_resources(), options, cgroups, grants).prop_map(|(resources, options, cgroups, grants)| Wanted {
         resources,
+        options: options.into_iter().map(|(id, options)| (id.try_into().expect("not 0"), options)).collect(),
         cgroups: cgroups.into_iter().map(|(id, subject)| (id, subject.try_into().expect("not 0"))).collect(),
         grants: grants
             .into_iter()
@@ -218,26 +337,34 @@ pub(in crate::rules) fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16
     all.into_iter().flat_map(move |(protocol, port)| mapped.map(|address| (protocol, port, address)))
 }
 
-/// What protects a destination by the resources themselves: the longest prefix, of equal ones the first resource's.
-pub(in crate::rules) fn model(resources: &[Resource], protocol: u8, port: u16, address: [u8; 16]) -> Option<u32> {
+/// What protects a destination by the resources themselves, and how: the longest prefix, of equal ones the first resource's.
+pub(in crate::rules) fn model(
+    wanted: &Wanted,
+    protocol: u8,
+    port: u16,
+    address: [u8; 16],
+) -> Option<ResourceEntry> {
     let on_port = |resource: &&Resource| {
         resource.ports.iter().any(|range| {
             let (first, last) = range.bounds();
             number_of(range.protocol()) == protocol && (first..=last).contains(&port)
         })
     };
-    let mut best: Option<(u8, u32)> = None;
-    for resource in resources.iter().filter(on_port) {
+    let mut best: Option<(u8, ResourceNumber)> = None;
+    for resource in wanted.resources.iter().filter(on_port) {
         for prefix in &resource.addresses {
             let (start, bits) = prefix.mapped();
             let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
             let covers = u128::from_be_bytes(start) == u128::from_be_bytes(address) & mask;
             if covers && best.is_none_or(|(longest, _)| bits > longest) {
-                best = Some((bits, resource.number.get()));
+                best = Some((bits, resource.number));
             }
         }
     }
-    best.map(|(_, number)| number)
+    best.map(|(_, number)| {
+        let options = wanted.options.get(&number).copied().unwrap_or_default();
+        ResourceEntry { number: number.get(), flags: options.flags() }
+    })
 }
 
 proptest! {
@@ -249,13 +376,13 @@ proptest! {
             settle(&mut present, wanted);
             for (protocol, port, address) in destinations() {
                 prop_assert_eq!(
-                    protecting(&present, protocol, port, address),
-                    model(&wanted.resources, protocol, port, address)
+                    entry_of(&present, protocol, port, address),
+                    model(wanted, protocol, port, address)
                 );
             }
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
-            let best = longest(&wanted.grants);
+            let best = unions(&wanted.grants, |_| false);
             prop_assert_eq!(present.grants.len(), best.len());
             for (key, grant) in best {
                 prop_assert_eq!(granted(&present, key), Some((*grant.id.as_bytes(), grant.expires_at_boot_ns)));
@@ -279,7 +406,7 @@ proptest! {
             let always: Vec<_> = destinations()
                 .filter(|(protocol, port, address)| {
                     protecting(&before, *protocol, *port, *address).is_some()
-                        && model(&wanted.resources, *protocol, *port, *address).is_some()
+                        && model(wanted, *protocol, *port, *address).is_some()
                 })
                 .collect();
             let refs: Vec<GrantRef> = before.grants.values().copied().collect();
@@ -301,7 +428,7 @@ proptest! {
                 Ok(())
             });
             prop_assert_eq!(&seen, &present);
-            let wanted_grants = longest(&wanted.grants);
+            let wanted_grants = unions(&wanted.grants, |_| false);
             for key in present.grants.keys() {
                 if let Some((id, _)) = granted(&present, *key) {
                     let grant = wanted_grants.get(key);
@@ -311,23 +438,102 @@ proptest! {
             settle(&mut present, wanted);
             for (protocol, port, address) in destinations() {
                 prop_assert_eq!(
-                    protecting(&present, protocol, port, address),
-                    model(&wanted.resources, protocol, port, address)
+                    entry_of(&present, protocol, port, address),
+                    model(wanted, protocol, port, address)
                 );
             }
         }
     }
 }
 
-/// What happens to the grants of some pair.
+/// What happens to the grants of one pair.
 #[derive(Clone, Debug)]
 enum Happening {
-    /// A grant is made, for this long.
-    Grant(usize, u64),
+    /// A grant is made, for this long and with this idle limit, both in hours; 0 is no limit.
+    Grant(u64, u64),
     /// One of those made so far is taken away.
     Revoke(usize),
+    /// Something is sent, if anything may be.
+    Send,
     /// Nothing but that time passes.
     Wait,
+}
+
+fn some_happening() -> impl Strategy<Value = (u64, Happening)> {
+    let happening = prop_oneof![
+        (1..6u64, 0..4u64).prop_map(|(hours, idle)| Happening::Grant(hours, idle)),
+        Just(Happening::Send),
+        (0..8usize).prop_map(Happening::Revoke),
+        Just(Happening::Wait)
+    ];
+    (0..4u64, happening)
+}
+
+proptest! {
+    /// Against a model that knows intervals and no slots: what was let through at some moment goes on exactly as long as,
+    /// from then on, at least one grant of the pair is live and the pair is not idle for longer than its most patient one
+    /// may be; and a new connection is let through exactly while that is so. Time goes in steps well beyond the margin.
+    #[test]
+    fn grants_are_a_union_and_a_later_one_revives_nothing(happenings in prop::collection::vec(some_happening(), 1..25)) {
+        let key = GrantKey { subject: 1, resource: 1 };
+        let mut present = Entries::default();
+        let mut now = 0;
+        // Those that live, and when the pair was last active.
+        let mut grants: Vec<WantedGrant> = Vec::new();
+        let mut active = 0;
+        let limit_of = |grants: &[WantedGrant]| {
+            grants.iter().map(|grant| grant.idle_limit_ns).reduce(most_patient).unwrap_or(0)
+        };
+        // What was let through: by which slot and epoch, and whether the model says that it goes on.
+        let mut admitted: Vec<(u32, u64, bool)> = Vec::new();
+        for (index, (pause, happening)) in happenings.into_iter().enumerate() {
+            // Half an hour off the hours at which grants end, so that nothing happens at the very moment of a deadline.
+            let next = now + pause * HOUR + if index == 0 { HOUR / 2 } else { 0 };
+            let covered = grants.iter().any(|grant| grant.expires_at_boot_ns > next);
+            let limit = limit_of(&grants);
+            let was_idle = limit != 0 && next - active >= limit;
+            now = next;
+            admitted.iter_mut().for_each(|(_, _, live)| *live &= covered && !was_idle);
+            // What has ended is not wanted any more, as the agent sees to it.
+            let limit = limit_of(&grants);
+            grants.retain(|grant| grant.expires_at_boot_ns > now && !was_idle);
+
+            match happening {
+                Happening::Grant(hours, idle) => {
+                    let id = u8::try_from(index + 1).expect("few steps");
+                    let expires_at_boot_ns = now + hours * HOUR - HOUR / 2;
+                    if grants.is_empty() {
+                        active = now;
+                    }
+                    grants.push(idle_grant(id, expires_at_boot_ns, idle));
+                }
+                Happening::Revoke(which) if which < grants.len() => drop(grants.remove(which)),
+                Happening::Send if !grants.is_empty() => {
+                    active = now;
+                    if let Some(held) = present.grants.get(&key) {
+                        present.active.insert(held.slot, now);
+                    }
+                }
+                Happening::Revoke(_) | Happening::Send | Happening::Wait => {}
+            }
+            let lower = limit_of(&grants);
+            if lower != limit && lower != most_patient(limit, lower) {
+                active = now;
+            }
+            let wanted = Wanted { grants: grants.clone(), ..Wanted::default() };
+            let outcome = reconcile(&mut present, &wanted, SLOTS, now, |_| Ok::<(), String>(()));
+            prop_assert!(outcome.refused.is_empty() && outcome.failed.is_empty());
+
+            let is_live = !grants.is_empty();
+            admitted.iter_mut().for_each(|(_, _, live)| *live &= is_live);
+            for (slot, epoch, live) in &admitted {
+                prop_assert_eq!(present.counts(*slot, *epoch, now), *live, "step {}", index);
+            }
+            let held = present.grants.get(&key).filter(|held| present.counts(held.slot, held.epoch, now));
+            prop_assert_eq!(held.is_some(), is_live, "step {}", index);
+            admitted.extend(held.map(|held| (held.slot, held.epoch, true)));
+        }
+    }
 }
 
 /// Two subjects and two resources, so that slots go from one pair to another.
@@ -337,11 +543,22 @@ const PAIRS: [GrantKey; 3] = [
     GrantKey { subject: 2, resource: 1 },
 ];
 
-fn some_happening() -> impl Strategy<Value = (u64, Happening)> {
+/// What happens to the grants of some pair.
+#[derive(Clone, Debug)]
+enum OfPair {
+    /// A grant is made, for this long.
+    Grant(usize, u64),
+    /// One of those made so far is taken away.
+    Revoke(usize),
+    /// Nothing but that time passes.
+    Wait,
+}
+
+fn something_of_some_pair() -> impl Strategy<Value = (u64, OfPair)> {
     let happening = prop_oneof![
-        (0..PAIRS.len(), 1..6u64).prop_map(|(pair, hours)| Happening::Grant(pair, hours)),
-        (0..8usize).prop_map(Happening::Revoke),
-        Just(Happening::Wait)
+        (0..PAIRS.len(), 1..6u64).prop_map(|(pair, hours)| OfPair::Grant(pair, hours)),
+        (0..8usize).prop_map(OfPair::Revoke),
+        Just(OfPair::Wait)
     ];
     (0..4u64, happening)
 }
@@ -360,8 +577,8 @@ proptest! {
     /// from then on, at least one grant of its pair is live; and a new connection is let through exactly while one is. Time
     /// goes in steps well beyond the margin. The agent may also have been late: it reconciles after some steps only.
     #[test]
-    fn grants_are_a_union_and_a_later_one_revives_nothing(
-        happenings in prop::collection::vec((some_happening(), prop::bool::weighted(0.8)), 1..40),
+    fn pairs_that_share_slots_do_not_share_grants(
+        happenings in prop::collection::vec((something_of_some_pair(), prop::bool::weighted(0.8)), 1..40),
     ) {
         let mut present = Entries::default();
         let mut now = 0;
@@ -381,13 +598,13 @@ proptest! {
             };
             end(&told);
             match happening {
-                Happening::Grant(pair, hours) => {
+                OfPair::Grant(pair, hours) => {
                     let id = u8::try_from(index + 1).expect("few steps");
                     let GrantKey { subject, resource } = PAIRS[pair];
                     grants.push(grant(id, subject, resource, now + hours * HOUR - HOUR / 2));
                 }
-                Happening::Revoke(which) if which < grants.len() => drop(grants.remove(which)),
-                Happening::Revoke(_) | Happening::Wait => {}
+                OfPair::Revoke(which) if which < grants.len() => drop(grants.remove(which)),
+                OfPair::Revoke(_) | OfPair::Wait => {}
             }
             if reconciles {
                 told.clone_from(&grants);

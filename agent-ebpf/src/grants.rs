@@ -1,0 +1,53 @@
+//! What the maps say about grants and the slots that they lie in.
+//!
+//! Owns: the look-ups, and the times of a slot. Must not know: what follows from them.
+
+use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot};
+use agent_ebpf::verdict::Slot;
+use aya_ebpf::maps::Array;
+
+use crate::maps;
+
+/// The grant of a pair.
+#[inline(always)]
+pub(crate) fn grant(key: GrantKey) -> Option<GrantRef> {
+    // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
+    // run; what is copied here is one or the other.
+    unsafe { maps::GRANTS.get(key).copied() }
+}
+
+/// The epoch last: see [`Slot`].
+#[inline(always)]
+pub(crate) fn slot(index: u32) -> Option<Slot> {
+    let deadline = maps::DEADLINES.get_ptr(index)?;
+    let idle_limit = maps::IDLE_LIMITS.get_ptr(index)?;
+    let active = maps::LAST_ACTIVE.get_ptr(index)?;
+    let epoch = maps::EPOCHS.get_ptr(index)?;
+    // SAFETY: the pointers are to aligned 8-byte elements of array maps, valid for the program's run. Volatile, so that each
+    // is read once, and in this order.
+    unsafe {
+        Some(Slot {
+            deadline_boot_ns: deadline.read_volatile(),
+            idle_limit_ns: idle_limit.read_volatile(),
+            active_boot_ns: active.read_volatile(),
+            epoch: epoch.read_volatile(),
+        })
+    }
+}
+
+/// Writes down what the slot is called now. Nothing: it has no name.
+#[inline(always)]
+pub(crate) fn write_name(index: u32, name: &mut [u8; 16]) {
+    if let Some(GrantSlot { grant }) = maps::SLOTS.get(index) {
+        *name = *grant;
+    }
+}
+
+/// Writes down that something happened by a slot just now. Several CPUs may at once: any of their times is right.
+#[inline(always)]
+pub(crate) fn note(times: &Array<u64>, slot: u32, now_boot_ns: u64) {
+    if let Some(last) = times.get_ptr_mut(slot) {
+        // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run.
+        unsafe { last.write_volatile(now_boot_ns) };
+    }
+}

@@ -1,0 +1,72 @@
+//! The per-send check: programs that judge whoever writes on a connection. Only some kernels can have it.
+//!
+//! Owns: loading and attaching these programs, and saying what is missing. Must not know: which resources want it.
+//!
+//! Invariant: connections are put where their writers are judged only after there is a program that judges them.
+
+use std::mem;
+use std::path::Path;
+
+use agent_ebpf::abi::map;
+use aya::maps::{MapData, SockHash};
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramError, SkMsg};
+use aya::{Ebpf, EbpfError};
+
+use super::pins::Pins;
+use super::{KernelError, Missing, Settings, attach, load_patiently, loaded, loader, open_root, typed};
+
+/// The programs, as the build script made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-senders"));
+
+/// Judges each write.
+pub(super) const SEND: &str = "send";
+/// Puts connections where writes are judged. Its link is what is pinned.
+pub(super) const ENLIST: &str = "enlist";
+
+/// What people are told is missing.
+pub const PART: &str = "the check of senders";
+
+/// The check, or why there is none. The gate's maps must be pinned already.
+pub(super) fn raise(settings: &Settings, cgroup_root: &Path, pins: &Pins) -> Result<PinnedLink, Missing> {
+    attach_all(settings, cgroup_root, pins).map_err(|error| Missing { part: PART, why: in_full(&error) })
+}
+
+/// The programs, loaded with the gate's maps or with maps of their own.
+pub(super) fn load(mut loader: aya::EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
+    loader.load(OBJECT)
+}
+
+fn attach_all(settings: &Settings, cgroup_root: &Path, pins: &Pins) -> Result<PinnedLink, KernelError> {
+    let mut ebpf = load(loader(settings, pins)).map_err(KernelError::load)?;
+    let senders: SockHash<MapData, u64> = typed(&mut ebpf, map::SENDERS)?;
+    loaded(&mut ebpf, ENLIST)?;
+    judge(&mut ebpf, &senders)?;
+    let root = open_root(cgroup_root)?;
+    let program = ebpf.program_mut(ENLIST).ok_or(KernelError::Missing(ENLIST))?;
+    pins.replace_link(ENLIST, attach(program, ENLIST, &root)?)
+}
+
+/// Puts the program that judges in the place of the one that was there. It belongs to the map from then on, and stays with it.
+fn judge(ebpf: &mut Ebpf, senders: &SockHash<MapData, u64>) -> Result<(), KernelError> {
+    let of_program = |source: ProgramError| KernelError::program(SEND, source);
+    let program = ebpf.program_mut(SEND).ok_or(KernelError::Missing(SEND))?;
+    let program: &mut SkMsg = program.try_into().map_err(of_program)?;
+    load_patiently(|| program.load()).map_err(of_program)?;
+    let map = senders.fd().try_clone().map_err(|error| KernelError::read(map::SENDERS, error.into()))?;
+    let id = program.attach(&map).map_err(of_program)?;
+    // Dropped, it would be detached.
+    mem::forget(program.take_link(id).map_err(of_program)?);
+    Ok(())
+}
+
+/// An error with its causes, on one line.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
