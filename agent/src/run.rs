@@ -161,7 +161,6 @@ pub async fn run_on(
     let boot_id = observe::boot_id()?;
     let cgroups = Cgroups::new(ground.cgroup_root.clone());
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
-    let memory = memory_file.read(now_boot_ns());
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
     let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
@@ -174,7 +173,7 @@ pub async fn run_on(
     let canary = canary::keep(ground.program, ground.cgroup_root, to_canary, from_canary);
     let canary = tokio::spawn(canary);
 
-    let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory, memory_file, asks)?;
+    let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
     watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
     let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
@@ -254,10 +253,10 @@ impl Agent {
         gate: Gate,
         cgroups: Cgroups,
         spool: Spool,
-        memory: crate::memory::Memory,
         memory_file: MemoryFile,
         canary: mpsc::Sender<Ask>,
     ) -> Result<Self, RunError> {
+        let memory = memory_file.read(now_boot_ns());
         let took_over = gate.took_over();
         let lost = memory.lost;
         let mut enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;

@@ -6,6 +6,7 @@
 //! Invariant, property-tested: whatever was changed, after [`distrust`] and a reconciliation the maps mean what is wanted, and
 //! nothing that refers to a slot which the change may have opened counts any more.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
@@ -153,27 +154,20 @@ fn compare<K: Copy + Ord, V: PartialEq>(
     let mut drift = Drift { map, added: 0, changed: 0, removed: 0, example: String::new() };
     let (mut known, mut read) = (known.peekable(), read.peekable());
     loop {
-        let (key, place) = match (known.peek(), read.peek()) {
+        let order = match (known.peek(), read.peek()) {
             (None, None) => break,
-            (Some((key, ours)), Some((other, theirs))) if key == other => {
-                let (key, same) = (*key, ours == theirs);
-                (known.next(), read.next());
-                if same {
-                    continue;
-                }
-                (key, &mut drift.changed)
-            }
-            (Some((key, _)), other) if other.is_none_or(|(other, _)| key < other) => {
-                let key = *key;
-                known.next();
-                (key, &mut drift.removed)
-            }
-            (_, Some((key, _))) => {
-                let key = *key;
-                read.next();
-                (key, &mut drift.added)
-            }
-            (Some(_), None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((ours, _)), Some((theirs, _))) => ours.cmp(theirs),
+        };
+        let ours = if order.is_le() { known.next() } else { None };
+        let theirs = if order.is_ge() { read.next() } else { None };
+        let (key, place) = match (ours, theirs) {
+            (Some((_, ours)), Some((_, theirs))) if ours == theirs => continue,
+            (Some((key, _)), Some(_)) => (key, &mut drift.changed),
+            (Some((key, _)), None) => (key, &mut drift.removed),
+            (None, Some((key, _))) => (key, &mut drift.added),
+            (None, None) => break,
         };
         *place += 1;
         if drift.example.is_empty() {
