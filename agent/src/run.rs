@@ -38,8 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
-/// How often a part of the maps is compared with what was written there: all of them every 6 s.
-const COMPARE_EVERY: Duration = Duration::from_millis(500);
+/// How often a part of the maps is compared with what was written there: all of them every 3 s.
+const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long the canary is given to end, and its cgroup to go.
 const CANARY_END_TIMEOUT: Duration = Duration::from_secs(3);
 /// Questions to the canary and answers that wait. There is one at a time, and news.
