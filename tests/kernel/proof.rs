@@ -468,7 +468,7 @@ fn every_map_is_watched() -> Result<()> {
     pinned.update(map::IDLE_LIMITS, &far, &5u64.to_ne_bytes())?;
     told("map IDLE_LIMITS: 1 added (slot 60000)")?;
     pinned.update(map::EPOCHS, &far, &5u64.to_ne_bytes())?;
-    told("map EPOCHS: 1 added (slot 60000)")?;
+    told("map EPOCHS: 1 changed (slot 60000)")?;
     pinned.update(map::PORT_CLASSES, &far, &1u32.to_ne_bytes())?;
     told("map PORT_CLASSES: 1 added")?;
 
