@@ -7,7 +7,6 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use agent_ebpf::abi::{ClosedRecord, Ring, RingCounters, VerdictRecord};
-use agent_ebpf::verdict::Verdict;
 use aya_ebpf::maps::RingBuf;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 

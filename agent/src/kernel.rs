@@ -10,9 +10,11 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod guard;
 mod netns;
 mod pins;
 mod predecessors;
+mod reading;
 mod rings;
 mod senders;
 mod statistics;
@@ -21,7 +23,7 @@ mod sys;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -36,13 +38,15 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
+pub use guard::Fault;
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
+use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
-use pins::{Attachable, Pins};
+use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
 
@@ -100,10 +104,10 @@ pub struct Gate {
     programs: Vec<Attachable>,
     cgroup_root: File,
     pins: Pins,
-    /// Held beside the pins: should somebody unmount the file system, the programs stay.
-    links: Vec<OwnedFd>,
-    /// The same of the check of senders. None: it is missing, or not up yet.
-    senders: Option<OwnedFd>,
+    /// All that are pinned.
+    maps: Vec<HeldMap>,
+    /// The check of senders. None: it is missing, or not up yet.
+    senders: Option<Attachable>,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -190,35 +194,46 @@ impl Gate {
             programs,
             cgroup_root: root,
             pins,
-            links: Vec::new(),
+            maps: Vec::new(),
             senders: None,
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
+        gate.hold_maps()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
-            gate.raise_senders();
+            gate.raise_senders()?;
         }
         Ok((gate, streams))
     }
 
     /// Attaches some of the programs, or gives the links that an earlier agent left their new ones.
     fn attach(&mut self, which: impl Fn(&Attachable) -> bool) -> Result<(), KernelError> {
-        for program in self.programs.iter().filter(|program| which(program)) {
-            self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
-        }
-        Ok(())
+        let mut programs = self.programs.iter_mut().filter(|program| which(program));
+        programs.try_for_each(|program| self.pins.attach(program, self.cgroup_root.as_fd()))
     }
 
     /// Puts up the check of senders, where the kernel can have it.
-    fn raise_senders(&mut self) {
+    fn raise_senders(&mut self) -> Result<(), KernelError> {
         self.missing.clear();
         match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
-            Ok(link) => self.senders = Some(link),
+            Ok(program) => self.senders = Some(program),
             Err(part) => self.missing.push(part),
         }
+        // It has one that no other program has.
+        self.hold_maps()
+    }
+
+    /// Holds the pinned maps that are not held yet.
+    fn hold_maps(&mut self) -> Result<(), KernelError> {
+        for shape in pins::shapes(&self.settings) {
+            if self.maps.iter().all(|map| map.name != shape.name) {
+                self.maps.extend(self.pins.hold_map(&shape)?);
+            }
+        }
+        Ok(())
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -233,7 +248,7 @@ impl Gate {
 
     /// How many programs are attached by this gate.
     pub fn attached(&self) -> usize {
-        self.links.len() + usize::from(self.senders.is_some())
+        self.programs.iter().chain(&self.senders).filter(|program| program.link.is_some()).count()
     }
 
     /// What this kernel lacks for the whole gate.
@@ -243,41 +258,18 @@ impl Gate {
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
     pub fn read(&self) -> Result<Entries, KernelError> {
-        if !self.took_over {
-            return Ok(Entries::default());
+        match self.took_over {
+            true => self.read_whole(),
+            false => Ok(Entries::default()),
         }
+    }
+
+    /// What the maps hold now, read whole, whoever has written it.
+    pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
-        for (index, class) in non_zero(map::PORT_CLASSES, self.ports.iter())? {
-            entries.ports.insert(index, class);
-        }
-        for item in self.resources.iter() {
-            let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
-            let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
-            let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
-        }
-        for item in self.subjects.iter() {
-            let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
-            entries.cgroups.insert(id, entry.number);
-        }
-        for item in self.grants.iter() {
-            let (key, value) = item.map_err(|error| KernelError::read(map::GRANTS, error))?;
-            entries.grants.insert(key, value);
-        }
-        for value in entries.grants.values() {
-            let slot =
-                self.slots.get(&value.slot, 0).map_err(|error| KernelError::read(map::SLOTS, error))?;
-            entries.slots.insert(value.slot, slot);
-        }
-        for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
-            entries.deadlines.insert(slot, deadline_boot_ns);
-        }
-        for (slot, limit_ns) in non_zero(map::IDLE_LIMITS, self.idle_limits.iter())? {
-            entries.idle_limits.insert(slot, limit_ns);
+        Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
+        for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
-        }
-        for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
-            entries.epochs.insert(slot, epoch);
         }
         Ok(entries)
     }
@@ -466,7 +458,7 @@ fn attachable(
     let id = program.info().map_err(of_program)?.id();
     let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
     let fd = fd.map_err(|source| KernelError::attach(name, source))?;
-    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd })
+    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd, link: None })
 }
 
 /// A program, loaded.
@@ -524,16 +516,4 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 
 fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
     Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
-}
-
-/// The elements of an array map that are not 0, with their indexes.
-fn non_zero<T: Default + PartialEq>(
-    name: &'static str,
-    items: impl Iterator<Item = Result<T, aya::maps::MapError>>,
-) -> Result<Vec<(u32, T)>, KernelError> {
-    (0..)
-        .zip(items)
-        .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
-        .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
-        .collect()
 }

@@ -4,10 +4,9 @@
 //!
 //! Invariant: a gate that is up is left as it is, for it knows more than this does.
 
-use agent_ebpf::abi::Hook;
 use proto::types::Refused;
 
-use crate::canary::{self, Finding};
+use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{self, Gate, KernelError};
@@ -31,8 +30,8 @@ pub enum RaiseError {
     #[error("the gate is up, but not whole: {0}")]
     NotWhole(String),
     /// The kernel took everything, and lets the canary through.
-    #[error("the gate is up, and {0} lets the canary through: it does not deny")]
-    Open(&'static str),
+    #[error("the gate is up, and does not deny: {0}")]
+    Open(String),
 }
 
 /// What came of it.
@@ -57,7 +56,7 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
     let memory = MemoryFile::new(&config.state_dir, observe::boot_id()?).try_read(now_boot_ns())?;
     let mut resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
     let protected = resources.len();
-    resources.push(canary::resource());
+    resources.insert(0, canary::resource(canary::SILENT_PORT));
 
     let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
@@ -69,8 +68,10 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
     if !problems.is_empty() {
         return Err(RaiseError::NotWhole(problems.join("; ")));
     }
-    match canary::test().into_iter().find(|(_, finding)| *finding == Finding::Open) {
-        Some((hook, _)) => Err(RaiseError::Open(Hook::as_str(hook))),
+    // By the errors alone: the records are the agent's to read.
+    let flaws = canary::judge_tries(&canary::try_shut(canary::SILENT_PORT), &[]);
+    match flaws.into_iter().find(|flaw| flaw.is_grave) {
+        Some(flaw) => Err(RaiseError::Open(flaw.text)),
         None => Ok(Raised::Shut(protected)),
     }
 }

@@ -8,6 +8,7 @@ mod life;
 mod limits;
 mod local;
 mod modes;
+mod proof;
 mod records;
 mod senders;
 mod verdicts;
@@ -27,6 +28,7 @@ fn main() {
             closed::TESTS,
             idle::TESTS,
             senders::TESTS,
+            proof::TESTS,
         ]
         .concat(),
     );

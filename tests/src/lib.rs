@@ -18,3 +18,4 @@ pub mod runner;
 pub mod sandbox;
 pub mod ssh;
 pub mod stage;
+pub mod tampering;

@@ -7,6 +7,7 @@ mod deadlines;
 mod life;
 mod options;
 mod outages;
+mod proof;
 mod psql;
 mod sessions;
 mod upgrades;
@@ -20,6 +21,7 @@ fn main() {
             deadlines::TESTS,
             outages::TESTS,
             upgrades::TESTS,
+            proof::TESTS,
             bad_input::TESTS,
             options::TESTS,
             benchmarks::TESTS,

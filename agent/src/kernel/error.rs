@@ -1,5 +1,6 @@
 //! What can go wrong between agent and kernel.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -109,6 +110,14 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
+    /// A map cannot be read as a whole.
+    #[error("cannot read the elements of map {name}")]
+    Elements {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A map cannot be read.
     #[error("cannot read map {name}")]
     Read {
@@ -138,6 +147,17 @@ impl KernelError {
 
     pub(super) fn read(name: &'static str, source: MapError) -> Self {
         Self::Read { name, source: Box::new(source) }
+    }
+
+    /// With its causes, on one line.
+    pub(super) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
     }
 
     /// What a failed write means: nothing, if it was to remove what is not there.
