@@ -6,12 +6,14 @@
 
 use proto::types::Refused;
 
+use crate::addresses::LocalAddresses;
 use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{self, Gate, KernelError};
 use crate::memory::{MemoryError, MemoryFile};
 use crate::observe::{self, ObserveError};
+use crate::rules::local;
 use crate::rules::plan::{Entries, Wanted, reconcile};
 
 /// Why the gate is not up, or not whole.
@@ -54,13 +56,18 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
         return Ok(Raised::WasUp);
     }
     let memory = MemoryFile::new(&config.state_dir, observe::boot_id()?).try_read(now_boot_ns())?;
-    let mut resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
+    let resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
     let protected = resources.len();
-    resources.insert(0, canary::resource(canary::SILENT_PORT));
 
     let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
-    let wanted = Wanted { resources, ..Wanted::default() };
+    // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.
+    let mut addresses = LocalAddresses::default();
+    addresses.look(true);
+    let options = resources.iter().map(|resource| (resource.number, resource.options.into())).collect();
+    let mut resources = local::expand(resources, addresses.known());
+    resources.insert(0, canary::resource(canary::SILENT_PORT));
+    let wanted = Wanted { resources, options, ..Wanted::default() };
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
     let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("local::addresses_are_followed_as_they_come_and_go", come_and_go),
 ];
 
-/// The one interface besides loopback.
+/// That interface.
 const DEVICE: &str = "local-test";
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const LATER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
@@ -33,16 +33,18 @@ const WITHIN_ROUTED: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 7);
 /// Of the same network, and not this host's.
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-/// Does it in a network namespace of its own, with one interface that leads nowhere.
+/// Does it in a network namespace of its own, with an interface besides loopback: one end of a cable.
 fn in_a_namespace(test: fn() -> Result<()>) -> Result<()> {
     // A thread of its own: it takes the namespace with it.
     let there = std::thread::spawn(move || -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         set_up(LOOPBACK, 0)?;
-        ip(&["link", "add", DEVICE, "type", "dummy"])?;
+        ip(&["link", "add", DEVICE, "type", "veth", "peer", "name", "other-end"])?;
         ip(&["address", "add", "10.77.0.1/24", "broadcast", "10.77.0.255", "dev", DEVICE])?;
         ip(&["link", "set", DEVICE, "up"])?;
-        ip(&["route", "add", "multicast", "224.0.0.0/4", "dev", DEVICE])?;
+        ip(&["link", "set", "other-end", "up"])?;
+        // What has no other way, everybody on the link among it.
+        ip(&["route", "add", "default", "dev", DEVICE])?;
         test()
     });
     there.join().map_err(|_| anyhow!("the thread in the namespace panicked"))?

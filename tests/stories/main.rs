@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod modes;
 mod options;
 mod outages;
 mod proof;
@@ -24,6 +25,7 @@ fn main() {
             proof::TESTS,
             bad_input::TESTS,
             options::TESTS,
+            modes::TESTS,
             benchmarks::TESTS,
         ]
         .concat(),

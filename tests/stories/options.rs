@@ -27,18 +27,24 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn changed_on_the_record() -> Result<()> {
-    // 1. A resource is added to be observed only.
+    // 1. A resource is added to be observed only: nobody is refused, and the record tells who would be.
     let stage = Stage::start()?;
+    let listener = Listener::start(Protocol::Tcp, (stage.sandbox().address(), 0).into())?;
+    let (address, port) = (listener.address().ip().to_string(), format!("tcp/{}", listener.address().port()));
     let admin = stage.cli(ADMIN)?;
-    let add = ["resource", "add", "db", "--address", "192.0.2.1", "--port", "tcp/5432", "--mode", "observe"];
-    admin.run(&add)?;
+    admin.run(&["resource", "add", "db", "--address", &address, "--port", &port, "--mode", "observe"])?;
     ensure_eq!(options(&admin.json(&["resource", "list"])?), json!(["observe", false, false]));
     stage.wait_until_applied()?;
+    let nobody = stage.sandbox().make_cgroup("nobody")?;
+    ensure_eq!(connect(&nobody, &listener)?, "ok");
+    stage.wait_for_event("who would be denied", |event| event["event"] == "conn.would_deny")?;
 
-    // 2. It is enforced, and strictly; every host gets it.
+    // 2. It is enforced, and strictly; every host gets it, and whoever has no grant is refused.
     let changed = admin.json(&["resource", "set", "db", "--mode", "enforce", "--strict"])?;
     ensure_eq!(options(&json!([changed])), json!(["enforce", true, false]));
     stage.wait_until_applied()?;
+    ensure_eq!(connect(&nobody, &listener)?, "EPERM");
+    stage.wait_for_event("who is denied", |event| event["event"] == "conn.deny")?;
 
     // 3. What is so already changes nothing; what is not named stays.
     admin.run(&["resource", "set", "db", "--mode", "enforce"])?;

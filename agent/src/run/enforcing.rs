@@ -48,6 +48,8 @@ pub(super) struct Enforcing {
     periods: BTreeMap<(u32, u64), Period>,
     /// Some connection of an ended period may still be there.
     unconfirmed: bool,
+    /// Resources that were only observed when it was last reconciled.
+    observed: BTreeSet<u32>,
 }
 
 /// A time in which a pair is let through without a break.
@@ -89,6 +91,7 @@ impl Enforcing {
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
         let entries = gate.read()?;
+        let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
         let health = Health::default();
@@ -111,6 +114,7 @@ impl Enforcing {
             drifted: Vec::new(),
             periods,
             unconfirmed: true,
+            observed,
         };
         enforcing.note_missing();
         enforcing.note_periods();
@@ -322,6 +326,10 @@ impl Enforcing {
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
         self.refuse_local();
+        // What went on without a grant is to be ended now.
+        let observed = self.entries.observed();
+        self.unconfirmed |= !self.observed.is_subset(&observed);
+        self.observed = observed;
         self.note_periods();
     }
 
@@ -391,17 +399,16 @@ impl Enforcing {
         if ended.is_empty() && !(again && self.unconfirmed) {
             return Ok(Ends::default());
         }
-        let observed = self.entries.observed();
         // What is only observed goes on, with a grant or without.
         let is_dead = |entry: &ConnectionEntry| {
             let is_granted = entry.flags & ConnectionEntry::OBSERVED == 0;
-            !observed.contains(&entry.resource) && (!is_granted || over(&(entry.slot, entry.epoch)))
+            !self.observed.contains(&entry.resource) && (!is_granted || over(&(entry.slot, entry.epoch)))
         };
         let connections = self.gate.connections()?;
         let dead: Vec<(u64, ConnectionEntry)> =
             connections.into_iter().filter(|(_, entry)| is_dead(entry)).collect();
         let outcome = self.end_dead(&dead)?;
-        self.unconfirmed = !outcome.unconfirmed.is_empty() || !observed.is_empty();
+        self.unconfirmed = !outcome.unconfirmed.is_empty();
 
         let mut ends = Ends { closed: untold(&dead, &outcome, now_boot_ns), ..Ends::default() };
         for (slot, epoch) in ended {
