@@ -177,7 +177,7 @@ pub struct GrantKey {
 
 /// Where the grant of a (subject, resource) pair lies, and since which epoch.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrantRef {
     /// Index into [`map::SLOTS`] and [`map::EPOCHS`].
     pub slot: u32,

@@ -8,6 +8,35 @@ use aya_ebpf::maps::Array;
 
 use crate::maps;
 
+/// What a look-up found, with a value in any case. The compiler leaves the inside of a `None` unset, and may load it early
+/// where it is not used later; Linux 5.10 refuses a program that does.
+pub(crate) struct Found<T> {
+    value: T,
+    is_there: bool,
+}
+
+impl<T: Copy + Default> From<Option<T>> for Found<T> {
+    #[inline(always)]
+    fn from(option: Option<T>) -> Self {
+        match option {
+            Some(value) => Self { value, is_there: true },
+            None => Self { value: T::default(), is_there: false },
+        }
+    }
+}
+
+impl<T: Copy> Found<T> {
+    #[inline(always)]
+    pub(crate) fn as_ref(&self) -> Option<&T> {
+        if self.is_there { Some(&self.value) } else { None }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<T> {
+        self.as_ref().copied()
+    }
+}
+
 /// The grant of a pair.
 #[inline(always)]
 pub(crate) fn grant(key: GrantKey) -> Option<GrantRef> {

@@ -18,7 +18,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
 use crate::context::{self, Destination};
-use crate::grants::{grant, note, slot, write_name};
+use crate::grants::{Found, grant, note, slot, write_name};
 use crate::resources::protecting;
 use crate::subjects::caller;
 use crate::{maps, record};
@@ -41,7 +41,8 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         Caller::Unknown | Caller::TooDeep => 0,
     };
     let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource: resource.number }) };
-    let slot = grant.and_then(|grant| slot(grant.slot));
+    let grant = Found::from(grant);
+    let slot = Found::from(grant.get().and_then(|grant| slot(grant.slot)));
     let known = context::admission(context::socket(ctx));
     let made = known.as_deref().copied().unwrap_or_default();
     let creator = match Creator::of(&made, cgroup_id, subject) {
@@ -66,10 +67,10 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         subject,
         creator_cgroup_id,
         cgroup_id,
-        grant,
+        grant: grant.get(),
         now_boot_ns,
     };
-    if let (Reason::Granted, Some(grant)) = (reason, grant) {
+    if let (Reason::Granted, Some(grant)) = (reason, grant.get()) {
         // Room for the record first: who may not pass without one has not passed before there is.
         reason = match record::reserve() {
             Some(reserved) => match attempt.admit(known, grant) {

@@ -10,27 +10,33 @@ use crate::maps;
 /// Whose the calling task is: the nearest cgroup at or above its own that is bound. `own` is its own.
 #[inline(always)]
 pub(crate) fn caller(own: u64) -> Caller {
-    // Nothing is nearer, and most that are let through are found here: without a walk.
-    if let Some(subject) = bound(own) {
-        return Caller::Subject(subject);
+    // Plain numbers that have a value on every path: what the compiler would leave unset where nobody asks for it, Linux 5.10
+    // refuses to see read. And they keep the verifier's work small: it walks every way through the loop.
+    let mut found = bound(own);
+    let mut is_too_deep = false;
+    // Nothing is nearer than its own, and most that are let through are found there: without a walk.
+    if found == NOBODY {
+        let searched = context::for_each_cgroup(|id| {
+            let subject = bound(id);
+            if subject != NOBODY {
+                found = subject;
+            }
+        });
+        is_too_deep = searched.is_err();
     }
-    // 0 is no subject's number. A plain number keeps the verifier's work small: it walks every way through the loop.
-    let mut found = 0;
-    let searched = context::for_each_cgroup(|id| {
-        if let Some(subject) = bound(id) {
-            found = subject;
-        }
-    });
-    match (searched, found) {
-        (Err(context::CgroupTooDeep), _) => Caller::TooDeep,
-        (Ok(()), 0) => Caller::Unknown,
-        (Ok(()), subject) => Caller::Subject(subject),
+    match (is_too_deep, found) {
+        (true, _) => Caller::TooDeep,
+        (false, NOBODY) => Caller::Unknown,
+        (false, subject) => Caller::Subject(subject),
     }
 }
 
+/// No subject has this number.
+const NOBODY: u32 = 0;
+
 /// Whose a cgroup is.
 #[inline(always)]
-fn bound(cgroup_id: u64) -> Option<u32> {
+fn bound(cgroup_id: u64) -> u32 {
     // SAFETY: an entry that the agent replaces meanwhile may be read old or new; its one number is read at once.
-    unsafe { maps::SUBJECTS.get(cgroup_id) }.map(|entry| entry.number)
+    unsafe { maps::SUBJECTS.get(cgroup_id) }.map_or(NOBODY, |entry| entry.number)
 }

@@ -185,7 +185,7 @@ impl Creator {
 
 /// What the look-ups about a slot found. A slot is given to another pair only after its epoch was raised, and all else about
 /// it is written before anything refers to the new epoch: so the epoch is read last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub deadline_boot_ns: u64,

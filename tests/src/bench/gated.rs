@@ -11,7 +11,7 @@ use agent::clock::{Instants, now_boot_ns};
 use agent::kernel::{Gate, Rings, Settings};
 use agent::observe::Cgroups;
 use agent::rules::audit::{Names, Numbering};
-use agent::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
+use agent::rules::plan::{Entries, ResourceOptions, Wanted, WantedGrant, reconcile};
 use agent::spool::Spool;
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use anyhow::{Result, anyhow, bail};
@@ -91,6 +91,18 @@ impl Gated {
         let ports = [PortRange::new(Protocol::Tcp, port.into(), port.into())?];
         let address = self.sandbox.address().into();
         self.wanted.resources.push(resource(number, &[address], &ports)?);
+        self.wanted.grants.push(grant(1, number)?);
+        self.apply()
+    }
+
+    /// Protects more ports, with a grant for the subject, where each write is judged.
+    pub fn check_senders(&mut self, (first, last): (u32, u32)) -> Result<()> {
+        let number = 1 + u32::try_from(self.wanted.resources.len())?;
+        let addresses = [self.sandbox.address().into(), Ipv6Addr::LOCALHOST.into()];
+        let resource = resource(number, &addresses, &[PortRange::new(Protocol::Tcp, first, last)?])?;
+        let options = ResourceOptions { per_send: true, ..ResourceOptions::default() };
+        self.wanted.options.insert(resource.number, options);
+        self.wanted.resources.push(resource);
         self.wanted.grants.push(grant(1, number)?);
         self.apply()
     }

@@ -18,6 +18,8 @@ pub(super) const FREE_FAR: u16 = 8100;
 pub(super) const GRANTED: u16 = 7000;
 /// The same.
 pub(super) const GRANTED_FAR: u16 = 7100;
+/// Protected, with a grant, and each write is judged.
+pub(super) const CHECKED: u16 = 7500;
 /// Protected, without.
 pub(super) const DENIED: u16 = 9000;
 /// A proxy's.
@@ -33,6 +35,7 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let mut machine = Machine::look();
     progress("putting up two gates, proxies, a filter");
     let mut few = gate(10)?;
+    few.check_senders((CHECKED.into(), u32::from(CHECKED) + 99))?;
     let many = gate(effort.many_grants)?;
     let dir = few.sandbox.dir().to_owned();
     let address = few.sandbox.address();
@@ -40,7 +43,7 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let far = few.sandbox.make_cgroup("far")?;
 
     let bare = Place::new(&outside, address, &[(&outside, &[FREE])])?;
-    let inside = [(&few.subject, [FREE, GRANTED].as_slice()), (&far, &[FREE_FAR, GRANTED_FAR])];
+    let inside = [(&few.subject, [FREE, GRANTED, CHECKED].as_slice()), (&far, &[FREE_FAR, GRANTED_FAR])];
     let gated = Place::new(&few.subject, address, &inside)?;
     let filtered = Place::new(&outside, address, &[(&outside, &[GRANTED])])?;
     let mut proxied = Place::new(&outside, address, &[(&outside, &[FREE])])?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::Effort;
-use super::kernel::{DENIED, FREE, GRANTED, PROXIED};
+use super::kernel::{CHECKED, DENIED, FREE, GRANTED, PROXIED};
 use super::load::{Operation, Slice};
 use super::place::Place;
 use super::report::{Row, Table, Target};
@@ -27,7 +27,7 @@ pub struct Contender<'a> {
 }
 
 /// All of them; the first is what the others are compared with.
-pub const CONTENDERS: [Contender<'static>; 5] = [
+pub const CONTENDERS: [Contender<'static>; 6] = [
     Contender { name: "nothing", place: 0, port: FREE, promised: None, lacks: &[] },
     Contender {
         name: "gate, unprotected port",
@@ -42,6 +42,14 @@ pub const CONTENDERS: [Contender<'static>; 5] = [
         port: GRANTED,
         promised: Some((0.98, 0.95)),
         lacks: &[],
+    },
+    Contender {
+        name: "gate, each write judged",
+        place: 1,
+        port: CHECKED,
+        promised: None,
+        // It sees TCP only.
+        lacks: &[Operation::Datagrams],
     },
     Contender { name: "nftables cgroup rule", place: 2, port: GRANTED, promised: None, lacks: &[] },
     Contender {
