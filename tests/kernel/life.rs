@@ -305,6 +305,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     // 2. One of another version waits until it knows what to hold: the first decides alone.
     let mut other = OtherGate::raise(&fixture)?;
     ensure_eq!((other.gate.is_waiting(), other.gate.attached()), (true, 0));
+    ensure_eq!(other.gate.inspect(), [], "what waits is not missed");
     ensure_eq!((reach(&granted)?, reach(&nobody)?), (true, false));
 
     // 3. Both decide, and then the other alone. Connections go on.
@@ -314,6 +315,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     goes_on(&mut over_tcp, &tcp)?;
     other.succeed()?;
     ensure_eq!((other.gate.is_waiting(), other.gate.predecessors()), (false, vec![]));
+    ensure_eq!(other.gate.inspect(), []);
     ensure_eq!(
         fixture.settings.pin_dir.join(format!("abi-{}", fixture.settings.abi_version)).exists(),
         false
@@ -384,8 +386,13 @@ fn a_gate_that_is_not_whole_replaces_none() -> Result<()> {
     other.stand_beside()?;
     ensure_eq!(reaches(&nobody, Attempt::Tcp, listener.address(), &listener)?, false);
     ensure_eq!(other.gate.is_waiting(), true);
-    // Its agent ends now, and somebody lifts both.
+    // Its agent ends, and one of the first's version goes on. The other's programs come after its own, and are no strangers.
     drop(other);
+    let mut back = raise(&fixture.settings, &fixture.sandbox)?;
+    back.stand_beside(|_| None)?;
+    ensure_eq!(back.inspect(), []);
+    // Somebody lifts both.
+    drop(back);
     let lowered = lower(&fixture.settings.pin_dir)?;
     let versions: Vec<(u32, usize)> =
         lowered.iter().map(|Lowered { abi_version, programs }| (*abi_version, programs.len())).collect();
