@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, KernelError, Lowered, Settings, lower};
+use agent::kernel::{Fault, Gate, KernelError, Lowered, Settings, lower};
 use agent::rules::plan::{Entries, Wanted, reconcile};
 use agent_ebpf::abi::{ConnectionEntry, GrantKey};
 use anyhow::{Context, Result, bail};
@@ -144,7 +144,7 @@ fn pinned_links(settings: &Settings) -> Result<BTreeMap<String, [String; 4]>> {
     Ok(links)
 }
 
-fn link_dir(settings: &Settings) -> PathBuf {
+pub(crate) fn link_dir(settings: &Settings) -> PathBuf {
     settings.pin_dir.join(format!("abi-{}/links", settings.abi_version))
 }
 
@@ -306,6 +306,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     // 2. One of another version waits until it knows what to hold: the first decides alone.
     let mut other = OtherGate::raise(&fixture)?;
     ensure_eq!((other.gate.is_waiting(), other.gate.attached()), (true, 0));
+    ensure_eq!(other.gate.inspect(), [], "what waits is not missed");
     ensure_eq!((reach(&granted)?, reach(&nobody)?), (true, false));
 
     // 3. Both decide, and then the other alone. Connections go on.
@@ -315,6 +316,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     goes_on(&mut over_tcp, &tcp)?;
     other.succeed()?;
     ensure_eq!((other.gate.is_waiting(), other.gate.predecessors()), (false, vec![]));
+    ensure_eq!(other.gate.inspect(), []);
     ensure_eq!(
         fixture.settings.pin_dir.join(format!("abi-{}", fixture.settings.abi_version)).exists(),
         false
@@ -385,8 +387,20 @@ fn a_gate_that_is_not_whole_replaces_none() -> Result<()> {
     other.stand_beside()?;
     ensure_eq!(reaches(&nobody, Attempt::Tcp, listener.address(), &listener)?, false);
     ensure_eq!(other.gate.is_waiting(), true);
-    // Its agent ends now, and somebody lifts both.
+    // Its agent ends, and one of the first's version goes on. The other's programs come after its own, and are no strangers.
+    let of_link = |[_, program, ..]: [String; 4]| format!("(id {program})");
+    let theirs: Vec<String> = pinned_links(&other.settings)?.into_values().map(of_link).collect();
     drop(other);
+    let mut back = raise(&fixture.settings, &fixture.sandbox)?;
+    back.stand_beside(|_| None)?;
+    // Gates of other tests are at the root as well, and strangers indeed.
+    let is_meant = |fault: &Fault| {
+        fault.opens || fault.repaired || theirs.iter().any(|program| fault.text.contains(program))
+    };
+    let faults: Vec<Fault> = back.inspect().into_iter().filter(is_meant).collect();
+    ensure_eq!(faults, []);
+    // Somebody lifts both.
+    drop(back);
     let lowered = lower(&fixture.settings.pin_dir)?;
     let versions: Vec<(u32, usize)> =
         lowered.iter().map(|Lowered { abi_version, programs }| (*abi_version, programs.len())).collect();

@@ -18,7 +18,7 @@ use tests::sandbox::Cgroup;
 use tests::socket_probe::{KEPT_FROM_IT, Lender, ask, receive, take};
 
 use crate::fixture::{Fixture, HOUR, RESOURCE, SUBJECT, reaches};
-use crate::life::{OtherGate, raise};
+use crate::life::{OtherGate, link_dir, raise};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lsm::what_is_missing_is_said", what_is_missing_is_said),
@@ -246,10 +246,19 @@ fn nor_is_one_of_another_abi_version() -> Result<Outcome> {
 }
 
 fn it_stays_up_without_an_agent() -> Result<Outcome> {
-    let fixture = Fixture::with_lsm(|_| {})?;
+    let mut fixture = Fixture::with_lsm(|_| {})?;
     if lacks(&fixture, PACKETS) {
         return Ok(CANNOT);
     }
+    // What is no longer pinned would end with the agent.
+    let pin = link_dir(&fixture.settings).join(Hook::SocketCreate.as_str());
+    std::fs::remove_file(&pin)?;
+    let repaired = |gate: &mut Gate| -> Vec<String> {
+        gate.inspect().into_iter().filter(|fault| fault.repaired).map(|fault| fault.text).collect()
+    };
+    ensure_eq!(repaired(&mut fixture.gate), ["1 object is no longer pinned: socket_create; pinned again"]);
+    ensure_eq!((pin.exists(), repaired(&mut fixture.gate)), (true, vec![]));
+
     let cgroup = fixture.sandbox.make_cgroup("nobody")?;
     let Fixture { gate, allow, deny, closed, sandbox, settings, .. } = fixture;
     drop((gate, allow, deny, closed));

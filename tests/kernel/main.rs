@@ -9,6 +9,7 @@ mod limits;
 mod local;
 mod lsm;
 mod modes;
+mod proof;
 mod records;
 mod senders;
 mod verdicts;
@@ -29,6 +30,7 @@ fn main() {
             idle::TESTS,
             senders::TESTS,
             lsm::TESTS,
+            proof::TESTS,
         ]
         .concat(),
         lsm::CHOOSY.to_vec(),

@@ -19,3 +19,4 @@ pub mod sandbox;
 pub mod socket_probe;
 pub mod ssh;
 pub mod stage;
+pub mod tampering;

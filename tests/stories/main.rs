@@ -9,6 +9,7 @@ mod lsm;
 mod modes;
 mod options;
 mod outages;
+mod proof;
 mod psql;
 mod sessions;
 mod upgrades;
@@ -22,6 +23,7 @@ fn main() {
             deadlines::TESTS,
             outages::TESTS,
             upgrades::TESTS,
+            proof::TESTS,
             bad_input::TESTS,
             lsm::TESTS,
             options::TESTS,

@@ -1,5 +1,6 @@
 //! What can go wrong between agent and kernel.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -117,6 +118,14 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
+    /// A map cannot be read as a whole.
+    #[error("cannot read the elements of map {name}")]
+    Elements {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A map cannot be read.
     #[error("cannot read map {name}")]
     Read {
@@ -174,4 +183,15 @@ impl KernelError {
         };
         Self::Full { name, max, setting }
     }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -7,16 +7,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use agent_ebpf::abi::Hook;
+use agent_ebpf::abi::{Hook, map};
 use agent_ebpf::family;
+use aya::maps::{HashMap, MapData};
 use aya::programs::{Lsm, ProgramError};
 use aya::{Btf, Ebpf};
 use nix::errno::Errno;
 
+use super::error::in_full;
 use super::pins::Pins;
-use super::{KernelError, Missing, Settings, in_full, load_patiently, loader, sys};
+use super::{KernelError, Missing, Settings, load_patiently, loader, sys};
+use crate::rules::drift::{Drift, exempt_drift};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-lsm"));
@@ -100,13 +103,16 @@ impl Tier {
     /// Puts the links in the places of those of an earlier agent, and removes what is not wanted any more. A link of this
     /// kind keeps its program for good: a new one is the only way to another.
     pub(super) fn pin(&self, settings: &Settings, pins: &Pins) -> Result<(), KernelError> {
-        for (hook, link) in &self.links {
-            pins.replace_link(hook.as_str(), link.as_fd())?;
-        }
+        self.links().try_for_each(|(name, link)| pins.replace_link(name, link))?;
         match settings.lsm.demand {
             Demand::Off => PARTS.into_iter().try_for_each(|(hook, _)| pins.remove_link(hook.as_str())),
             Demand::Prefer | Demand::Require => Ok(()),
         }
+    }
+
+    /// The names and links of its programs.
+    pub(super) fn links(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.links.iter().map(|(hook, link)| (hook.as_str(), link.as_fd()))
     }
 
     /// What is missing now. The programs are seen to run: one is asked for what it always refuses.
@@ -117,6 +123,52 @@ impl Tier {
             return all_missing(&why);
         }
         self.missing.clone()
+    }
+}
+
+/// The cgroups that are exempt, where the programs look them up.
+pub(super) struct Exempt {
+    map: HashMap<MapData, u64, u32>,
+    /// What it holds, as far as only this has written to it.
+    held: BTreeSet<u64>,
+}
+
+impl Exempt {
+    /// Brings the map, whatever is in it, to what the settings say.
+    pub(super) fn open(map: HashMap<MapData, u64, u32>, settings: &Settings) -> Result<Self, KernelError> {
+        let mut exempt = Self { map, held: BTreeSet::new() };
+        exempt.held = exempt.read()?;
+        exempt.write(settings)?;
+        Ok(exempt)
+    }
+
+    fn read(&self) -> Result<BTreeSet<u64>, KernelError> {
+        let keys: Result<_, _> = self.map.keys().collect();
+        keys.map_err(|error| KernelError::read(map::EXEMPT_CGROUPS, error))
+    }
+
+    /// Looks what somebody else has written to the map; to be followed by [`Exempt::write`].
+    pub(super) fn look(&mut self) -> Result<Option<Drift>, KernelError> {
+        let found = self.read()?;
+        let drift = exempt_drift(&self.held, &found);
+        self.held = found;
+        Ok(drift)
+    }
+
+    /// Brings the map to what the settings say, removals first.
+    pub(super) fn write(&mut self, settings: &Settings) -> Result<(), KernelError> {
+        let wanted = &settings.lsm.exempt;
+        for id in self.held.difference(wanted).copied().collect::<Vec<_>>() {
+            let result = self.map.remove(&id);
+            result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+            self.held.remove(&id);
+        }
+        for id in wanted.difference(&self.held).copied().collect::<Vec<_>>() {
+            let result = self.map.insert(id, 0, 0);
+            result.or_else(|error| KernelError::from_write(map::EXEMPT_CGROUPS, settings, error))?;
+            self.held.insert(id);
+        }
+        Ok(())
     }
 }
 

@@ -69,6 +69,11 @@ impl Predecessor {
         !self.links.is_empty()
     }
 
+    /// The kernel's numbers of its programs.
+    pub(super) fn programs(&self) -> impl Iterator<Item = u32> {
+        self.links.iter().map(|link| link.program)
+    }
+
     /// The connections that it let through and that are not closed since. None are known of a version that lays them out in
     /// a way that is not understood.
     pub(super) fn connections(&self, now_boot_ns: u64) -> Result<Vec<Inherited>, KernelError> {
