@@ -232,17 +232,18 @@ pub fn distrust(known: &Entries, read: &Entries, slots_max: u32) -> Vec<Write> {
     writes
 }
 
-/// Past every one that something may refer to. An epoch counts only by being the same, so going round does no harm.
+/// One that nothing refers to, and as far as can be below the next that something does: it is raised from there, one by one.
 fn unused_epoch(slot: u32, known: &Entries, read: &Entries) -> u64 {
     let of = |entries: &Entries| entries.epochs.get(&slot).copied().unwrap_or(0);
+    let ours = of(known);
     let refers = |reference: &&GrantRef| reference.slot == slot;
     let referred = read.grants.values().filter(refers).map(|reference| reference.epoch);
-    let used: BTreeSet<u64> = referred.chain([of(known), of(read)]).collect();
-    let past = used.last().copied().unwrap_or(0).wrapping_add(1);
-    (0..=used.len() as u64)
-        .map(|more| past.wrapping_add(more))
-        .find(|epoch| !used.contains(epoch))
-        .unwrap_or(past)
+    // The last one stands for what never counts.
+    let used: BTreeSet<u64> = referred.chain([0, ours, of(read), u64::MAX]).collect();
+    let gaps = used.iter().zip(used.iter().skip(1)).filter(|(before, after)| *after - *before > 1);
+    // Up to ours, each has been used at some time.
+    let widest = gaps.max_by_key(|(before, after)| (**before >= ours, *after - *before));
+    widest.map_or(ours, |(before, _)| *before).wrapping_add(1)
 }
 
 #[cfg(test)]
