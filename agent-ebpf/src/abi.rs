@@ -63,6 +63,8 @@ pub mod map {
     /// Socket hash: socket cookie → socket: connections of which each write is judged. Belongs to an object of its own, as a
     /// kernel may lack the type. Written by the programs; a socket that is closed leaves by itself.
     pub const SENDERS: &str = "SENDERS";
+    /// Hash: cgroup id → a `u32` that is 0: whose processes may have sockets of any family. Written by the agent.
+    pub const EXEMPT_CGROUPS: &str = "EXEMPT_CGROUPS";
 }
 
 /// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
@@ -77,6 +79,8 @@ pub const GRANTS_MAX: u32 = 65_536;
 pub const RESOURCES_MAX: u32 = 16_384;
 /// Connections to protected destinations that are up at a time, unless configured.
 pub const CONNECTIONS_MAX: u32 = 65_536;
+/// Cgroups whose processes may have sockets of any family.
+pub const EXEMPT_CGROUPS_MAX: u32 = 256;
 /// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
@@ -217,7 +221,7 @@ pub struct Admission {
     /// By which slot.
     pub slot: u32,
     /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
-    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED).
+    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED), [`MPTCP`](Self::MPTCP).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -236,6 +240,8 @@ impl Admission {
     pub const SENDERS: u32 = 16;
     /// A gate of another ABI version had let it through.
     pub const INHERITED: u32 = 32;
+    /// It is one of MPTCP: what is let through are the sockets below it.
+    pub const MPTCP: u32 = 1 << 16;
 
     /// Whether a connection of the socket may be in [`map::CONNECTIONS`].
     #[inline(always)]
@@ -346,12 +352,24 @@ pub enum Hook {
     Egress = 5,
     /// A write on a connection.
     Send = 6,
+    /// Somebody wants a socket, of whichever family.
+    SocketCreate = 32,
+    /// A process is handed a file.
+    FileReceive = 33,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Connect4, Self::Connect6, Self::Sendmsg4, Self::Sendmsg6, Self::Egress, Self::Send];
+    pub const ALL: [Self; 8] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Egress,
+        Self::Send,
+        Self::SocketCreate,
+        Self::FileReceive,
+    ];
 
     /// The program's name.
     pub const fn as_str(self) -> &'static str {
@@ -362,6 +380,8 @@ impl Hook {
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
             Self::Send => "send",
+            Self::SocketCreate => "socket_create",
+            Self::FileReceive => "file_receive",
         }
     }
 
@@ -398,7 +418,7 @@ pub struct VerdictRecord {
     pub pid: u32,
     /// Of the calling task, in the initial user namespace.
     pub uid: u32,
-    /// Never 0: only protected destinations have records.
+    /// 0 only of [`Hook::SocketCreate`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,
@@ -414,8 +434,10 @@ pub struct VerdictRecord {
     pub verdict: u8,
     /// A [`Reason`](crate::verdict::Reason).
     pub reason: u8,
+    /// Address family of the socket at [`Hook::SocketCreate`]; 0 elsewhere.
+    pub family: u8,
     /// 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 impl VerdictRecord {
@@ -440,7 +462,8 @@ impl VerdictRecord {
         hook: 0,
         verdict: 0,
         reason: 0,
-        reserved: [0; 6],
+        family: 0,
+        reserved: [0; 5],
     };
 }
 
@@ -671,11 +694,12 @@ mod tests {
             offset_of!(VerdictRecord, hook),
             offset_of!(VerdictRecord, verdict),
             offset_of!(VerdictRecord, reason),
+            offset_of!(VerdictRecord, family),
             offset_of!(VerdictRecord, reserved),
         ];
         assert_eq!(
             offsets,
-            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122]
+            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123]
         );
     }
 

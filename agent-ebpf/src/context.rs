@@ -127,6 +127,13 @@ pub(crate) fn is_bound(ctx: &SockAddrContext) -> bool {
     }
 }
 
+/// Whether a socket that is being made is one of MPTCP.
+#[inline(always)]
+pub(crate) fn is_mptcp(sk: *mut bpf_sock) -> bool {
+    // SAFETY: a socket from the context of a socket program, of which this field may be read.
+    unsafe { (&raw const (*sk).protocol).read_volatile() == MPTCP }
+}
+
 /// The cookie of that socket: unique within a boot.
 #[inline(always)]
 pub(crate) fn socket_cookie(ctx: &SockAddrContext) -> u64 {

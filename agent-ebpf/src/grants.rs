@@ -1,8 +1,8 @@
-//! What the maps say about grants and the slots that they lie in.
+//! What the maps say about grants, the slots that they lie in, and what a gate of another ABI version had let through.
 //!
 //! Owns: the look-ups, and the times of a slot. Must not know: what follows from them.
 
-use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot};
+use agent_ebpf::abi::{Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot};
 use agent_ebpf::verdict::Slot;
 use aya_ebpf::maps::Array;
 
@@ -62,6 +62,22 @@ pub(crate) fn slot(index: u32) -> Option<Slot> {
             epoch: epoch.read_volatile(),
         })
     }
+}
+
+/// Puts into `found` what a gate of another ABI version had let the socket of this cookie through to, as the agent wrote it
+/// down. Returns whether it had.
+#[inline(always)]
+pub(crate) fn inherit(cookie: u64, found: &mut Admission) -> bool {
+    // SAFETY: the entry lives for the program's run, and each of its numbers is read at once. The agent replaces it as a whole.
+    let Some(entry) = (unsafe { maps::CONNECTIONS.get(cookie) }) else { return false };
+    if entry.flags & (ConnectionEntry::OBSERVED | ConnectionEntry::INHERITED) != ConnectionEntry::INHERITED {
+        return false;
+    }
+    found.resource = entry.resource;
+    found.subject = entry.subject;
+    found.slot = entry.slot;
+    found.epoch = entry.epoch;
+    true
 }
 
 /// Writes down what the slot is called now. Nothing: it has no name.

@@ -12,11 +12,13 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
 const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE`: the agent compares whole arrays with what it has written there, again and again. Linux 5.5 and newer.
+const IN_MEMORY: u32 = 1 << 10;
 
 // Written by the agent.
 
 #[map]
-pub(crate) static PORT_CLASSES: Array<u32> = Array::with_max_entries(abi::PORT_CLASSES_MAX, 0);
+pub(crate) static PORT_CLASSES: Array<u32> = Array::with_max_entries(abi::PORT_CLASSES_MAX, IN_MEMORY);
 
 #[map]
 pub(crate) static RESOURCES: LpmTrie<AddressKey, ResourceEntry> =
@@ -29,16 +31,19 @@ pub(crate) static SUBJECTS: HashMap<u64, SubjectEntry> = HashMap::with_max_entri
 pub(crate) static GRANTS: HashMap<GrantKey, GrantRef> = HashMap::with_max_entries(abi::GRANTS_MAX, 0);
 
 #[map]
-pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 #[map]
-pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 #[map]
-pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 #[map]
-pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+pub(crate) static EXEMPT_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(abi::EXEMPT_CGROUPS_MAX, 0);
+
+#[map]
+pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 // Written by both.
 

@@ -6,6 +6,8 @@
 //! Invariant: `Allow` for a protected destination has one way only, through every check; anything missing denies. What is
 //! only observed is decided in the same way, and let through all the same, as `WouldDeny`.
 
+pub mod lsm;
+
 use crate::abi::{Admission, ConnectionEntry, EndedBy, GrantRef, ResourceEntry};
 
 /// What the kernel does with one connection attempt.
@@ -56,6 +58,10 @@ pub enum Reason {
     Idle = 15,
     /// A write on a connection by somebody else than whom it was let through for.
     SenderDiffers = 16,
+    /// A socket of a family that does not pass the gate.
+    FamilyRefused = 32,
+    /// A socket that was let through for another subject than the process that was handed it.
+    HandedOver = 33,
 }
 
 impl Verdict {
@@ -76,7 +82,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -93,6 +99,8 @@ impl Reason {
         Self::AuditUnavailable,
         Self::Idle,
         Self::SenderDiffers,
+        Self::FamilyRefused,
+        Self::HandedOver,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -119,6 +127,8 @@ impl Reason {
             Self::AuditUnavailable => "audit_unavailable",
             Self::Idle => "idle",
             Self::SenderDiffers => "sender_differs",
+            Self::FamilyRefused => "family_refused",
+            Self::HandedOver => "handed_over",
         }
     }
 
@@ -141,7 +151,9 @@ impl Reason {
             | Self::Unreadable
             | Self::AuditUnavailable
             | Self::Idle
-            | Self::SenderDiffers => Verdict::Deny,
+            | Self::SenderDiffers
+            | Self::FamilyRefused
+            | Self::HandedOver => Verdict::Deny,
         }
     }
 }

@@ -6,8 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use agent_ebpf::abi;
-use proto::types::HostName;
+use agent_ebpf::{abi, family};
+use proto::types::{HostName, Selector};
 use serde::Deserialize;
 
 use crate::kernel;
@@ -26,6 +26,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The gate.
     pub kernel: kernel::Settings,
+    /// Whose processes may have sockets of any family.
+    pub exempt: Vec<Selector>,
     /// How much of the disk events may take.
     pub spool_max_bytes: u64,
 }
@@ -83,7 +85,26 @@ struct KernelFile {
     resources_max: u32,
     connections_max: u32,
     ring_bytes: u32,
+    lsm: LsmFile,
+    lsm_families: Vec<String>,
+    lsm_exempt: Vec<String>,
 }
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LsmFile {
+    Off,
+    Prefer,
+    Require,
+}
+
+/// Whoever gets the host its addresses writes packets itself.
+const EXEMPT: [&str; 4] = [
+    "cgroup:/system.slice/systemd-networkd.service",
+    "cgroup:/system.slice/NetworkManager.service",
+    "cgroup:/system.slice/networking.service",
+    "cgroup:/system.slice/dhcpcd.service",
+];
 
 impl Default for KernelFile {
     fn default() -> Self {
@@ -94,6 +115,9 @@ impl Default for KernelFile {
             resources_max: abi::RESOURCES_MAX,
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
+            lsm: LsmFile::Off,
+            lsm_families: Vec::new(),
+            lsm_exempt: EXEMPT.map(str::to_owned).to_vec(),
         }
     }
 }
@@ -152,6 +176,16 @@ impl Config {
             let problem = format!("{} is less than {SPOOL_BYTES_MIN}", file.spool.max_bytes);
             return Err(refuse("spool.max_bytes", problem));
         }
+        let exempt = kernel.lsm_exempt.iter().map(|text| text.parse());
+        let exempt: Vec<Selector> = exempt
+            .collect::<Result<_, _>>()
+            .map_err(|error: proto::types::Invalid| refuse("kernel.lsm_exempt", error.problem))?;
+        if exempt.len() > abi::EXEMPT_CGROUPS_MAX as usize {
+            let problem = format!("{} are more than {}", exempt.len(), abi::EXEMPT_CGROUPS_MAX);
+            return Err(refuse("kernel.lsm_exempt", problem));
+        }
+        let families =
+            families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
         let host = file.host.unwrap_or_else(hostname);
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
@@ -166,10 +200,31 @@ impl Config {
                 resources_max: within("kernel.resources_max", kernel.resources_max, 1, ENTRIES_MAX)?,
                 connections_max: within("kernel.connections_max", kernel.connections_max, 1, ENTRIES_MAX)?,
                 ring_bytes: within("kernel.ring_bytes", kernel.ring_bytes, RING_BYTES_MIN, RING_BYTES_MAX)?,
+                lsm: kernel::LsmSettings {
+                    demand: match kernel.lsm {
+                        LsmFile::Off => kernel::Demand::Off,
+                        LsmFile::Prefer => kernel::Demand::Prefer,
+                        LsmFile::Require => kernel::Demand::Require,
+                    },
+                    families,
+                    ..kernel::LsmSettings::default()
+                },
             },
+            exempt,
             spool_max_bytes: file.spool.max_bytes,
         })
     }
+}
+
+/// The usual families, and these.
+fn families(names: &[String]) -> Result<u64, String> {
+    names.iter().try_fold(family::USUAL, |families, name| match family::by_name(name) {
+        Some(family::PACKET | family::XDP) => {
+            Err(format!("`{name}` is what is to be refused: name in `lsm_exempt` who may have it"))
+        }
+        Some(number) => Ok(families | family::set_of(number)),
+        None => Err(format!("`{name}` is no address family: one is `vsock`")),
+    })
 }
 
 #[cfg(test)]
@@ -203,6 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn the_lsm_tier_is_opted_into() {
+        let lsm = |text: &str| parse(&format!("{LEAST}\n[kernel]\n{text}")).expect("valid");
+        assert_eq!(parse(LEAST).expect("valid").exempt.len(), EXEMPT.len());
+        let config = lsm("lsm = \"prefer\"\nlsm_families = [\"vsock\"]\nlsm_exempt = [\"unix-user:0\"]");
+        assert_eq!(config.kernel.lsm.demand, kernel::Demand::Prefer);
+        assert_eq!(config.kernel.lsm.families, family::USUAL | family::set_of(family::VSOCK));
+        assert_eq!(config.exempt, ["unix-user:0".parse().expect("valid")]);
+        assert_eq!(lsm("lsm = \"require\"").kernel.lsm.demand, kernel::Demand::Require);
+    }
+
+    #[test]
     fn each_mistake_is_named() {
         refused("", "missing field `control_plane`");
         refused(&format!("{LEAST}\nspol = 1"), "unknown field `spol`");
@@ -213,6 +279,10 @@ mod tests {
         refused(&format!("{LEAST}\n[kernel]\nring_bytes = 1024"), "1024 is not in 4096..=");
         refused(&format!("{LEAST}\n[kernel]\npin_dir = \"bpf\""), "`bpf` is not an absolute path");
         refused(&format!("{LEAST}\n[spool]\nmax_bytes = 1"), "1 is less than");
+        refused(&format!("{LEAST}\n[kernel]\nlsm = true"), "lsm = true");
+        refused(&format!("{LEAST}\n[kernel]\nlsm_families = [\"tcp\"]"), "`tcp` is no address family");
+        refused(&format!("{LEAST}\n[kernel]\nlsm_families = [\"packet\"]"), "`lsm_exempt`");
+        refused(&format!("{LEAST}\n[kernel]\nlsm_exempt = [\"/a\"]"), "`kernel.lsm_exempt`");
         refused(&format!("host = \"A B\"\n{LEAST}"), "`A B` is not a name");
         refused(&LEAST.replace("127.0.0.1", "10.0.0.1"), "10.0.0.1");
         refused(&LEAST.replace("http:", "ftp:"), "control_plane");

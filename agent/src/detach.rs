@@ -27,18 +27,19 @@ pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
     let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
     let now = Instants::now();
     for ring in rings.verdicts {
-        for record in ring.filter(|record| record.resource != canary::RESOURCE_NUMBER) {
+        for record in ring.filter(|record| record.resource != canary::NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
             spool.append(&[event], now.wall())?;
         }
     }
     for ring in rings.closed {
-        for record in ring {
+        for record in ring.filter(|record| record.resource != canary::NUMBER) {
             let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
             spool.append(&[event], now.wall())?;
         }
     }
+    canary::remove_cgroup(cgroups.root());
     let lowered = kernel::lower(&config.kernel.pin_dir)?;
     if !lowered.is_empty() {
         let comment = format!("the gate was lifted with `portcullis-agent detach`: {}", describe(&lowered));

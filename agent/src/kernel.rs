@@ -10,18 +10,22 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod error;
+mod guard;
+mod lsm;
 mod netns;
 mod pins;
 mod predecessors;
+mod reading;
 mod rings;
 mod senders;
 mod statistics;
 mod succession;
 mod sys;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -36,13 +40,17 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
+pub use guard::Fault;
+pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 
+use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
-use pins::{Attachable, Pins};
+use lsm::{Exempt, Tier};
+use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
 
@@ -66,6 +74,8 @@ pub struct Settings {
     pub connections_max: u32,
     /// Size of each ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// The LSM tier.
+    pub lsm: LsmSettings,
 }
 
 impl Settings {
@@ -79,6 +89,7 @@ impl Settings {
             resources_max: abi::RESOURCES_MAX,
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
+            lsm: LsmSettings::default(),
         }
     }
 }
@@ -97,13 +108,15 @@ pub struct Gate {
     last_admitted: Array<MapData, u64>,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
+    exempt: Exempt,
     programs: Vec<Attachable>,
     cgroup_root: File,
     pins: Pins,
-    /// Held beside the pins: should somebody unmount the file system, the programs stay.
-    links: Vec<OwnedFd>,
-    /// The same of the check of senders. None: it is missing, or not up yet.
-    senders: Option<OwnedFd>,
+    /// All that are pinned.
+    maps: Vec<HeldMap>,
+    /// The check of senders. None: it is missing, or not up yet.
+    senders: Option<Attachable>,
+    tier: Tier,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -148,8 +161,8 @@ pub struct Streams {
 
 impl Gate {
     /// Loads the programs and attaches them at `cgroup_root`, pinned; takes over what an earlier agent left pinned there,
-    /// maps and all. Where one of another ABI version is up, nothing is attached yet: it decides until [`Gate::stand_beside`]
-    /// and [`Gate::lower_predecessors`].
+    /// maps and all. Where one of another ABI version is up, nothing but the LSM tier is attached yet: it decides until
+    /// [`Gate::stand_beside`] and [`Gate::lower_predecessors`].
     ///
     /// # Errors
     /// If the kernel lacks something, the pin directory is no BPF file system, or what is pinned has another shape. Nothing
@@ -168,12 +181,18 @@ impl Gate {
             },
             diagnostics,
         };
+        let exempt = Exempt::open(typed(&mut ebpf, map::EXEMPT_CGROUPS)?, settings)?;
         let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
         let root = File::open(cgroup_root).map_err(of_root)?;
         // All of them load before the first is attached: a gate that cannot be whole is not put up in part.
         let root_id = root.metadata().map_err(of_root)?.ino();
         let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
         let programs = programs.collect::<Result<_, _>>()?;
+        // Before any other program is attached: where all of the tier is required and something is missing, the gate that is
+        // up stays as it is, of whichever ABI version. That the tier decides from here on does no harm beside one of another
+        // version: families are this host's to refuse and not the control plane's, and who was let through to what, the tier
+        // learns only from programs that are attached later.
+        let tier = Tier::attach(settings, &pins)?;
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
@@ -187,38 +206,54 @@ impl Gate {
             last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
+            exempt,
             programs,
             cgroup_root: root,
             pins,
-            links: Vec::new(),
+            maps: Vec::new(),
             senders: None,
+            tier,
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
+        gate.hold_maps()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
-            gate.raise_senders();
+            gate.raise_optional()?;
         }
         Ok((gate, streams))
     }
 
     /// Attaches some of the programs, or gives the links that an earlier agent left their new ones.
     fn attach(&mut self, which: impl Fn(&Attachable) -> bool) -> Result<(), KernelError> {
-        for program in self.programs.iter().filter(|program| which(program)) {
-            self.links.push(self.pins.attach(program, self.cgroup_root.as_fd())?);
-        }
-        Ok(())
+        let mut programs = self.programs.iter_mut().filter(|program| which(program));
+        programs.try_for_each(|program| self.pins.attach(program, self.cgroup_root.as_fd()))
     }
 
-    /// Puts up the check of senders, where the kernel can have it.
-    fn raise_senders(&mut self) {
+    /// Puts up what not every kernel has: the check of senders; and the LSM tier for good, in the place of an earlier
+    /// agent's. No sooner than programs of this gate are: should the process end before, the tier that is left is that of the
+    /// gate that is left.
+    fn raise_optional(&mut self) -> Result<(), KernelError> {
         self.missing.clear();
         match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
-            Ok(link) => self.senders = Some(link),
+            Ok(program) => self.senders = Some(program),
             Err(part) => self.missing.push(part),
         }
+        // It has one that no other program has.
+        self.hold_maps()?;
+        self.tier.pin(&self.settings, &self.pins)
+    }
+
+    /// Holds the pinned maps that are not held yet.
+    fn hold_maps(&mut self) -> Result<(), KernelError> {
+        for shape in pins::shapes(&self.settings) {
+            if self.maps.iter().all(|map| map.name != shape.name) {
+                self.maps.extend(self.pins.hold_map(&shape)?);
+            }
+        }
+        Ok(())
     }
 
     /// Whether an earlier agent had left a gate up.
@@ -231,53 +266,36 @@ impl Gate {
         self.settings.grants_max
     }
 
-    /// How many programs are attached by this gate.
+    /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
-        self.links.len() + usize::from(self.senders.is_some())
+        self.programs.iter().chain(&self.senders).filter(|program| program.link.is_some()).count()
     }
 
-    /// What this kernel lacks for the whole gate.
+    /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.missing.clone()
+        self.missing.iter().cloned().chain(self.tier.missing()).collect()
+    }
+
+    /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
+    pub fn exempt(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
+        self.settings.lsm.exempt.clone_from(cgroups);
+        self.exempt.write(&self.settings)
     }
 
     /// What the maps hold now. Of a new gate: nothing, without looking.
     pub fn read(&self) -> Result<Entries, KernelError> {
-        if !self.took_over {
-            return Ok(Entries::default());
+        match self.took_over {
+            true => self.read_whole(),
+            false => Ok(Entries::default()),
         }
+    }
+
+    /// What the maps hold now, read whole, whoever has written it.
+    pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
-        for (index, class) in non_zero(map::PORT_CLASSES, self.ports.iter())? {
-            entries.ports.insert(index, class);
-        }
-        for item in self.resources.iter() {
-            let (key, entry) = item.map_err(|error| KernelError::read(map::RESOURCES, error))?;
-            let (AddressKey { class, address }, length) = (key.data(), key.prefix_len());
-            let bits = u8::try_from(length.saturating_sub(CLASS_BITS)).unwrap_or(u8::MAX);
-            entries.classes.entry(class).or_default().insert(AddressPrefix { address, bits }, entry);
-        }
-        for item in self.subjects.iter() {
-            let (id, entry) = item.map_err(|error| KernelError::read(map::SUBJECTS, error))?;
-            entries.cgroups.insert(id, entry.number);
-        }
-        for item in self.grants.iter() {
-            let (key, value) = item.map_err(|error| KernelError::read(map::GRANTS, error))?;
-            entries.grants.insert(key, value);
-        }
-        for value in entries.grants.values() {
-            let slot =
-                self.slots.get(&value.slot, 0).map_err(|error| KernelError::read(map::SLOTS, error))?;
-            entries.slots.insert(value.slot, slot);
-        }
-        for (slot, deadline_boot_ns) in non_zero(map::DEADLINES, self.deadlines.iter())? {
-            entries.deadlines.insert(slot, deadline_boot_ns);
-        }
-        for (slot, limit_ns) in non_zero(map::IDLE_LIMITS, self.idle_limits.iter())? {
-            entries.idle_limits.insert(slot, limit_ns);
+        Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
+        for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
-        }
-        for (slot, epoch) in non_zero(map::EPOCHS, self.epochs.iter())? {
-            entries.epochs.insert(slot, epoch);
         }
         Ok(entries)
     }
@@ -466,7 +484,7 @@ fn attachable(
     let id = program.info().map_err(of_program)?.id();
     let fd = program.fd().map_err(of_program)?.as_fd().try_clone_to_owned();
     let fd = fd.map_err(|source| KernelError::attach(name, source))?;
-    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd })
+    Ok(Attachable { name, place: CgroupPlace { cgroup_id: root, attach_type }, id, fd, link: None })
 }
 
 /// A program, loaded.
@@ -524,16 +542,4 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 
 fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
     Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
-}
-
-/// The elements of an array map that are not 0, with their indexes.
-fn non_zero<T: Default + PartialEq>(
-    name: &'static str,
-    items: impl Iterator<Item = Result<T, aya::maps::MapError>>,
-) -> Result<Vec<(u32, T)>, KernelError> {
-    (0..)
-        .zip(items)
-        .filter(|(_, item)| !matches!(item, Ok(value) if *value == T::default()))
-        .map(|(index, item)| Ok((index, item.map_err(|error| KernelError::read(name, error))?)))
-        .collect()
 }

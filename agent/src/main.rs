@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agent::canary;
 use agent::config::Config;
 use agent::detach::{describe, detach};
 use agent::kernel::program_costs;
@@ -63,6 +64,12 @@ enum Verb {
     /// Load the kernel programs without attaching them, and print what each costs, as JSON
     #[command(hide = true)]
     Programs,
+    /// Try what must be denied and what must not, as the running agent asks on standard input
+    #[command(hide = true)]
+    Canary {
+        /// The cgroup to be in
+        cgroup: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -85,6 +92,7 @@ fn main() -> ExitCode {
         Verb::Check { configuration } => check(&configuration.path),
         Verb::Detach { configuration } => lift(&configuration.path),
         Verb::Programs => programs(),
+        Verb::Canary { cgroup } => canary::serve(&cgroup).context("the canary cannot go on"),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

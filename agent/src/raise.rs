@@ -4,14 +4,13 @@
 //!
 //! Invariant: a gate that is up is left as it is, for it knows more than this does.
 
-use agent_ebpf::abi::Hook;
 use proto::types::Refused;
 
 use crate::addresses::LocalAddresses;
-use crate::canary::{self, Finding};
+use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::config::Config;
-use crate::kernel::{self, Gate, KernelError};
+use crate::kernel::{self, Gate, KernelError, LsmSettings, Settings};
 use crate::memory::{MemoryError, MemoryFile};
 use crate::observe::{self, ObserveError};
 use crate::rules::local;
@@ -33,8 +32,8 @@ pub enum RaiseError {
     #[error("the gate is up, but not whole: {0}")]
     NotWhole(String),
     /// The kernel took everything, and lets the canary through.
-    #[error("the gate is up, and {0} lets the canary through: it does not deny")]
-    Open(&'static str),
+    #[error("the gate is up, and does not deny: {0}")]
+    Open(String),
 }
 
 /// What came of it.
@@ -57,17 +56,19 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
         return Ok(Raised::WasUp);
     }
     let memory = MemoryFile::new(&config.state_dir, observe::boot_id()?).try_read(now_boot_ns())?;
-    let mut resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
+    let resources = memory.grants.map(|(_, set)| set.resources).unwrap_or_default();
     let protected = resources.len();
-    resources.push(canary::resource());
 
-    let (mut gate, _streams) = Gate::raise(&config.kernel, &observe::cgroup_root()?)?;
+    // Without the LSM tier: whoever gets this host its addresses is exempt from it by a cgroup that is not there yet.
+    let settings = Settings { lsm: LsmSettings::default(), ..config.kernel.clone() };
+    let (mut gate, _streams) = Gate::raise(&settings, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
     // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.
     let mut addresses = LocalAddresses::default();
     addresses.look(true);
     let options = resources.iter().map(|resource| (resource.number, resource.options.into())).collect();
-    let resources = local::expand(resources, addresses.known());
+    let mut resources = local::expand(resources, addresses.known());
+    resources.insert(0, canary::resource(canary::SILENT_PORT));
     let wanted = Wanted { resources, options, ..Wanted::default() };
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
@@ -76,8 +77,10 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
     if !problems.is_empty() {
         return Err(RaiseError::NotWhole(problems.join("; ")));
     }
-    match canary::test().into_iter().find(|(_, finding)| *finding == Finding::Open) {
-        Some((hook, _)) => Err(RaiseError::Open(Hook::as_str(hook))),
+    // By the errors alone: the records are the agent's to read.
+    let flaws = canary::judge_tries(&canary::try_shut(canary::SILENT_PORT), &[]);
+    match flaws.into_iter().find(|flaw| flaw.is_grave) {
+        Some(flaw) => Err(RaiseError::Open(flaw.text)),
         None => Ok(Raised::Shut(protected)),
     }
 }

@@ -7,6 +7,7 @@
 
 mod auditing;
 mod enforcing;
+mod proving;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
+use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{Gate, KernelError};
@@ -34,8 +36,14 @@ use enforcing::Enforcing;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often losses are counted, the disk is asked to keep events, and failed writes are tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// How often the gate is proven shut, and the host's state reported.
+/// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
+/// How often a part of the maps is compared with what was written there: all of them every 3 s.
+const COMPARE_EVERY: Duration = Duration::from_millis(250);
+/// How long the canary is given to end, and its cgroup to go.
+const CANARY_END_TIMEOUT: Duration = Duration::from_secs(3);
+/// Questions to the canary and answers that wait. There is one at a time, and news.
+const CANARY_MAX: usize = 4;
 /// Records that are handled in one turn, so that a flood of them does not keep grants waiting.
 const RECORDS_MAX: usize = 512;
 /// Turns that records of a gate of another ABI version are given at a time.
@@ -111,25 +119,66 @@ enum Event {
     Keep,
     /// Time to prove that the gate is shut.
     Prove,
+    /// Time to compare a part of the maps.
+    Compare,
+    /// The canary said something.
+    Canary(Told),
     /// Somebody asked the agent to end.
     Shutdown,
 }
 
+/// Where the agent works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ground {
+    /// The gate is up for the processes in this cgroup and below.
+    pub cgroup_root: PathBuf,
+    /// The agent's own program, to be the canary.
+    pub program: PathBuf,
+}
+
+impl Ground {
+    /// The whole host.
+    pub fn of_host() -> Result<Self, ObserveError> {
+        // Whatever has taken the file's place meanwhile, an upgrade for one.
+        let program = PathBuf::from("/proc/self/exe");
+        Ok(Self { cgroup_root: observe::cgroup_root()?, program })
+    }
+}
+
 /// Runs until `shutdown` resolves. The gate stays up after it.
 pub async fn run(config: Config, token: String, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    run_on(Ground::of_host()?, config, token, shutdown, drop).await
+}
+
+/// The same on some ground; a part of the host only for tests, several of which run on one machine. `watch` is given what the
+/// agent would tell the control plane.
+pub async fn run_on(
+    ground: Ground,
+    config: Config,
+    token: String,
+    shutdown: impl Future<Output = ()>,
+    watch: impl FnOnce(watch::Receiver<Hello>),
+) -> Result<(), RunError> {
     let _lock = StateLock::take(&config)?;
     let boot_id = observe::boot_id()?;
-    let cgroups = Cgroups::new(observe::cgroup_root()?);
+    let cgroups = Cgroups::new(ground.cgroup_root.clone());
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
-    let memory = memory_file.read(now_boot_ns());
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
-    let (gate, streams) = Gate::raise(&config.kernel, cgroups.root())?;
+    let mut settings = config.kernel.clone();
+    settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
+    let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
     let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
     let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
     let mut closed = streams.rings.closed.into_async().map_err(RunError::Ring)?;
 
-    let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory, memory_file)?;
+    let (asks, to_canary) = mpsc::channel(CANARY_MAX);
+    let (from_canary, mut canary_says) = mpsc::channel(CANARY_MAX);
+    let canary = canary::keep(ground.program, ground.cgroup_root, to_canary, from_canary);
+    let canary = tokio::spawn(canary);
+
+    let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
+    watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
     let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
@@ -137,6 +186,7 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
     let mut look = every(LOOK_EVERY);
     let mut keep = every(KEEP_EVERY);
     let mut prove = every(PROVE_EVERY);
+    let mut compare = every(COMPARE_EVERY);
     tokio::pin!(shutdown);
     loop {
         let can_keep = agent.auditing.can_keep_more();
@@ -151,6 +201,8 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
             _ = keep.tick() => Event::Keep,
+            _ = compare.tick() => Event::Compare,
+            Some(told) = canary_says.recv() => Event::Canary(told),
             records = deny.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = allow.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = closed.read(RECORDS_MAX), if can_keep => Event::Closed(records.map_err(RunError::Ring)?),
@@ -163,6 +215,9 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
         if let Event::Shutdown = event {
             agent.auditing.sync();
             session.abort();
+            // The canary ends when nobody can ask it any more.
+            drop(agent);
+            let _ = tokio::time::timeout(CANARY_END_TIMEOUT, canary).await;
             tracing::info!("stopped; the gate stays up");
             return Ok(());
         }
@@ -194,6 +249,7 @@ struct Agent {
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
     hello: watch::Sender<Hello>,
+    canary: mpsc::Sender<Ask>,
 }
 
 impl Agent {
@@ -203,13 +259,14 @@ impl Agent {
         gate: Gate,
         cgroups: Cgroups,
         spool: Spool,
-        memory: crate::memory::Memory,
         memory_file: MemoryFile,
+        canary: mpsc::Sender<Ask>,
     ) -> Result<Self, RunError> {
+        let memory = memory_file.read(now_boot_ns());
         let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
         let abi_version = config.kernel.abi_version;
         let lost = memory.lost.clone();
-        let enforcing = Enforcing::new(gate, cgroups, memory, memory_file)?;
+        let mut enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants());
         let how = match (took_over, predecessors.as_slice()) {
@@ -226,7 +283,8 @@ impl Agent {
             kernel_release: observe::kernel_release(),
             report: enforcing.report(auditing.error()),
         });
-        let agent = Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello };
+        let mut agent =
+            Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello, canary };
         agent.refresh_hello();
         tracing::info!(host = %config.host, took_over, "the gate is up");
         Ok(agent)
@@ -237,6 +295,8 @@ impl Agent {
             Event::Records(records) => {
                 self.auditing.records(&records, self.enforcing.cgroups());
                 self.ship();
+                self.enforcing.see(&records);
+                self.report_if_changed();
             }
             Event::Closed(records) => {
                 self.auditing.closed(&records);
@@ -254,6 +314,8 @@ impl Agent {
             }
             Event::Keep => {
                 self.enforcing.retry();
+                self.enforcing.conclude();
+                self.report_if_changed();
                 self.read_predecessors();
                 self.count_losses();
                 self.auditing.sync();
@@ -261,9 +323,18 @@ impl Agent {
             }
             Event::Prove => {
                 self.enforcing.follow(true);
-                self.enforcing.prove();
+                let repaired = self.enforcing.inspect();
+                self.tell_drift(repaired);
+                self.ask_canary();
                 self.end_connections(true);
                 self.report();
+            }
+            Event::Compare => self.compare(),
+            Event::Canary(told) => {
+                if self.enforcing.hear(told) {
+                    self.ask_canary();
+                }
+                self.report_if_changed();
             }
             // Ends the loop before it gets here.
             Event::Shutdown => {}
@@ -290,6 +361,7 @@ impl Agent {
                     self.end_connections(true);
                     self.auditing.learn(self.enforcing.grants());
                     self.enforcing.remember(self.auditing.lost());
+                    self.ask_canary();
                     self.report();
                 }
             }
@@ -370,6 +442,35 @@ impl Agent {
         }
     }
 
+    /// Begins a round of the canary, unless one is under way.
+    fn ask_canary(&mut self) {
+        if let Some(ask) = self.enforcing.prove()
+            && self.canary.try_send(ask).is_err()
+        {
+            // There is one question at a time: it has just gone, and says so itself.
+            tracing::warn!("the canary cannot be asked");
+        }
+    }
+
+    fn compare(&mut self) {
+        match self.enforcing.look_for_drift() {
+            Ok(drifts) if drifts.is_empty() => {}
+            Ok(drifts) => {
+                self.tell_drift(drifts.iter().map(|drift| format!("{drift}; put right")).collect());
+                self.end_connections(true);
+                self.report();
+            }
+            Err(error) => tracing::error!(%error, "cannot compare the maps with what was written there"),
+        }
+    }
+
+    fn tell_drift(&mut self, texts: Vec<String>) {
+        for text in texts {
+            self.auditing.host_event(EventKind::HostDrift, text);
+        }
+        self.ship();
+    }
+
     fn count_losses(&mut self) {
         for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
@@ -392,11 +493,18 @@ impl Agent {
         self.send(Outgoing::Report(report));
     }
 
-    fn current_report(&self) -> Report {
+    /// Tells the state only if it is another one than was told last.
+    fn report_if_changed(&mut self) {
+        if self.current_report() != self.hello.borrow().report {
+            self.report();
+        }
+    }
+
+    fn current_report(&mut self) -> Report {
         self.enforcing.report(self.auditing.error())
     }
 
-    fn refresh_hello(&self) {
+    fn refresh_hello(&mut self) {
         let report = self.current_report();
         self.hello.send_modify(|hello| {
             hello.applied = self.enforcing.grants().applied().filter(|(_, generation)| *generation > 0);

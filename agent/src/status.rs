@@ -4,17 +4,39 @@
 
 use std::collections::BTreeMap;
 
-use agent_ebpf::abi::Hook;
 use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
 
-use crate::canary::Finding;
 use crate::kernel::Missing;
+
+/// Something that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    /// Something is, or was until it was put right just now, let through that must not be. Otherwise the gate is shut, and
+    /// something else is missing.
+    pub is_grave: bool,
+    /// What it is, for people.
+    pub text: String,
+}
+
+impl Flaw {
+    /// The host is not enforcing.
+    pub fn grave(text: String) -> Self {
+        Self { is_grave: true, text }
+    }
+
+    /// The host is degraded.
+    pub fn lesser(text: String) -> Self {
+        Self { is_grave: false, text }
+    }
+}
 
 /// What the report is made of.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// Of the last canary; None: it has not run yet.
-    pub canary: Option<[(Hook, Finding); 4]>,
+    /// What the last proofs showed; None: there is none, or none that is recent.
+    pub canary: Option<Vec<Flaw>>,
+    /// What the last look at programs, links, pins and maps showed.
+    pub gate: Vec<Flaw>,
     /// Parts of the gate that this kernel cannot have.
     pub missing: Vec<Missing>,
     /// What the kernel could not take.
@@ -28,22 +50,16 @@ pub struct Health {
 }
 
 impl Health {
-    /// The report. An open hook, or a canary that has not run, is not enforcing; anything else that is missing is degraded.
+    /// The report. A grave flaw, or nothing proven, is not enforcing; anything else that is missing is degraded.
     ///
     /// `spool_error` is why events cannot be kept; None: they can.
     pub fn report(&self, spool_error: Option<&str>) -> Report {
-        let Some(canary) = &self.canary else {
-            return report(HostState::NotEnforcing, vec!["nothing is proven yet".to_owned()]);
-        };
-        let open: Vec<String> = canary
-            .iter()
-            .filter(|(_, finding)| *finding == Finding::Open)
-            .map(|(hook, _)| format!("{} lets the canary through", hook.as_str()))
-            .collect();
-        if !open.is_empty() {
-            return report(HostState::NotEnforcing, open);
-        }
-        let mut missing = Vec::new();
+        let unproven = Flaw::grave("nothing is proven yet".to_owned());
+        let canary = self.canary.as_deref().unwrap_or(std::slice::from_ref(&unproven));
+        let (grave, lesser): (Vec<&Flaw>, Vec<&Flaw>) =
+            self.gate.iter().chain(canary).partition(|flaw| flaw.is_grave);
+        let texts = |flaws: Vec<&Flaw>| flaws.into_iter().map(|flaw| flaw.text.clone()).collect::<Vec<_>>();
+        let (grave, mut missing) = (texts(grave), texts(lesser));
         missing.extend(self.missing.iter().map(|Missing { part, why }| format!("without {part} ({why})")));
         missing.extend(self.refused.iter().map(refused));
         missing.extend(self.failed.iter().cloned());
@@ -53,9 +69,10 @@ impl Health {
             format!("cgroup {id} is claimed by {} subjects, and so is nobody's", subjects.len())
         }));
         missing.extend(spool_error.map(ToOwned::to_owned));
-        match missing.is_empty() {
-            true => report(HostState::Enforcing, missing),
-            false => report(HostState::Degraded, missing),
+        match (grave.is_empty(), missing.is_empty()) {
+            (false, _) => report(HostState::NotEnforcing, [grave, missing].concat()),
+            (true, false) => report(HostState::Degraded, missing),
+            (true, true) => report(HostState::Enforcing, missing),
         }
     }
 }
@@ -78,15 +95,6 @@ fn refused(refused: &Refused) -> String {
 mod tests {
     use super::*;
 
-    fn canary(finding: Finding) -> Option<[(Hook, Finding); 4]> {
-        Some([
-            (Hook::Connect4, Finding::Shut),
-            (Hook::Connect6, Finding::Shut),
-            (Hook::Sendmsg4, Finding::Shut),
-            (Hook::Sendmsg6, finding),
-        ])
-    }
-
     #[track_caller]
     fn check(health: Health, state: HostState, detail: &str) {
         assert_eq!(health.report(None), Report { state, detail: detail.to_owned() });
@@ -95,33 +103,60 @@ mod tests {
     #[test]
     fn only_what_is_proven_is_claimed() {
         check(Health::default(), HostState::NotEnforcing, "nothing is proven yet");
-        let shut = || Health { canary: canary(Finding::Shut), ..Health::default() };
-        check(shut(), HostState::Enforcing, "");
-        check(Health { canary: canary(Finding::Impossible), ..Health::default() }, HostState::Enforcing, "");
-        let open =
-            Health { canary: canary(Finding::Open), failed: vec!["x".to_owned()], ..Health::default() };
-        check(open, HostState::NotEnforcing, "sendmsg6 lets the canary through");
-        let missing = vec![Missing { part: "the check of senders", why: "EINVAL".to_owned() }];
-        check(Health { missing, ..shut() }, HostState::Degraded, "without the check of senders (EINVAL)");
+        let proven = || Health { canary: Some(Vec::new()), ..Health::default() };
+        check(proven(), HostState::Enforcing, "");
+        let open = Flaw::grave("sendmsg6 lets the canary through".to_owned());
+        let silent = Flaw::lesser("connect4 left no record".to_owned());
+        check(
+            Health {
+                canary: Some(vec![silent.clone(), open]),
+                failed: vec!["x".to_owned()],
+                ..Health::default()
+            },
+            HostState::NotEnforcing,
+            "sendmsg6 lets the canary through; connect4 left no record; x",
+        );
+        check(
+            Health { canary: Some(vec![silent]), ..Health::default() },
+            HostState::Degraded,
+            "connect4 left no record",
+        );
+        let detached = Flaw::grave("connect4 was detached; put back".to_owned());
+        check(
+            Health { gate: vec![detached], ..proven() },
+            HostState::NotEnforcing,
+            "connect4 was detached; put back",
+        );
+    }
+
+    #[test]
+    fn whatever_is_missing_is_told() {
+        let proven = || Health { canary: Some(Vec::new()), ..Health::default() };
         let item = RefusedItem::Resource(7.try_into().expect("not 0"));
         let refused = vec![Refused { item, error: "map RESOURCES is full".to_owned() }];
         check(
-            Health { refused, ..shut() },
+            Health { refused, ..proven() },
             HostState::Degraded,
             "resource 7 is not protected: map RESOURCES is full",
         );
         let contested = [(42, vec![1.try_into().expect("not 0"), 2.try_into().expect("not 0")])].into();
         check(
-            Health { contested, ..shut() },
+            Health { contested, ..proven() },
             HostState::Degraded,
             "cgroup 42 is claimed by 2 subjects, and so is nobody's",
         );
         let waiting = Some("until the control plane has been heard".to_owned());
+        let told = "the gate of another ABI version decides, until the control plane has been heard";
+        check(Health { waiting: waiting.clone(), ..proven() }, HostState::Degraded, told);
+        // Of that gate this agent has no proof.
+        let unproven = format!("nothing is proven yet; {told}");
+        check(Health { waiting, ..Health::default() }, HostState::NotEnforcing, &unproven);
+        let missing = vec![Missing { part: "the check of senders", why: "no such program".to_owned() }];
         check(
-            Health { waiting, ..shut() },
+            Health { missing, ..proven() },
             HostState::Degraded,
-            "the gate of another ABI version decides, until the control plane has been heard",
+            "without the check of senders (no such program)",
         );
-        assert_eq!(shut().report(Some("full")), report(HostState::Degraded, vec!["full".to_owned()]));
+        assert_eq!(proven().report(Some("full")), report(HostState::Degraded, vec!["full".to_owned()]));
     }
 }

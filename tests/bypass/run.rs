@@ -24,7 +24,9 @@ use crate::probe::{LENDER, PROBE};
 use crate::receiver::{Receiver, Where};
 use crate::scene::Scene;
 use crate::table::{Row, Seen};
-use crate::technique::{Feature, From, Granted, Kept, Service, Stop, Technique, Unprotected, WithCheck};
+use crate::technique::{
+    Feature, From, Granted, Kept, Service, Stop, Technique, Tier, Unprotected, WithCheck,
+};
 
 /// The subject that lends its sockets, and always has a grant.
 const LENDING_SUBJECT: u32 = SUBJECT + 1;
@@ -82,7 +84,13 @@ fn every_way(technique: &Technique) -> Result<(Row, Vec<String>)> {
     };
     let early = [early(&protected)?, early(&protected)?, early(&plain)?];
 
-    let mut fixture = Fixture::new()?;
+    let mut fixture = match technique.tier {
+        None => Fixture::new()?,
+        Some(_) => Fixture::with_lsm(|_| {})?,
+    };
+    let missing = fixture.gate.missing();
+    let is_there = |tier: &Tier| !missing.iter().any(|missing| missing.part == tier.part());
+    let tier = technique.tier.filter(is_there);
     fixture.wanted.resources.push(resource(&ground.prefix, protected.ip.port())?);
     fixture.apply()?;
     let cgroups = Cgroups {
@@ -91,13 +99,15 @@ fn every_way(technique: &Technique) -> Result<(Row, Vec<String>)> {
         nobodys: fixture.sandbox.make_cgroup("nobody")?,
     };
     fixture.bind(&cgroups.lender, LENDING_SUBJECT)?;
-    let stage = Stage { technique, ground, dir: &dir, protected, plain, decoy, receivers, cgroups };
+    let stage = Stage { technique, tier, ground, dir: &dir, protected, plain, decoy, receivers, cgroups };
     stage.play(&mut fixture, early)
 }
 
 /// Everything that stands still while a technique is run.
 struct Stage<'a> {
     technique: &'a Technique,
+    /// The part of the LSM tier that stops it, as far as it is there.
+    tier: Option<Tier>,
     ground: Ground,
     dir: &'a Path,
     protected: Where,
@@ -126,7 +136,8 @@ impl Stage<'_> {
     fn play(&self, fixture: &mut Fixture, early: [Option<Helper>; 3]) -> Result<(Row, Vec<String>)> {
         let technique = self.technique;
         let [early_ungranted, early_granted, early_plain] = early;
-        let mut row = Row::new(technique);
+        let mut row = Row::new(technique, self.tier);
+        let granted = self.tier.map_or(technique.granted, |tier| Granted::Refused(tier.why()));
         let mut wrong = Vec::new();
         let [at_protected, at_plain] = &self.receivers;
 
@@ -140,7 +151,7 @@ impl Stage<'_> {
         };
         // Their sockets stay open until the end: what is queued there must not be let go with the next grant either.
         let (ungranted, said) = self.attempt(attempt)?;
-        let must_not_arrive = matches!(technique.stop, Stop::By(_));
+        let must_not_arrive = matches!(technique.stop, Stop::By(_)) || self.tier.is_some();
         let arrived = match must_not_arrive {
             true => {
                 std::thread::sleep(MOMENT);
@@ -154,7 +165,8 @@ impl Stage<'_> {
         let checked = self.attempt_with_the_check(fixture, &mut row)?;
 
         let mut kept = None;
-        if technique.kept != Kept::No {
+        // What cannot be had cannot be kept.
+        if technique.kept != Kept::No && self.tier.is_none() {
             let marker = self.marker("kept");
             let (helper, said) = self.attempt_past_the_end(fixture, &marker)?;
             std::thread::sleep(MOMENT);
@@ -173,14 +185,14 @@ impl Stage<'_> {
             pauses: false,
         };
         let (_granted, said) = self.attempt(attempt)?;
-        row.granted = Seen::of(arrives_if(technique.granted, at_protected, &marker), &said);
-        match (technique.granted, row.granted.arrived()) {
+        row.granted = Seen::of(arrives_if(granted, at_protected, &marker), &said);
+        match (granted, row.granted.arrived()) {
             (Granted::Arrives, false) => wrong.push(format!("granted, it did not arrive ({said})")),
             (Granted::Refused(why), true) => wrong.push(format!("granted, it arrived, and {why}")),
             _ => {}
         }
 
-        if technique.unprotected == Unprotected::Arrives {
+        if technique.unprotected_with(self.tier) == Unprotected::Arrives {
             let marker = self.marker("unprotected");
             // Nobody has a grant, as the port needs none.
             fixture.wanted.grants.retain(|grant| grant.subject.get() != SUBJECT);
@@ -231,6 +243,10 @@ impl Stage<'_> {
         row: &mut Row,
     ) -> Result<Option<(String, Helper)>> {
         let Stop::Lent { with_check, .. } = self.technique.stop else { return Ok(None) };
+        // What cannot be had is written on by nobody.
+        if self.tier.is_some() {
+            return Ok(None);
+        }
         if fixture.gate.missing().iter().any(|missing| missing.part == CHECK_OF_SENDERS) {
             return Ok(None);
         }

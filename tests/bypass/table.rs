@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::technique::{Granted, Kept, Stop, Technique, Unprotected, WithCheck};
+use crate::technique::{Granted, Kept, Stop, Technique, Tier, Unprotected, WithCheck};
 
 /// Names the file that the rows are written to, one JSON object a line. `cargo xtask bypass-table` reads it.
 const VARIABLE: &str = "PORTCULLIS_BYPASS_TABLE";
@@ -64,6 +64,8 @@ pub(crate) struct Row {
     stop: &'static str,
     /// Whether it must not get through without a grant: `stopped`, `lent` or `reported`.
     expected: &'static str,
+    /// Whether it is a part of the LSM tier that stops it.
+    tier: bool,
     /// Why it cannot be tried on this kernel.
     skipped: Option<&'static str>,
     pub(crate) ungranted: Seen,
@@ -83,11 +85,13 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(technique: &Technique) -> Self {
-        let (expected, stop) = match technique.stop {
-            Stop::By(by) => ("stopped", by),
-            Stop::Lent { why, .. } => ("lent", why),
-            Stop::Nothing(why) => ("reported", why),
+    /// `tier` is the part of the LSM tier that is there and stops it.
+    pub(crate) fn new(technique: &Technique, tier: Option<Tier>) -> Self {
+        let (expected, stop) = match (tier, technique.stop) {
+            (Some(tier), _) => ("stopped", tier.hook()),
+            (None, Stop::By(by)) => ("stopped", by),
+            (None, Stop::Lent { why, .. }) => ("lent", why),
+            (None, Stop::Nothing(why)) => ("reported", why),
         };
         Self {
             kernel: kernel_release(),
@@ -95,15 +99,17 @@ impl Row {
             needs: technique.needs.as_str(),
             stop,
             expected,
+            tier: tier.is_some(),
             skipped: None,
             ungranted: Seen::NotTried,
             granted: Seen::NotTried,
-            granted_note: match technique.granted {
-                Granted::Arrives => None,
-                Granted::Refused(why) | Granted::Either(why) => Some(why),
+            granted_note: match (tier, technique.granted) {
+                (Some(tier), _) => Some(tier.why()),
+                (None, Granted::Arrives) => None,
+                (None, Granted::Refused(why) | Granted::Either(why)) => Some(why),
             },
             unprotected: Seen::NotTried,
-            unprotected_note: match technique.unprotected {
+            unprotected_note: match technique.unprotected_with(tier) {
                 Unprotected::Arrives => None,
                 Unprotected::NotTried(why) => Some(why),
             },
@@ -122,7 +128,7 @@ impl Row {
     }
 
     pub(crate) fn skipped(technique: &Technique, reason: &'static str) -> Self {
-        Self { skipped: Some(reason), ..Self::new(technique) }
+        Self { skipped: Some(reason), ..Self::new(technique, None) }
     }
 }
 

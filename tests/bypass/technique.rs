@@ -37,6 +37,8 @@ pub(crate) struct Technique {
     /// Somebody else's socket that it uses.
     pub(crate) lender: Option<Lender>,
     pub(crate) stop: Stop,
+    /// What stops it where that part of the LSM tier is there, whatever `stop` says.
+    pub(crate) tier: Option<Tier>,
     pub(crate) granted: Granted,
     pub(crate) unprotected: Unprotected,
     /// Whether it is also tried with a socket kept past the end of its grant.
@@ -75,6 +77,51 @@ pub(crate) enum Stop {
     Lent { why: &'static str, with_check: WithCheck },
     /// Nothing that is always there; why, and which optional part would. What comes of it is reported.
     Nothing(&'static str),
+}
+
+/// A part of the LSM tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tier {
+    SocketCreate,
+    FileReceive,
+}
+
+impl Tier {
+    /// As the agent names it when it is missing.
+    pub(crate) fn part(self) -> &'static str {
+        match self {
+            Self::SocketCreate => "packet sockets",
+            Self::FileReceive => "handoff",
+        }
+    }
+
+    pub(crate) fn hook(self) -> &'static str {
+        match self {
+            Self::SocketCreate => "LSM socket_create",
+            Self::FileReceive => "LSM file_receive",
+        }
+    }
+
+    /// Why a grant does not open it.
+    pub(crate) fn why(self) -> &'static str {
+        match self {
+            Self::SocketCreate => "no such socket can be had, whoever wants it for whichever port",
+            Self::FileReceive => "the connection is another subject's",
+        }
+    }
+}
+
+impl Technique {
+    /// What comes of it to a port that nobody protects, with this part of the LSM tier there.
+    pub(crate) fn unprotected_with(&self, tier: Option<Tier>) -> Unprotected {
+        match (tier, self.service) {
+            (Some(Tier::SocketCreate), _) => Unprotected::NotTried(Tier::SocketCreate.why()),
+            (Some(Tier::FileReceive), Service::Mptcp) => Unprotected::NotTried(
+                "an MPTCP socket stays with the subject that made it, wherever it leads",
+            ),
+            _ => self.unprotected,
+        }
+    }
 }
 
 /// What comes of it where each write is judged.
@@ -322,6 +369,7 @@ pub(crate) const TCP: Technique = Technique {
     start: Start::Sender,
     lender: None,
     stop: Stop::By("connect"),
+    tier: None,
     granted: Granted::Arrives,
     unprotected: Unprotected::Arrives,
     kept: Kept::Revoked,

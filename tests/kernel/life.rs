@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, KernelError, Lowered, Settings, lower};
+use agent::kernel::{Fault, Gate, KernelError, Lowered, Settings, lower};
 use agent::rules::plan::{Entries, Wanted, reconcile};
 use agent_ebpf::abi::{ConnectionEntry, GrantKey};
 use anyhow::{Context, Result, bail};
@@ -41,9 +41,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::maps_of_another_shape_are_refused", maps_of_another_shape_are_refused),
     ("life::pins_want_a_bpf_file_system", pins_want_a_bpf_file_system),
     ("life::lowering_opens", lowering_opens),
+    ("life::what_cannot_be_detached_is_unlinked", what_cannot_be_detached_is_unlinked),
 ];
 
-fn raise(settings: &Settings, sandbox: &Sandbox) -> Result<Gate, KernelError> {
+pub(crate) fn raise(settings: &Settings, sandbox: &Sandbox) -> Result<Gate, KernelError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async { Gate::raise(settings, sandbox.cgroup_root()) }).map(|(gate, _)| gate)
 }
@@ -144,7 +145,7 @@ fn pinned_links(settings: &Settings) -> Result<BTreeMap<String, [String; 4]>> {
     Ok(links)
 }
 
-fn link_dir(settings: &Settings) -> PathBuf {
+pub(crate) fn link_dir(settings: &Settings) -> PathBuf {
     settings.pin_dir.join(format!("abi-{}/links", settings.abi_version))
 }
 
@@ -219,14 +220,14 @@ fn links_elsewhere_or_nowhere_are_replaced() -> Result<()> {
 }
 
 /// A gate of another ABI version, over the fixture's.
-struct OtherGate {
+pub(crate) struct OtherGate {
     gate: Gate,
     entries: Entries,
     settings: Settings,
 }
 
 impl OtherGate {
-    fn raise(fixture: &Fixture) -> Result<Self> {
+    pub(crate) fn raise(fixture: &Fixture) -> Result<Self> {
         // Another size of a map stands for another layout: the same version would be refused.
         let settings = Settings { abi_version: OTHER, connections_max: 1000, ..fixture.settings.clone() };
         let gate = raise(&settings, &fixture.sandbox)?;
@@ -234,7 +235,7 @@ impl OtherGate {
         Ok(Self { gate, entries, settings })
     }
 
-    fn apply(&mut self, wanted: &Wanted) -> Result<()> {
+    pub(crate) fn apply(&mut self, wanted: &Wanted) -> Result<()> {
         let slots_max = self.gate.slots_max();
         let gate = &mut self.gate;
         let outcome =
@@ -253,7 +254,7 @@ impl OtherGate {
     }
 
     /// Takes the place of the other one.
-    fn succeed(&mut self) -> Result<()> {
+    pub(crate) fn succeed(&mut self) -> Result<()> {
         self.stand_beside()?;
         self.gate.lower_predecessors()?;
         while !self.gate.read_predecessors(100).is_empty() {}
@@ -306,6 +307,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     // 2. One of another version waits until it knows what to hold: the first decides alone.
     let mut other = OtherGate::raise(&fixture)?;
     ensure_eq!((other.gate.is_waiting(), other.gate.attached()), (true, 0));
+    ensure_eq!(other.gate.inspect(), [], "what waits is not missed");
     ensure_eq!((reach(&granted)?, reach(&nobody)?), (true, false));
 
     // 3. Both decide, and then the other alone. Connections go on.
@@ -315,6 +317,7 @@ fn another_abi_version_waits_and_takes_over() -> Result<()> {
     goes_on(&mut over_tcp, &tcp)?;
     other.succeed()?;
     ensure_eq!((other.gate.is_waiting(), other.gate.predecessors()), (false, vec![]));
+    ensure_eq!(other.gate.inspect(), []);
     ensure_eq!(
         fixture.settings.pin_dir.join(format!("abi-{}", fixture.settings.abi_version)).exists(),
         false
@@ -385,8 +388,20 @@ fn a_gate_that_is_not_whole_replaces_none() -> Result<()> {
     other.stand_beside()?;
     ensure_eq!(reaches(&nobody, Attempt::Tcp, listener.address(), &listener)?, false);
     ensure_eq!(other.gate.is_waiting(), true);
-    // Its agent ends now, and somebody lifts both.
+    // Its agent ends, and one of the first's version goes on. The other's programs come after its own, and are no strangers.
+    let of_link = |[_, program, ..]: [String; 4]| format!("(id {program})");
+    let theirs: Vec<String> = pinned_links(&other.settings)?.into_values().map(of_link).collect();
     drop(other);
+    let mut back = raise(&fixture.settings, &fixture.sandbox)?;
+    back.stand_beside(|_| None)?;
+    // Gates of other tests are at the root as well, and strangers indeed.
+    let is_meant = |fault: &Fault| {
+        fault.opens || fault.repaired || theirs.iter().any(|program| fault.text.contains(program))
+    };
+    let faults: Vec<Fault> = back.inspect().into_iter().filter(is_meant).collect();
+    ensure_eq!(faults, []);
+    // Somebody lifts both.
+    drop(back);
     let lowered = lower(&fixture.settings.pin_dir)?;
     let versions: Vec<(u32, usize)> =
         lowered.iter().map(|Lowered { abi_version, programs }| (*abi_version, programs.len())).collect();
@@ -436,4 +451,58 @@ fn lowering_opens() -> Result<()> {
     ensure_eq!(reaches(&cgroup, Attempt::Tcp, listener.address(), &listener)?, true);
     drop(sandbox);
     Ok(())
+}
+
+/// Pins a link of a tracing program among those of a gate. Like the links of the LSM tier it is at no cgroup, and the kernel
+/// detaches it only when nobody holds it any more. Gives its number.
+fn pin_undetachable(settings: &Settings, name: &str) -> Result<u64> {
+    const PROG_LOAD: i32 = 5;
+    const OBJ_PIN: i32 = 6;
+    const RAW_TRACEPOINT_OPEN: i32 = 17;
+    const RAW_TRACEPOINT: u64 = 17;
+    // `r0 = 0`, `exit`.
+    let code = [0xb7_u64, 0x95];
+    let mut attributes =
+        [RAW_TRACEPOINT | (code.len() as u64) << 32, code.as_ptr() as u64, c"GPL".as_ptr() as u64];
+    let program = tests::raw::bpf(PROG_LOAD, &mut attributes)?;
+    let mut attributes = [c"sched_process_exit".as_ptr() as u64, program.as_raw_fd() as u64];
+    let link = tests::raw::bpf(RAW_TRACEPOINT_OPEN, &mut attributes)?;
+    let path = link_dir(settings).join(name);
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    tests::raw::bpf_done(OBJ_PIN, &mut [text.as_ptr() as u64, link.as_raw_fd() as u64])?;
+    Ok(pinned_link(&path)?.get("link_id").context("the link's number")?.parse()?)
+}
+
+/// Waits until there is no link of this number.
+fn wait_until_gone(link: u64) -> Result<()> {
+    const LINK_GET_FD_BY_ID: i32 = 30;
+    wait_for("the link to go", Duration::from_secs(5), || {
+        match tests::raw::bpf(LINK_GET_FD_BY_ID, &mut [link]) {
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(())),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+fn what_cannot_be_detached_is_unlinked() -> Result<()> {
+    const NAME: &str = "elsewhere";
+    // By a gate of another version, which takes the place of the first.
+    let fixture = Fixture::new()?;
+    let link = pin_undetachable(&fixture.settings, NAME)?;
+    let mut other = OtherGate::raise(&fixture)?;
+    other.succeed()?;
+    wait_until_gone(link)?;
+    // And with the gate.
+    let link = pin_undetachable(&other.settings, NAME)?;
+    let attached = other.gate.attached();
+    drop(other);
+    let lowered = lower(&fixture.settings.pin_dir)?;
+    let [Lowered { abi_version: OTHER, programs }] = &lowered[..] else { bail!("{lowered:?}") };
+    ensure_eq!(
+        (programs.len(), programs.iter().any(|name| name == NAME)),
+        (attached + 1, true),
+        "{programs:?}"
+    );
+    wait_until_gone(link)
 }

@@ -7,7 +7,9 @@ mod idle;
 mod life;
 mod limits;
 mod local;
+mod lsm;
 mod modes;
+mod proof;
 mod records;
 mod senders;
 mod verdicts;
@@ -15,7 +17,7 @@ mod verdicts;
 use tests::fixture;
 
 fn main() {
-    tests::runner::main(
+    tests::runner::main_with(
         [
             verdicts::TESTS,
             local::TESTS,
@@ -27,7 +29,10 @@ fn main() {
             closed::TESTS,
             idle::TESTS,
             senders::TESTS,
+            lsm::TESTS,
+            proof::TESTS,
         ]
         .concat(),
+        lsm::CHOOSY.to_vec(),
     );
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::probe::{self, Attempt};
-use crate::sandbox::{Cgroup, Sandbox};
+use crate::sandbox::{self, Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
-use agent::kernel::{Gate, RecordRing, Rings, Settings};
+use agent::kernel::{Demand, Gate, LsmSettings, RecordRing, Rings, Settings};
 use agent::rules::plan::{Entries, Outcome, ResourceOptions, Wanted, WantedGrant, reconcile};
 use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
 use anyhow::{Result, bail};
@@ -59,6 +59,15 @@ impl Fixture {
         let wanted = Wanted::default();
         let Rings { allow, deny, closed } = streams.rings;
         Ok(Self { gate, entries, wanted, allow, deny, closed, settings, sandbox })
+    }
+
+    /// The same, with the LSM tier as far as the kernel has it. It is for the tests' own processes: everybody else is exempt.
+    pub fn with_lsm(change: impl FnOnce(&mut Settings)) -> Result<Self> {
+        let exempt = sandbox::strangers()?.into_keys().collect();
+        Self::with(|settings| {
+            settings.lsm = LsmSettings { demand: Demand::Prefer, exempt, ..LsmSettings::default() };
+            change(settings);
+        })
     }
 
     /// Brings the maps to what is wanted, whatever comes of it.

@@ -16,5 +16,7 @@ pub mod process;
 pub mod raw;
 pub mod runner;
 pub mod sandbox;
+pub mod socket_probe;
 pub mod ssh;
 pub mod stage;
+pub mod tampering;

@@ -84,9 +84,16 @@ pub fn run(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr, marker: &str) -> R
     Ok(output(&mut command(cgroup, attempt, to, marker)?)?.trim().to_owned())
 }
 
-/// Does what a probe does, and ends the process, if it was started as one.
+/// Does what a probe does, and ends the process, if it was started as one; as a canary, too.
 pub fn run_if_asked() {
-    let mut arguments = std::env::args().skip(1);
+    let all: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, cgroup] = all.as_slice()
+        && verb == "canary"
+    {
+        let result = agent::canary::serve(cgroup.as_ref());
+        std::process::exit(i32::from(result.is_err()));
+    }
+    let mut arguments = all.into_iter();
     if arguments.next().as_deref() == Some(FLAG) {
         let result = attempt_from(arguments.collect());
         std::process::exit(match result {

@@ -86,6 +86,16 @@ pub fn bpf(command: i32, attributes: &mut [u64]) -> io::Result<OwnedFd> {
     }
 }
 
+/// `bpf`, as above, for a command that gives nothing back.
+pub fn bpf_done(command: i32, attributes: &mut [u64]) -> io::Result<()> {
+    // SAFETY: as in `bpf`, but that no descriptor is made.
+    unsafe {
+        let size = size_of_val(attributes);
+        let result = libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size);
+        checked(result).map(drop)
+    }
+}
+
 /// Makes a child that starts in the cgroup, does this, and ends. Waits for it. Only for a process with one thread.
 pub fn clone_into(cgroup: BorrowedFd<'_>, child: impl FnOnce()) -> io::Result<()> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

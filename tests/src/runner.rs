@@ -3,10 +3,13 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{cleanup, machine, other_agent, probe};
+use crate::{cleanup, machine, other_agent, probe, socket_probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
+
+/// The same, of a test that may find out by itself that it cannot run here.
+pub type Choosy = (&'static str, fn() -> Result<Outcome>);
 
 /// One test that may find out by itself that it cannot run here.
 pub struct Case {
@@ -26,13 +29,20 @@ pub enum Outcome {
 
 /// Runs tests that need to enforce. A process that was started as a probe never gets that far.
 pub fn main(tests: Vec<Test>) {
+    main_with(tests, Vec::new());
+}
+
+/// The same, with some that may find out by themselves that they cannot run.
+pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
     probe::run_if_asked();
+    socket_probe::run_if_asked();
     other_agent::run_if_asked();
-    let cases = tests.into_iter().map(|(name, test)| Case {
+    let tests = tests.into_iter().map(|(name, test)| Case {
         name: name.to_owned(),
         run: Box::new(move || test().map(|()| Outcome::Passed)),
     });
-    run(cases.collect(), || Ok(()));
+    let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
+    run(tests.chain(choosy).collect(), || Ok(()));
 }
 
 /// Runs tests that need to enforce, and then does what is to be done after the last.

@@ -1,7 +1,9 @@
 //! A place of one's own: a temporary directory, a BPF file system, cgroups and loopback addresses that nobody else uses.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -127,6 +129,19 @@ fn clear_leftovers() {
     }
 }
 
+/// The cgroups right below the root that no test made: ids and names.
+pub fn strangers() -> Result<BTreeMap<u64, String>> {
+    let mut strangers = BTreeMap::new();
+    for entry in fs::read_dir(agent::observe::cgroup_root()?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() && !name.starts_with(PREFIX) {
+            strangers.insert(entry.metadata()?.ino(), name);
+        }
+    }
+    Ok(strangers)
+}
+
 /// Removes a cgroup and what is within it, once it is empty.
 pub fn remove_cgroup(directory: &Path) -> Result<()> {
     if !directory.exists() {
@@ -166,7 +181,6 @@ pub struct Cgroup {
 impl Cgroup {
     /// Its id: the inode number.
     pub fn id(&self) -> Result<u64> {
-        use std::os::unix::fs::MetadataExt;
         Ok(fs::metadata(&self.directory).with_context(|| format!("no cgroup {}", self.path))?.ino())
     }
 }

@@ -5,9 +5,11 @@ mod bad_input;
 mod benchmarks;
 mod deadlines;
 mod life;
+mod lsm;
 mod modes;
 mod options;
 mod outages;
+mod proof;
 mod psql;
 mod sessions;
 mod upgrades;
@@ -21,7 +23,9 @@ fn main() {
             deadlines::TESTS,
             outages::TESTS,
             upgrades::TESTS,
+            proof::TESTS,
             bad_input::TESTS,
+            lsm::TESTS,
             options::TESTS,
             modes::TESTS,
             benchmarks::TESTS,

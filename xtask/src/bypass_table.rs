@@ -31,6 +31,8 @@ struct Row {
     needs: String,
     stop: String,
     expected: String,
+    #[serde(default)]
+    tier: bool,
     skipped: Option<String>,
     ungranted: Seen,
     granted: Seen,
@@ -92,13 +94,9 @@ fn section(rows: &[Row]) -> Result<String> {
     for rows in techniques.values() {
         let first = rows[0];
         let tried: Vec<&Row> = rows.iter().copied().filter(|row| row.skipped.is_none()).collect();
-        let column = |of: fn(&Row) -> &Seen| cell(&tried, of, "through");
-        let closed = |of: fn(&Row) -> &Seen| cell(&tried, of, "**through, and must not be**");
-        let stop = match first.expected.as_str() {
-            "stopped" => first.stop.clone(),
-            "lent" => format!("*lent*: {}", first.stop),
-            _ => format!("**not stopped**: {}", first.stop),
-        };
+        let column = |of: fn(&Row) -> &Seen| cell(&tried, of, |_| "through");
+        let closed = |of: fn(&Row) -> &Seen| cell(&tried, of, |_| MUST_NOT);
+        let stop = stop(if tried.is_empty() { rows } else { &tried });
         let ended = match &first.ended_by {
             Some(by) if !tried.is_empty() => format!("{} ({by})", closed(|row| &row.kept)),
             _ => "—".to_owned(),
@@ -107,23 +105,32 @@ fn section(rows: &[Row]) -> Result<String> {
             "| `{}` | {} | {} | {}{} | {}{} | {}{} | {ended} | {stop} |\n",
             first.technique,
             first.needs,
-            match first.expected.as_str() {
-                "stopped" => closed(|row| &row.ungranted),
-                _ => column(|row| &row.ungranted),
-            },
+            cell(
+                &tried,
+                |row| &row.ungranted,
+                |row| match row.expected.as_str() {
+                    "stopped" => MUST_NOT,
+                    _ => "through",
+                }
+            ),
             match first.checked_note {
                 None => closed(|row| &row.checked),
                 Some(_) => column(|row| &row.checked),
             },
-            note(&mut notes, first.checked_note.as_deref(), tried.iter().any(|row| is_through(&row.checked))),
+            note(
+                &mut notes,
+                first.checked_note.as_deref().filter(|_| tried.iter().any(|row| is_through(&row.checked)))
+            ),
             column(|row| &row.granted),
             note(
                 &mut notes,
-                first.granted_note.as_deref(),
-                tried.iter().any(|row| !is_through(&row.granted))
+                tried
+                    .iter()
+                    .find(|row| !is_through(&row.granted))
+                    .and_then(|row| row.granted_note.as_deref())
             ),
             column(|row| &row.unprotected),
-            note(&mut notes, first.unprotected_note.as_deref(), true),
+            note(&mut notes, rows.iter().find_map(|row| row.unprotected_note.as_deref())),
         );
     }
     for (index, note) in notes.iter().enumerate() {
@@ -136,13 +143,31 @@ fn section(rows: &[Row]) -> Result<String> {
     Ok(text)
 }
 
+/// What is to be stopped, and was not.
+const MUST_NOT: &str = "**through, and must not be**";
+
+/// What stops it, or why nothing does; with the LSM tier and without it, where kernels with and without were tried.
+fn stop(rows: &[&Row]) -> String {
+    let text = |row: &Row| match row.expected.as_str() {
+        "stopped" => row.stop.clone(),
+        "lent" => format!("*lent*: {}", row.stop),
+        _ => format!("**not stopped**: {}", row.stop),
+    };
+    let with = rows.iter().find(|row| row.tier).map(|row| format!("with the LSM tier: {}", text(row)));
+    let without = rows.iter().find(|row| !row.tier).map(|row| text(row));
+    match (with, without) {
+        (Some(with), Some(without)) => format!("{with}; without it {without}"),
+        (with, without) => with.or(without).unwrap_or_default(),
+    }
+}
+
 fn is_through(seen: &Seen) -> bool {
     matches!(seen, Seen::Through(_))
 }
 
 /// The number of a note, which is written once.
-fn note(notes: &mut Vec<String>, text: Option<&str>, applies: bool) -> String {
-    let Some(text) = text.filter(|_| applies) else { return String::new() };
+fn note(notes: &mut Vec<String>, text: Option<&str>) -> String {
+    let Some(text) = text else { return String::new() };
     let place = notes.iter().position(|known| known == text).unwrap_or_else(|| {
         notes.push(text.to_owned());
         notes.len() - 1
@@ -151,12 +176,12 @@ fn note(notes: &mut Vec<String>, text: Option<&str>, applies: bool) -> String {
 }
 
 /// What all kernels agree on, or what each of them says; `through` for what arrived.
-fn cell(rows: &[&Row], of: fn(&Row) -> &Seen, through: &str) -> String {
+fn cell(rows: &[&Row], of: fn(&Row) -> &Seen, through: fn(&Row) -> &'static str) -> String {
     let word = |row: &Row| match of(row) {
         Seen::NotTried => "—".to_owned(),
         Seen::Stopped(said) if said == "ok" => "stopped, silently".to_owned(),
         Seen::Stopped(said) => format!("stopped, {said}"),
-        Seen::Through(_) => through.to_owned(),
+        Seen::Through(_) => through(row).to_owned(),
     };
     let words = in_order(rows.iter().map(|row| word(row)));
     match words.as_slice() {
@@ -232,6 +257,23 @@ Not tried:
 - 5.10.2-b: this kernel has no two: `two`.
 "
         );
+    }
+
+    #[test]
+    fn the_lsm_tier_is_told_apart() {
+        let lent = r#""stop":"given away","expected":"lent","tier":false"#;
+        let rows: String = ROWS
+            .lines()
+            .filter(|row| row.contains(r#""one""#))
+            .map(|row| row.replace(r#""stop":"connect","expected":"stopped""#, lent) + "\n")
+            .collect();
+        let text = |rows: &str| section(&parse(rows).expect("it is well formed")).expect("there are rows");
+        let through = rows.replace(r#"{"stopped":"EPERM"}"#, r#"{"through":"ok"}"#);
+        let with = rows.replacen(lent, r#""stop":"LSM x","expected":"stopped","tier":true"#, 1);
+        assert!(text(&through).contains("6.18: through; 5.10: stopped"), "{}", text(&through));
+        assert!(text(&through).contains("| *lent*: given away |"), "{}", text(&through));
+        let both = "| with the LSM tier: LSM x; without it *lent*: given away |";
+        assert!(text(&with).contains(both), "{}", text(&with));
     }
 
     #[test]

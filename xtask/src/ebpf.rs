@@ -23,8 +23,8 @@ use crate::{
 const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
-/// The gate, and the per-send check.
-const PROGRAMS: [&str; 2] = ["portcullis-ebpf", "portcullis-senders"];
+/// The gate, the per-send check, and the LSM tier.
+const PROGRAMS: [&str; 3] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm"];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {

@@ -2,7 +2,7 @@
 //! let through to where the packet really goes, by a grant that still counts. The last word, which no rewriting on the way
 //! can go around.
 
-use agent_ebpf::abi::{Admission, ConnectionEntry, GrantKey, Hook, ResourceEntry, VerdictRecord, protocol};
+use agent_ebpf::abi::{Admission, GrantKey, Hook, ResourceEntry, VerdictRecord, protocol};
 use agent_ebpf::verdict::{Reason, Verdict, WireFacts, decide_wire, without_record};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
@@ -12,7 +12,7 @@ use aya_ebpf::programs::SkBuffContext;
 
 use super::{GO_ON, REFUSE, bind};
 use crate::context::{self, Destination};
-use crate::grants::{grant, note, slot, write_name};
+use crate::grants::{grant, inherit, note, slot, write_name};
 use crate::packet::{self, Packet, Segment};
 use crate::resources::protecting;
 use crate::{maps, record};
@@ -58,8 +58,14 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     }
 
     let mut found = *admission;
+    // Looked up for each packet and not written into the socket's storage: whoever connects it anew meanwhile may be writing
+    // there.
     if found.resource == 0 && found.flags & Admission::PASSIVE == 0 {
-        inherit(ctx, admission, &mut found);
+        // SAFETY: the helper takes the context that the kernel handed us.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        if inherit(cookie, &mut found) {
+            admission.flags |= Admission::INHERITED;
+        }
     }
     // An unconnected socket may be used for several resources at once: each datagram was judged on its way in, and the
     // socket remembers the last one.
@@ -94,23 +100,6 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         record::emit_denied(|record| packet.describe(ctx, Some(&found), reason, record));
     }
     if verdict.lets_through() { GO_ON } else { REFUSE }
-}
-
-/// What a gate of another ABI version had let the socket through to, as the agent wrote it down. Looked up for each packet and
-/// not written into the socket's storage: whoever connects it anew meanwhile may be writing there.
-#[inline(always)]
-fn inherit(ctx: &SkBuffContext, admission: &mut Admission, found: &mut Admission) {
-    // SAFETY: the helper takes the context that the kernel handed us.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: the entry lives for the program's run, and each of its numbers is read at once. The agent replaces it as a whole.
-    let Some(entry) = (unsafe { maps::CONNECTIONS.get(cookie) }) else { return };
-    if entry.flags & (ConnectionEntry::OBSERVED | ConnectionEntry::INHERITED) == ConnectionEntry::INHERITED {
-        admission.flags |= Admission::INHERITED;
-        found.resource = entry.resource;
-        found.subject = entry.subject;
-        found.slot = entry.slot;
-        found.epoch = entry.epoch;
-    }
 }
 
 /// Counts what the socket carries. Returns whether that is activity, as far as anybody wants to know (`has_limit`): payload

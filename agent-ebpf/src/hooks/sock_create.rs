@@ -1,6 +1,7 @@
 //! A task makes an IPv4 or IPv6 socket: who it is, is remembered with the socket. Nothing is refused here: a refusal by type
 //! would also hit traffic to what nobody protects.
 
+use agent_ebpf::abi::Admission;
 use agent_ebpf::verdict::Caller;
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
@@ -17,6 +18,9 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
         admission.creator_cgroup_id = cgroup_id;
         if let Caller::Subject(subject) = caller(cgroup_id) {
             admission.creator_subject = subject;
+        }
+        if context::is_mptcp(ctx.sock) {
+            admission.flags |= Admission::MPTCP;
         }
     }
     GO_ON

@@ -1,9 +1,10 @@
 //! What can go wrong between agent and kernel.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use agent_ebpf::abi::map;
+use agent_ebpf::abi::{self, map};
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
@@ -90,6 +91,14 @@ pub enum KernelError {
         /// What makes it larger.
         setting: &'static str,
     },
+    /// The LSM tier is required, and the kernel cannot have all of it.
+    #[error(
+        "`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so"
+    )]
+    Lsm {
+        /// What is missing, and why.
+        missing: String,
+    },
     /// The kernel does not count and time programs.
     #[error("cannot turn the kernel's statistics of programs on: Linux 5.8 or newer and root are needed")]
     Statistics(#[source] io::Error),
@@ -104,6 +113,14 @@ pub enum KernelError {
     /// A map of another version cannot be read.
     #[error("cannot read map {name} of another ABI version")]
     RawRead {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A map cannot be read as a whole.
+    #[error("cannot read the elements of map {name}")]
+    Elements {
         /// Which map.
         name: &'static str,
         /// Why.
@@ -161,8 +178,20 @@ impl KernelError {
             map::RESOURCES => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),
             map::CONNECTIONS => (settings.connections_max, "connections_max"),
+            map::EXEMPT_CGROUPS => (abi::EXEMPT_CGROUPS_MAX, "lsm_exempt"),
             _ => (settings.grants_max, "grants_max"),
         };
         Self::Full { name, max, setting }
     }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -35,6 +35,23 @@ pub(super) struct Attachable {
     /// The kernel's number of it.
     pub(super) id: u32,
     pub(super) fd: OwnedFd,
+    /// What attaches it; None: nothing does yet. Held beside the pin: should somebody unmount the file system, it stays.
+    pub(super) link: Option<OwnedFd>,
+}
+
+impl Attachable {
+    /// Has it decide beside what decides already. Nothing pins the link.
+    pub(super) fn create_link(&self, cgroup: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
+        sys::link_create(self.fd.as_fd(), cgroup, self.place.attach_type)
+            .map_err(|source| KernelError::attach(self.name, source))
+    }
+}
+
+/// A map of ours, held beside its pin.
+pub(super) struct HeldMap {
+    pub(super) name: &'static str,
+    pub(super) fd: OwnedFd,
+    pub(super) max_entries: u32,
 }
 
 /// What a map is made like.
@@ -47,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 18] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -97,6 +114,7 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 17] {
         ring(map::EVENTS_DENY),
         ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
+        shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
     ]
 }
 
@@ -123,15 +141,21 @@ impl Pins {
     /// Makes the directories, after a look that they can hold pins.
     pub(super) fn prepare(settings: &Settings) -> Result<Self, KernelError> {
         let pins = Self::at(&settings.pin_dir, settings.abi_version);
-        let there = pins.dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        pins.make_directories()?;
+        Ok(pins)
+    }
+
+    /// Those that are not there.
+    fn make_directories(&self) -> Result<(), KernelError> {
+        let there = self.dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
         let is_bpffs = statfs(there).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
         if !is_bpffs {
             return Err(KernelError::NoBpffs { path: there.to_owned() });
         }
-        for dir in [pins.dir.join("maps"), pins.dir.join("links")] {
+        for dir in [self.dir.join("maps"), self.dir.join("links")] {
             fs::create_dir_all(&dir).map_err(|source| KernelError::Pin { path: dir.clone(), source })?;
         }
-        Ok(pins)
+        Ok(())
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -142,7 +166,7 @@ impl Pins {
         self.dir.join("maps")
     }
 
-    fn link(&self, program: &str) -> PathBuf {
+    pub(super) fn link(&self, program: &str) -> PathBuf {
         self.dir.join("links").join(program)
     }
 
@@ -179,23 +203,24 @@ impl Pins {
     /// Has the program decide where it belongs: by the link that is pinned under its name, so that its place among other
     /// people's programs stays; or by a new link, which takes that name. At no instant does neither the old nor the new
     /// program decide.
-    pub(super) fn attach(
-        &self,
-        program: &Attachable,
-        cgroup: BorrowedFd<'_>,
-    ) -> Result<OwnedFd, KernelError> {
+    pub(super) fn attach(&self, program: &mut Attachable, cgroup: BorrowedFd<'_>) -> Result<(), KernelError> {
         let path = self.link(program.name);
         let link = match self.update(program, &path)? {
             Some(link) => link,
-            None => self.replace(program, &path, cgroup)?,
+            None => {
+                let link = program.create_link(cgroup)?;
+                self.replace_link(program.name, link.as_fd())?;
+                link
+            }
         };
         // What the kernel was asked for is one thing; what it says it has is another.
         let info =
             sys::link_info(link.as_fd()).map_err(|source| KernelError::attach(program.name, source))?;
-        match info.program == program.id && info.place == Some(program.place) {
-            true => Ok(link),
-            false => Err(KernelError::NotAttached(program.name)),
+        if info.program != program.id || info.place != Some(program.place) {
+            return Err(KernelError::NotAttached(program.name));
         }
+        program.link = Some(link);
+        Ok(())
     }
 
     /// Gives the pinned link its new program. None: there is no such link, or it attaches somewhere else, or nowhere, as it
@@ -215,26 +240,25 @@ impl Pins {
         Ok(Some(link))
     }
 
-    /// Pins a new link in the place of what is there. The old program goes on deciding until the new one's pin has taken its
-    /// name; for that moment both do, and a denial by either counts.
-    fn replace(
+    /// Gives a link, attached already, the name of its program in the place of what has it. The old program goes on deciding
+    /// until then; for a moment both do, and a denial by either counts.
+    pub(super) fn replace_link(&self, program: &str, link: BorrowedFd<'_>) -> Result<(), KernelError> {
+        name(link, &self.link(program))
+    }
+
+    /// Takes a program down whose link ends with its pin, as those of the LSM tier do.
+    pub(super) fn remove_link(&self, program: &str) -> Result<(), KernelError> {
+        let path = self.link(program);
+        remove_if_there(&path).map_err(|source| KernelError::Pin { path, source })
+    }
+
+    /// Gives objects their names again, and the names their directories.
+    pub(super) fn restore<'a>(
         &self,
-        program: &Attachable,
-        path: &Path,
-        cgroup: BorrowedFd<'_>,
-    ) -> Result<OwnedFd, KernelError> {
-        let link = sys::link_create(program.fd.as_fd(), cgroup, program.place.attach_type)
-            .map_err(|source| KernelError::attach(program.name, source))?;
-        // No dot: the BPF file system refuses names with one.
-        let beside = self.link(&format!("{}-new", program.name));
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| KernelError::Pin { path, source }
-        };
-        remove_if_there(&beside).map_err(at(&beside))?;
-        sys::pin(link.as_fd(), &beside).map_err(at(&beside))?;
-        fs::rename(&beside, path).map_err(at(path))?;
-        Ok(link)
+        mut objects: impl Iterator<Item = (BorrowedFd<'a>, &'a Path)>,
+    ) -> Result<(), KernelError> {
+        self.make_directories()?;
+        objects.try_for_each(|(object, path)| name(object, path))
     }
 
     /// Every link that is pinned, whatever it attaches.
@@ -244,7 +268,7 @@ impl Pins {
             let of_pin = |source| KernelError::Pin { path: path.clone(), source };
             let fd = sys::open_pin(&path).map_err(of_pin)?;
             let info = sys::link_info(fd.as_fd()).map_err(of_pin)?;
-            links.push(PinnedLink { fd, place: info.place, path });
+            links.push(PinnedLink { fd, program: info.program, place: info.place, path });
         }
         Ok(links)
     }
@@ -264,6 +288,16 @@ impl Pins {
         }
         let data = MapData::from_pin(self.map(name)).map_err(|error| KernelError::read(name, error))?;
         RecordRing::open(Map::RingBuf(data)).map(Some)
+    }
+
+    /// A map of ours. None: there is none, as this kernel cannot have it.
+    pub(super) fn hold_map(&self, shape: &Shape) -> Result<Option<HeldMap>, KernelError> {
+        let path = self.map(shape.name);
+        match sys::open_pin(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(KernelError::Pin { path, source }),
+            Ok(fd) => Ok(Some(HeldMap { name: shape.name, fd, max_entries: shape.max_entries })),
+        }
     }
 
     /// A map of a kind that is known and sizes that are not; None: there is none of that name and kind.
@@ -304,6 +338,8 @@ impl Pins {
 #[derive(Debug)]
 pub(super) struct PinnedLink {
     fd: OwnedFd,
+    /// The kernel's number of what it attaches.
+    pub(super) program: u32,
     /// None: it is no link at a cgroup.
     pub(super) place: Option<CgroupPlace>,
     path: PathBuf,
@@ -329,6 +365,21 @@ impl PinnedLink {
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(name.filter(|_| attached))
     }
+}
+
+/// Gives an object a name, in the place of whatever has it.
+fn name(object: BorrowedFd<'_>, path: &Path) -> Result<(), KernelError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| KernelError::Pin { path, source }
+    };
+    // No dot: the BPF file system refuses names with one.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push("-new");
+    let beside = PathBuf::from(beside);
+    remove_if_there(&beside).map_err(at(&beside))?;
+    sys::pin(object, &beside).map_err(at(&beside))?;
+    fs::rename(&beside, path).map_err(at(path))
 }
 
 /// What lies in a directory; nothing if it is not there.

@@ -9,6 +9,7 @@
 use std::mem::size_of;
 
 use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, Hook, Ring, RingCounters, VerdictRecord, map};
+use agent_ebpf::verdict::Verdict;
 use aya::maps::{Map, MapData, MapType, PerCpuArray};
 
 use super::pins::{PinnedLink, Pins};
@@ -68,6 +69,11 @@ impl Predecessor {
         !self.links.is_empty()
     }
 
+    /// The kernel's numbers of its programs.
+    pub(super) fn programs(&self) -> impl Iterator<Item = u32> {
+        self.links.iter().map(|link| link.program)
+    }
+
     /// The connections that it let through and that are not closed since. None are known of a version that lays them out in
     /// a way that is not understood.
     pub(super) fn connections(&self, now_boot_ns: u64) -> Result<Vec<Inherited>, KernelError> {
@@ -115,6 +121,10 @@ impl Predecessor {
         let told_twice = |record: &VerdictRecord| {
             superseded.is_some_and(|since| match Hook::from_code(record.hook) {
                 Some(Hook::Egress) => record.boot_ns >= since.packets_boot_ns,
+                // Of LSM programs the first that refuses is the last that is asked.
+                Some(Hook::SocketCreate | Hook::FileReceive) if record.verdict == Verdict::Deny as u8 => {
+                    false
+                }
                 _ => record.boot_ns >= since.calls_boot_ns,
             })
         };

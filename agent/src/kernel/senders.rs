@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use agent_ebpf::abi::map;
@@ -14,7 +14,8 @@ use aya::maps::{MapData, SockHash};
 use aya::programs::{ProgramError, SkMsg};
 use aya::{Ebpf, EbpfError};
 
-use super::pins::Pins;
+use super::error::in_full;
+use super::pins::{Attachable, Pins};
 use super::sys::AttachType;
 use super::{KernelError, Missing, Settings, attachable, load_patiently, loaded, loader, typed};
 
@@ -30,7 +31,7 @@ pub(super) const ENLIST: &str = "enlist";
 pub const PART: &str = "the check of senders";
 
 /// The check, or why there is none. The gate's maps must be pinned already.
-pub(super) fn raise(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<OwnedFd, Missing> {
+pub(super) fn raise(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<Attachable, Missing> {
     attach_all(settings, cgroup_root, pins).map_err(|error| Missing { part: PART, why: in_full(&error) })
 }
 
@@ -39,14 +40,15 @@ pub(super) fn load(mut loader: aya::EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
     loader.load(OBJECT)
 }
 
-fn attach_all(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<OwnedFd, KernelError> {
+fn attach_all(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<Attachable, KernelError> {
     let mut ebpf = load(loader(settings, pins)).map_err(KernelError::load)?;
     let senders: SockHash<MapData, u64> = typed(&mut ebpf, map::SENDERS)?;
     loaded(&mut ebpf, ENLIST)?;
     judge(&mut ebpf, &senders)?;
     let root = cgroup_root.metadata().map_err(|source| KernelError::attach(ENLIST, source))?.ino();
-    let program = attachable(&mut ebpf, (ENLIST, AttachType::SOCK_OPS), root)?;
-    pins.attach(&program, cgroup_root.as_fd())
+    let mut program = attachable(&mut ebpf, (ENLIST, AttachType::SOCK_OPS), root)?;
+    pins.attach(&mut program, cgroup_root.as_fd())?;
+    Ok(program)
 }
 
 /// Puts the program that judges in the place of the one that was there. It belongs to the map from then on, and stays with it.
@@ -60,15 +62,4 @@ fn judge(ebpf: &mut Ebpf, senders: &SockHash<MapData, u64>) -> Result<(), Kernel
     // Dropped, it would be detached.
     mem::forget(program.take_link(id).map_err(of_program)?);
     Ok(())
-}
-
-/// An error with its causes, on one line.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -27,6 +27,11 @@ impl Gate {
         self.predecessors.iter().map(Predecessor::version).collect()
     }
 
+    /// Whether all programs of this gate are attached.
+    pub fn stands(&self) -> bool {
+        self.programs.iter().all(|program| program.link.is_some())
+    }
+
     /// Attaches this gate beside those of other ABI versions, so that all of them decide and a denial by any counts. The
     /// maps must hold what they should: from here on they are obeyed.
     ///
@@ -36,10 +41,9 @@ impl Gate {
         &mut self,
         heir: impl Fn(&ConnectionEntry) -> Option<GrantRef>,
     ) -> Result<(), KernelError> {
-        if self.links.len() == self.programs.len() {
+        if self.stands() {
             return Ok(());
         }
-        self.links.clear();
         // Whatever connects from here on is let through by both, or by neither. What connected before is in the
         // predecessors' maps as soon as the programs that began before have ended; only then are packets judged.
         let judges_packets = |program: &Attachable| program.place.attach_type == AttachType::EGRESS;
@@ -52,7 +56,8 @@ impl Gate {
         for connection in inherited?.into_iter().flatten() {
             self.inherit(&connection, &heir)?;
         }
-        self.raise_senders();
+        // Before packets are judged: from then on this gate stands, and nothing of it is tried again.
+        self.raise_optional()?;
         self.attach(judges_packets)?;
         sys::wait_for_programs();
         let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };

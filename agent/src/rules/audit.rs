@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
 use agent_ebpf::abi::{ClosedRecord, EndedBy, GrantKey, Hook, Ring, VerdictRecord, protocol};
+use agent_ebpf::family;
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
     AuditEvent, Closed, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource,
@@ -155,7 +156,7 @@ impl Names {
     }
 
     fn resource(&self, number: u32) -> String {
-        // Of a packet that could not be read.
+        // Of a packet that could not be read, or a socket that leads to no port.
         if number == 0 {
             return String::new();
         }
@@ -166,8 +167,17 @@ impl Names {
 fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
     Connection {
         hook: Hook::from_code(record.hook).map_or("unknown", Hook::as_str).to_owned(),
-        protocol: protocol_name(record.protocol),
-        address: address(record.address),
+        protocol: match Hook::from_code(record.hook) {
+            Some(Hook::SocketCreate) => {
+                family::name(record.family).map_or_else(|| record.family.to_string(), str::to_owned)
+            }
+            _ => protocol_name(record.protocol),
+        },
+        // Of a socket that leads nowhere yet.
+        address: match Ipv6Addr::from(record.address) {
+            Ipv6Addr::UNSPECIFIED if record.port == 0 => String::new(),
+            _ => address(record.address),
+        },
         port: record.port,
         pid: record.pid,
         uid: record.uid,
@@ -228,7 +238,8 @@ mod tests {
             hook: Hook::Connect4 as u8,
             verdict: Verdict::Deny as u8,
             reason: Reason::NoLiveGrant as u8,
-            reserved: [0; 6],
+            family: 0,
+            reserved: [0; 5],
         }
     }
 
@@ -293,6 +304,24 @@ mod tests {
         let event =
             event_of(&VerdictRecord { verdict: 77, reason: 77, hook: 77, ..record() }, &Names::default());
         assert_eq!((event.kind, event.reason.as_str()), (EventKind::ConnectionDenied, "unknown"));
+    }
+
+    #[test]
+    fn a_refused_family_is_named() {
+        let refused = |family| {
+            let record = VerdictRecord {
+                hook: Hook::SocketCreate as u8,
+                reason: Reason::FamilyRefused as u8,
+                family,
+                ..VerdictRecord::EMPTY
+            };
+            let event = event_of(&record, &Names::default());
+            let connection = event.connection.expect("a verdict has one");
+            (event.reason, event.resource, connection.protocol, connection.address)
+        };
+        let expected = |name: &str| ("family_refused".into(), String::new(), name.to_owned(), String::new());
+        assert_eq!(refused(family::PACKET), expected("packet"));
+        assert_eq!(refused(60), expected("60"));
     }
 
     #[test]

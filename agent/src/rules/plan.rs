@@ -8,7 +8,7 @@
 //! removal has been tried; a reference to a slot is never written before the slot's deadline is; and what was let through
 //! goes on exactly as long as the pair's grants, from then on, leave no gap.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 
 use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, port_index, protocol};
@@ -234,6 +234,18 @@ impl Entries {
         self.epochs.get(&slot).copied().unwrap_or(0)
     }
 
+    /// Number of the resource that a destination belongs to, as the kernel finds it. `address`: network order, IPv4 as mapped
+    /// IPv6.
+    pub fn protecting(&self, protocol: u8, port: u16, address: [u8; 16]) -> Option<u32> {
+        let class = self.ports.get(&port_index(protocol, port)?)?;
+        let covers = |prefix: &AddressPrefix| {
+            let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
+            u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
+        };
+        let prefixes = self.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
+        prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, entry)| entry.number)
+    }
+
     /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it; by the activity that is
     /// known.
     pub fn counts(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> bool {
@@ -285,7 +297,7 @@ pub fn reconcile<E: Display>(
     now_boot_ns: u64,
     write: impl FnMut(&Write) -> Result<(), E>,
 ) -> Outcome {
-    let mut reconciler = Reconciler { present, write, now_boot_ns, outcome: Outcome::default() };
+    let mut reconciler = Reconciler { present, write, slots_max, now_boot_ns, outcome: Outcome::default() };
     let has_ended = |grant: &WantedGrant| {
         grant.expires_at_boot_ns <= reconciler.now_boot_ns || reconciler.ended_idle(grant)
     };
@@ -294,7 +306,24 @@ pub fn reconcile<E: Display>(
     reconciler.unbind(&wanted.cgroups);
     reconciler.protect(wanted);
     reconciler.bind(&wanted.cgroups);
-    reconciler.put_grants(&grants, slots_max);
+    reconciler.put_grants(&grants);
+    reconciler.outcome
+}
+
+/// The same for the grants of one pair, of which `wanted` ends last; nothing else is looked at. None: it should have none.
+pub fn reconcile_pair<E: Display>(
+    present: &mut Entries,
+    key: GrantKey,
+    wanted: Option<&WantedGrant>,
+    slots_max: u32,
+    now_boot_ns: u64,
+    write: impl FnMut(&Write) -> Result<(), E>,
+) -> Outcome {
+    let mut reconciler = Reconciler { present, write, slots_max, now_boot_ns, outcome: Outcome::default() };
+    match wanted {
+        Some(grant) => reconciler.put_grants(&BTreeMap::from([(key, *grant)])),
+        None => reconciler.remove_grant(key),
+    }
     reconciler.outcome
 }
 
@@ -331,6 +360,7 @@ fn most_patient(a_ns: u64, b_ns: u64) -> u64 {
 struct Reconciler<'a, W> {
     present: &'a mut Entries,
     write: W,
+    slots_max: u32,
     now_boot_ns: u64,
     outcome: Outcome,
 }
@@ -370,22 +400,25 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
 
     /// Ends every pair that is not wanted at all. The epoch first: it alone closes, and it is one write.
     fn remove_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
-        let gone: Vec<(GrantKey, GrantRef)> = self
-            .present
-            .grants
-            .iter()
-            .filter(|(key, _)| !wanted.contains_key(key))
-            .map(|(key, value)| (*key, *value))
-            .collect();
-        for (key, value) in gone {
-            self.raise_epoch(value.slot);
+        let gone: Vec<GrantKey> =
+            self.present.grants.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        gone.into_iter().for_each(|key| self.remove_grant(key));
+    }
+
+    fn remove_grant(&mut self, key: GrantKey) {
+        if let Some(held) = self.present.grants.get(&key).copied() {
+            self.raise_epoch(held.slot);
             self.must(Write::RemoveGrant { key });
         }
     }
 
     fn raise_epoch(&mut self, slot: u32) {
-        let epoch = self.present.epoch(slot).saturating_add(1);
-        self.must(Write::SetEpoch { slot, epoch });
+        // Only somebody else refers to a slot that is not there, and it lets nobody through.
+        if slot < self.slots_max {
+            // Only somebody else gets to the last epoch. One counts by being the same, so going round does no harm.
+            let epoch = self.present.epoch(slot).wrapping_add(1);
+            self.must(Write::SetEpoch { slot, epoch });
+        }
     }
 
     fn unbind(&mut self, wanted: &BTreeMap<u64, SubjectNumber>) {
@@ -522,8 +555,9 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         }
     }
 
-    fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>, slots_max: u32) {
-        let mut taken: BTreeSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
+    fn put_grants(&mut self, wanted: &BTreeMap<GrantKey, WantedGrant>) {
+        let slots_max = self.slots_max;
+        let mut taken: HashSet<u32> = self.present.grants.values().map(|value| value.slot).collect();
         // Lowest first: the maps' first pages are the ones in the caches.
         let mut next_slot = 0;
         for (key, grant) in wanted {
@@ -707,4 +741,4 @@ fn class_of<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -68,7 +68,7 @@ impl Auditing {
     /// Turns records into events and keeps them. The canary's own are left out: they say nothing about anybody.
     pub(super) fn records(&mut self, records: &[VerdictRecord], cgroups: &mut Cgroups) {
         let now = Instants::now();
-        for record in records.iter().filter(|record| record.resource != canary::RESOURCE_NUMBER) {
+        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns));
             self.pending.push(event);
@@ -79,7 +79,7 @@ impl Auditing {
     /// Turns the ends of connections into events and keeps them.
     pub(super) fn closed(&mut self, records: &[ClosedRecord]) {
         let now = Instants::now();
-        for record in records {
+        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
             let event = self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns));
             self.pending.push(event);
         }

@@ -3,25 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{
-    ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, protocol,
+    ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, map, protocol,
 };
 use proto::types::{
-    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report,
+    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report, Selector,
     SubjectNumber,
 };
 use uuid::Uuid;
 
 use crate::addresses::LocalAddresses;
-use crate::canary;
+use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
-use crate::kernel::{Gate, KernelError};
+use crate::kernel::{Fault, Gate, KernelError, Missing};
 use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::Cgroups;
+use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
-use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
+use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
 use crate::rules::{local, workloads};
 use crate::sockets::{self, Ended, Target};
-use crate::status::Health;
+use crate::status::{Flaw, Health};
+
+use super::proving::{Proving, Step};
 
 /// The gate, what it should hold, and what it holds.
 pub(super) struct Enforcing {
@@ -30,10 +33,19 @@ pub(super) struct Enforcing {
     grants: Grants,
     cgroups: Cgroups,
     addresses: LocalAddresses,
+    /// Whose processes may have sockets of any family.
+    exempt: Vec<Selector>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
     memory: MemoryFile,
+    proving: Proving,
+    /// Its grant, while it has one.
+    canary_grant: Option<WantedGrant>,
+    /// Which part of the maps is compared next.
+    next_part: usize,
+    /// Found in the maps since the last look at the gate.
+    drifted: Vec<Flaw>,
     /// What is let through now, by slot and epoch: to be known when it has ended.
     periods: BTreeMap<(u32, u64), Period>,
     /// Some connection of an ended period may still be there.
@@ -77,6 +89,7 @@ impl Enforcing {
     pub(super) fn new(
         gate: Gate,
         cgroups: Cgroups,
+        exempt: Vec<Selector>,
         remembered: Memory,
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
@@ -84,10 +97,7 @@ impl Enforcing {
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
-        let health = Health { missing: gate.missing(), ..Health::default() };
-        for missing in &health.missing {
-            tracing::warn!(part = missing.part, why = missing.why, "this kernel cannot have all of the gate");
-        }
+        let health = Health::default();
         let addresses = LocalAddresses::default();
         let bound = BTreeMap::new();
         let periods = BTreeMap::new();
@@ -98,22 +108,40 @@ impl Enforcing {
             grants,
             cgroups,
             addresses,
+            exempt,
             bound,
             health,
             memory,
+            proving: Proving::default(),
+            canary_grant: None,
+            next_part: 0,
+            drifted: Vec::new(),
             periods,
             unconfirmed: true,
             observed,
         };
+        enforcing.note_missing();
         enforcing.note_periods();
-        if enforcing.grants.applied().is_some() || !enforcing.gate.took_over() {
+        if enforcing.knows_what_is_wanted() {
             enforcing.look(false);
             enforcing.find_ends();
             enforcing.reconcile();
         }
         enforcing.succeed();
-        enforcing.prove();
         Ok(enforcing)
+    }
+
+    /// Otherwise the maps are left as they were found, and nothing is proven.
+    fn knows_what_is_wanted(&self) -> bool {
+        self.grants.applied().is_some() || !self.gate.took_over()
+    }
+
+    fn note_missing(&mut self) {
+        let missing = self.gate.missing();
+        for Missing { part, why } in missing.iter().filter(|part| !self.health.missing.contains(part)) {
+            tracing::warn!(part, why, "this kernel cannot have all of the gate");
+        }
+        self.health.missing = missing;
     }
 
     /// Takes the place of gates of other ABI versions, once it is known what is to be enforced. Should something go wrong,
@@ -152,6 +180,7 @@ impl Enforcing {
         if let Err(error) = self.gate.stand_beside(heir) {
             return Some(format!("for this agent's cannot stand beside it: {error}"));
         }
+        self.note_missing();
         // What this gate does not protect, the other may.
         let is_resource = |refused: &&Refused| matches!(refused.item, RefusedItem::Resource(_));
         if let Some(refused) = self.health.refused.iter().find(is_resource) {
@@ -202,8 +231,10 @@ impl Enforcing {
     /// Puts a set into the kernel. None: it was older than what is there, or cannot be meant; the control plane hears nothing.
     pub(super) fn apply(&mut self, timeline: Uuid, set: GrantSet) -> Option<Applied> {
         let generation = set.generation;
-        if set.resources.iter().any(|resource| resource.number.get() == canary::RESOURCE_NUMBER) {
-            tracing::error!(generation, "the grant set uses the canary's resource number; left aside");
+        let named = set.resources.iter().map(|resource| resource.number.get());
+        let mut named = named.chain(set.subjects.iter().map(|subject| subject.number.get()));
+        if named.any(|number| number == canary::NUMBER) {
+            tracing::error!(generation, "the grant set uses the canary's number; left aside");
             return None;
         }
         match self.grants.accept(timeline, set, now_boot_ns()) {
@@ -226,11 +257,19 @@ impl Enforcing {
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.
     /// Returns whether anything changed.
     pub(super) fn follow(&mut self, again: bool) -> bool {
+        self.follow_exempt();
         let changed = self.grants.applied().is_some() && self.look(again);
         if changed {
             self.reconcile();
         }
         changed
+    }
+
+    fn follow_exempt(&mut self) {
+        let exempt = self.exempt.iter().filter_map(|selector| self.cgroups.resolve(selector)).collect();
+        if let Err(error) = self.gate.exempt(&exempt) {
+            tracing::error!(%error, "cannot change whose processes may have sockets of any family");
+        }
     }
 
     /// Ends the grants of which only this host can see that they are over. Returns whether there were any.
@@ -276,19 +315,10 @@ impl Enforcing {
     }
 
     fn reconcile(&mut self) {
-        let mut resources = self.grants.resources().to_vec();
-        resources.push(canary::resource());
-        let resources = local::expand(resources, self.addresses.known());
         let now_boot_ns = now_boot_ns();
         // What has ended idle must not be taken for live, nor what is active for ended.
         self.look_at_activity(now_boot_ns);
-        let options = resources.iter().map(|resource| (resource.number, resource.options.into()));
-        let wanted = Wanted {
-            options: options.collect(),
-            resources,
-            cgroups: self.bound.clone(),
-            grants: self.grants.wanted(),
-        };
+        let wanted = self.wanted();
         let slots_max = self.gate.slots_max();
         let outcome =
             reconcile(&mut self.entries, &wanted, slots_max, now_boot_ns, |write| self.gate.write(write));
@@ -298,6 +328,13 @@ impl Enforcing {
         for error in &outcome.failed {
             tracing::error!(error, "the kernel still holds what it should not");
         }
+        // The control plane knows nothing of the canary, which tells by itself what it lacks.
+        let canary_grant = self.canary_grant.map(|grant| grant.id);
+        let is_known = |refused: &Refused| match refused.item {
+            RefusedItem::Resource(number) => number.get() != canary::NUMBER,
+            RefusedItem::Subject(number) => number.get() != canary::NUMBER,
+            RefusedItem::Grant(id) => Some(id) != canary_grant,
+        };
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
         self.refuse_local();
@@ -306,6 +343,25 @@ impl Enforcing {
         self.unconfirmed |= !self.observed.is_subset(&observed);
         self.observed = observed;
         self.note_periods();
+    }
+
+    /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
+    fn wanted(&self) -> Wanted {
+        let resources = local::expand(self.grants.resources().to_vec(), self.addresses.known());
+        let options = resources.iter().map(|resource| (resource.number, resource.options.into()));
+        let mut wanted = Wanted {
+            options: options.collect(),
+            resources,
+            cgroups: self.bound.clone(),
+            grants: self.grants.wanted(),
+        };
+        let Some(place) = self.proving.place() else { return wanted };
+        wanted.resources.insert(0, canary::resource(place.port));
+        if let (Ok(id), Ok(subject)) = (&place.cgroup, SubjectNumber::try_from(canary::NUMBER)) {
+            wanted.cgroups.insert(*id, subject);
+        }
+        wanted.grants.extend(self.canary_grant);
+        wanted
     }
 
     /// Of an address that could not be read nobody can say that it is protected.
@@ -369,6 +425,9 @@ impl Enforcing {
         let mut ends = Ends { closed: untold(&dead, &outcome, now_boot_ns), ..Ends::default() };
         for (slot, epoch) in ended {
             let Some(period) = self.periods.remove(&(slot, epoch)) else { continue };
+            if period.pair.resource == canary::NUMBER {
+                continue;
+            }
             let of_period = dead.iter().filter(|(_, entry)| (entry.slot, entry.epoch) == (slot, epoch));
             let cookies: Vec<u64> = of_period.map(|(cookie, _)| *cookie).collect();
             let count = |set: &BTreeSet<u64>| {
@@ -424,13 +483,127 @@ impl Enforcing {
         Ok(outcome)
     }
 
-    /// Runs the canary.
-    pub(super) fn prove(&mut self) {
-        self.health.canary = Some(canary::test());
+    /// Begins a round of the canary, if none is under way. The question is for the canary.
+    pub(super) fn prove(&mut self) -> Option<Ask> {
+        // While only a gate of another ABI version decides, nothing can be proven of this one.
+        if !self.knows_what_is_wanted() || !self.gate.stands() {
+            return None;
+        }
+        let ask = self.proving.begin(now_boot_ns())?;
+        self.grant_canary();
+        Some(ask)
+    }
+
+    /// Gives the canary the grant of its round, or takes the last one away. Its pair alone is looked at: a host may hold tens of
+    /// thousands.
+    fn grant_canary(&mut self) {
+        let until_boot_ns = self.proving.granted_until_boot_ns();
+        if self.canary_grant.map(|grant| grant.expires_at_boot_ns) == until_boot_ns {
+            return;
+        }
+        let key = GrantKey { subject: canary::NUMBER, resource: canary::NUMBER };
+        self.canary_grant = until_boot_ns.and_then(|expires_at_boot_ns| {
+            let (subject, resource) = (key.subject.try_into().ok()?, key.resource.try_into().ok()?);
+            Some(WantedGrant { id: GrantId::new(), subject, resource, expires_at_boot_ns, idle_limit_ns: 0 })
+        });
+        let slots_max = self.gate.slots_max();
+        let (entries, grant) = (&mut self.entries, self.canary_grant.as_ref());
+        let write = |write: &Write| self.gate.write(write);
+        let outcome = reconcile_pair(entries, key, grant, slots_max, now_boot_ns(), write);
+        // A grant that was refused lets nobody through, which the canary finds out.
+        self.health.failed.extend(outcome.failed);
+        if let (Some(reference), Some(grant)) = (self.entries.grants.get(&key), &self.canary_grant) {
+            let period = Period { pair: key, grant: *grant.id.as_bytes() };
+            self.periods.insert((reference.slot, reference.epoch), period);
+        }
+    }
+
+    /// The canary said something. Returns whether it is to be asked at once.
+    pub(super) fn hear(&mut self, told: Told) -> bool {
+        let step = self.proving.hear(told, now_boot_ns());
+        if step == Step::Moved && self.knows_what_is_wanted() {
+            self.canary_grant = None;
+            self.reconcile();
+        }
+        self.conclude();
+        step == Step::Moved
+    }
+
+    pub(super) fn see(&mut self, records: &[VerdictRecord]) {
+        records.iter().for_each(|record| self.proving.see(record));
+        self.conclude();
+    }
+
+    /// Ends the canary's round, if all is there that it needs.
+    pub(super) fn conclude(&mut self) {
+        let entries = &self.entries;
+        let is_free = |port| entries.protecting(protocol::TCP, port, canary::mapped_address()).is_none();
+        if self.proving.conclude(now_boot_ns(), is_free) == Step::Concluded {
+            self.grant_canary();
+        }
+    }
+
+    /// Looks whether programs, links and pins are as they were put up, and puts right what it can. Returns what it put right.
+    pub(super) fn inspect(&mut self) -> Vec<String> {
+        self.note_missing();
+        let faults = self.gate.inspect();
+        let flaw = |fault: &Fault| Flaw { is_grave: fault.opens, text: fault.text.clone() };
+        let flaws: Vec<Flaw> = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
+        // What lasts is told once.
+        for flaw in flaws.iter().filter(|flaw| !self.health.gate.contains(flaw)) {
+            tracing::error!(flaw = flaw.text, "the gate is not as it was put up");
+        }
+        self.health.gate = flaws;
+        faults.into_iter().filter(|fault| fault.repaired).map(|fault| fault.text).collect()
+    }
+
+    /// Compares the next part of the maps with what was written there, and puts right what somebody else has changed. Returns
+    /// what was found. All parts have had their turn after [`Part::COUNT`] calls.
+    pub(super) fn look_for_drift(&mut self) -> Result<Vec<Drift>, KernelError> {
+        if !self.knows_what_is_wanted() {
+            return Ok(Vec::new());
+        }
+        let part = Part::nth(self.next_part);
+        self.next_part += 1;
+        let mut read = Entries::default();
+        self.gate.read_part(part, &mut read)?;
+        match drift(part, &self.entries, &read) {
+            None => Ok(Vec::new()),
+            // Whoever has changed this has perhaps changed more.
+            Some(_) => self.repair(),
+        }
+    }
+
+    fn repair(&mut self) -> Result<Vec<Drift>, KernelError> {
+        let read = self.gate.read_whole()?;
+        let drifts: Vec<Drift> = Part::all().filter_map(|part| drift(part, &self.entries, &read)).collect();
+        let writes = distrust(&self.entries, &read, self.gate.slots_max());
+        self.entries = read;
+        let mut failed = Vec::new();
+        for write in writes {
+            match self.gate.write(&write) {
+                Ok(()) => self.entries.apply(&write),
+                Err(error) => failed.push(format!("cannot {write}: {error}")),
+            }
+        }
+        self.reconcile();
+        self.health.failed.extend(failed);
+        // Connections of slots that are not trusted any more.
+        self.unconfirmed = true;
+        for drift in &drifts {
+            tracing::error!(%drift, "somebody has changed the gate's maps");
+            // Names of grants open nothing.
+            let is_grave = drift.map != map::SLOTS;
+            let flaw = Flaw { is_grave, text: format!("{drift}; put right") };
+            self.health.gate.push(flaw.clone());
+            self.drifted.push(flaw);
+        }
+        Ok(drifts)
     }
 
     /// `spool_error` is why events cannot be kept; None: they can.
-    pub(super) fn report(&self, spool_error: Option<&str>) -> Report {
+    pub(super) fn report(&mut self, spool_error: Option<&str>) -> Report {
+        self.health.canary = self.proving.flaws(now_boot_ns());
         self.health.report(spool_error)
     }
 
@@ -483,9 +656,4 @@ impl Sight for View<'_> {
         let last = self.gate.last_active_boot_ns(slot);
         last.inspect_err(|error| tracing::error!(%error, slot, "cannot tell whether a grant is idle")).ok()
     }
-}
-
-/// The control plane knows nothing of the canary, which its own test reports.
-fn is_known(refused: &Refused) -> bool {
-    !matches!(refused.item, RefusedItem::Resource(number) if number.get() == canary::RESOURCE_NUMBER)
 }

@@ -54,8 +54,10 @@ pub struct AuditRow {
 pub struct ConnectionPart {
     pub hook: String,
     pub protocol: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub address: String,
-    pub port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     pub pid: u32,
     pub uid: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -180,7 +182,7 @@ impl From<Connection> for ConnectionPart {
             hook: connection.hook,
             protocol: connection.protocol,
             address: connection.address,
-            port: connection.port,
+            port: Some(connection.port).filter(|port| *port > 0),
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,
@@ -273,7 +275,11 @@ fn place(event: &AuditEvent) -> String {
     text.trim_end().to_owned()
 }
 
+/// Empty: it leads nowhere, as a socket of a family without ports does.
 fn destination(address: &str, port: u16) -> String {
+    if address.is_empty() {
+        return String::new();
+    }
     let (open, close) = if address.contains(':') { ("[", "]") } else { ("", "") };
     format!("{open}{address}{close}:{port}")
 }

@@ -134,6 +134,9 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::AgentStateChanged => {
                 AuditEvent { comment: "connect4 is not attached".into(), ..of_host("not_enforcing") }
             }
+            Kind::HostDrift => {
+                AuditEvent { comment: "map GRANTS: 1 added (subject 1 to resource 2)".into(), ..of_host("") }
+            }
             Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
                 of_host("")
             }

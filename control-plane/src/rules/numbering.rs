@@ -52,7 +52,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AgentStarted
         | EventKind::AgentDetached
         | EventKind::AuditGap
-        | EventKind::GrantReceipt => true,
+        | EventKind::GrantReceipt
+        | EventKind::HostDrift => true,
         EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied

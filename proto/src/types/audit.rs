@@ -128,6 +128,8 @@ event_kinds! {
     AgentDisconnected = "agent.disconnected",
     /// A host became enforcing, degraded or not enforcing.
     AgentStateChanged = "agent.state_changed",
+    /// Somebody else had changed what the kernel holds of the gate; it has been put right.
+    HostDrift = "host.drift",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.

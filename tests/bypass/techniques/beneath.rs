@@ -10,7 +10,9 @@ use tests::{netlink, raw};
 
 use crate::place;
 use crate::probe::{Probe, udp_socket};
-use crate::technique::{Feature, Granted, Kept, Needs, Place, Service, Stop, Technique, UDP, Unprotected};
+use crate::technique::{
+    Feature, Granted, Kept, Needs, Place, Service, Stop, Technique, Tier, UDP, Unprotected,
+};
 
 const RAW: Technique = Technique { needs: Needs::NetRaw, stop: Stop::By("egress"), kept: Kept::No, ..UDP };
 const BENEATH: Technique = Technique { place: Place::Own, ..RAW };
@@ -55,6 +57,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "packet_socket",
         run: packet,
         stop: Stop::Nothing("packet sockets pass no cgroup hook; LSM socket_create refuses them"),
+        tier: Some(Tier::SocketCreate),
         ..BENEATH
     },
     Technique {

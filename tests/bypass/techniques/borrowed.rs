@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use crate::probe::{Probe, connect, tcp_socket, udp_socket};
 use crate::technique::{
-    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, UDP,
+    Feature, From, Granted, Kept, Lender, Lent, Needs, Service, Start, Stop, TCP, Technique, Tier, UDP,
     Unprotected, WithCheck,
 };
 
@@ -45,7 +45,8 @@ const fn early(socket: Lent) -> Option<Lender> {
 }
 
 const PASSED: Technique = Technique { lender: lent(Lent::Tcp), granted: OTHERS, kept: Kept::No, ..TCP };
-const PASSED_CONNECTED: Technique = Technique { lender: lent(Lent::TcpConnected), stop: LENT, ..TCP };
+const PASSED_CONNECTED: Technique =
+    Technique { lender: lent(Lent::TcpConnected), stop: LENT, tier: Some(Tier::FileReceive), ..TCP };
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "socket_made_before_moving_in", run: before_moving_in, ..MOVES },

@@ -6,7 +6,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::probe::{Probe, connect};
 use crate::receiver::unix_address;
-use crate::technique::{AF_SMC, Feature, Kept, Service, Stop, TCP, Technique};
+use crate::technique::{AF_SMC, Feature, Kept, Service, Stop, TCP, Technique, Tier};
 
 /// A resource is a port; these have none.
 const NO_PORT: Stop =
@@ -20,6 +20,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         service: Service::Vsock,
         feature: Feature::Vsock,
         stop: Stop::Nothing("a resource is an IP port, and this is none; LSM socket_create sees it"),
+        tier: Some(Tier::SocketCreate),
         kept: Kept::No,
         ..TCP
     },

@@ -28,7 +28,7 @@ const TAIL_LINES: usize = 25;
 
 /// A test that some kernel cannot run.
 pub(super) struct Skip {
-    /// The run of the table; a series stands for all its runs.
+    /// The run of the table; a series stands for all its runs, and with `=` in front for its first one only.
     pub(super) run: &'static str,
     pub(super) test: &'static str,
     /// Why that kernel cannot.
@@ -211,7 +211,8 @@ fn push(lines: &mut VecDeque<String>, line: &str) {
 fn listed<'a>(run: &str, test: &str, may_skip: &'a [Skip]) -> Option<&'a Skip> {
     let name = test.split(' ').next().unwrap_or_default();
     let series = run.split('+').next().unwrap_or_default();
-    may_skip.iter().find(|skip| skip.test == name && (skip.run == run || skip.run == series))
+    let stands = |of: &str| of.strip_prefix('=').map_or(of == run || of == series, |of| of == run);
+    may_skip.iter().find(|skip| skip.test == name && stands(skip.run))
 }
 
 /// From the first complaint on, as many lines as tell what it is about.
@@ -233,6 +234,7 @@ mod tests {
     const MAY_SKIP: &[Skip] = &[
         Skip { run: "5.10", test: "bypass::mptcp", reason: "no MPTCP before 5.15 in Debian" },
         Skip { run: "5.10+lsm", test: "bypass::cgroup_lsm", reason: "needs 6.0" },
+        Skip { run: "=5.10", test: "lsm::runs", reason: "not on its list" },
     ];
 
     const GOOD: &str = "\
@@ -363,6 +365,8 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         fails(&skipping("bypass::mptcp"), "", "bypass::mptcp (no MPTCP) was skipped");
         let outcome = conclude("5.10", &skipping("bypass::cgroup_lsm"), &End::Off, "");
         assert_eq!((outcome.passed, outcome.failed, outcome.skipped.len()), (1, 1, 0));
+        let outcomes = ["5.10", "5.10+lsm"].map(|run| conclude(run, &skipping("lsm::runs"), &End::Off, ""));
+        assert_eq!(outcomes.map(|outcome| outcome.failed), [0, 1]);
         let unnamed = GOOD.replace("2 passed; 0 failed; 0 ignored", "1 passed; 0 failed; 1 ignored");
         fails(&unnamed, "", "1 tests were skipped, 0 of them by name");
     }

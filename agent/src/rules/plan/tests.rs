@@ -7,7 +7,7 @@ use proto::types::{NewResource, PortRange};
 
 use super::*;
 
-const SLOTS: u32 = 8;
+pub(in crate::rules) const SLOTS: u32 = 8;
 
 /// Longer than any margin.
 const HOUR: u64 = 3_600_000_000_000;
@@ -23,7 +23,7 @@ fn resource(number: u32, addresses: &[&str], ports: &[&str]) -> Resource {
     Resource::numbered(number.try_into().expect("not 0"), new)
 }
 
-fn grant(id: u8, subject: u32, resource: u32, expires_at_boot_ns: u64) -> WantedGrant {
+pub(in crate::rules) fn grant(id: u8, subject: u32, resource: u32, expires_at_boot_ns: u64) -> WantedGrant {
     WantedGrant {
         id: GrantId::from_bytes([id; 16]).expect("not 0"),
         subject: subject.try_into().expect("not 0"),
@@ -50,7 +50,7 @@ fn entry_of(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Op
 }
 
 /// The grant and deadline that the maps find for a pair, as the kernel does it.
-fn granted(entries: &Entries, key: GrantKey) -> Option<([u8; 16], u64)> {
+pub(in crate::rules) fn granted(entries: &Entries, key: GrantKey) -> Option<([u8; 16], u64)> {
     let reference = entries.grants.get(&key)?;
     let slot = entries.slots.get(&reference.slot)?;
     let deadline = entries.deadlines.get(&reference.slot)?;
@@ -58,7 +58,7 @@ fn granted(entries: &Entries, key: GrantKey) -> Option<([u8; 16], u64)> {
 }
 
 #[track_caller]
-fn settle(present: &mut Entries, wanted: &Wanted) -> Vec<Write> {
+pub(in crate::rules) fn settle(present: &mut Entries, wanted: &Wanted) -> Vec<Write> {
     let mut writes = Vec::new();
     let outcome = reconcile(present, wanted, SLOTS, NOW, |write| {
         writes.push(*write);
@@ -265,6 +265,24 @@ fn a_full_map_refuses_by_name_and_keeps_the_rest() {
     assert_eq!(present.grants.len(), 2);
 }
 
+#[test]
+fn one_pair_alone_is_brought_to_what_is_wanted() {
+    let mut present = Entries::default();
+    let others = Wanted { grants: vec![grant(1, 1, 1, HOUR), grant(2, 2, 1, HOUR)], ..Wanted::default() };
+    settle(&mut present, &others);
+    let (before, key) = (present.clone(), GrantKey { subject: 9, resource: 9 });
+    let write = |_: &Write| Ok::<(), String>(());
+    let made = grant(9, 9, 9, HOUR);
+    reconcile_pair(&mut present, key, Some(&made), SLOTS, NOW, write);
+    let held = present.grants[&key];
+    assert_eq!((granted(&present, key), held.slot), (Some(([9; 16], HOUR)), 2));
+    reconcile_pair(&mut present, key, None, SLOTS, NOW, write);
+    assert!(!present.counts(held.slot, held.epoch, NOW));
+    assert_eq!(present.grants, before.grants);
+    // Nothing is left for the whole to do.
+    assert_eq!(settle(&mut present, &others), []);
+}
+
 /// Index of the protocol, first port, how many more.
 type SomePorts = (usize, u32, u32);
 
@@ -295,7 +313,7 @@ fn some_options() -> impl Strategy<Value = ResourceOptions> {
         .prop_map(|(observe, strict_audit, per_send)| ResourceOptions { observe, strict_audit, per_send })
 }
 
-fn some_wanted() -> impl Strategy<Value = Wanted> {
+pub(in crate::rules) fn some_wanted() -> impl Strategy<Value = Wanted> {
     let grants = prop::collection::btree_map(1..6u8, (1..3u32, 1..3u32, 1..5u64), 0..6);
     let cgroups = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
     let options = prop::collection::btree_map(1..4u32, some_options(), 0..4);
@@ -311,7 +329,7 @@ fn some_wanted() -> impl Strategy<Value = Wanted> {
 }
 
 /// Every destination that the random resources can mean, and some they cannot.
-fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16])> {
+pub(in crate::rules) fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16])> {
     let addresses = ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"];
     let mapped = addresses.map(|text| text.parse::<proto::types::Prefix>().expect("valid").mapped().0);
     let ports = |protocol: u8| (1..9u16).map(move |port| (protocol, port));
@@ -320,7 +338,12 @@ fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16])> {
 }
 
 /// What protects a destination by the resources themselves, and how: the longest prefix, of equal ones the first resource's.
-fn model(wanted: &Wanted, protocol: u8, port: u16, address: [u8; 16]) -> Option<ResourceEntry> {
+pub(in crate::rules) fn model(
+    wanted: &Wanted,
+    protocol: u8,
+    port: u16,
+    address: [u8; 16],
+) -> Option<ResourceEntry> {
     let on_port = |resource: &&Resource| {
         resource.ports.iter().any(|range| {
             let (first, last) = range.bounds();
@@ -509,6 +532,97 @@ proptest! {
             let held = present.grants.get(&key).filter(|held| present.counts(held.slot, held.epoch, now));
             prop_assert_eq!(held.is_some(), is_live, "step {}", index);
             admitted.extend(held.map(|held| (held.slot, held.epoch, true)));
+        }
+    }
+}
+
+/// Two subjects and two resources, so that slots go from one pair to another.
+const PAIRS: [GrantKey; 3] = [
+    GrantKey { subject: 1, resource: 1 },
+    GrantKey { subject: 1, resource: 2 },
+    GrantKey { subject: 2, resource: 1 },
+];
+
+/// What happens to the grants of some pair.
+#[derive(Clone, Debug)]
+enum OfPair {
+    /// A grant is made, for this long.
+    Grant(usize, u64),
+    /// One of those made so far is taken away.
+    Revoke(usize),
+    /// Nothing but that time passes.
+    Wait,
+}
+
+fn something_of_some_pair() -> impl Strategy<Value = (u64, OfPair)> {
+    let happening = prop_oneof![
+        (0..PAIRS.len(), 1..6u64).prop_map(|(pair, hours)| OfPair::Grant(pair, hours)),
+        (0..8usize).prop_map(OfPair::Revoke),
+        Just(OfPair::Wait)
+    ];
+    (0..4u64, happening)
+}
+
+/// Something that was let through.
+struct Admitted {
+    pair: GrantKey,
+    slot: u32,
+    epoch: u64,
+    /// The model says that it goes on.
+    live: bool,
+}
+
+proptest! {
+    /// Against a model that knows intervals and no slots: what was let through at some moment goes on exactly as long as,
+    /// from then on, at least one grant of its pair is live; and a new connection is let through exactly while one is. Time
+    /// goes in steps well beyond the margin. The agent may also have been late: it reconciles after some steps only.
+    #[test]
+    fn pairs_that_share_slots_do_not_share_grants(
+        happenings in prop::collection::vec((something_of_some_pair(), prop::bool::weighted(0.8)), 1..40),
+    ) {
+        let mut present = Entries::default();
+        let mut now = 0;
+        let mut grants: Vec<WantedGrant> = Vec::new();
+        // What the kernel was told of; only its deadlines end anything by themselves.
+        let mut told: Vec<WantedGrant> = Vec::new();
+        let mut admitted: Vec<Admitted> = Vec::new();
+        let covered_until = |grants: &[WantedGrant], pair: GrantKey| {
+            let of_pair = |grant: &&WantedGrant| (grant.subject.get(), grant.resource.get()) == (pair.subject, pair.resource);
+            grants.iter().filter(of_pair).map(|grant| grant.expires_at_boot_ns).max()
+        };
+        for (index, ((pause, happening), reconciles)) in happenings.into_iter().enumerate() {
+            // Half an hour off the hours at which grants end, so that nothing happens at the very moment of a deadline.
+            now += pause * HOUR + if index == 0 { HOUR / 2 } else { 0 };
+            let mut end = |told: &[WantedGrant]| for one in &mut admitted {
+                one.live &= covered_until(told, one.pair).is_some_and(|end| end > now);
+            };
+            end(&told);
+            match happening {
+                OfPair::Grant(pair, hours) => {
+                    let id = u8::try_from(index + 1).expect("few steps");
+                    let GrantKey { subject, resource } = PAIRS[pair];
+                    grants.push(grant(id, subject, resource, now + hours * HOUR - HOUR / 2));
+                }
+                OfPair::Revoke(which) if which < grants.len() => drop(grants.remove(which)),
+                OfPair::Revoke(_) | OfPair::Wait => {}
+            }
+            if reconciles {
+                told.clone_from(&grants);
+                end(&told);
+                let wanted = Wanted { grants: grants.clone(), ..Wanted::default() };
+                let outcome = reconcile(&mut present, &wanted, SLOTS, now, |_| Ok::<(), String>(()));
+                prop_assert!(outcome.refused.is_empty() && outcome.failed.is_empty());
+            }
+
+            for one in &admitted {
+                prop_assert_eq!(present.counts(one.slot, one.epoch, now), one.live, "step {}", index);
+            }
+            for pair in PAIRS {
+                let is_live = covered_until(&told, pair).is_some_and(|end| end > now);
+                let held = present.grants.get(&pair).filter(|held| present.counts(held.slot, held.epoch, now));
+                prop_assert_eq!(held.is_some(), is_live, "step {}", index);
+                admitted.extend(held.map(|held| Admitted { pair, slot: held.slot, epoch: held.epoch, live: true }));
+            }
         }
     }
 }

@@ -1,0 +1,140 @@
+//! What somebody with root can do to a gate behind its agent's back: the faults that tests put in.
+//!
+//! Owns: writing to what is pinned, and programs of somebody else. Must not know: what the agent makes of it. Nothing of the
+//! agent's own code is used, so that a mistake there is not repeated here.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::raw;
+
+/// Commands of `bpf(2)`.
+const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_DELETE_ELEM: i32 = 3;
+const PROG_LOAD: i32 = 5;
+const OBJ_GET: i32 = 7;
+const LINK_CREATE: i32 = 28;
+const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, `BPF_CGROUP_INET4_CONNECT`.
+const SOCK_ADDR: u64 = 18;
+const CONNECT4: u64 = 10;
+
+/// The pins of a gate.
+pub struct Pinned {
+    dir: PathBuf,
+}
+
+impl Pinned {
+    /// Those below `pin_dir`.
+    pub fn at(pin_dir: &Path) -> Self {
+        Self { dir: pin_dir.join(format!("abi-{}", agent_ebpf::abi::ABI_VERSION)) }
+    }
+
+    /// Where a program's link is pinned.
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.dir.join("links").join(program)
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.dir.join("maps").join(name)
+    }
+
+    /// Writes an element.
+    pub fn update(&self, map: &str, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let map = open(&self.map(map))?;
+        let mut attributes = [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0];
+        raw::bpf_done(MAP_UPDATE_ELEM, &mut attributes)
+    }
+
+    /// Removes an element.
+    pub fn delete(&self, map: &str, key: &[u8]) -> io::Result<()> {
+        let map = open(&self.map(map))?;
+        raw::bpf_done(MAP_DELETE_ELEM, &mut [map.as_raw_fd() as u64, key.as_ptr() as u64, 0, 0])
+    }
+
+    /// An element of `N` bytes; None: there is none.
+    pub fn lookup<const N: usize>(&self, map: &str, key: &[u8]) -> io::Result<Option<[u8; N]>> {
+        let map = open(&self.map(map))?;
+        let mut value = [0; N];
+        let mut attributes = [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
+        match raw::bpf_done(MAP_LOOKUP_ELEM, &mut attributes) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Detaches a program.
+    pub fn detach(&self, program: &str) -> io::Result<()> {
+        raw::bpf_done(LINK_DETACH, &mut [open(&self.link(program))?.as_raw_fd() as u64])
+    }
+
+    /// Has the link of `connect4` attach another program.
+    pub fn replace_connect4(&self, program: &OwnedFd) -> io::Result<()> {
+        let link = open(&self.link("connect4"))?;
+        let (link, program) = (link.as_raw_fd() as u64, program.as_raw_fd() as u64);
+        raw::bpf_done(LINK_UPDATE, &mut [link | program << 32, 0])
+    }
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    raw::bpf(OBJ_GET, &mut [path.as_ptr() as u64, 0])
+}
+
+/// What somebody else's program for `connect4` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Nothing.
+    Nothing,
+    /// Refuses everything.
+    Refuses,
+    /// Undoes what others have refused. Linux 5.18 and newer.
+    Forgives,
+}
+
+/// Loads it, under the name `stranger`.
+pub fn connect4_program(does: Does) -> io::Result<OwnedFd> {
+    const fn instruction(opcode: u64, destination: u64, immediate: u64) -> u64 {
+        opcode | destination << 8 | immediate << 32
+    }
+    const SET_RETVAL: u64 = 187;
+    let (set, exit) = (|register, value| instruction(0xb7, register, value), instruction(0x95, 0, 0));
+    let code = match does {
+        Does::Nothing => vec![set(0, 1), exit],
+        Does::Refuses => vec![set(0, 0), exit],
+        Does::Forgives => vec![set(1, 0), instruction(0x85, 0, SET_RETVAL), set(0, 1), exit],
+    };
+    let license = c"GPL";
+    let mut name = [0u8; 16];
+    name[..8].copy_from_slice(b"stranger");
+    let [name_start, name_end] =
+        [&name[..8], &name[8..]].map(|part| u64::from_ne_bytes(part.try_into().expect("8 bytes")));
+    let mut attributes = [
+        SOCK_ADDR | (code.len() as u64) << 32,
+        code.as_ptr() as u64,
+        license.as_ptr() as u64,
+        0,
+        0,
+        0,
+        name_start,
+        name_end,
+        CONNECT4 << 32,
+    ];
+    raw::bpf(PROG_LOAD, &mut attributes)
+}
+
+/// Attaches it at a cgroup; gone as soon as the descriptor is closed.
+pub fn attach_connect4(program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
+    let cgroup = File::open(cgroup)?;
+    let (program, cgroup) = (program.as_raw_fd() as u64, cgroup.as_raw_fd() as u64);
+    raw::bpf(LINK_CREATE, &mut [program | cgroup << 32, CONNECT4])
+}
