@@ -412,7 +412,7 @@ pub struct VerdictRecord {
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
     /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`], as are pid and uid: whichever task runs
-    /// when a packet leaves has nothing to do with it.
+    /// when a packet leaves has nothing to do with it; and at [`Hook::Send`], where old kernels do not tell.
     pub command: [u8; 16],
     /// Thread group id of the calling task: what people call its pid.
     pub pid: u32,

@@ -200,12 +200,19 @@ pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord)
 /// Writes down who calls.
 #[inline(always)]
 pub(crate) fn describe_task(record: &mut VerdictRecord) {
-    // SAFETY: helpers open to socket address, LSM and sk_msg programs from Linux 5.10 on. The one that writes is given the
-    // field to fill and its size; should it fail, it leaves zeros.
+    identify_task(record);
+    // SAFETY: the helper is open to socket address and LSM programs from Linux 5.10 on. It is given the field to fill and its
+    // size; should it fail, it leaves zeros.
     unsafe {
         bpf_get_current_comm(record.command.as_mut_ptr().cast(), size_of_val(&record.command) as u32);
-        record.uid = bpf_get_current_uid_gid() as u32;
     }
+}
+
+/// The same without its name, which sk_msg programs cannot ask for everywhere: Linux 6.1 refuses it.
+#[inline(always)]
+pub(crate) fn identify_task(record: &mut VerdictRecord) {
+    // SAFETY: the helper is open to all of these programs, and takes nothing.
+    record.uid = unsafe { bpf_get_current_uid_gid() } as u32;
     record.cpu = cpu();
     record.pid = pid();
 }

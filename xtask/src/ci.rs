@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    ebpf, kernel_test,
+    ebpf,
     setup::{self, Thing},
     sh::{self, Checkout},
     test, tidy,
@@ -28,7 +28,6 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     step("clippy", &|| clippy(checkout))?;
     step("deny", &|| deny(checkout))?;
     step("lock", &|| lock(checkout))?;
-    step("kernel-test", &|| other_kernel(checkout))?;
 
     println!("== test");
     let start = Instant::now();
@@ -39,17 +38,10 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     test::conclude(&tally)
 }
 
-/// The kernel tests on another kernel than this machine's. All kernels, and the bypass suite on them, are one command too,
-/// `cargo xtask kernel-test`; it takes longer than anybody waits for.
-fn other_kernel(checkout: &Checkout) -> Result<()> {
-    const SERIES: &str = "6.1";
-    kernel_test::run(checkout, &[SERIES.to_owned()], Some(kernel_test::Suite::Kernel), &[])
-}
-
 fn report(times: &[(&str, Duration)]) -> String {
     let total = times.iter().map(|(_, time)| time).sum();
     let lines = times.iter().copied().chain([("in all", total)]);
-    let lines = lines.map(|(name, time)| format!("{name:<11} {:>7.1} s", time.as_secs_f64()));
+    let lines = lines.map(|(name, time)| format!("{name:<8} {:>7.1} s", time.as_secs_f64()));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -98,6 +90,6 @@ mod tests {
     #[test]
     fn the_report_adds_up() {
         let times = [("fmt", Duration::from_millis(1500)), ("test", Duration::from_secs(200))];
-        assert_eq!(report(&times), "fmt             1.5 s\ntest          200.0 s\nin all        201.5 s");
+        assert_eq!(report(&times), "fmt          1.5 s\ntest       200.0 s\nin all     201.5 s");
     }
 }

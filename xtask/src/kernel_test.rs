@@ -122,7 +122,10 @@ pub(crate) fn execute(
     filters: &[String],
 ) -> Result<Matrix> {
     let runs = chosen(series)?;
-    setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines])?;
+    setup::ensure(
+        checkout,
+        &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines, Thing::Iproute],
+    )?;
     let suites = suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]);
     let programs = build(checkout, &suites)?;
     let mut matrix = Matrix::default();

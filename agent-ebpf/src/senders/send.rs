@@ -66,7 +66,7 @@ pub(crate) fn send(ctx: SkMsgContext) -> u32 {
         record.hook = Hook::Send as u8;
         record.verdict = verdict as u8;
         record.reason = reason as u8;
-        context::describe_task(record);
+        context::identify_task(record);
     });
     if verdict.lets_through() { GO_ON } else { REFUSE }
 }

@@ -55,13 +55,15 @@ const MODULES: [&str; 26] = [
 ];
 
 /// Copied from this machine, with the libraries they want.
-const HOST_PROGRAMS: [&str; 1] = ["/usr/bin/setpriv"];
+const HOST_PROGRAMS: [&str; 2] = ["/usr/bin/setpriv", "/usr/sbin/ip"];
 
 /// The first program of the guest.
 const INIT: &str = include_str!("init.sh");
 
-const FOLDERS: [&str; 12] =
-    ["bin", "dev", "etc", "modules", "proc", "root", "run", "sbin", "sys", "tests", "tmp", "usr/bin"];
+const FOLDERS: [&str; 13] = [
+    "bin", "dev", "etc", "modules", "proc", "root", "run", "sbin", "sys", "tests", "tmp", "usr/bin",
+    "usr/sbin",
+];
 
 /// Root, and somebody else.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
