@@ -211,8 +211,7 @@ pub(crate) fn describe_task(record: &mut VerdictRecord) {
 /// The same without its name, which sk_msg programs cannot ask for everywhere: Linux 6.1 refuses it.
 #[inline(always)]
 pub(crate) fn identify_task(record: &mut VerdictRecord) {
-    // SAFETY: the helper is open to all of these programs, and takes nothing.
-    record.uid = unsafe { bpf_get_current_uid_gid() } as u32;
+    record.uid = bpf_get_current_uid_gid() as u32;
     record.cpu = cpu();
     record.pid = pid();
 }
