@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{cleanup, machine, other_agent, probe, socket_probe};
+use crate::{cleanup, machine, other_agent, probe, sandbox, socket_probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -42,7 +42,10 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
         run: Box::new(move || test().map(|()| Outcome::Passed)),
     });
     let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
-    run(tests.chain(choosy).collect(), || Ok(()));
+    run(tests.chain(choosy).collect(), || {
+        sandbox::remove_canarys_cgroup();
+        Ok(())
+    });
 }
 
 /// Runs tests that need to enforce, and then does what is to be done after the last.

@@ -91,6 +91,20 @@ impl Sandbox {
     }
 }
 
+/// Takes away what agents that were killed here left at the machine's root: the cgroup of their canary, which may be ending
+/// yet. One that is in use, by somebody else's, stays. For the end of a run: agents that are up may be about to use it.
+pub fn remove_canarys_cgroup() {
+    const TRIES: usize = 100;
+    let Ok(cgroup_root) = agent::observe::cgroup_root() else { return };
+    for _ in 0..TRIES {
+        agent::canary::remove_cgroup(&cgroup_root);
+        if !cgroup_root.join(agent::canary::CGROUP).exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// What a sandbox leaves behind unless it is taken away.
 struct Leftover {
     dir: PathBuf,

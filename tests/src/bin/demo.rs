@@ -13,7 +13,7 @@ use tests::cleanup;
 use tests::machine::cannot_enforce;
 use tests::postgres::Postgres;
 use tests::process::in_cgroup;
-use tests::sandbox::Cgroup;
+use tests::sandbox::{self, Cgroup};
 use tests::stage::{ADMIN, Cli, Stage, text};
 
 const PORT: u16 = 5432;
@@ -26,6 +26,7 @@ const GRANT: &str = "10s";
 
 fn main() -> ExitCode {
     let told = cleanup::on_signals().map_err(Into::into).and_then(|()| story());
+    sandbox::remove_canarys_cgroup();
     cleanup::let_signals_finish();
     match told {
         Ok(()) => ExitCode::SUCCESS,
