@@ -94,7 +94,8 @@ impl Sandbox {
 /// Takes away what agents that were killed here left at the machine's root: the cgroup of their canary, which may be ending
 /// yet. One that is in use, by somebody else's, stays. For the end of a run: agents that are up may be about to use it.
 pub fn remove_canarys_cgroup() {
-    const TRIES: usize = 100;
+    // A round of the canary takes two seconds, and is not cut short.
+    const TRIES: usize = 500;
     let Ok(cgroup_root) = agent::observe::cgroup_root() else { return };
     for _ in 0..TRIES {
         agent::canary::remove_cgroup(&cgroup_root);
