@@ -65,6 +65,12 @@ pub mod map {
     pub const SENDERS: &str = "SENDERS";
     /// Hash: cgroup id → a `u32` that is 0: whose processes may have sockets of any family. Written by the agent.
     pub const EXEMPT_CGROUPS: &str = "EXEMPT_CGROUPS";
+    /// Hash: the key of a unix socket's path, see [`unix`](crate::unix) → [`ResourceEntry`](super::ResourceEntry). Written by
+    /// the agent.
+    pub const UNIX_SOCKETS: &str = "UNIX_SOCKETS";
+    /// Array of one `u32`: 0 while [`UNIX_SOCKETS`] has no entry, so that everybody else pays for one look-up. Written by the
+    /// agent: set before the first entry, cleared after the last.
+    pub const UNIX_GUARDED: &str = "UNIX_GUARDED";
 }
 
 /// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
@@ -81,6 +87,8 @@ pub const RESOURCES_MAX: u32 = 16_384;
 pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Cgroups whose processes may have sockets of any family.
 pub const EXEMPT_CGROUPS_MAX: u32 = 256;
+/// Paths of unix sockets over all resources.
+pub const UNIX_SOCKETS_MAX: u32 = 4096;
 /// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
@@ -96,10 +104,16 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
     /// UDP-Lite.
     pub const UDPLITE: u8 = 136;
+    /// None of IANA's, which keeps it for experiments: stands for a unix socket in records.
+    pub const UNIX: u8 = 254;
 
-    /// All of them, in the order of [`map::PORT_CLASSES`](super::map::PORT_CLASSES).
+    /// All that have ports, in the order of [`map::PORT_CLASSES`](super::map::PORT_CLASSES).
     pub const ALL: [u8; 5] = [TCP, UDP, DCCP, SCTP, UDPLITE];
 }
+
+/// A resource's number that is never given: the agent's own question whether the programs for unix sockets run. Nothing about
+/// it is recorded.
+pub const UNIX_PROBE: u32 = u32::MAX - 1;
 
 /// Ports of one protocol.
 const PORTS: u32 = 1 << 16;
@@ -208,7 +222,8 @@ pub struct Admission {
     pub creator_cgroup_id: u64,
     /// The slot's epoch when the socket was let through.
     pub epoch: u64,
-    /// Of TCP: the bytes received by the connection when it was last looked at. Of connected UDP: the payload bytes sent.
+    /// Of TCP: the bytes received by the connection when it was last looked at. Of connected UDP: the payload bytes sent. With
+    /// [`UNIX`](Self::UNIX): the key of the path that its connection leads to.
     pub bytes: u64,
     /// Its cookie; 0: its writes are not judged.
     pub socket_cookie: u64,
@@ -221,7 +236,8 @@ pub struct Admission {
     /// By which slot.
     pub slot: u32,
     /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
-    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED), [`MPTCP`](Self::MPTCP).
+    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED), [`MPTCP`](Self::MPTCP), [`UNIX`](Self::UNIX),
+    /// [`ACCEPTED`](Self::ACCEPTED).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -242,6 +258,10 @@ impl Admission {
     pub const INHERITED: u32 = 32;
     /// It is one of MPTCP: what is let through are the sockets below it.
     pub const MPTCP: u32 = 1 << 16;
+    /// It is one end of a connection to a unix socket that is protected.
+    pub const UNIX: u32 = 1 << 20;
+    /// It is the end that the server accepts.
+    pub const ACCEPTED: u32 = 1 << 21;
 
     /// Whether a connection of the socket may be in [`map::CONNECTIONS`].
     #[inline(always)]
@@ -356,11 +376,15 @@ pub enum Hook {
     SocketCreate = 32,
     /// A process is handed a file.
     FileReceive = 33,
+    /// A connection to a unix socket.
+    UnixConnect = 34,
+    /// A datagram to a unix socket, or a write on a connection to one.
+    UnixSend = 35,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -369,6 +393,8 @@ impl Hook {
         Self::Send,
         Self::SocketCreate,
         Self::FileReceive,
+        Self::UnixConnect,
+        Self::UnixSend,
     ];
 
     /// The program's name.
@@ -382,6 +408,8 @@ impl Hook {
             Self::Send => "send",
             Self::SocketCreate => "socket_create",
             Self::FileReceive => "file_receive",
+            Self::UnixConnect => "unix_connect",
+            Self::UnixSend => "unix_send",
         }
     }
 
@@ -409,7 +437,7 @@ pub struct VerdictRecord {
     pub epoch: u64,
     /// UUID, network order; all 0: no grant.
     pub grant: [u8; 16],
-    /// Destination; network order, IPv4 as mapped IPv6.
+    /// Destination; network order, IPv4 as mapped IPv6. Where there is a [`unix_key`](Self::unix_key), that and zeros.
     pub address: [u8; 16],
     /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`], as are pid and uid: whichever task runs
     /// when a packet leaves has nothing to do with it; and at [`Hook::Send`], where old kernels do not tell.
@@ -426,7 +454,7 @@ pub struct VerdictRecord {
     pub cpu: u32,
     /// Destination.
     pub port: u16,
-    /// IANA's number.
+    /// IANA's number; [`protocol::UNIX`] of a unix socket.
     pub protocol: u8,
     /// A [`Hook`].
     pub hook: u8,
@@ -441,6 +469,22 @@ pub struct VerdictRecord {
 }
 
 impl VerdictRecord {
+    /// Says that it is about the unix socket whose path has this key.
+    #[inline(always)]
+    pub fn lead_to_unix(&mut self, key: u64) {
+        let [a, b, c, d, e, f, g, h] = key.to_ne_bytes();
+        self.address = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.protocol = protocol::UNIX;
+    }
+
+    /// The key of the unix socket's path that it is about. None: it is about none.
+    pub fn unix_key(&self) -> Option<u64> {
+        let [a, b, c, d, e, f, g, h, ..] = self.address;
+        // A packet can carry any protocol's number.
+        let is_unix = self.protocol == protocol::UNIX && self.hook >= Hook::SocketCreate as u8;
+        is_unix.then(|| u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+    }
+
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
         boot_ns: 0,

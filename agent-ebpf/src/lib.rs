@@ -1,6 +1,7 @@
 //! The contract between the kernel programs and the agent, and the verdict both compute.
 //!
-//! Owns: map keys, values and the record ([`abi`]), the decision ([`verdict`]), address families ([`family`]). Must not know:
+//! Owns: map keys, values and the record ([`abi`]), the decision ([`verdict`]), address families ([`family`]), what a
+//! unix socket is known by ([`unix`]). Must not know:
 //! helpers, maps, the wire, or what a grant means to people.
 //!
 //! Invariant: whatever is laid out here is compiled by both sides from this one source, and its sizes are asserted when
@@ -11,4 +12,5 @@
 
 pub mod abi;
 pub mod family;
+pub mod unix;
 pub mod verdict;

@@ -22,6 +22,7 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "some of it is for other programs")]
 mod resources;
 #[cfg(target_arch = "bpf")]
 mod subjects;

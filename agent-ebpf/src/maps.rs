@@ -43,6 +43,13 @@ pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 
 pub(crate) static EXEMPT_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(abi::EXEMPT_CGROUPS_MAX, 0);
 
 #[map]
+pub(crate) static UNIX_SOCKETS: HashMap<u64, ResourceEntry> =
+    HashMap::with_max_entries(abi::UNIX_SOCKETS_MAX, 0);
+
+#[map]
+pub(crate) static UNIX_GUARDED: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
 pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 // Written by both.

@@ -16,6 +16,20 @@ pub(crate) fn protecting(destination: &Destination) -> Option<ResourceEntry> {
     maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).copied()
 }
 
+/// The resource that the unix socket whose path has this key belongs to.
+#[inline(always)]
+pub(crate) fn guarding(key: u64) -> Option<ResourceEntry> {
+    // SAFETY: the kernel replaces a whole entry when the agent writes it, and frees the old one only after this program's
+    // run; what is copied here is one or the other.
+    unsafe { maps::UNIX_SOCKETS.get(key).copied() }
+}
+
+/// Whether any unix socket is protected.
+#[inline(always)]
+pub(crate) fn guards_unix() -> bool {
+    matches!(maps::UNIX_GUARDED.get(0), Some(count) if *count != 0)
+}
+
 /// The class of a port. None: nobody protects it.
 #[inline(always)]
 pub(crate) fn class(protocol: u8, port: u16) -> Option<u32> {

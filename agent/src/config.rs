@@ -191,7 +191,7 @@ impl Config {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
             control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
             token_file: absolute("token_file", file.token_file)?,
-            state_dir: absolute("state_dir", file.state_dir)?,
+            state_dir: absolute("state_dir", file.state_dir.clone())?,
             kernel: kernel::Settings {
                 pin_dir: absolute("kernel.pin_dir", kernel.pin_dir)?,
                 abi_version: abi::ABI_VERSION,
@@ -209,6 +209,7 @@ impl Config {
                     families,
                     ..kernel::LsmSettings::default()
                 },
+                scratch_dir: file.state_dir,
             },
             exempt,
             spool_max_bytes: file.spool.max_bytes,

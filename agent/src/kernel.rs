@@ -21,6 +21,7 @@ mod senders;
 mod statistics;
 mod succession;
 mod sys;
+mod types;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -41,6 +42,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 pub use error::KernelError;
 pub use guard::Fault;
+pub use lsm::unix::PART as UNIX_SOCKETS;
 pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
@@ -76,6 +78,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// The LSM tier.
     pub lsm: LsmSettings,
+    /// A directory of the agent's, not on a BPF file system, for sockets by which it proves some programs.
+    pub scratch_dir: PathBuf,
 }
 
 impl Settings {
@@ -90,6 +94,7 @@ impl Settings {
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
             lsm: LsmSettings::default(),
+            scratch_dir: std::env::temp_dir(),
         }
     }
 }
@@ -109,6 +114,8 @@ pub struct Gate {
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
     exempt: Exempt,
+    unix_sockets: HashMap<MapData, u64, ResourceEntry>,
+    unix_guarded: Array<MapData, u32>,
     programs: Vec<Attachable>,
     cgroup_root: File,
     pins: Pins,
@@ -207,6 +214,8 @@ impl Gate {
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             exempt,
+            unix_sockets: typed(&mut ebpf, map::UNIX_SOCKETS)?,
+            unix_guarded: typed(&mut ebpf, map::UNIX_GUARDED)?,
             programs,
             cgroup_root: root,
             pins,
@@ -272,8 +281,13 @@ impl Gate {
     }
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
-    pub fn missing(&self) -> Vec<Missing> {
+    pub fn missing(&mut self) -> Vec<Missing> {
         self.missing.iter().cloned().chain(self.tier.missing()).collect()
+    }
+
+    /// Whether the LSM tier, without which there is no guard of unix sockets, is wanted at all.
+    pub fn wants_tier(&self) -> bool {
+        self.settings.lsm.demand != Demand::Off
     }
 
     /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
@@ -312,6 +326,13 @@ impl Gate {
             }
             Write::RemoveAddress { class, prefix } => {
                 (map::RESOURCES, self.resources.remove(&lpm_key(class, prefix)))
+            }
+            Write::GuardUnix { key, entry } => {
+                let result = lsm::unix::guard(&mut self.unix_sockets, &mut self.unix_guarded, key, entry);
+                named(map::UNIX_SOCKETS, result)
+            }
+            Write::FreeUnix { key } => {
+                named(map::UNIX_SOCKETS, lsm::unix::free(&mut self.unix_sockets, &mut self.unix_guarded, key))
             }
             Write::BindCgroup { id, subject } => {
                 let entry = SubjectEntry { number: subject, reserved: 0 };
@@ -527,6 +548,14 @@ fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), 
         }
     }
     load()
+}
+
+/// The map that a write was to, and what came of it. `name`: where it succeeded.
+fn named<E>(name: &'static str, result: Result<(), (&'static str, E)>) -> (&'static str, Result<(), E>) {
+    match result {
+        Ok(()) => (name, Ok(())),
+        Err((name, error)) => (name, Err(error)),
+    }
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

@@ -1,6 +1,9 @@
 //! The only reader of `/proc` and cgroupfs.
 //!
-//! Owns: where the cgroup v2 root is, which cgroup a selector stands for, what a process is. Must not know: rules.
+//! Owns: where the cgroup v2 root is, which cgroup a selector stands for, what a process is, where the paths of
+//! unix sockets lead. Must not know: rules.
+
+mod unix;
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,8 +17,11 @@ use procfs::process::Process;
 use proto::types::{CgroupPath, Selector, UnixUser};
 use uuid::Uuid;
 
+pub use unix::{Host, UnixSockets, unix_keys};
+
 use crate::clock::now_boot_ns;
 use crate::rules::audit::ProcessDetails;
+use crate::rules::mounts::unescape;
 
 /// The inode of the root of the whole hierarchy. Any other directory is a container's view, or a subtree: programs
 /// attached there would not see the rest of the host.
@@ -64,13 +70,6 @@ pub fn cgroup_root() -> Result<PathBuf, ObserveError> {
         .into_iter()
         .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ROOT_INODE))
         .ok_or(ObserveError::NoCgroupRoot)
-}
-
-/// The mount table writes white space and backslashes as three octal digits.
-fn unescape(path: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(path.to_owned(), |path, (code, char)| path.replace(code, char))
 }
 
 /// The id of the running kernel.

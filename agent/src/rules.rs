@@ -4,5 +4,6 @@ pub mod audit;
 pub mod drift;
 pub mod grants;
 pub mod local;
+pub mod mounts;
 pub mod plan;
 pub mod workloads;

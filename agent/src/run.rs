@@ -268,7 +268,7 @@ impl Agent {
         let lost = memory.lost.clone();
         let mut enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
-        auditing.learn(enforcing.grants());
+        auditing.learn(enforcing.grants(), enforcing.unix_sockets());
         let how = match (took_over, predecessors.as_slice()) {
             (_, [first, ..]) => format!("met the gate of ABI version {first}, itself having {abi_version}"),
             (true, []) => "took over the gate that was up".to_owned(),
@@ -305,6 +305,7 @@ impl Agent {
             Event::Session(incoming) => self.hear(incoming),
             Event::Look => {
                 if self.enforcing.follow(false) {
+                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                     self.report();
                 }
                 if self.enforcing.end_what_is_over() {
@@ -322,7 +323,9 @@ impl Agent {
                 self.ship();
             }
             Event::Prove => {
-                self.enforcing.follow(true);
+                if self.enforcing.follow(true) {
+                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+                }
                 let repaired = self.enforcing.inspect();
                 self.tell_drift(repaired);
                 self.ask_canary();
@@ -359,7 +362,7 @@ impl Agent {
                     self.send(Outgoing::Applied(applied));
                     // Also what was only observed until now.
                     self.end_connections(true);
-                    self.auditing.learn(self.enforcing.grants());
+                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                     self.enforcing.remember(self.auditing.lost());
                     self.ask_canary();
                     self.report();

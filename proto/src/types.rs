@@ -19,7 +19,7 @@ pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, Subjec
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
-    ResourceOptions,
+    ResourceOptions, UnixPath,
 };
 pub use session::{Applied, EndedGrant, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
 pub use subject::{CgroupPath, NewSubject, Selector, Subject, SubjectRole, UnixUser};

@@ -11,12 +11,8 @@ use aya_ebpf::programs::LsmContext;
 
 use crate::context::{self, Destination};
 use crate::grants::{inherit, write_name};
-use crate::resources::protecting;
-use crate::{GO_ON, REFUSE, maps, record, subjects};
-
-/// Which field of the kernel's `struct socket` is its `struct sock *`, in units of 8 bytes. It has been this one since before
-/// Linux 5.10; where it is another, the verifier sees that what is read is no socket, and does not load the program.
-const SK: usize = 3;
+use crate::resources::{guarding, protecting};
+use crate::{GO_ON, REFUSE, inner, maps, record, subjects};
 
 #[lsm(hook = "file_receive")]
 pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
@@ -40,8 +36,14 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
         port: connection.port,
         protocol: connection.protocol,
     });
+    let is_unix = admission.flags & Admission::UNIX != 0;
     // Where it leads may only be observed.
-    let verdict = reason.verdict(destination.as_ref().and_then(protecting).as_ref());
+    let resource = if is_unix {
+        guarding(admission.bytes)
+    } else {
+        destination.as_ref().and_then(protecting)
+    };
+    let verdict = reason.verdict(resource.as_ref());
     record::emit_denied(|record| {
         record.boot_ns = context::now_boot_ns();
         record.creator_cgroup_id = admission.creator_cgroup_id;
@@ -62,6 +64,9 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
             record.port = connection.port;
             record.protocol = connection.protocol;
         }
+        if is_unix {
+            record.lead_to_unix(admission.bytes);
+        }
         record.hook = Hook::FileReceive as u8;
         record.verdict = verdict as u8;
         record.reason = reason as u8;
@@ -81,7 +86,6 @@ fn socket(file: *mut file) -> Option<*mut bpf_sock> {
     if socket.is_null() {
         return None;
     }
-    // SAFETY: the verifier permits this read only if there is a `struct sock *` there. Volatile, so that it is one read.
-    let sk = unsafe { socket.cast::<*mut bpf_sock>().add(SK).read_volatile() };
-    (!sk.is_null()).then_some(sk)
+    // SAFETY: it is what the helper gave.
+    unsafe { inner(socket.cast()) }
 }

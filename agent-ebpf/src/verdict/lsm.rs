@@ -50,9 +50,12 @@ pub fn decide_family(wanted: &Wanted, allowed: u64, is_exempt: impl FnOnce() -> 
 /// Whether the grant still counts is not asked: a socket that it let through is of no use to anybody after its end.
 ///
 /// What is let through of MPTCP are its subflows, and what is handed over is the socket above them: it stays with the subject
-/// that made it, wherever it leads.
+/// that made it, wherever it leads. The end of a connection that a server accepted is the server's to hand on.
 #[inline(always)]
 pub fn decide_handover(admission: &Admission, receiver: impl FnOnce() -> Caller) -> Option<Reason> {
+    if admission.flags & Admission::ACCEPTED != 0 {
+        return None;
+    }
     let owner = if admission.resource != 0 {
         admission.subject
     } else if admission.flags & Admission::MPTCP != 0 && admission.creator_subject != 0 {
@@ -126,6 +129,8 @@ mod tests {
         assert_eq!(decide_handover(&mptcp, || Caller::Subject(7)), None);
         assert_eq!(decide_handover(&mptcp, || Caller::Subject(8)), Some(Reason::HandedOver));
         let nobody = || -> Caller { panic!("nobody need be asked") };
+        let accepted = Admission { flags: Admission::UNIX | Admission::ACCEPTED, ..let_through };
+        assert_eq!(decide_handover(&accepted, nobody), None);
         assert_eq!(decide_handover(&Admission::default(), nobody), None);
         assert_eq!(decide_handover(&admission(0, 7), nobody), None);
         assert_eq!(decide_handover(&Admission { creator_subject: 0, ..mptcp }, nobody), None);

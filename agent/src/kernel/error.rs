@@ -91,6 +91,9 @@ pub enum KernelError {
         /// What makes it larger.
         setting: &'static str,
     },
+    /// More paths of unix sockets are protected than there is room for.
+    #[error("map {} is full ({} paths of unix sockets): spread the resources over fewer hosts", map::UNIX_SOCKETS, abi::UNIX_SOCKETS_MAX)]
+    TooManyUnixSockets,
     /// The LSM tier is required, and the kernel cannot have all of it.
     #[error(
         "`kernel.lsm` is \"require\", and this host would be without {missing}: set it to \"prefer\" to go on so"
@@ -174,6 +177,9 @@ impl KernelError {
     }
 
     fn full(name: &'static str, settings: &Settings) -> Self {
+        if name == map::UNIX_SOCKETS {
+            return Self::TooManyUnixSockets;
+        }
         let (max, setting) = match name {
             map::RESOURCES => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),

@@ -1,9 +1,11 @@
-//! The LSM tier: programs that refuse sockets whose packets pass the gate, and sockets that are handed to somebody else.
-//! Only some kernels can have it, and only some hosts want it.
+//! The LSM tier: programs that refuse sockets whose packets pass the gate, and sockets that are handed to somebody else; and
+//! those that guard unix sockets. Only some kernels can have it, and only some hosts want it.
 //!
 //! Owns: loading, attaching and proving these programs, and saying what is missing. Must not know: what grants mean.
 //!
 //! Invariants: what is not proven to run is said to be missing; programs of an earlier agent go only after ours are there.
+
+pub(super) mod unix;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -57,10 +59,13 @@ impl Default for LsmSettings {
 }
 
 /// The tier, as far as it is there.
+#[derive(Default)]
 pub(super) struct Tier {
     /// Held beside the pins, as the gate's are. As long as nothing is pinned, they end with this.
-    links: Vec<(Hook, OwnedFd)>,
+    links: Vec<(&'static str, OwnedFd)>,
     missing: Vec<Missing>,
+    /// What the programs for unix sockets are proven with. None: they are not there.
+    unix: Option<unix::Probe>,
 }
 
 impl Tier {
@@ -69,12 +74,12 @@ impl Tier {
     /// # Errors
     /// If all of it is required and something is missing.
     pub(super) fn attach(settings: &Settings, pins: &Pins) -> Result<Self, KernelError> {
-        let mut tier = Self { links: Vec::new(), missing: Vec::new() };
+        let mut tier = Self::default();
         if settings.lsm.demand == Demand::Off {
             return Ok(tier);
         }
         if let Err(why) = tier.attach_all(settings, pins) {
-            tier = Self { links: Vec::new(), missing: all_missing(&why) };
+            tier = Self { missing: all_missing(&why), ..Self::default() };
         }
         if settings.lsm.demand == Demand::Require && !tier.missing.is_empty() {
             let missing = tier.missing.iter().map(|Missing { part, why }| format!("{part} ({why})"));
@@ -89,15 +94,23 @@ impl Tier {
             Btf::from_sys_fs().map_err(|error| format!("the kernel's types cannot be read: {error}"))?;
         for (hook, part) in PARTS {
             match attach(hook, settings, pins, &types) {
-                Ok(link) => self.links.push((hook, link)),
+                Ok(link) => self.links.push((hook.as_str(), link)),
                 Err(why) => self.missing.push(Missing { part, why }),
             }
         }
         // Where not even that one is there, nothing is proven of the others.
         match self.links.first() {
-            Some((Hook::SocketCreate, _)) => prove(),
-            _ => Err(self.missing.first().map(|missing| missing.why.clone()).unwrap_or_default()),
+            Some((name, _)) if *name == Hook::SocketCreate.as_str() => prove()?,
+            _ => return Err(self.missing.first().map(|missing| missing.why.clone()).unwrap_or_default()),
         }
+        match unix::attach(settings, pins, &types) {
+            Ok((links, probe)) => {
+                self.links.extend(links);
+                self.unix = Some(probe);
+            }
+            Err(why) => self.missing.push(Missing { part: unix::PART, why }),
+        }
+        Ok(())
     }
 
     /// Puts the links in the places of those of an earlier agent, and removes what is not wanted any more. A link of this
@@ -105,24 +118,33 @@ impl Tier {
     pub(super) fn pin(&self, settings: &Settings, pins: &Pins) -> Result<(), KernelError> {
         self.links().try_for_each(|(name, link)| pins.replace_link(name, link))?;
         match settings.lsm.demand {
-            Demand::Off => PARTS.into_iter().try_for_each(|(hook, _)| pins.remove_link(hook.as_str())),
+            Demand::Off => {
+                let names = PARTS.into_iter().map(|(hook, _)| hook.as_str()).chain(unix::PROGRAMS);
+                names.into_iter().try_for_each(|name| pins.remove_link(name))
+            }
             Demand::Prefer | Demand::Require => Ok(()),
         }
     }
 
     /// The names and links of its programs.
     pub(super) fn links(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        self.links.iter().map(|(hook, link)| (hook.as_str(), link.as_fd()))
+        self.links.iter().map(|(name, link)| (*name, link.as_fd()))
     }
 
-    /// What is missing now. The programs are seen to run: one is asked for what it always refuses.
-    pub(super) fn missing(&self) -> Vec<Missing> {
+    /// What is missing now. The programs are seen to run: they are asked for what they always refuse.
+    pub(super) fn missing(&mut self) -> Vec<Missing> {
         if !self.links.is_empty()
             && let Err(why) = prove()
         {
             return all_missing(&why);
         }
-        self.missing.clone()
+        let mut missing = self.missing.clone();
+        if let Some(probe) = &mut self.unix
+            && let Err(why) = probe.prove()
+        {
+            missing.push(Missing { part: unix::PART, why });
+        }
+        missing
     }
 }
 
@@ -173,18 +195,15 @@ impl Exempt {
 }
 
 fn all_missing(why: &str) -> Vec<Missing> {
-    PARTS.into_iter().map(|(_, part)| Missing { part, why: why.to_owned() }).collect()
+    let parts = PARTS.into_iter().map(|(_, part)| part).chain([unix::PART]);
+    parts.map(|part| Missing { part, why: why.to_owned() }).collect()
 }
 
 /// Loads and attaches one program. The error is why that cannot be.
 fn attach(hook: Hook, settings: &Settings, pins: &Pins, types: &Btf) -> Result<OwnedFd, String> {
     let attempt = |knows_ancestors| {
         let mut object = load(settings, pins, knows_ancestors).map_err(|error| in_full(&error))?;
-        let program: &mut Lsm = object
-            .program_mut(hook.as_str())
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| format!("the build is broken: there is no program `{}`", hook.as_str()))?;
-        let link = load_and_attach(program, hook, types);
+        let link = load_and_attach(lsm_program(&mut object, hook.as_str())?, hook.as_str(), types);
         link.map_err(|error| format!("the kernel refuses the program `{}`: {error}", hook.as_str()))
     };
     // Old kernels let no LSM program ask for the cgroups above a task's own: an exemption is then for processes in that very
@@ -201,8 +220,14 @@ fn load(settings: &Settings, pins: &Pins, knows_ancestors: bool) -> Result<Ebpf,
     loader.load(OBJECT).map_err(KernelError::load)
 }
 
-fn load_and_attach(program: &mut Lsm, hook: Hook, types: &Btf) -> Result<OwnedFd, String> {
-    load_patiently(|| program.load(hook.as_str(), types)).map_err(|error| brief(hook, error))?;
+fn lsm_program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Lsm, String> {
+    let program = object.program_mut(name).and_then(|program| program.try_into().ok());
+    program.ok_or_else(|| format!("the build is broken: there is no program `{name}`"))
+}
+
+/// A program is named after its hook.
+fn load_and_attach(program: &mut Lsm, hook: &str, types: &Btf) -> Result<OwnedFd, String> {
+    load_patiently(|| program.load(hook, types)).map_err(|error| brief(hook, error))?;
     let fd = program.fd().map_err(|error| in_full(&error))?;
     sys::link_create_at_kernel(fd.as_fd()).map_err(|error| error.to_string())
 }
@@ -235,10 +260,10 @@ fn prove() -> Result<(), String> {
 }
 
 /// What a person needs; the verifier's words go to the log.
-fn brief(hook: Hook, error: ProgramError) -> String {
+fn brief(hook: &str, error: ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
-            tracing::debug!(program = hook.as_str(), %verifier_log, "the verifier does not take a program");
+            tracing::debug!(program = hook, %verifier_log, "the verifier does not take a program");
             io_error.to_string()
         }
         error => in_full(&error),

@@ -64,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 18] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 20] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -115,6 +115,8 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 18] {
         ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
         shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
+        shape(map::UNIX_SOCKETS, MapType::Hash, 8, size(size_of::<ResourceEntry>()), abi::UNIX_SOCKETS_MAX),
+        array(map::UNIX_GUARDED, size_of::<u32>(), 1),
     ]
 }
 

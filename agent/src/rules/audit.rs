@@ -10,7 +10,7 @@ use agent_ebpf::family;
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
     AuditEvent, Closed, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource,
-    ResourceName, Subject, SubjectId, Timestamp,
+    ResourceName, Subject, SubjectId, Timestamp, UnixPath,
 };
 use uuid::Uuid;
 
@@ -91,7 +91,7 @@ impl Numbering {
             resource: names.resource(record.resource),
             grant: GrantId::from_bytes(record.grant).map(|id| id.to_string()).unwrap_or_default(),
             reason: Reason::from_code(record.reason).map_or("unknown", Reason::as_str).to_owned(),
-            connection: Some(connection(record, process)),
+            connection: Some(connection(record, names, process)),
             ..AuditEvent::new(self.give(), kind, at)
         }
     }
@@ -137,6 +137,8 @@ pub struct ProcessDetails {
 pub struct Names {
     subjects: HashMap<u32, SubjectId>,
     resources: HashMap<u32, ResourceName>,
+    /// Paths of unix sockets, by key.
+    paths: HashMap<u64, UnixPath>,
 }
 
 impl Names {
@@ -146,6 +148,15 @@ impl Names {
         self.resources
             .extend(resources.iter().map(|resource| (resource.number.get(), resource.name.clone())));
         self.subjects.extend(subjects.iter().map(|subject| (subject.number.get(), subject.id.clone())));
+    }
+
+    /// Adds paths of unix sockets; earlier ones stay, as names do.
+    pub fn learn_paths(&mut self, paths: impl Iterator<Item = (u64, UnixPath)>) {
+        self.paths.extend(paths);
+    }
+
+    fn path(&self, key: u64) -> String {
+        self.paths.get(&key).map_or_else(|| format!("#{key:016x}"), ToString::to_string)
     }
 
     fn subject(&self, number: u32) -> String {
@@ -164,17 +175,20 @@ impl Names {
     }
 }
 
-fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
+fn connection(record: &VerdictRecord, names: &Names, process: ProcessDetails) -> Connection {
+    let path = record.unix_key().map(|key| names.path(key)).unwrap_or_default();
     Connection {
         hook: Hook::from_code(record.hook).map_or("unknown", Hook::as_str).to_owned(),
         protocol: match Hook::from_code(record.hook) {
             Some(Hook::SocketCreate) => {
                 family::name(record.family).map_or_else(|| record.family.to_string(), str::to_owned)
             }
+            _ if record.unix_key().is_some() => "unix".to_owned(),
             _ => protocol_name(record.protocol),
         },
         // Of a socket that leads nowhere yet.
         address: match Ipv6Addr::from(record.address) {
+            _ if record.unix_key().is_some() => String::new(),
             Ipv6Addr::UNSPECIFIED if record.port == 0 => String::new(),
             _ => address(record.address),
         },
@@ -187,6 +201,7 @@ fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
         cgroup_path: process.cgroup_path,
         socket_cookie: record.socket_cookie,
         boot_time_ns: record.boot_ns,
+        path,
     }
 }
 
@@ -322,6 +337,24 @@ mod tests {
         let expected = |name: &str| ("family_refused".into(), String::new(), name.to_owned(), String::new());
         assert_eq!(refused(family::PACKET), expected("packet"));
         assert_eq!(refused(60), expected("60"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_named_by_its_path() {
+        let mut record = VerdictRecord { address: [0; 16], port: 0, hook: Hook::UnixConnect as u8, ..record() };
+        record.lead_to_unix(0x1234);
+        let of = |record: &VerdictRecord, names: &Names| {
+            let connection = event_of(record, names).connection.expect("a verdict has one");
+            (connection.hook, connection.protocol, connection.address, connection.port, connection.path)
+        };
+        let expected =
+            |path: &str| ("unix_connect".into(), "unix".into(), String::new(), 0, path.to_owned());
+        let mut names = Names::default();
+        assert_eq!(of(&record, &names), expected("#0000000000001234"));
+        names.learn_paths([(0x1234, "/run/s".parse().expect("valid"))].into_iter());
+        assert_eq!(of(&record, &names), expected("/run/s"));
+        // A packet of the protocol that stands for it in records is one of that protocol.
+        assert_eq!(of(&VerdictRecord { hook: Hook::Egress as u8, ..record }, &names).1, "254");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::plan::{AddressPrefix, Entries, Write};
 pub enum Part {
     Ports { first: u32, count: u32 },
     Resources,
+    UnixSockets,
     Subjects,
     Grants,
     Slots,
@@ -30,7 +31,7 @@ pub enum Part {
 
 impl Part {
     /// How many there are.
-    pub const COUNT: usize = protocol::ALL.len() + 7;
+    pub const COUNT: usize = protocol::ALL.len() + 8;
 
     /// All of them: one after the other they are all that the agent writes.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -45,6 +46,7 @@ impl Part {
             place @ 0..PROTOCOLS => Self::Ports { first: place as u32 * COUNT, count: COUNT },
             place => [
                 Self::Resources,
+                Self::UnixSockets,
                 Self::Subjects,
                 Self::Grants,
                 Self::Slots,
@@ -60,6 +62,7 @@ impl Part {
         match self {
             Self::Ports { .. } => map::PORT_CLASSES,
             Self::Resources => map::RESOURCES,
+            Self::UnixSockets => map::UNIX_SOCKETS,
             Self::Subjects => map::SUBJECTS,
             Self::Grants => map::GRANTS,
             Self::Slots => map::SLOTS,
@@ -110,6 +113,9 @@ pub fn drift(part: Part, known: &Entries, read: &Entries) -> Option<Drift> {
         Part::Resources => compare(map, prefixes(known), prefixes(read), |(class, prefix)| {
             let address = std::net::Ipv6Addr::from(prefix.address).to_canonical();
             format!("{address} and {} bits of class {class}", prefix.bits)
+        }),
+        Part::UnixSockets => compare(map, pairs(&known.unix_sockets), pairs(&read.unix_sockets), |key| {
+            format!("the path of key {key:#x}")
         }),
         Part::Subjects => {
             compare(map, pairs(&known.cgroups), pairs(&read.cgroups), |id| format!("cgroup {id}"))

@@ -11,7 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 
-use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, port_index, protocol};
+use agent_ebpf::abi::{
+    GrantKey, GrantRef, GrantSlot, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol,
+};
 use proto::types::{
     GrantId, Protocol, Refused, RefusedItem, Resource, ResourceMode, ResourceNumber, SubjectNumber,
 };
@@ -36,6 +38,8 @@ pub struct Entries {
     pub ports: BTreeMap<u32, u32>,
     /// Class → its prefixes.
     pub classes: BTreeMap<u32, Class>,
+    /// Key of a unix socket's path → what protects it.
+    pub unix_sockets: BTreeMap<u64, ResourceEntry>,
     /// Cgroup id → subject number.
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
@@ -60,6 +64,8 @@ pub struct Wanted {
     pub resources: Vec<Resource>,
     /// How; absent: without any option.
     pub options: BTreeMap<ResourceNumber, ResourceOptions>,
+    /// What protects each unix socket, by the key of its path.
+    pub unix_sockets: BTreeMap<u64, ResourceNumber>,
     /// Whose each cgroup is.
     pub cgroups: BTreeMap<u64, SubjectNumber>,
     /// Who may pass. Grants of one pair are a union: it ends when the longest does, and is idle when the most patient is.
@@ -126,6 +132,13 @@ pub enum Write {
         class: u32,
         prefix: AddressPrefix,
     },
+    GuardUnix {
+        key: u64,
+        entry: ResourceEntry,
+    },
+    FreeUnix {
+        key: u64,
+    },
     BindCgroup {
         id: u64,
         subject: u32,
@@ -177,6 +190,8 @@ impl Display for Write {
                 write!(f, "add an address of resource {} to class {class}", entry.number)
             }
             Self::RemoveAddress { class, .. } => write!(f, "remove an address from class {class}"),
+            Self::GuardUnix { entry, .. } => write!(f, "protect a unix socket of resource {}", entry.number),
+            Self::FreeUnix { key } => write!(f, "stop protecting the unix socket of key {key:#x}"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
             Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
@@ -213,6 +228,8 @@ impl Entries {
                     }
                 }
             }
+            Write::GuardUnix { key, entry } => drop(self.unix_sockets.insert(key, entry)),
+            Write::FreeUnix { key } => drop(self.unix_sockets.remove(&key)),
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
             Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
@@ -269,7 +286,7 @@ impl Entries {
 
     /// The numbers of the resources that are only observed.
     pub fn observed(&self) -> BTreeSet<u32> {
-        let entries = self.classes.values().flat_map(BTreeMap::values);
+        let entries = self.classes.values().flat_map(BTreeMap::values).chain(self.unix_sockets.values());
         entries.filter(|entry| entry.has(ResourceEntry::OBSERVE)).map(|entry| entry.number).collect()
     }
 }
@@ -305,6 +322,7 @@ pub fn reconcile<E: Display>(
     reconciler.remove_grants(&grants);
     reconciler.unbind(&wanted.cgroups);
     reconciler.protect(wanted);
+    reconciler.protect_unix(wanted);
     reconciler.bind(&wanted.cgroups);
     reconciler.put_grants(&grants);
     reconciler.outcome
@@ -476,6 +494,25 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         if complete {
             self.drop_ports(&layout.ports);
             self.drop_classes(&classes);
+        }
+    }
+
+    /// Each path in one write, whatever protected it before; then what is not wanted any more.
+    fn protect_unix(&mut self, wanted: &Wanted) {
+        let mut complete = true;
+        for (key, number) in &wanted.unix_sockets {
+            let entry = entry_of(*number, &wanted.options);
+            if self.present.unix_sockets.get(key) != Some(&entry) {
+                complete &= self.offer(RefusedItem::Resource(*number), Write::GuardUnix { key: *key, entry });
+            }
+        }
+        let is_gone = |key: &&u64| !wanted.unix_sockets.contains_key(*key);
+        let gone: Vec<u64> = self.present.unix_sockets.keys().filter(is_gone).copied().collect();
+        // As with ports: rather the old protection than none. Where it takes the room, the next time there is some.
+        if complete || gone.len() + wanted.unix_sockets.len() > UNIX_SOCKETS_MAX as usize {
+            for key in gone {
+                self.must(Write::FreeUnix { key });
+            }
         }
     }
 
@@ -730,14 +767,18 @@ fn class_of<'a>(
 ) -> Class {
     let mut class = Class::new();
     for resource in resources {
-        let options = options.get(&resource.number).copied().unwrap_or_default();
-        let entry = ResourceEntry { number: resource.number.get(), flags: options.flags() };
+        let entry = entry_of(resource.number, options);
         for prefix in &resource.addresses {
             let (address, bits) = prefix.mapped();
             class.entry(AddressPrefix { address, bits }).or_insert(entry);
         }
     }
     class
+}
+
+fn entry_of(number: ResourceNumber, options: &BTreeMap<ResourceNumber, ResourceOptions>) -> ResourceEntry {
+    let options = options.get(&number).copied().unwrap_or_default();
+    ResourceEntry { number: number.get(), flags: options.flags() }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::canary;
 use crate::clock::Instants;
 use crate::memory::Lost;
-use crate::observe::Cgroups;
+use crate::observe::{Cgroups, UnixSockets};
 use crate::rules::audit::{Names, Numbering};
 use crate::rules::grants::Grants;
 use crate::spool::{Cursor, Spool, SpoolError};
@@ -52,8 +52,10 @@ impl Auditing {
         }
     }
 
-    pub(super) fn learn(&mut self, grants: &Grants) {
+    pub(super) fn learn(&mut self, grants: &Grants, unix_sockets: &UnixSockets) {
         self.names.learn(grants.resources(), grants.subjects());
+        let paths = unix_sockets.keys().iter();
+        self.names.learn_paths(paths.map(|(key, (_, path))| (*key, path.clone())));
     }
 
     /// Whether records may be read from the kernel.

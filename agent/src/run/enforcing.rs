@@ -14,9 +14,9 @@ use uuid::Uuid;
 use crate::addresses::LocalAddresses;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
-use crate::kernel::{Fault, Gate, KernelError, Missing};
+use crate::kernel::{Fault, Gate, KernelError, Missing, UNIX_SOCKETS};
 use crate::memory::{Lost, Memory, MemoryFile};
-use crate::observe::Cgroups;
+use crate::observe::{Cgroups, UnixSockets};
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
@@ -33,6 +33,7 @@ pub(super) struct Enforcing {
     grants: Grants,
     cgroups: Cgroups,
     addresses: LocalAddresses,
+    unix_sockets: UnixSockets,
     /// Whose processes may have sockets of any family.
     exempt: Vec<Selector>,
     /// Whose each cgroup was when it was last looked at.
@@ -108,6 +109,7 @@ impl Enforcing {
             grants,
             cgroups,
             addresses,
+            unix_sockets: UnixSockets::default(),
             exempt,
             bound,
             health,
@@ -224,6 +226,10 @@ impl Enforcing {
         &self.grants
     }
 
+    pub(super) fn unix_sockets(&self) -> &UnixSockets {
+        &self.unix_sockets
+    }
+
     pub(super) fn cgroups(&mut self) -> &mut Cgroups {
         &mut self.cgroups
     }
@@ -307,11 +313,12 @@ impl Enforcing {
     fn look(&mut self, again: bool) -> bool {
         let is_anything_local = self.grants.resources().iter().any(|resource| resource.local);
         let moved = is_anything_local && self.addresses.look(again);
+        let rerouted = self.unix_sockets.look(self.grants.resources(), again);
         let bindings = workloads::bind(self.grants.subjects(), |selector| self.cgroups.resolve(selector));
         let changed = bindings.cgroups != self.bound || bindings.contested != self.health.contested;
         self.bound = bindings.cgroups;
         self.health.contested = bindings.contested;
-        changed || moved
+        changed || moved || rerouted
     }
 
     fn reconcile(&mut self) {
@@ -338,6 +345,7 @@ impl Enforcing {
         self.health.refused = outcome.refused.into_iter().filter(is_known).collect();
         self.health.failed = outcome.failed;
         self.refuse_local();
+        self.refuse_unix();
         // What went on without a grant is to be ended now.
         let observed = self.entries.observed();
         self.unconfirmed |= !self.observed.is_subset(&observed);
@@ -352,6 +360,7 @@ impl Enforcing {
         let mut wanted = Wanted {
             options: options.collect(),
             resources,
+            unix_sockets: self.unix_sockets.keys().iter().map(|(key, (number, _))| (*key, *number)).collect(),
             cgroups: self.bound.clone(),
             grants: self.grants.wanted(),
         };
@@ -371,6 +380,27 @@ impl Enforcing {
             let item = RefusedItem::Resource(resource.number);
             if !self.health.refused.iter().any(|refused| refused.item == item) {
                 self.health.refused.push(Refused { item, error: error.to_owned() });
+            }
+        }
+    }
+
+    /// Of a unix socket that this host cannot guard, or whose place it cannot tell, nobody can say that it is protected.
+    fn refuse_unix(&mut self) {
+        let missing = self.health.missing.iter().find(|missing| missing.part == UNIX_SOCKETS);
+        let why = match missing {
+            _ if !self.gate.wants_tier() => Some("`kernel.lsm` is \"off\" in the agent's configuration".to_owned()),
+            missing => missing.map(|missing| missing.why.clone()),
+        };
+        for resource in self.grants.resources().iter().filter(|resource| !resource.unix.is_empty()) {
+            let error = match &why {
+                Some(why) => Some(format!("its unix sockets cannot be protected: {why}")),
+                None => self.unix_sockets.errors().get(&resource.number).cloned(),
+            };
+            let item = RefusedItem::Resource(resource.number);
+            if let Some(error) = error
+                && !self.health.refused.iter().any(|refused| refused.item == item)
+            {
+                self.health.refused.push(Refused { item, error });
             }
         }
     }

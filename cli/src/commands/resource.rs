@@ -4,6 +4,7 @@ use clap::ArgGroup;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::types::{
     Address, NewResource, PortRange, Resource, ResourceChange, ResourceMode, ResourceName, ResourceOptions,
+    UnixPath,
 };
 use proto::wire::access::{AddResourceRequest, ListResourcesRequest, RemoveResourceRequest};
 
@@ -25,6 +26,7 @@ Examples:
   portcullis resource add db-prod --address 10.0.4.17 --port tcp/5432
   portcullis resource add db-old --address 10.0.4.18 --port tcp/5432 --mode observe
   portcullis resource add local-redis --address local --port tcp/6379
+  portcullis resource add local-pg --address local --port tcp/5432 --unix /run/postgresql/.s.PGSQL.5432
   portcullis resource add ledger --address 10.0.9.1 --port tcp/5432 --strict --check-senders
   portcullis resource add games --address 10.1.0.0/16 --address 2001:db8::/32 --port tcp/80,udp/6000-6010")]
     Add(Add),
@@ -60,13 +62,19 @@ pub struct Add {
     ///
     /// `local` is every address by which a service on the connecting host itself can be reached: loopback, the addresses of
     /// its interfaces as they come and go, broadcast and multicast. Use it for services that every host has for itself.
-    #[arg(long = "address", value_name = "CIDR", required = true, value_delimiter = ',')]
+    #[arg(long = "address", value_name = "CIDR", required_unless_present = "unix", requires = "ports", value_delimiter = ',')]
     #[arg(value_parser = checked::<Address>)]
     addresses: Vec<Address>,
     /// A port it has, such as `tcp/5432` or `udp/6000-6010`; give it again for each more, or separate them by commas
-    #[arg(long = "port", value_name = "PROTOCOL/PORT", required = true, value_delimiter = ',')]
+    #[arg(long = "port", value_name = "PROTOCOL/PORT", required_unless_present = "unix", requires = "addresses", value_delimiter = ',')]
     #[arg(value_parser = checked::<PortRange>)]
     ports: Vec<PortRange>,
+    /// The path of a unix socket it has on the connecting host; give it again for each more
+    ///
+    /// Beside addresses and ports, or instead of them. Connections and datagrams to that path are judged, whichever process
+    /// listens there. It needs the agent's `lsm` setting and Linux 5.16 or newer: other hosts say that they do not protect it.
+    #[arg(long = "unix", value_name = "PATH", value_parser = checked::<UnixPath>)]
+    unix: Vec<UnixPath>,
     /// What happens to a connection without a grant: `enforce` denies it, `observe` lets it through and records it
     #[arg(long, value_name = "MODE", default_value = "enforce", value_parser = mode())]
     mode: ResourceMode,
@@ -127,8 +135,8 @@ pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Err
 
 async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
     let what = format!("add resource `{}`", arguments.name);
-    let Add { name, addresses, ports, mode, strict, check_senders } = arguments;
-    let new = NewResource::new(name, addresses, ports)
+    let Add { name, addresses, ports, unix, mode, strict, check_senders } = arguments;
+    let new = NewResource::with_unix(name, addresses, ports, unix)
         .map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
     let new = NewResource { options: ResourceOptions { mode, strict, check_senders }, ..new };
     let mut directory = context.connect().await?.directory();

@@ -58,6 +58,8 @@ pub struct ConnectionPart {
     pub address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
     pub pid: u32,
     pub uid: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -183,6 +185,7 @@ impl From<Connection> for ConnectionPart {
             protocol: connection.protocol,
             address: connection.address,
             port: Some(connection.port).filter(|port| *port > 0),
+            path: connection.path,
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,
@@ -262,9 +265,10 @@ fn whom(event: &AuditEvent) -> String {
 fn place(event: &AuditEvent) -> String {
     let mut text = String::new();
     if let Some(connection) = &event.connection {
-        let Connection { command, pid, protocol, address, port, .. } = connection;
+        let Connection { command, pid, protocol, address, port, path, .. } = connection;
         let command = if command.is_empty() { "process" } else { command };
-        let _ = write!(text, "{command}[{pid}] {protocol} {} ", destination(address, *port));
+        let destination = if path.is_empty() { destination(address, *port) } else { path.clone() };
+        let _ = write!(text, "{command}[{pid}] {protocol} {destination} ");
     }
     if let Some(Closed { pid, protocol, address, port, .. }) = &event.closed {
         let _ = write!(text, "process[{pid}] {protocol} {} ", destination(address, *port));

@@ -22,6 +22,7 @@ pub struct ResourceRow {
     pub number: u32,
     pub addresses: Vec<String>,
     pub ports: Vec<String>,
+    pub unix: Vec<String>,
     pub mode: &'static str,
     pub strict: bool,
     pub check_senders: bool,
@@ -34,6 +35,7 @@ impl From<Resource> for ResourceRow {
             number: resource.number.get(),
             addresses: resource.addresses().iter().map(ToString::to_string).collect(),
             ports: resource.ports.iter().map(ToString::to_string).collect(),
+            unix: resource.unix.iter().map(ToString::to_string).collect(),
             mode: resource.options.mode.as_str(),
             strict: resource.options.strict,
             check_senders: resource.options.check_senders,
@@ -42,14 +44,14 @@ impl From<Resource> for ResourceRow {
 }
 
 impl Row for ResourceRow {
-    const HEADER: &'static [&'static str] = &["NAME", "MODE", "OPTIONS", "ADDRESSES", "PORTS"];
+    const HEADER: &'static [&'static str] = &["NAME", "MODE", "OPTIONS", "ADDRESSES", "PORTS", "UNIX"];
 
     fn cells(&self, _: &View) -> Vec<String> {
         let options = [("strict", self.strict), ("check-senders", self.check_senders)];
         let options: Vec<String> =
             options.into_iter().filter(|(_, on)| *on).map(|(option, _)| option.to_owned()).collect();
-        let (addresses, ports) = (words(&self.addresses), words(&self.ports));
-        vec![self.name.clone(), self.mode.to_owned(), words(&options), addresses, ports]
+        let (addresses, ports, unix) = (words(&self.addresses), words(&self.ports), words(&self.unix));
+        vec![self.name.clone(), self.mode.to_owned(), words(&options), addresses, ports, unix]
     }
 }
 

@@ -112,6 +112,7 @@ pub(crate) fn resource() -> Resource {
         addresses: vec!["10.0.4.17".into(), "2001:db8::/32".into()],
         ports: vec![port(Protocol::Tcp, 5432, 5432), port(Protocol::Udp, 6000, 6010)],
         local: true,
+        unix: vec!["/run/postgresql/.s.PGSQL.5432".into()],
         options: Some(ResourceOptions {
             mode: ResourceMode::Observe.into(),
             strict: true,

@@ -33,12 +33,13 @@ impl Store {
             }
         }
         let number: i64 = sqlx::query_scalar(
-            "INSERT INTO resources (name, addresses, ports, mode, strict, check_senders, added_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING number",
+            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
         )
         .bind(new.name.as_str())
         .bind(join(&new.addresses()))
         .bind(join(&new.ports))
+        .bind(join(&new.unix))
         .bind(new.options.mode.as_str())
         .bind(new.options.strict)
         .bind(new.options.check_senders)
@@ -270,12 +271,18 @@ fn join<T: Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
+/// The other way round; nothing is an empty list.
+fn parts(joined: &str) -> impl Iterator<Item = &str> {
+    joined.split(' ').filter(|part| !part.is_empty())
+}
+
 #[derive(FromRow)]
 struct ResourceRow {
     number: i64,
     name: String,
     addresses: String,
     ports: String,
+    unix: String,
     mode: String,
     strict: bool,
     check_senders: bool,
@@ -284,7 +291,7 @@ struct ResourceRow {
 /// All resources that are protected, by name.
 pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
     let rows: Vec<ResourceRow> = sqlx::query_as(
-        "SELECT number, name, addresses, ports, mode, strict, check_senders FROM resources
+        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders FROM resources
          WHERE removed_ms IS NULL ORDER BY name",
     )
     .fetch_all(sql)
@@ -300,12 +307,14 @@ async fn resource(sql: &mut SqliteConnection, name: &ResourceName) -> Result<Res
 }
 
 fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
-    let addresses = row.addresses.split(' ').map(|part| decode::text::<Address>("addresses", part));
-    let ports = row.ports.split(' ').map(|part| decode::text("ports", part));
-    let new = NewResource::new(
+    let addresses = parts(&row.addresses).map(|part| decode::text::<Address>("addresses", part));
+    let ports = parts(&row.ports).map(|part| decode::text("ports", part));
+    let unix = parts(&row.unix).map(|part| decode::text("unix", part));
+    let new = NewResource::with_unix(
         decode::text("resource", &row.name)?,
         addresses.collect::<Result<_, _>>()?,
         ports.collect::<Result<_, _>>()?,
+        unix.collect::<Result<_, _>>()?,
     );
     let options = ResourceOptions {
         mode: decode::text::<ResourceMode>("mode", &row.mode)?,

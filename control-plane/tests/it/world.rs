@@ -165,6 +165,7 @@ pub(crate) fn resource(name: &str, address: &str) -> wire::AddResourceRequest {
         addresses: vec![address.to_owned()],
         ports: vec![port],
         local: false,
+        unix: Vec::new(),
         options: Some(ResourceOptions::default().into()),
     };
     wire::AddResourceRequest { resource: Some(resource) }

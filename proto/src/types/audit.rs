@@ -257,6 +257,7 @@ pub struct Connection {
     pub cgroup_path: String,
     pub socket_cookie: u64,
     pub boot_time_ns: u64,
+    pub path: String,
 }
 
 /// A connection that was let through, and has ended. Fields as in the `.proto`.
@@ -425,6 +426,7 @@ impl TryFrom<wire::Connection> for Connection {
             cgroup_path: text("cgroup_path", wire.cgroup_path)?,
             socket_cookie: wire.socket_cookie,
             boot_time_ns: wire.boot_time_ns,
+            path: text("path", wire.path)?,
         })
     }
 }
@@ -444,6 +446,7 @@ impl From<Connection> for wire::Connection {
             cgroup_path: connection.cgroup_path,
             socket_cookie: connection.socket_cookie,
             boot_time_ns: connection.boot_time_ns,
+            path: connection.path,
         }
     }
 }

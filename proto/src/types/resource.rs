@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{Invalid, List, ResourceName, ResourceNumber, all, quote};
 use crate::wire::access as wire;
 
-/// How many addresses, and how many port ranges, one resource may have: enough for a cluster's subnets, and a bound on
+/// How many addresses, how many port ranges and how many unix sockets one resource may have: enough for a cluster's subnets, and a bound on
 /// what one call can put into every kernel.
 const PARTS_MAX: usize = 64;
 
@@ -265,6 +265,78 @@ impl FromStr for Address {
     }
 }
 
+/// Where a unix socket is on a host: an absolute path, as a kernel can be asked about it. Names are ASCII without white space
+/// and control characters; none is `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixPath(String);
+
+impl UnixPath {
+    /// What the kernel can bind a socket to, without the byte that ends it.
+    const MAX_BYTES: usize = 107;
+    /// From the root on. Kernels are asked about so many.
+    const NAMES_MAX: usize = 8;
+    /// Kernels keep longer names where they cannot be asked about them.
+    const NAME_MAX_BYTES: usize = 31;
+
+    /// As people write it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for UnixPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for UnixPath {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let refuse =
+            |problem: &dyn Display| Err(Invalid::new("unix", format_args!("{} {problem}", quote(text))));
+        let Some(rest) = text.strip_prefix('/') else {
+            return refuse(&"is not an absolute path, such as `/run/postgresql/.s.PGSQL.5432`");
+        };
+        if text.len() > Self::MAX_BYTES {
+            return refuse(&format_args!(
+                "has {} bytes, and a unix socket's path has at most {}",
+                text.len(),
+                Self::MAX_BYTES
+            ));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return refuse(&"has white space, or something that is not ASCII");
+        }
+        let names: Vec<&str> = rest.split('/').collect();
+        if names.iter().any(|name| ["", ".", ".."].contains(name)) {
+            return refuse(&"is not the shortest way to write it: leave out `//`, `.`, `..` and a `/` at the end");
+        }
+        if names.len() > Self::NAMES_MAX {
+            return refuse(&format_args!(
+                "has {} names, and kernels can be asked about at most {}",
+                names.len(),
+                Self::NAMES_MAX
+            ));
+        }
+        if let Some(name) = names.iter().find(|name| name.len() > Self::NAME_MAX_BYTES) {
+            return refuse(&format_args!(
+                "has the name `{name}` of {} bytes, and kernels can be asked about names of at most {}",
+                name.len(),
+                Self::NAME_MAX_BYTES
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl From<UnixPath> for String {
+    fn from(path: UnixPath) -> Self {
+        path.0
+    }
+}
+
 /// What a kernel does about a connection to a resource that no grant covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceMode {
@@ -424,12 +496,14 @@ impl From<ResourceChange> for wire::SetResourceRequest {
 pub struct NewResource {
     /// Its name.
     pub name: ResourceName,
-    /// At most 64, sorted, none twice; none only if it is `local`.
+    /// At most 64, sorted, none twice; none only if it is `local`, or has unix sockets and no ports.
     pub addresses: Vec<Prefix>,
     /// Also every local address of the connecting host.
     pub local: bool,
-    /// 1..=64, sorted, none overlapping.
+    /// At most 64, sorted, none overlapping; none only if there are unix sockets, and no addresses.
     pub ports: Vec<PortRange>,
+    /// At most 64, sorted, none twice.
+    pub unix: Vec<UnixPath>,
     /// How it is guarded.
     pub options: ResourceOptions,
 }
@@ -439,8 +513,31 @@ impl NewResource {
     pub fn new(
         name: ResourceName,
         addresses: Vec<Address>,
-        mut ports: Vec<PortRange>,
+        ports: Vec<PortRange>,
     ) -> Result<Self, Invalid> {
+        Self::with_unix(name, addresses, ports, Vec::new())
+    }
+
+    /// The same, of one that has unix sockets: also, or only.
+    pub fn with_unix(
+        name: ResourceName,
+        addresses: Vec<Address>,
+        mut ports: Vec<PortRange>,
+        mut unix: Vec<UnixPath>,
+    ) -> Result<Self, Invalid> {
+        if unix.len() > PARTS_MAX {
+            let count = unix.len();
+            return Err(Invalid::new(
+                "unix",
+                format_args!("has {count} entries; at most {PARTS_MAX} are possible"),
+            ));
+        }
+        unix.sort_unstable();
+        unix.dedup();
+        if !unix.is_empty() && addresses.is_empty() && ports.is_empty() {
+            let options = ResourceOptions::default();
+            return Ok(Self { name, addresses: Vec::new(), local: false, ports, unix, options });
+        }
         for (field, count) in [("addresses", addresses.len()), ("ports", ports.len())] {
             if !(1..=PARTS_MAX).contains(&count) {
                 return Err(Invalid::new(
@@ -454,7 +551,7 @@ impl NewResource {
         if let Some(pair) = ports.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
             return Err(Invalid::new("ports", format_args!("`{}` and `{}` overlap", pair[0], pair[1])));
         }
-        Ok(Self { name, addresses, local, ports, options: ResourceOptions::default() })
+        Ok(Self { name, addresses, local, ports, unix, options: ResourceOptions::default() })
     }
 
     /// Its addresses as people write them.
@@ -505,11 +602,14 @@ fn parts(wire: wire::Resource) -> Result<NewResource, Invalid> {
     if wire.local {
         addresses.push(Address::Local);
     }
-    let new = NewResource::new(
+    let new = NewResource::with_unix(
         wire.name.parse().map_err(|error: Invalid| Invalid::new("name", error.problem))?,
         addresses,
         all("ports", wire.ports, PARTS_MAX, |range| {
             range.try_into().map_err(|error: Invalid| Invalid::new("", error.problem))
+        })?,
+        all("unix", wire.unix, PARTS_MAX, |text| {
+            text.parse().map_err(|error: Invalid| Invalid::new("", error.problem))
         })?,
     )?;
     Ok(NewResource { options, ..new })
@@ -522,12 +622,14 @@ pub struct Resource {
     pub number: ResourceNumber,
     /// Its name.
     pub name: ResourceName,
-    /// At most 64, sorted, none twice; none only if it is `local`.
+    /// At most 64, sorted, none twice; none only if it is `local`, or has unix sockets and no ports.
     pub addresses: Vec<Prefix>,
     /// Also every local address of the connecting host.
     pub local: bool,
-    /// 1..=64, sorted, none overlapping.
+    /// At most 64, sorted, none overlapping; none only if there are unix sockets, and no addresses.
     pub ports: Vec<PortRange>,
+    /// At most 64, sorted, none twice.
+    pub unix: Vec<UnixPath>,
     /// How it is guarded.
     pub options: ResourceOptions,
 }
@@ -535,14 +637,17 @@ pub struct Resource {
 impl Resource {
     /// The resource that `new` becomes under this number.
     pub fn numbered(number: ResourceNumber, new: NewResource) -> Self {
-        let NewResource { name, addresses, local, ports, options } = new;
-        Self { number, name, addresses, local, ports, options }
+        let NewResource { name, addresses, local, ports, unix, options } = new;
+        Self { number, name, addresses, local, ports, unix, options }
     }
 
-    /// Where another resource claims exactly the same: a prefix of both, or `local` of both, on a port of both. Nothing could
-    /// then say whose it is, so two such resources cannot exist. A longer prefix within a shorter one is no conflict: the
+    /// Where another resource claims exactly the same: a prefix of both, or `local` of both, on a port of both; or a unix
+    /// socket of both. Nothing could then say whose it is, so two such resources cannot exist. A longer prefix within a shorter one is no conflict: the
     /// longer one wins. Nor is a prefix that is local to some host: who names it has it.
     pub fn conflict(&self, other: &NewResource) -> Option<String> {
+        if let Some(path) = self.unix.iter().find(|path| other.unix.contains(path)) {
+            return Some(path.to_string());
+        }
         let theirs = other.addresses();
         let address = self.addresses().into_iter().find(|address| theirs.contains(address))?;
         let overlap = |range: &&PortRange| other.ports.iter().any(|theirs| theirs.overlaps(**range));
@@ -555,9 +660,14 @@ impl Resource {
         join(&self.addresses, self.local)
     }
 
-    /// The destination as people read it: `10.0.0.7, 10.0.0.8 on tcp/5432`.
+    /// The destination as people read it: `10.0.0.7, 10.0.0.8 on tcp/5432; /run/db.sock`.
     pub fn destination(&self) -> String {
-        format!("{} on {}", List(&self.addresses()), List(&self.ports))
+        let ports = format!("{} on {}", List(&self.addresses()), List(&self.ports));
+        match (self.ports.is_empty(), self.unix.is_empty()) {
+            (_, true) => ports,
+            (true, false) => List(&self.unix).to_string(),
+            (false, false) => format!("{ports}; {}", List(&self.unix)),
+        }
     }
 }
 
@@ -573,8 +683,8 @@ impl TryFrom<wire::Resource> for Resource {
 
 impl From<Resource> for wire::Resource {
     fn from(resource: Resource) -> Self {
-        let Resource { number, name, addresses, local, ports, options } = resource;
-        Self { number: number.get(), ..NewResource { name, addresses, local, ports, options }.into() }
+        let Resource { number, name, addresses, local, ports, unix, options } = resource;
+        Self { number: number.get(), ..NewResource { name, addresses, local, ports, unix, options }.into() }
     }
 }
 
@@ -586,6 +696,7 @@ impl From<NewResource> for wire::Resource {
             addresses: new.addresses.iter().map(ToString::to_string).collect(),
             ports: new.ports.into_iter().map(Into::into).collect(),
             local: new.local,
+            unix: new.unix.into_iter().map(Into::into).collect(),
             options: Some(new.options.into()),
         }
     }
@@ -637,6 +748,26 @@ mod tests {
     }
 
     #[test]
+    fn unix_paths() {
+        for good in ["/s", "/run/postgresql/.s.PGSQL.5432", "/1/2/3/4/5/6/7/8", "/0123456789012345678901234567890"] {
+            check::<UnixPath>(good, Ok(good));
+        }
+        for bad in ["", "s", "run/s", "@abstract", "./s"] {
+            check::<UnixPath>(bad, Err("is not an absolute path"));
+        }
+        for bad in ["/", "//s", "/s/", "/a//s", "/./s", "/a/../s", "/.."] {
+            check::<UnixPath>(bad, Err("is not the shortest way"));
+        }
+        for bad in ["/a b", "/a\n", "/a\0", "/\u{e4}"] {
+            check::<UnixPath>(bad, Err("has white space, or something that is not ASCII"));
+        }
+        check::<UnixPath>("/1/2/3/4/5/6/7/8/9", Err("has 9 names, and kernels can be asked about at most 8"));
+        let long = "/01234567890123456789012345678901";
+        check::<UnixPath>(long, Err("of 32 bytes, and kernels can be asked about names of at most 31"));
+        check::<UnixPath>(&"/0123456789".repeat(10), Err("has 110 bytes"));
+    }
+
+    #[test]
     fn mapped_bytes() {
         let prefix: Prefix = "10.0.0.0/8".parse().expect("valid");
         assert_eq!(prefix.mapped(), ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 0], 104));
@@ -664,6 +795,31 @@ mod tests {
         assert_eq!(stored.conflict(&one).as_deref(), Some("10.0.0.1 on tcp/5432"));
         assert_eq!(stored.conflict(&resource(&["10.0.0.0/24"], &["tcp/5432"]).expect("valid")), None);
         assert_eq!(stored.conflict(&resource(&["10.0.0.1"], &["udp/5432"]).expect("valid")), None);
+    }
+
+    #[test]
+    fn resources_with_unix_sockets() {
+        let new = |addresses: &[&str], ports: &[&str], unix: &[&str]| {
+            NewResource::with_unix(
+                "db".parse()?,
+                addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+                ports.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+                unix.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            )
+        };
+        let both = new(&["10.0.0.1"], &["tcp/1"], &["/run/b", "/run/a", "/run/b"]).expect("valid");
+        let only = new(&[], &[], &["/run/a"]).expect("valid");
+        for bad in [new(&[], &["tcp/1"], &["/a"]), new(&["10.0.0.1"], &[], &["/a"]), new(&[], &[], &[])] {
+            assert!(bad.is_err(), "{bad:?}");
+        }
+        let stored = Resource::numbered(3.try_into().expect("not 0"), both);
+        assert_eq!(stored.destination(), "10.0.0.1 on tcp/1; /run/a, /run/b");
+        assert_eq!(Resource::try_from(wire::Resource::from(stored.clone())), Ok(stored.clone()));
+        assert_eq!(stored.conflict(&only).as_deref(), Some("/run/a"));
+        assert_eq!(stored.conflict(&new(&[], &[], &["/run/c"]).expect("valid")), None);
+        let stored = Resource::numbered(3.try_into().expect("not 0"), only);
+        assert_eq!(stored.destination(), "/run/a");
+        assert_eq!(Resource::try_from(wire::Resource::from(stored.clone())), Ok(stored));
     }
 
     #[test]
@@ -719,6 +875,7 @@ mod tests {
         fn no_text_panics(text in ".{0,60}") {
             let _ = text.parse::<Prefix>();
             let _ = text.parse::<PortRange>();
+            let _ = text.parse::<UnixPath>();
         }
 
         #[test]

@@ -369,6 +369,7 @@ mod tests {
             addresses: vec!["10.0.0.1".into()],
             ports,
             local: false,
+            unix: vec![],
             options: Some(crate::types::ResourceOptions::default().into()),
         };
         let role = access::SubjectRole::Member.into();
