@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use agent::clock::now_boot_ns;
@@ -34,10 +34,10 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// The promise of SPECIFICATION.md: nothing arrives later than this after the end.
-const LATE_MAX_NS: u64 = 1_000_000_000;
+pub(crate) const LATE_MAX_NS: u64 = 1_000_000_000;
 
 /// How long it is watched that nothing arrives: past the bound, and long enough for TCP to try again several times.
-const WATCHED: Duration = Duration::from_millis(2500);
+pub(crate) const WATCHED: Duration = Duration::from_millis(2500);
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
@@ -49,7 +49,12 @@ pub(crate) struct Streaming {
 
 impl Streaming {
     pub(crate) fn start(cgroup: &Cgroup, attempt: Attempt, to: SocketAddr) -> Result<Self> {
-        let mut child = probe::command(cgroup, attempt, to, "")?.stdout(Stdio::piped()).spawn()?;
+        Self::start_command(&mut probe::command(cgroup, attempt, to, "")?)
+    }
+
+    /// The same, by any command that says `connected` first.
+    pub(crate) fn start_command(command: &mut Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("the probe's output")?).lines();
         let mut streaming = Self { child, lines };
         ensure_eq!(streaming.next_line()?, "connected");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use agent::kernel::{Demand, Gate, KernelError, Lowered, Missing, Settings};
+use agent::kernel::{Demand, Gate, KernelError, Lowered, Missing, Settings, UNIX_SOCKETS};
 use agent::rules::plan::ResourceOptions;
 use agent_ebpf::abi::{Hook, VerdictRecord};
 use agent_ebpf::family::{ALG, INET, INET6, KEY, NETLINK, PACKET, SMC, UNIX, VSOCK, XDP};
@@ -40,13 +40,16 @@ const HANDOFF: &str = "handoff";
 const REFUSED: [u8; 8] = [PACKET, XDP, VSOCK, SMC, 41, 21, 30, 29];
 
 /// What is missing of the tier, by the gate's own account.
-fn of_the_tier(gate: &Gate) -> Vec<Missing> {
-    gate.missing().into_iter().filter(|missing| [PACKETS, HANDOFF].contains(&missing.part)).collect()
+fn of_the_tier(gate: &mut Gate) -> Vec<Missing> {
+    gate.missing()
+        .into_iter()
+        .filter(|missing| [PACKETS, HANDOFF, UNIX_SOCKETS].contains(&missing.part))
+        .collect()
 }
 
 /// Whether the kernel cannot have this part.
-fn lacks(fixture: &Fixture, part: &str) -> bool {
-    of_the_tier(&fixture.gate).iter().any(|missing| missing.part == part)
+fn lacks(fixture: &mut Fixture, part: &str) -> bool {
+    of_the_tier(&mut fixture.gate).iter().any(|missing| missing.part == part)
 }
 
 const CANNOT: Outcome = Outcome::Skipped("this kernel runs no such LSM program");
@@ -64,7 +67,7 @@ fn what_is_missing_is_said() -> Result<()> {
     fixture.grant(HOUR)?;
     let lender = Lender::start(&subject, listener.address(), fixture.sandbox.dir().join("lender"))?;
     let found = [(PACKETS, packet(&nobody)?), (HANDOFF, take(&nobody, &lender)?)];
-    let missing = of_the_tier(&fixture.gate);
+    let missing = of_the_tier(&mut fixture.gate);
     for (part, said) in found {
         let expected = if missing.iter().any(|missing| missing.part == part) { "ok" } else { "EPERM" };
         ensure_eq!(said, expected, "{part}: {missing:?}");
@@ -78,7 +81,7 @@ fn what_is_missing_is_said() -> Result<()> {
         ..fixture.settings.clone()
     };
     match raise(&required, &fixture.sandbox) {
-        Ok(gate) => ensure_eq!((missing, of_the_tier(&gate)), (vec![], vec![])),
+        Ok(mut gate) => ensure_eq!((missing, of_the_tier(&mut gate)), (vec![], vec![])),
         Err(KernelError::Lsm { missing: told }) => {
             let is_told = |missing: &Missing| told.contains(missing.part) && told.contains(&missing.why);
             if missing.is_empty() || !missing.iter().all(is_told) {
@@ -94,15 +97,15 @@ fn what_is_missing_is_said() -> Result<()> {
 }
 
 fn nothing_is_refused_that_was_not_asked_for() -> Result<()> {
-    let fixture = Fixture::new()?;
-    ensure_eq!(of_the_tier(&fixture.gate), []);
+    let mut fixture = Fixture::new()?;
+    ensure_eq!(of_the_tier(&mut fixture.gate), []);
     ensure_eq!(packet(&fixture.sandbox.make_cgroup("nobody")?)?, "ok");
     Ok(())
 }
 
 fn other_families_are_refused() -> Result<Outcome> {
     let mut fixture = Fixture::with_lsm(|settings| settings.lsm.families |= agent_ebpf::family::set_of(30))?;
-    if lacks(&fixture, PACKETS) {
+    if lacks(&mut fixture, PACKETS) {
         return Ok(CANNOT);
     }
     let cgroup = fixture.sandbox.make_cgroup("somebody")?;
@@ -151,7 +154,7 @@ fn other_families_are_refused() -> Result<Outcome> {
 
 fn some_cgroups_are_exempt() -> Result<Outcome> {
     let mut fixture = Fixture::with_lsm(|_| {})?;
-    if lacks(&fixture, PACKETS) {
+    if lacks(&mut fixture, PACKETS) {
         return Ok(CANNOT);
     }
     let (client, other) = (fixture.sandbox.make_cgroup("dhcp")?, fixture.sandbox.make_cgroup("other")?);
@@ -177,7 +180,7 @@ fn some_cgroups_are_exempt() -> Result<Outcome> {
 
 fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
     let mut fixture = Fixture::with_lsm(|_| {})?;
-    if lacks(&fixture, HANDOFF) {
+    if lacks(&mut fixture, HANDOFF) {
         return Ok(CANNOT);
     }
     let listener = fixture.protected(Protocol::Tcp)?;
@@ -189,7 +192,7 @@ fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
     let lender = Lender::start(&lending, listener.address(), fixture.sandbox.dir().join("lender"))?;
 
     ensure_eq!((receive(&same, &lender)?, take(&same, &lender)?), ("ok".to_owned(), "ok".to_owned()));
-    ensure_eq!(fixture.denials().len(), 0);
+    ensure_eq!(fixture.denials(), []);
     // A grant of one's own makes nobody else's connection one's own.
     fixture.grant_to(SUBJECT + 1, RESOURCE, HOUR)?;
     for (cgroup, subject) in [(&other, SUBJECT + 1), (&nobody, 0)] {
@@ -218,14 +221,14 @@ fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
     let plain = std::net::TcpListener::bind((fixture.sandbox.address(), 0))?;
     let lender = Lender::start(&nobody, plain.local_addr()?, fixture.sandbox.dir().join("plain"))?;
     ensure_eq!((receive(&other, &lender)?, take(&other, &lender)?), ("ok".to_owned(), "ok".to_owned()));
-    ensure_eq!(fixture.denials().len(), 0);
+    ensure_eq!(fixture.denials(), []);
     Ok(Outcome::Passed)
 }
 
 /// What a gate of another ABI version had let through stays with its subject as well.
 fn nor_is_one_of_another_abi_version() -> Result<Outcome> {
     let mut fixture = Fixture::with_lsm(|_| {})?;
-    if lacks(&fixture, HANDOFF) {
+    if lacks(&mut fixture, HANDOFF) {
         return Ok(CANNOT);
     }
     let listener = fixture.protected(Protocol::Tcp)?;
@@ -247,7 +250,7 @@ fn nor_is_one_of_another_abi_version() -> Result<Outcome> {
 
 fn it_stays_up_without_an_agent() -> Result<Outcome> {
     let mut fixture = Fixture::with_lsm(|_| {})?;
-    if lacks(&fixture, PACKETS) {
+    if lacks(&mut fixture, PACKETS) {
         return Ok(CANNOT);
     }
     // What is no longer pinned would end with the agent.

@@ -12,6 +12,7 @@ mod modes;
 mod proof;
 mod records;
 mod senders;
+mod unix;
 mod verdicts;
 
 use tests::fixture;
@@ -30,9 +31,10 @@ fn main() {
             idle::TESTS,
             senders::TESTS,
             lsm::TESTS,
+            unix::TESTS,
             proof::TESTS,
         ]
         .concat(),
-        lsm::CHOOSY.to_vec(),
+        [lsm::CHOOSY, unix::CHOOSY].concat(),
     );
 }

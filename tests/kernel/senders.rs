@@ -31,7 +31,7 @@ const OBSERVED: ResourceOptions = ResourceOptions { observe: true, ..CHECKED };
 const UNCHECKED: ResourceOptions = ResourceOptions { per_send: false, ..CHECKED };
 
 fn the_kernel_has_the_check() -> Result<()> {
-    let fixture = Fixture::new()?;
+    let mut fixture = Fixture::new()?;
     ensure_eq!(fixture.gate.missing(), []);
     Ok(())
 }
@@ -120,7 +120,7 @@ fn the_check_can_be_lifted() -> Result<()> {
 fn taking_over_goes_on_checking() -> Result<()> {
     let (mut fixture, server, mut streaming, nobody) = moved(CHECKED)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let next = runtime.block_on(async {
+    let mut next = runtime.block_on(async {
         agent::kernel::Gate::raise(&fixture.settings, fixture.sandbox.cgroup_root()).map(|(gate, _)| gate)
     })?;
     ensure_eq!(next.missing(), []);

@@ -20,3 +20,4 @@ pub mod socket_probe;
 pub mod ssh;
 pub mod stage;
 pub mod tampering;
+pub mod unix_probe;

@@ -65,8 +65,17 @@ pub struct Lender {
 impl Lender {
     /// Connects to `to` from within `cgroup`. Who wants the connection is to ask at `path`.
     pub fn start(cgroup: &Cgroup, to: SocketAddr, path: PathBuf) -> Result<Self> {
+        Self::start_to(cgroup, &to.to_string(), path)
+    }
+
+    /// The same, to a unix socket.
+    pub fn start_unix(cgroup: &Cgroup, to: &Path, path: PathBuf) -> Result<Self> {
+        Self::start_to(cgroup, &to.display().to_string(), path)
+    }
+
+    fn start_to(cgroup: &Cgroup, to: &str, path: PathBuf) -> Result<Self> {
         let mut command = command(cgroup)?;
-        command.args(["lend", &to.to_string(), &path.display().to_string()]);
+        command.args(["lend", to, &path.display().to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("the lender's output")?).read_line(&mut line)?;
@@ -116,7 +125,7 @@ fn act(arguments: &[&str]) -> Result<()> {
                 pidfd_getfd(process, number.parse()?, PidfdGetfdFlags::empty()).map(drop).map_err(Into::into),
             )
         }
-        ["lend", to, path] => return lend(to.parse()?, Path::new(path)),
+        ["lend", to, path] => return lend(to, Path::new(path)),
         _ => bail!("a socket probe does not know {arguments:?}"),
     };
     writeln!(io::stdout(), "{result}")?;
@@ -148,8 +157,12 @@ fn received(path: &Path) -> Result<&'static str> {
     }
 }
 
-fn lend(to: SocketAddr, path: &Path) -> Result<()> {
-    let connection = OwnedFd::from(TcpStream::connect(to).context("the lender cannot connect")?);
+fn lend(to: &str, path: &Path) -> Result<()> {
+    let connection = match to.starts_with('/') {
+        true => UnixStream::connect(to).map(OwnedFd::from),
+        false => TcpStream::connect(to).map(OwnedFd::from),
+    };
+    let connection = connection.context("the lender cannot connect")?;
     let listener = UnixListener::bind(path)?;
     let number = connection.as_raw_fd();
     std::thread::spawn(move || {

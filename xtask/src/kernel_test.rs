@@ -65,11 +65,33 @@ const MAY_SKIP: &[Skip] = &[
         test: "lsm::a_connection_is_handed_to_nobody_else",
         reason: "its LSM programs cannot tell which socket a file is",
     },
+    no_unix("unix::a_grant_is_needed"),
+    no_unix("unix::whichever_way_leads_there"),
+    no_unix("unix::another_server_at_the_path_is_protected_at_once"),
+    no_unix("unix::nothing_arrives_after_the_deadline"),
+    no_unix("unix::nothing_arrives_after_it_is_revoked"),
+    no_unix("unix::what_is_spliced_in_arrives_no_more_where_the_kernel_can_tell"),
+    no_unix("unix::an_idle_connection_ends"),
+    no_unix("unix::who_was_connected_before_is_held_back"),
+    no_unix("unix::what_is_only_observed_goes_on_until_it_is_not"),
+    no_unix("unix::a_connection_is_handed_to_nobody_else"),
+    no_unix("unix::somebody_else_does_not_write"),
+    no_unix("unix::it_stays_without_an_agent"),
+    no_unix("unix::changed_maps_are_put_right"),
 ];
 
 /// A test of the LSM tier.
 const fn no_lsm(test: &'static str) -> Skip {
     Skip { run: "=5.10", test, reason: "LSM programs do not run unless the command line says so" }
+}
+
+/// A test of unix sockets as resources.
+const fn no_unix(test: &'static str) -> Skip {
+    Skip {
+        run: "5.10",
+        test,
+        reason: "its programs cannot tell the path of a unix socket (Linux before 5.16)",
+    }
 }
 
 /// Without one of each line the whole proves too little.

@@ -38,11 +38,8 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
     });
     let is_unix = admission.flags & Admission::UNIX != 0;
     // Where it leads may only be observed.
-    let resource = if is_unix {
-        guarding(admission.bytes)
-    } else {
-        destination.as_ref().and_then(protecting)
-    };
+    let resource =
+        if is_unix { guarding(admission.bytes) } else { destination.as_ref().and_then(protecting) };
     let verdict = reason.verdict(resource.as_ref());
     record::emit_denied(|record| {
         record.boot_ns = context::now_boot_ns();

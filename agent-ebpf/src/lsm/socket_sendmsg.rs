@@ -36,7 +36,8 @@ pub(crate) fn socket_sendmsg(ctx: LsmContext) -> i32 {
     let mut admission = known.as_deref().copied().unwrap_or_default();
     if admission.flags & Admission::UNIX == 0 {
         // SAFETY: the verifier permits this read only if there is such a field.
-        let kind = unsafe { socket.cast::<u8>().add(SOCKET_TYPE.load() as usize).cast::<u16>().read_volatile() };
+        let kind =
+            unsafe { socket.cast::<u8>().add(SOCKET_TYPE.load() as usize).cast::<u16>().read_volatile() };
         // Each datagram is judged by itself, and may go elsewhere than the one before.
         if kind == SOCK_DGRAM {
             return GO_ON;
@@ -77,8 +78,7 @@ fn judge(
     resource: &ResourceEntry,
 ) -> i32 {
     let slot = Found::from(if admission.resource == 0 { None } else { slot(admission.slot) });
-    let facts =
-        WireFacts { resource: Some(resource), admission: Some(admission), slot: slot.as_ref() };
+    let facts = WireFacts { resource: Some(resource), admission: Some(admission), slot: slot.as_ref() };
     let now_boot_ns = context::now_boot_ns();
     let mut reason = decide_wire(&facts, now_boot_ns);
     let is_checked = resource.has(ResourceEntry::SENDERS) && admission.flags & Admission::ACCEPTED == 0;

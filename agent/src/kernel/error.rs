@@ -92,7 +92,11 @@ pub enum KernelError {
         setting: &'static str,
     },
     /// More paths of unix sockets are protected than there is room for.
-    #[error("map {} is full ({} paths of unix sockets): spread the resources over fewer hosts", map::UNIX_SOCKETS, abi::UNIX_SOCKETS_MAX)]
+    #[error(
+        "map {} is full ({} paths of unix sockets): spread the resources over fewer hosts",
+        map::UNIX_SOCKETS,
+        abi::UNIX_SOCKETS_MAX
+    )]
     TooManyUnixSockets,
     /// The LSM tier is required, and the kernel cannot have all of it.
     #[error(

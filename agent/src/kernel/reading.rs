@@ -4,7 +4,9 @@
 
 use std::os::fd::AsFd;
 
-use agent_ebpf::abi::{AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, ResourceEntry, SubjectEntry, map};
+use agent_ebpf::abi::{
+    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, ResourceEntry, SubjectEntry, map,
+};
 use aya::Pod;
 
 use super::pins::HeldMap;
@@ -25,7 +27,8 @@ impl Gate {
             Part::UnixSockets => {
                 // What the programs never look up is not protected.
                 let is_guarded = self.unix_guarded.get(&0, 0);
-                let is_guarded = is_guarded.map_err(|error| KernelError::read(map::UNIX_GUARDED, error))? != 0;
+                let is_guarded =
+                    is_guarded.map_err(|error| KernelError::read(map::UNIX_GUARDED, error))? != 0;
                 let pairs = self.pairs::<u64, ResourceEntry>(map::UNIX_SOCKETS)?.into_iter();
                 entries.unix_sockets = pairs.filter(|_| is_guarded).collect();
             }

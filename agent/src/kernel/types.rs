@@ -91,7 +91,8 @@ impl Types {
         while place < end {
             let read = types.read(place).ok_or(TypesError::Format("it ends within a type"))?;
             // What a later kernel adds may have details of any length.
-            let details = details_bytes(&read).ok_or(TypesError::Format("it has a kind that is not known"))?;
+            let details =
+                details_bytes(&read).ok_or(TypesError::Format("it has a kind that is not known"))?;
             types.places.push(place);
             place = read.details + details;
         }
@@ -118,15 +119,15 @@ impl Types {
 
     fn is_named(&self, name: u32, expected: &str) -> bool {
         let rest = self.names.checked_add(name as usize).and_then(|start| self.bytes.get(start..));
-        rest.and_then(|rest| rest.strip_prefix(expected.as_bytes())).is_some_and(|rest| rest.first() == Some(&0))
+        rest.and_then(|rest| rest.strip_prefix(expected.as_bytes()))
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
 
     /// How many bytes from the beginning of a structure a field lies. Each of `fields` is one of what the one before is; what has
     /// no name is looked into.
     pub(super) fn offset(&self, structure: &'static str, fields: &[&str]) -> Result<u32, TypesError> {
         let found = self.places.iter().skip(1).filter_map(|place| self.read(*place));
-        let mut found =
-            found.filter(|found| found.kind == STRUCT && self.is_named(found.name, structure));
+        let mut found = found.filter(|found| found.kind == STRUCT && self.is_named(found.name, structure));
         let offset = found.next().and_then(|found| {
             let (mut bits, mut within) = (0, found);
             for field in fields {

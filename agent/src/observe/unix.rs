@@ -58,7 +58,8 @@ fn place(root: &File, path: &Path) -> Result<Place, String> {
             Ok(found) => {
                 rest.reverse();
                 let path = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()));
-                let path = path.map_err(|error| format!("cannot tell where {} leads: {error}", there.display()))?;
+                let path =
+                    path.map_err(|error| format!("cannot tell where {} leads: {error}", there.display()))?;
                 let path = path.to_string_lossy().into_owned();
                 return Ok(Place { mount_id: mount_id(&found)?, path, rest });
             }
@@ -113,7 +114,9 @@ impl UnixSockets {
         }
         let (known, errors) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.errors));
         let mounts = mounts::mounts(&mountinfo);
-        for (number, path) in paths.iter().flat_map(|(number, paths)| paths.iter().map(|path| (*number, path))) {
+        for (number, path) in
+            paths.iter().flat_map(|(number, paths)| paths.iter().map(|path| (*number, path)))
+        {
             match keys(Host::First, &mounts, Path::new(path.as_str())) {
                 // Two paths may lead to one place: the first keeps it, and it is protected either way.
                 Ok(keys) => {

@@ -341,14 +341,14 @@ mod tests {
 
     #[test]
     fn a_unix_socket_is_named_by_its_path() {
-        let mut record = VerdictRecord { address: [0; 16], port: 0, hook: Hook::UnixConnect as u8, ..record() };
+        let mut record =
+            VerdictRecord { address: [0; 16], port: 0, hook: Hook::UnixConnect as u8, ..record() };
         record.lead_to_unix(0x1234);
         let of = |record: &VerdictRecord, names: &Names| {
             let connection = event_of(record, names).connection.expect("a verdict has one");
             (connection.hook, connection.protocol, connection.address, connection.port, connection.path)
         };
-        let expected =
-            |path: &str| ("unix_connect".into(), "unix".into(), String::new(), 0, path.to_owned());
+        let expected = |path: &str| ("unix_connect".into(), "unix".into(), String::new(), 0, path.to_owned());
         let mut names = Names::default();
         assert_eq!(of(&record, &names), expected("#0000000000001234"));
         names.learn_paths([(0x1234, "/run/s".parse().expect("valid"))].into_iter());

@@ -11,9 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 
-use agent_ebpf::abi::{
-    GrantKey, GrantRef, GrantSlot, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol,
-};
+use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol};
 use proto::types::{
     GrantId, Protocol, Refused, RefusedItem, Resource, ResourceMode, ResourceNumber, SubjectNumber,
 };

@@ -388,7 +388,9 @@ impl Enforcing {
     fn refuse_unix(&mut self) {
         let missing = self.health.missing.iter().find(|missing| missing.part == UNIX_SOCKETS);
         let why = match missing {
-            _ if !self.gate.wants_tier() => Some("`kernel.lsm` is \"off\" in the agent's configuration".to_owned()),
+            _ if !self.gate.wants_tier() => {
+                Some("`kernel.lsm` is \"off\" in the agent's configuration".to_owned())
+            }
             missing => missing.map(|missing| missing.why.clone()),
         };
         for resource in self.grants.resources().iter().filter(|resource| !resource.unix.is_empty()) {

@@ -62,11 +62,23 @@ pub struct Add {
     ///
     /// `local` is every address by which a service on the connecting host itself can be reached: loopback, the addresses of
     /// its interfaces as they come and go, broadcast and multicast. Use it for services that every host has for itself.
-    #[arg(long = "address", value_name = "CIDR", required_unless_present = "unix", requires = "ports", value_delimiter = ',')]
+    #[arg(
+        long = "address",
+        value_name = "CIDR",
+        required_unless_present = "unix",
+        requires = "ports",
+        value_delimiter = ','
+    )]
     #[arg(value_parser = checked::<Address>)]
     addresses: Vec<Address>,
     /// A port it has, such as `tcp/5432` or `udp/6000-6010`; give it again for each more, or separate them by commas
-    #[arg(long = "port", value_name = "PROTOCOL/PORT", required_unless_present = "unix", requires = "addresses", value_delimiter = ',')]
+    #[arg(
+        long = "port",
+        value_name = "PROTOCOL/PORT",
+        required_unless_present = "unix",
+        requires = "addresses",
+        value_delimiter = ','
+    )]
     #[arg(value_parser = checked::<PortRange>)]
     ports: Vec<PortRange>,
     /// The path of a unix socket it has on the connecting host; give it again for each more

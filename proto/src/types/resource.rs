@@ -311,7 +311,9 @@ impl FromStr for UnixPath {
         }
         let names: Vec<&str> = rest.split('/').collect();
         if names.iter().any(|name| ["", ".", ".."].contains(name)) {
-            return refuse(&"is not the shortest way to write it: leave out `//`, `.`, `..` and a `/` at the end");
+            return refuse(
+                &"is not the shortest way to write it: leave out `//`, `.`, `..` and a `/` at the end",
+            );
         }
         if names.len() > Self::NAMES_MAX {
             return refuse(&format_args!(
@@ -510,11 +512,7 @@ pub struct NewResource {
 
 impl NewResource {
     /// Sorts and checks the parts. It is enforced, and nothing else, until other options are given.
-    pub fn new(
-        name: ResourceName,
-        addresses: Vec<Address>,
-        ports: Vec<PortRange>,
-    ) -> Result<Self, Invalid> {
+    pub fn new(name: ResourceName, addresses: Vec<Address>, ports: Vec<PortRange>) -> Result<Self, Invalid> {
         Self::with_unix(name, addresses, ports, Vec::new())
     }
 
@@ -749,7 +747,9 @@ mod tests {
 
     #[test]
     fn unix_paths() {
-        for good in ["/s", "/run/postgresql/.s.PGSQL.5432", "/1/2/3/4/5/6/7/8", "/0123456789012345678901234567890"] {
+        for good in
+            ["/s", "/run/postgresql/.s.PGSQL.5432", "/1/2/3/4/5/6/7/8", "/0123456789012345678901234567890"]
+        {
             check::<UnixPath>(good, Ok(good));
         }
         for bad in ["", "s", "run/s", "@abstract", "./s"] {

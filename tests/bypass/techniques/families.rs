@@ -8,10 +8,6 @@ use crate::probe::{Probe, connect};
 use crate::receiver::unix_address;
 use crate::technique::{AF_SMC, Feature, Kept, Service, Stop, TCP, Technique, Tier};
 
-/// A resource is a port; these have none.
-const NO_PORT: Stop =
-    Stop::Nothing("a resource is an IP port, and this is none; LSM unix_stream_connect sees it");
-
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "smc_connect", run: smc, feature: Feature::Smc, ..TCP },
     Technique {
@@ -28,7 +24,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "unix_abstract",
         run: unix,
         service: Service::UnixAbstract,
-        stop: NO_PORT,
+        stop: Stop::Nothing("a resource is named by ports or paths, and this has neither"),
         kept: Kept::No,
         ..TCP
     },
@@ -36,7 +32,9 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "unix_path",
         run: unix,
         service: Service::UnixPath,
-        stop: NO_PORT,
+        stop: Stop::Nothing(
+            "the resource is an IP port, and this is none; one that names the path is stopped by LSM unix_stream_connect",
+        ),
         kept: Kept::No,
         ..TCP
     },

@@ -139,6 +139,9 @@ impl Probe {
     }
 
     fn try_all(&mut self) -> Result<(), String> {
+        // What was not refused the last time must not keep this time waiting.
+        while self.stream.accept().is_ok() {}
+        while self.datagrams.recv(&mut [0; 1]).is_ok() {}
         let of_map = |error: KernelError| in_full(&error);
         let refuse = ResourceEntry { number: abi::UNIX_PROBE, flags: 0 };
         let observe = ResourceEntry { flags: ResourceEntry::OBSERVE, ..refuse };
@@ -161,7 +164,8 @@ impl Probe {
     }
 
     fn tell(&mut self, key: u64, entry: ResourceEntry) -> Result<(), KernelError> {
-        guard(&mut self.sockets, &mut self.guarded, key, entry).map_err(|(name, error)| KernelError::read(name, error))
+        guard(&mut self.sockets, &mut self.guarded, key, entry)
+            .map_err(|(name, error)| KernelError::read(name, error))
     }
 
     fn forget(&mut self) -> Result<(), KernelError> {
@@ -233,6 +237,7 @@ fn bind(dir: &Path, name: &str) -> Result<Bound, String> {
     let stream = UnixListener::bind(&stream_path).map_err(of_dir)?;
     stream.set_nonblocking(true).map_err(of_dir)?;
     let datagrams = UnixDatagram::bind(&datagrams_path).map_err(of_dir)?;
+    datagrams.set_nonblocking(true).map_err(of_dir)?;
     let key = |path: &Path| {
         let keys = observe::unix_keys(Host::Own, path)?;
         keys.into_iter().next().ok_or_else(|| format!("{} has no key", path.display()))

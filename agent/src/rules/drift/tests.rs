@@ -3,7 +3,7 @@
 use agent_ebpf::abi::{GrantKey, GrantSlot, ResourceEntry};
 use proptest::prelude::*;
 
-use super::super::plan::tests::{SLOTS, destinations, granted, model, settle, some_wanted};
+use super::super::plan::tests::{SLOTS, destinations, granted, model, settle, some_wanted, unix_model};
 use super::super::plan::{AddressPrefix, Wanted, reconcile};
 use super::*;
 
@@ -15,6 +15,7 @@ const NOW: u64 = 0;
 enum Tampering {
     Port(u32, u32),
     Prefix(u32, usize, Option<u32>),
+    Unix(u64, Option<u32>),
     Subject(u64, Option<u32>),
     Grant(GrantKey, Option<GrantRef>),
     Name(u32, u8),
@@ -40,6 +41,7 @@ fn some_tampering() -> impl Strategy<Value = Tampering> {
         (1..9u32, 0..4u32).prop_map(|(port, class)| Tampering::Port(port, class)),
         (1..4u32, 0..4usize, number())
             .prop_map(|(class, index, number)| Tampering::Prefix(class, index, number)),
+        (1..7u64, number()).prop_map(|(key, number)| Tampering::Unix(key, number)),
         (1..7u64, number()).prop_map(|(id, number)| Tampering::Subject(id, number)),
         ((1..4u32, 1..4u32), prop::option::of((slot(), some_epoch()))).prop_map(
             |((subject, resource), to)| {
@@ -64,6 +66,10 @@ fn tamper(entries: &mut Entries, tampering: &Tampering) {
         Tampering::Prefix(class, index, None) => {
             entries.apply(&Write::RemoveAddress { class, prefix: prefix(index) });
         }
+        Tampering::Unix(key, Some(number)) => {
+            entries.apply(&Write::GuardUnix { key, entry: ResourceEntry { number, flags: number % 2 } });
+        }
+        Tampering::Unix(key, None) => entries.apply(&Write::FreeUnix { key }),
         Tampering::Subject(id, Some(subject)) => entries.apply(&Write::BindCgroup { id, subject }),
         Tampering::Subject(id, None) => entries.apply(&Write::UnbindCgroup { id }),
         Tampering::Grant(key, Some(value)) => entries.apply(&Write::PutGrant { key, value }),
@@ -166,6 +172,7 @@ proptest! {
             let expected = model(&wanted, protocol, port, address).map(|entry| entry.number);
             prop_assert_eq!(present.protecting(protocol, port, address), expected);
         }
+        prop_assert_eq!(&present.unix_sockets, &unix_model(&wanted));
         let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
         prop_assert_eq!(&present.cgroups, &cgroups);
         let wanted_pairs: BTreeSet<GrantKey> = wanted

@@ -255,6 +255,26 @@ fn the_most_patient_grant_counts() {
 }
 
 #[test]
+fn a_unix_socket_that_cannot_be_guarded_is_refused_by_name() {
+    let unix = |pairs: &[(u64, u32)]| Wanted {
+        unix_sockets: pairs.iter().map(|(key, id)| (*key, (*id).try_into().expect("not 0"))).collect(),
+        ..Wanted::default()
+    };
+    let mut present = Entries::default();
+    settle(&mut present, &unix(&[(1, 1)]));
+    let outcome = reconcile(&mut present, &unix(&[(2, 2), (3, 3)]), SLOTS, NOW, |write| match write {
+        Write::GuardUnix { key: 2, .. } => Err("no room"),
+        _ => Ok(()),
+    });
+    let refused: Vec<RefusedItem> = outcome.refused.iter().map(|refused| refused.item).collect();
+    assert_eq!(refused, [RefusedItem::Resource(2.try_into().expect("not 0"))]);
+    // Rather what was protected before than nothing.
+    assert_eq!(present.unix_sockets.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    settle(&mut present, &unix(&[(2, 2), (3, 3)]));
+    assert_eq!(present.unix_sockets.keys().copied().collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
 fn a_full_map_refuses_by_name_and_keeps_the_rest() {
     let mut present = Entries::default();
     let grants: Vec<WantedGrant> = (1..=3).map(|id| grant(id, u32::from(id), 1, 100)).collect();
@@ -317,8 +337,11 @@ pub(in crate::rules) fn some_wanted() -> impl Strategy<Value = Wanted> {
     let grants = prop::collection::btree_map(1..6u8, (1..3u32, 1..3u32, 1..5u64), 0..6);
     let cgroups = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
     let options = prop::collection::btree_map(1..4u32, some_options(), 0..4);
-    (some_resources(), options, cgroups, grants).prop_map(|(resources, options, cgroups, grants)| Wanted {
+    let unix = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
+    let all = (some_resources(), options, unix, cgroups, grants);
+    all.prop_map(|(resources, options, unix, cgroups, grants)| Wanted {
         resources,
+        unix_sockets: unix.into_iter().map(|(key, id)| (key, id.try_into().expect("not 0"))).collect(),
         options: options.into_iter().map(|(id, options)| (id.try_into().expect("not 0"), options)).collect(),
         cgroups: cgroups.into_iter().map(|(id, subject)| (id, subject.try_into().expect("not 0"))).collect(),
         grants: grants
@@ -335,6 +358,15 @@ pub(in crate::rules) fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16
     let ports = |protocol: u8| (1..9u16).map(move |port| (protocol, port));
     let all: Vec<(u8, u16)> = ports(protocol::TCP).chain(ports(protocol::UDP)).collect();
     all.into_iter().flat_map(move |(protocol, port)| mapped.map(|address| (protocol, port, address)))
+}
+
+/// The same of unix sockets.
+pub(in crate::rules) fn unix_model(wanted: &Wanted) -> BTreeMap<u64, ResourceEntry> {
+    let entry = |number: &ResourceNumber| {
+        let options = wanted.options.get(number).copied().unwrap_or_default();
+        ResourceEntry { number: number.get(), flags: options.flags() }
+    };
+    wanted.unix_sockets.iter().map(|(key, number)| (*key, entry(number))).collect()
 }
 
 /// What protects a destination by the resources themselves, and how: the longest prefix, of equal ones the first resource's.
@@ -380,6 +412,7 @@ proptest! {
                     model(wanted, protocol, port, address)
                 );
             }
+            prop_assert_eq!(&present.unix_sockets, &unix_model(wanted));
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
             let best = unions(&wanted.grants, |_| false);
@@ -409,6 +442,8 @@ proptest! {
                         && model(wanted, *protocol, *port, *address).is_some()
                 })
                 .collect();
+            let always_unix: Vec<u64> =
+                before.unix_sockets.keys().filter(|key| wanted.unix_sockets.contains_key(*key)).copied().collect();
             let refs: Vec<GrantRef> = before.grants.values().copied().collect();
             reconcile(&mut present, wanted, SLOTS, NOW, |write| {
                 // Removals of grants cannot fail here: that a grant which could not be removed is live is no finding.
@@ -420,6 +455,7 @@ proptest! {
                 for (protocol, port, address) in &always {
                     assert!(protecting(&seen, *protocol, *port, *address).is_some(), "open after {write}");
                 }
+                assert!(always_unix.iter().all(|key| seen.unix_sockets.contains_key(key)), "open after {write}");
                 if let Write::PutGrant { value, .. } = write {
                     assert!(seen.deadlines.contains_key(&value.slot), "{write} before its deadline");
                     let current = |old: &GrantRef| old.slot == value.slot && old.epoch == value.epoch;
@@ -442,6 +478,7 @@ proptest! {
                     model(wanted, protocol, port, address)
                 );
             }
+            prop_assert_eq!(&present.unix_sockets, &unix_model(wanted));
         }
     }
 }
