@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::abi::{self, Admission, Hook, ResourceEntry};
-use agent_ebpf::verdict::{Caller, Reason, Verdict, WireFacts, decide_send, decide_wire};
+use agent_ebpf::verdict::{Caller, Creator, Reason, Verdict, WireFacts, decide_send, decide_wire};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::macros::lsm;
@@ -78,7 +78,13 @@ fn judge(
     resource: &ResourceEntry,
 ) -> i32 {
     let slot = Found::from(if admission.resource == 0 { None } else { slot(admission.slot) });
-    let facts = WireFacts { resource: Some(resource), admission: Some(admission), slot: slot.as_ref() };
+    let facts = WireFacts {
+        resource: Some(resource),
+        admission: Some(admission),
+        slot: slot.as_ref(),
+        // Who uses a unix socket counts, whoever made it.
+        creator: Creator::Same,
+    };
     let now_boot_ns = context::now_boot_ns();
     let mut reason = decide_wire(&facts, now_boot_ns);
     let is_checked = resource.has(ResourceEntry::SENDERS) && admission.flags & Admission::ACCEPTED == 0;

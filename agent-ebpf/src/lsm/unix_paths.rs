@@ -10,7 +10,7 @@ use core::ffi::c_void;
 
 use agent_ebpf::abi::{self, Admission, GrantKey, GrantRef, Hook, ResourceEntry, VerdictRecord};
 use agent_ebpf::unix::{KeyBuilder, NAME_MAX_BYTES, NAMES_MAX};
-use agent_ebpf::verdict::{Caller, Creator, Facts, Reason, Verdict, decide, without_record};
+use agent_ebpf::verdict::{Caller, Facts, Reason, Verdict, decide, without_record};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_unix_sock};
@@ -156,14 +156,8 @@ impl Attempt {
         let grant = Found::from(if subject == 0 { None } else { grant(key) });
         let slot = Found::from(grant.get().and_then(|grant| slot(grant.slot)));
         let now_boot_ns = context::now_boot_ns();
-        let facts = Facts {
-            resource: Some(&self.resource),
-            caller,
-            // Nobody is asked when a unix socket is made: who uses it counts.
-            creator: Creator::Unknown,
-            grant: grant.as_ref(),
-            slot: slot.as_ref(),
-        };
+        let facts =
+            Facts { resource: Some(&self.resource), caller, grant: grant.as_ref(), slot: slot.as_ref() };
         let mut reason = decide(&facts, now_boot_ns);
         let describe = |reason: Reason, record: &mut VerdictRecord| {
             record.boot_ns = now_boot_ns;

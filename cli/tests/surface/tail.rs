@@ -34,6 +34,7 @@ fn verdict(position: u64, kind: Kind) -> AuditEvent {
         cgroup_path: "/user.slice/user-1000.slice".into(),
         socket_cookie: 77,
         boot_time_ns: 123_456_789_012,
+        path: String::new(),
     };
     AuditEvent {
         subject: "user:alice".into(),
