@@ -102,6 +102,7 @@ fn removals_come_first() {
     let first = Wanted {
         options: BTreeMap::new(),
         resources: resources.clone(),
+        unix_sockets: BTreeMap::new(),
         cgroups: [(10, subject(1))].into(),
         grants: vec![grant(1, 1, 1, 100)],
     };
