@@ -255,7 +255,8 @@ mod tests {
     fn the_least_is_enough() {
         let config = parse(LEAST).expect("valid");
         assert_eq!(config.host.as_str(), "db-7");
-        assert_eq!(config.kernel, kernel::Settings::new("/sys/fs/bpf/portcullis".into()));
+        let defaults = kernel::Settings::new("/sys/fs/bpf/portcullis".into());
+        assert_eq!(config.kernel, kernel::Settings { scratch_dir: config.state_dir, ..defaults });
     }
 
     #[test]

@@ -122,7 +122,11 @@ fn removals_come_first() {
             Write::BeginSlot { .. } => "begin slot",
             Write::RestartIdling { .. } => "restart idling",
             Write::PutGrant { .. } => "put grant",
-            Write::SetPort { .. } | Write::AddAddress { .. } | Write::RemoveAddress { .. } => "protect",
+            Write::SetPort { .. }
+            | Write::AddAddress { .. }
+            | Write::RemoveAddress { .. }
+            | Write::GuardUnix { .. }
+            | Write::FreeUnix { .. } => "protect",
         })
         .collect();
     assert_eq!(
