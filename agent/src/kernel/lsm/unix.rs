@@ -58,12 +58,11 @@ impl Offsets {
     }
 }
 
+/// The links of programs, by their names.
+type Links = Vec<(&'static str, OwnedFd)>;
+
 /// The programs, attached and seen to run. The error is why that cannot be.
-pub(super) fn attach(
-    settings: &Settings,
-    pins: &Pins,
-    types: &Btf,
-) -> Result<(Vec<(&'static str, OwnedFd)>, Probe), String> {
+pub(super) fn attach(settings: &Settings, pins: &Pins, types: &Btf) -> Result<(Links, Probe), String> {
     let offsets = Offsets::of_kernel().map_err(|error| in_full(&error))?;
     let attach = |name: &'static str| {
         let mut loader = loader(settings, pins);
@@ -245,7 +244,9 @@ fn bind(dir: &Path, name: &str) -> Result<Bound, String> {
     Ok(((stream, key(&stream_path)?), (datagrams, key(&datagrams_path)?)))
 }
 
-fn maps(pins: &Pins) -> Result<(HashMap<MapData, u64, ResourceEntry>, Array<MapData, u32>), KernelError> {
+type Sockets = HashMap<MapData, u64, ResourceEntry>;
+
+fn maps(pins: &Pins) -> Result<(Sockets, Array<MapData, u32>), KernelError> {
     let open = |name: &'static str| {
         MapData::from_pin(pins.map(name)).map_err(|error| KernelError::read(name, error))
     };
