@@ -57,6 +57,10 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     {
         return judge_connection(ctx, segment, &packet, sk, cookie, connection);
     }
+    // A connection that is closed with a reset is forgotten before that leaves.
+    if segment.is_farewell && is_closed_tcp(sk) {
+        return GO_ON;
+    }
     judge_socket(ctx, segment, &packet, sk, cookie)
 }
 
@@ -220,6 +224,19 @@ fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     unsafe {
         let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
         if sk.is_null() { sk } else { bpf_sk_fullsock(sk) }
+    }
+}
+
+/// Whether this is a TCP socket without a connection: nothing but the reset of the last one can come from there.
+#[inline(always)]
+fn is_closed_tcp(sk: *mut bpf_sock) -> bool {
+    const SOCK_STREAM: u32 = 1;
+    const CLOSED: u32 = 7;
+    // SAFETY: `sk` is a full socket, of which these fields may be read, each by itself; hence volatile.
+    unsafe {
+        (&raw const (*sk).type_).read_volatile() == SOCK_STREAM
+            && (&raw const (*sk).protocol).read_volatile() == u32::from(protocol::TCP)
+            && (&raw const (*sk).state).read_volatile() == CLOSED
     }
 }
 
