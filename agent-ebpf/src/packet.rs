@@ -1,4 +1,4 @@
-//! Reading a packet on its way out: where it goes, by its own headers and nobody's word.
+//! Reading a packet: where it goes, and where it comes from, by its own headers and nobody's word.
 //!
 //! Owns: the walk over IP options and IPv6 extension headers, source routes included. Must not know: rules, maps.
 
@@ -26,6 +26,30 @@ pub(crate) struct Segment {
     pub(crate) is_farewell: bool,
     /// TCP, and answers a connection request: SYN and ACK.
     pub(crate) is_answer: bool,
+    /// TCP, and requests a connection: SYN and no ACK.
+    pub(crate) is_request: bool,
+}
+
+/// Both ends of a packet that has arrived: a source route is behind it.
+pub(crate) struct Ends {
+    pub(crate) from: [u8; 16],
+    pub(crate) to: [u8; 16],
+}
+
+/// None: it is no IP packet.
+#[inline(always)]
+pub(crate) fn ends(ctx: &SkBuffContext) -> Option<Ends> {
+    match u16::from_be(ctx.skb.protocol() as u16) {
+        ETH_P_IP => {
+            let [from, to] = ctx.load::<[u32; 2]>(12).ok()?;
+            Some(Ends { from: context::literally_mapped(from), to: context::literally_mapped(to) })
+        }
+        ETH_P_IPV6 => {
+            let [from, to] = ctx.load::<[[u32; 4]; 2]>(8).ok()?;
+            Some(Ends { from: context::bytes(from), to: context::bytes(to) })
+        }
+        _ => None,
+    }
 }
 
 const ETH_P_IP: u16 = 0x0800;
@@ -249,13 +273,14 @@ struct Kind {
     payload_bytes: u32,
     is_farewell: bool,
     is_answer: bool,
+    is_request: bool,
 }
 
 impl Kind {
     #[inline(always)]
     fn to(self, destination: Destination) -> Segment {
-        let Self { payload_bytes, is_farewell, is_answer } = self;
-        Segment { destination, payload_bytes, is_farewell, is_answer }
+        let Self { payload_bytes, is_farewell, is_answer, is_request } = self;
+        Segment { destination, payload_bytes, is_farewell, is_answer, is_request }
     }
 }
 
@@ -268,13 +293,14 @@ fn tcp(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> Kind {
     const ACK: u8 = 16;
     let payload_bytes = behind(offset + usize::from(length >> 4) * 4, ctx);
     let is_farewell = payload_bytes == 0 && flags & (FIN | RST) != 0 && flags & SYN == 0;
-    Kind { payload_bytes, is_farewell, is_answer: flags & (SYN | ACK) == (SYN | ACK) }
+    let beginning = flags & (SYN | ACK);
+    Kind { payload_bytes, is_farewell, is_answer: beginning == (SYN | ACK), is_request: beginning == SYN }
 }
 
 /// Anything else, of which the payload begins at `offset`.
 #[inline(always)]
 fn other(offset: usize, ctx: &SkBuffContext) -> Kind {
-    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false }
+    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false, is_request: false }
 }
 
 /// How many bytes of the packet lie behind `offset`.

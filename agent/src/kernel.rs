@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
+mod arrivals;
 mod error;
 mod guard;
 mod lsm;
@@ -30,8 +31,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
-    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey,
+    RESOURCE_BITS, ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -49,6 +50,7 @@ pub use statistics::{ProgramTime, Statistics};
 
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
+use arrivals::Arrivals;
 use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
@@ -68,7 +70,7 @@ pub struct Settings {
     pub subjects_max: u32,
     /// Live (subject, resource) pairs.
     pub grants_max: u32,
-    /// Address prefixes over all classes of ports.
+    /// Address prefixes over all classes of ports; and as many of peers over all resources.
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
@@ -98,6 +100,7 @@ impl Settings {
 pub struct Gate {
     ports: Array<MapData, u32>,
     resources: LpmTrie<MapData, AddressKey, ResourceEntry>,
+    peers: LpmTrie<MapData, PeerKey, u32>,
     subjects: HashMap<MapData, u64, SubjectEntry>,
     grants: HashMap<MapData, GrantKey, GrantRef>,
     slots: Array<MapData, GrantSlot>,
@@ -110,6 +113,7 @@ pub struct Gate {
     counters: PerCpuArray<MapData, RingCounters>,
     exempt: Exempt,
     programs: Vec<Attachable>,
+    arrivals: Arrivals,
     cgroup_root: File,
     pins: Pins,
     /// All that are pinned.
@@ -188,6 +192,7 @@ impl Gate {
         let root_id = root.metadata().map_err(of_root)?.ino();
         let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
         let programs = programs.collect::<Result<_, _>>()?;
+        let arrivals = Arrivals::new(attachable(&mut ebpf, INGRESS, root_id)?, &pins);
         // Before any other program is attached: where all of the tier is required and something is missing, the gate that is
         // up stays as it is, of whichever ABI version. That the tier decides from here on does no harm beside one of another
         // version: families are this host's to refuse and not the control plane's, and who was let through to what, the tier
@@ -196,6 +201,7 @@ impl Gate {
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
+            peers: typed(&mut ebpf, map::PEERS)?,
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
             grants: typed(&mut ebpf, map::GRANTS)?,
             slots: typed(&mut ebpf, map::SLOTS)?,
@@ -208,6 +214,7 @@ impl Gate {
             counters: typed(&mut ebpf, map::COUNTERS)?,
             exempt,
             programs,
+            arrivals,
             cgroup_root: root,
             pins,
             maps: Vec::new(),
@@ -221,6 +228,7 @@ impl Gate {
         gate.hold_maps()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
+            gate.attach_arrivals()?;
             gate.raise_optional()?;
         }
         Ok((gate, streams))
@@ -268,7 +276,8 @@ impl Gate {
 
     /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
-        self.programs.iter().chain(&self.senders).filter(|program| program.link.is_some()).count()
+        let programs = self.programs.iter().chain(&self.senders).chain([&self.arrivals.program]);
+        programs.filter(|program| program.link.is_some()).count()
     }
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
@@ -294,6 +303,7 @@ impl Gate {
     pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
         Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
+        entries.judges_arrivals = self.arrivals.wanted;
         for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
         }
@@ -313,6 +323,13 @@ impl Gate {
             Write::RemoveAddress { class, prefix } => {
                 (map::RESOURCES, self.resources.remove(&lpm_key(class, prefix)))
             }
+            Write::AddPeer { resource, prefix } => {
+                (map::PEERS, self.peers.insert(&peer_key(resource, prefix), 0, 0))
+            }
+            Write::RemovePeer { resource, prefix } => {
+                (map::PEERS, self.peers.remove(&peer_key(resource, prefix)))
+            }
+            Write::JudgeArrivals { on } => return self.judge_arrivals(on),
             Write::BindCgroup { id, subject } => {
                 let entry = SubjectEntry { number: subject, reserved: 0 };
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
@@ -436,10 +453,13 @@ const PROGRAMS: [(&str, AttachType); 8] = [
     ("egress", AttachType::EGRESS),
 ];
 
+/// Judges what arrives.
+const INGRESS: (&str, AttachType) = ("ingress", AttachType::INGRESS);
+
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    let names = PROGRAMS.into_iter().map(|(name, _)| name);
+    let names = PROGRAMS.into_iter().chain([INGRESS]).map(|(name, _)| name);
     let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
     // What a kernel may lack says so elsewhere: see `Gate::missing`.
     if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
@@ -542,4 +562,8 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 
 fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
     Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
+}
+
+fn peer_key(resource: u32, prefix: AddressPrefix) -> Key<PeerKey> {
+    Key::new(RESOURCE_BITS + u32::from(prefix.bits), PeerKey { resource, address: prefix.address })
 }

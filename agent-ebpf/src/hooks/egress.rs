@@ -131,7 +131,7 @@ fn bytes_received(sk: *mut bpf_sock) -> Option<u64> {
 
 /// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
 #[inline(always)]
-fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+pub(super) fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     // SAFETY: the kernel hands the program a valid `__sk_buff`; `sk` is the one pointer of the union that it sets, and the
     // helper takes what is not null.
     unsafe {

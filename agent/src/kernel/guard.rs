@@ -67,9 +67,9 @@ impl Gate {
     }
 
     fn inspect_links(&mut self) -> Vec<Fault> {
-        let Self { programs, senders, pins, cgroup_root, .. } = self;
+        let Self { programs, arrivals, senders, pins, cgroup_root, .. } = self;
         let inspect = |program| inspect_link(program, pins, cgroup_root.as_fd());
-        programs.iter_mut().chain(senders).filter_map(inspect).collect()
+        programs.iter_mut().chain([&mut arrivals.program]).chain(senders).filter_map(inspect).collect()
     }
 
     /// Whether the cgroups are exempt from the LSM tier that should be, and no others.
@@ -92,7 +92,8 @@ impl Gate {
     fn strangers(&self) -> Vec<Fault> {
         let predecessors: Vec<u32> = self.predecessors.iter().flat_map(Predecessor::programs).collect();
         let mut found: Vec<(u32, &'static str)> = Vec::new();
-        for program in self.programs.iter().filter(|program| program.link.is_some() && decides(program)) {
+        let programs = self.programs.iter().chain([&self.arrivals.program]);
+        for program in programs.filter(|program| program.link.is_some() && decides(program)) {
             let at = |query| {
                 let programs = sys::programs_at(self.cgroup_root.as_fd(), program.place.attach_type, query);
                 programs.unwrap_or_default()
@@ -113,7 +114,7 @@ impl Gate {
 
     /// Whether links and maps have their names in the file system; gives them anew.
     fn inspect_pins(&self) -> Option<Fault> {
-        let programs = self.programs.iter().chain(&self.senders);
+        let programs = self.programs.iter().chain([&self.arrivals.program]).chain(&self.senders);
         let programs = programs.filter_map(|program| Some((program.name, program.link.as_ref()?.as_fd())));
         // The kernel lets nobody detach these or give them another program: what is to be looked at are their names.
         let tier = self.tier.links().filter(|_| self.stands());
