@@ -372,6 +372,8 @@ pub enum Hook {
     Send = 6,
     /// A packet that has arrived where it goes.
     Ingress = 7,
+    /// A datagram of a socket that was let through.
+    Datagram = 8,
     /// Somebody wants a socket, of whichever family.
     SocketCreate = 32,
     /// A process is handed a file.
@@ -380,7 +382,7 @@ pub enum Hook {
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -388,6 +390,7 @@ impl Hook {
         Self::Egress,
         Self::Send,
         Self::Ingress,
+        Self::Datagram,
         Self::SocketCreate,
         Self::FileReceive,
     ];
@@ -402,6 +405,7 @@ impl Hook {
             Self::Egress => "egress",
             Self::Send => "send",
             Self::Ingress => "ingress",
+            Self::Datagram => "datagram",
             Self::SocketCreate => "socket_create",
             Self::FileReceive => "file_receive",
         }
@@ -425,7 +429,7 @@ pub struct VerdictRecord {
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
-    /// Of the socket's network namespace; 0 at [`Hook::Egress`], [`Hook::Ingress`] and [`Hook::Send`].
+    /// Of the socket's network namespace; 0 at [`Hook::Egress`], [`Hook::Ingress`], [`Hook::Send`] and [`Hook::Datagram`].
     pub netns_cookie: u64,
     /// That the grant was referred to by; 0: no grant.
     pub epoch: u64,
@@ -434,8 +438,8 @@ pub struct VerdictRecord {
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
     /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`] and [`Hook::Ingress`], as are pid and uid:
-    /// whichever task runs when a packet leaves or arrives has nothing to do with it; and at [`Hook::Send`], where old kernels
-    /// do not tell.
+    /// whichever task runs when a packet leaves or arrives has nothing to do with it; and at [`Hook::Send`] and
+    /// [`Hook::Datagram`], where not every kernel tells.
     pub command: [u8; 16],
     /// Thread group id of the calling task: what people call its pid.
     pub pid: u32,

@@ -3,6 +3,8 @@
 //! Owns: the walk over IP options and IPv6 extension headers, source routes included. Must not know: rules, maps.
 
 use agent_ebpf::abi::protocol;
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::context::{self, Destination};
@@ -28,6 +30,17 @@ pub(crate) struct Segment {
     pub(crate) is_answer: bool,
     /// TCP, and requests a connection: SYN and no ACK.
     pub(crate) is_request: bool,
+}
+
+/// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
+#[inline(always)]
+pub(crate) fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: the kernel hands the program a valid `__sk_buff`; `sk` is the one pointer of the union that it sets, and the
+    // helper takes what is not null.
+    unsafe {
+        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() { sk } else { bpf_sk_fullsock(sk) }
+    }
 }
 
 /// Both ends of a packet that has arrived: a source route is behind it.

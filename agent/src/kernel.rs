@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
 mod arrivals;
+mod datagrams;
 mod error;
 mod guard;
 mod lsm;
@@ -40,6 +41,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+pub use datagrams::PART as CHECK_OF_DATAGRAMS;
 pub use error::KernelError;
 pub use guard::Fault;
 pub use lsm::{Demand, LsmSettings};
@@ -51,6 +53,7 @@ pub use statistics::{ProgramTime, Statistics};
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
 use arrivals::Arrivals;
+use datagrams::Datagrams;
 use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
@@ -114,6 +117,7 @@ pub struct Gate {
     exempt: Exempt,
     programs: Vec<Attachable>,
     arrivals: Arrivals,
+    datagrams: Datagrams,
     cgroup_root: File,
     pins: Pins,
     /// All that are pinned.
@@ -215,6 +219,7 @@ impl Gate {
             exempt,
             programs,
             arrivals,
+            datagrams: Datagrams::new(&pins),
             cgroup_root: root,
             pins,
             maps: Vec::new(),
@@ -249,6 +254,9 @@ impl Gate {
             Ok(program) => self.senders = Some(program),
             Err(part) => self.missing.push(part),
         }
+        let root = self.arrivals.program.place.cgroup_id;
+        self.datagrams.load(&self.settings, &self.pins, root);
+        self.attach_datagrams()?;
         // It has one that no other program has.
         self.hold_maps()?;
         self.tier.pin(&self.settings, &self.pins)
@@ -276,13 +284,14 @@ impl Gate {
 
     /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
-        let programs = self.programs.iter().chain(&self.senders).chain([&self.arrivals.program]);
+        let on_demand = [&self.arrivals.program].into_iter().chain(&self.datagrams.program);
+        let programs = self.programs.iter().chain(&self.senders).chain(on_demand);
         programs.filter(|program| program.link.is_some()).count()
     }
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.missing.iter().cloned().chain(self.tier.missing()).collect()
+        self.missing.iter().cloned().chain(self.datagrams.missing()).chain(self.tier.missing()).collect()
     }
 
     /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
@@ -304,6 +313,7 @@ impl Gate {
         let mut entries = Entries::default();
         Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
         entries.judges_arrivals = self.arrivals.wanted;
+        entries.judges_datagrams = self.datagrams.wanted;
         for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
         }
@@ -330,6 +340,7 @@ impl Gate {
                 (map::PEERS, self.peers.remove(&peer_key(resource, prefix)))
             }
             Write::JudgeArrivals { on } => return self.judge_arrivals(on),
+            Write::JudgeDatagrams { on } => return self.judge_datagrams(on),
             Write::BindCgroup { id, subject } => {
                 let entry = SubjectEntry { number: subject, reserved: 0 };
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
@@ -465,6 +476,9 @@ pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
         let optional = [senders::ENLIST, senders::SEND];
         costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    if let Ok(mut ebpf) = datagrams::load(EbpfLoader::new()) {
+        costs.extend(cost(&mut ebpf, datagrams::DATAGRAM).ok());
     }
     Ok(costs)
 }

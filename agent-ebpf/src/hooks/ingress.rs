@@ -12,10 +12,9 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
-use super::egress::full_socket;
 use super::{GO_ON, REFUSE};
 use crate::context::{self, Destination};
-use crate::packet::{self, Ends, Packet};
+use crate::packet::{self, Ends, Packet, full_socket};
 use crate::record;
 use crate::resources::{class, protecting, serves};
 

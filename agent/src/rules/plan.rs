@@ -47,6 +47,8 @@ pub struct Entries {
     pub peers: BTreeMap<u32, BTreeSet<AddressPrefix>>,
     /// What arrives is judged: while it is not, every resource is served everywhere.
     pub judges_arrivals: bool,
+    /// Who sends datagrams is judged, where a resource wants it and the kernel can.
+    pub judges_datagrams: bool,
     /// Cgroup id → subject number.
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
@@ -94,6 +96,15 @@ impl Wanted {
             }
         }
         wanted
+    }
+
+    /// Whether there are UDP ports where each write is to be judged.
+    fn judges_datagrams(&self) -> bool {
+        let is_judged = |resource: &&Resource| {
+            self.options.get(&resource.number).is_some_and(|options| options.per_send)
+                && resource.ports.iter().any(|range| range.protocol() == Protocol::Udp)
+        };
+        self.resources.iter().any(|resource| is_judged(&resource))
     }
 
     /// What the kernel knows of a resource.
@@ -176,6 +187,10 @@ pub enum Write {
     JudgeArrivals {
         on: bool,
     },
+    /// Who sends datagrams is judged from now on, or not any more.
+    JudgeDatagrams {
+        on: bool,
+    },
     BindCgroup {
         id: u64,
         subject: u32,
@@ -231,6 +246,8 @@ impl Display for Write {
             Self::RemovePeer { resource, .. } => write!(f, "stop serving resource {resource} to a peer"),
             Self::JudgeArrivals { on: true } => write!(f, "begin to judge what arrives"),
             Self::JudgeArrivals { on: false } => write!(f, "cease to judge what arrives"),
+            Self::JudgeDatagrams { on: true } => write!(f, "begin to judge who sends datagrams"),
+            Self::JudgeDatagrams { on: false } => write!(f, "cease to judge who sends datagrams"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
             Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
@@ -268,7 +285,7 @@ impl Entries {
                 }
             }
             Write::AddPeer { resource, prefix } => {
-                drop(self.peers.entry(resource).or_default().insert(prefix))
+                self.peers.entry(resource).or_default().insert(prefix);
             }
             Write::RemovePeer { resource, prefix } => {
                 if let Some(peers) = self.peers.get_mut(&resource) {
@@ -279,6 +296,7 @@ impl Entries {
                 }
             }
             Write::JudgeArrivals { on } => self.judges_arrivals = on,
+            Write::JudgeDatagrams { on } => self.judges_datagrams = on,
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
             Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
@@ -331,6 +349,15 @@ impl Entries {
     pub fn seeming_idle(&self, now_boot_ns: u64) -> Vec<u32> {
         let held = self.grants.values().filter(|held| self.epoch(held.slot) == held.epoch);
         held.map(|held| held.slot).filter(|slot| self.is_idle(*slot, now_boot_ns)).collect()
+    }
+
+    /// Whether a UDP port leads to a resource where each write is judged: what could not be removed may still do.
+    fn has_judged_datagrams(&self) -> bool {
+        let (first, last) = (port_index(protocol::UDP, 0), port_index(protocol::UDP, u16::MAX));
+        let (Some(first), Some(last)) = (first, last) else { return false };
+        let classes: BTreeSet<u32> = self.ports.range(first..=last).map(|(_, class)| *class).collect();
+        let entries = classes.iter().filter_map(|class| self.classes.get(class)).flat_map(BTreeMap::values);
+        entries.into_iter().any(|entry| entry.has(ResourceEntry::SENDERS))
     }
 
     /// The numbers of the resources that are only observed.
@@ -516,6 +543,10 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     /// the ports, each in one write from its old class to its new one; then what no port refers to any more, more peers, and
     /// those of resources that are served everywhere now.
     fn protect(&mut self, wanted: &Wanted) {
+        let judges_datagrams = wanted.judges_datagrams();
+        if judges_datagrams && !self.present.judges_datagrams {
+            self.must(Write::JudgeDatagrams { on: true });
+        }
         let more = self.serve_fewer(&wanted.peers);
         let layout = Layout::of(wanted);
         let classes = self.name_classes(layout.classes);
@@ -548,6 +579,9 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
                 self.add_peer(number, prefix);
             }
             self.drop_peers(&wanted.peers);
+            if !judges_datagrams && self.present.judges_datagrams && !self.present.has_judged_datagrams() {
+                self.must(Write::JudgeDatagrams { on: false });
+            }
         } else {
             for (number, _) in more {
                 let error = "cannot serve it to more peers before all else is written".to_owned();

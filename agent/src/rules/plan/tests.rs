@@ -151,6 +151,7 @@ fn removals_come_first() {
             Write::PutGrant { .. } => "put grant",
             Write::SetPort { .. } | Write::AddAddress { .. } | Write::RemoveAddress { .. } => "protect",
             Write::AddPeer { .. } | Write::RemovePeer { .. } | Write::JudgeArrivals { .. } => "serve",
+            Write::JudgeDatagrams { .. } => "judge datagrams",
         })
         .collect();
     assert_eq!(
@@ -469,6 +470,7 @@ proptest! {
                 wanted.peers.iter().map(|(number, peers)| (number.get(), peers.clone())).collect();
             prop_assert_eq!(&present.peers, &peers);
             prop_assert_eq!(present.judges_arrivals, !peers.is_empty());
+            prop_assert_eq!(present.judges_datagrams, wanted.judges_datagrams());
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
             let best = unions(&wanted.grants, |_| false);
@@ -515,6 +517,7 @@ proptest! {
                         | Write::RemoveGrant { .. }
                         | Write::RemovePeer { .. }
                         | Write::JudgeArrivals { .. }
+                        | Write::JudgeDatagrams { .. }
                 );
                 if may_fail && fails.next() == Some(true) {
                     return Err("no room");
@@ -522,6 +525,11 @@ proptest! {
                 seen.apply(write);
                 for (protocol, port, address) in &always {
                     assert!(protecting(&seen, *protocol, *port, *address).is_some(), "open after {write}");
+                }
+                for (protocol, port, address) in destinations().filter(|(protocol, ..)| *protocol == protocol::UDP) {
+                    let entry = entry_of(&seen, protocol, port, address);
+                    let is_judged = entry.is_some_and(|entry| entry.has(ResourceEntry::SENDERS));
+                    assert!(!is_judged || seen.judges_datagrams, "senders are not judged after {write}");
                 }
                 for (destination, peer) in &unserved {
                     assert!(!serves(&seen, *destination, *peer), "served after {write}");
