@@ -31,6 +31,7 @@ mod record;
 #[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod resources;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod subjects;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.

@@ -66,7 +66,6 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     }
     record::emit_denied(|record: &mut VerdictRecord| {
         record.boot_ns = context::now_boot_ns();
-        record.creator_cgroup_id = found.creator_cgroup_id;
         record.cgroup_id = cgroup_id;
         record.socket_cookie = cookie;
         record.epoch = found.epoch;
