@@ -26,6 +26,9 @@ pub mod map {
     pub const PORT_CLASSES: &str = "PORT_CLASSES";
     /// LPM trie: [`AddressKey`](super::AddressKey) → [`ResourceEntry`](super::ResourceEntry). Written by the agent.
     pub const RESOURCES: &str = "RESOURCES";
+    /// LPM trie: [`PeerKey`](super::PeerKey) → a `u32` that is 0: from where a resource is served that is not from everywhere.
+    /// Written by the agent.
+    pub const PEERS: &str = "PEERS";
     /// Hash: cgroup id → [`SubjectEntry`](super::SubjectEntry). Written by the agent.
     pub const SUBJECTS: &str = "SUBJECTS";
     /// Hash: [`GrantKey`](super::GrantKey) → [`GrantRef`](super::GrantRef). Written by the agent.
@@ -76,13 +79,13 @@ pub const CGROUP_LEVELS_MAX: u32 = 16;
 pub const SUBJECTS_MAX: u32 = 65_536;
 /// Live (subject, resource) pairs, unless configured.
 pub const GRANTS_MAX: u32 = 65_536;
-/// Address prefixes over all classes, unless configured.
+/// Address prefixes over all classes, and as many of peers over all resources, unless configured.
 pub const RESOURCES_MAX: u32 = 16_384;
 /// Connections to protected destinations that are up at a time, unless configured.
 pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Cgroups whose processes may have sockets of any family.
 pub const EXEMPT_CGROUPS_MAX: u32 = 256;
-/// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
+/// Size of each ring in bytes, unless configured; about 6,900 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
 /// IANA's numbers of the protocols whose ports can be protected.
@@ -135,13 +138,26 @@ pub struct AddressKey {
 /// Leading bits of an [`AddressKey`] that are its class.
 pub const CLASS_BITS: u32 = 32;
 
+/// The part of an LPM key that is matched. The resource counts in full, as the class does in an [`AddressKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey {
+    /// [`ResourceEntry::number`].
+    pub resource: u32,
+    /// Of who sends; network order, IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+}
+
+/// Leading bits of a [`PeerKey`] that are its resource.
+pub const RESOURCE_BITS: u32 = 32;
+
 /// A protected destination.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceEntry {
     /// The control plane's number of the resource.
     pub number: u32,
-    /// [`OBSERVE`](Self::OBSERVE), [`STRICT`](Self::STRICT), [`SENDERS`](Self::SENDERS).
+    /// [`OBSERVE`](Self::OBSERVE), [`STRICT`](Self::STRICT), [`SENDERS`](Self::SENDERS), [`PEERS`](Self::PEERS).
     pub flags: u32,
 }
 
@@ -152,6 +168,8 @@ impl ResourceEntry {
     pub const STRICT: u32 = 2;
     /// Whoever writes on a connection must be the subject that it was let through for.
     pub const SENDERS: u32 = 4;
+    /// Where it is: only the peers in [`map::PEERS`] are served.
+    pub const PEERS: u32 = 8;
 
     /// Whether any of these flags is set.
     #[inline(always)]
@@ -403,6 +421,10 @@ pub enum Hook {
     Egress = 5,
     /// A write on a connection.
     Send = 6,
+    /// A packet that has arrived where it goes.
+    Ingress = 7,
+    /// A datagram of a socket that was let through.
+    Datagram = 8,
     /// Somebody wants a socket, of whichever family.
     SocketCreate = 32,
     /// A process is handed a file.
@@ -411,13 +433,15 @@ pub enum Hook {
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
         Self::Sendmsg6,
         Self::Egress,
         Self::Send,
+        Self::Ingress,
+        Self::Datagram,
         Self::SocketCreate,
         Self::FileReceive,
     ];
@@ -431,6 +455,8 @@ impl Hook {
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
             Self::Send => "send",
+            Self::Ingress => "ingress",
+            Self::Datagram => "datagram",
             Self::SocketCreate => "socket_create",
             Self::FileReceive => "file_receive",
         }
@@ -450,11 +476,11 @@ pub struct VerdictRecord {
     pub boot_ns: u64,
     /// That the socket was made in; 0: not known, as everywhere but at [`Hook::Egress`].
     pub creator_cgroup_id: u64,
-    /// Of the calling task; at [`Hook::Egress`] the socket's.
+    /// Of the calling task; at [`Hook::Egress`] and [`Hook::Ingress`] the socket's.
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
-    /// Of the socket's network namespace; 0 at [`Hook::Egress`] and [`Hook::Send`].
+    /// Of the socket's network namespace; 0 at [`Hook::Egress`], [`Hook::Ingress`], [`Hook::Send`] and [`Hook::Datagram`].
     pub netns_cookie: u64,
     /// That the grant was referred to by; 0: no grant.
     pub epoch: u64,
@@ -462,8 +488,9 @@ pub struct VerdictRecord {
     pub grant: [u8; 16],
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
-    /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`], as are pid and uid: whichever task runs
-    /// when a packet leaves has nothing to do with it; and at [`Hook::Send`], where old kernels do not tell.
+    /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`] and [`Hook::Ingress`], as are pid and uid:
+    /// whichever task runs when a packet leaves or arrives has nothing to do with it; and at [`Hook::Send`] and
+    /// [`Hook::Datagram`], where not every kernel tells.
     pub command: [u8; 16],
     /// Thread group id of the calling task: what people call its pid.
     pub pid: u32,
@@ -489,9 +516,15 @@ pub struct VerdictRecord {
     pub family: u8,
     /// 0.
     pub reserved: [u8; 5],
+    /// Who sent it, at [`Hook::Ingress`]: network order, IPv4 as mapped IPv6. All 0 elsewhere. Programs of earlier agents, of
+    /// this ABI version too, wrote records that end before it.
+    pub peer: [u8; 16],
 }
 
 impl VerdictRecord {
+    /// What a record of an earlier agent has at least.
+    pub const BYTES_MIN: usize = 128;
+
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
         boot_ns: 0,
@@ -515,6 +548,7 @@ impl VerdictRecord {
         reason: 0,
         family: 0,
         reserved: [0; 5],
+        peer: [0; 16],
     };
 }
 
@@ -630,6 +664,7 @@ macro_rules! assert_layout {
 
 assert_layout! {
     AddressKey: 20,
+    PeerKey: 20,
     ResourceEntry: 8,
     SubjectEntry: 8,
     GrantKey: 8,
@@ -638,14 +673,15 @@ assert_layout! {
     Admission: 48,
     ConnectionEntry: 88,
     RingCounters: 16,
-    VerdictRecord: 128,
+    VerdictRecord: 144,
     ClosedRecord: 112,
 }
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AddressKey, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry,
+        AddressKey, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey, ResourceEntry, RingCounters,
+        SubjectEntry,
     };
 
     /// Lets aya copy a type to and from a map.
@@ -667,6 +703,7 @@ mod pod {
         GrantKey,
         GrantRef,
         GrantSlot,
+        PeerKey,
         ResourceEntry,
         RingCounters,
         SubjectEntry
@@ -749,10 +786,14 @@ mod tests {
             offset_of!(VerdictRecord, reason),
             offset_of!(VerdictRecord, family),
             offset_of!(VerdictRecord, reserved),
+            offset_of!(VerdictRecord, peer),
         ];
         assert_eq!(
             offsets,
-            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123]
+            [
+                0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123,
+                128
+            ]
         );
     }
 

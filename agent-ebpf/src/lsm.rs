@@ -25,6 +25,7 @@ mod maps;
 #[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod record;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod resources;
 #[cfg(target_arch = "bpf")]
 #[path = "lsm/socket_create.rs"]

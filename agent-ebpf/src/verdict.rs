@@ -6,6 +6,7 @@
 //! Invariant: `Allow` for a protected destination has one way only, through every check; anything missing denies. What is
 //! only observed is decided in the same way, and let through all the same, as `WouldDeny`.
 
+pub mod ingress;
 pub mod lsm;
 
 use crate::abi::{Admission, ConnectionEntry, EndedBy, GrantRef, ResourceEntry};
@@ -58,6 +59,8 @@ pub enum Reason {
     Idle = 15,
     /// A write on a connection by somebody else than whom it was let through for.
     SenderDiffers = 16,
+    /// A packet that has arrived for a resource from somewhere where it is not served.
+    PeerNotServed = 17,
     /// A socket of a family that does not pass the gate.
     FamilyRefused = 32,
     /// A socket that was let through for another subject than the process that was handed it.
@@ -82,7 +85,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -99,6 +102,7 @@ impl Reason {
         Self::AuditUnavailable,
         Self::Idle,
         Self::SenderDiffers,
+        Self::PeerNotServed,
         Self::FamilyRefused,
         Self::HandedOver,
     ];
@@ -127,6 +131,7 @@ impl Reason {
             Self::AuditUnavailable => "audit_unavailable",
             Self::Idle => "idle",
             Self::SenderDiffers => "sender_differs",
+            Self::PeerNotServed => "peer_not_served",
             Self::FamilyRefused => "family_refused",
             Self::HandedOver => "handed_over",
         }
@@ -152,6 +157,7 @@ impl Reason {
             | Self::AuditUnavailable
             | Self::Idle
             | Self::SenderDiffers
+            | Self::PeerNotServed
             | Self::FamilyRefused
             | Self::HandedOver => Verdict::Deny,
         }

@@ -66,10 +66,9 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
     // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.
     let mut addresses = LocalAddresses::default();
     addresses.look(true);
-    let options = resources.iter().map(|resource| (resource.number, resource.options.into())).collect();
     let mut resources = local::expand(resources, addresses.known());
     resources.insert(0, canary::resource(canary::SILENT_PORT));
-    let wanted = Wanted { resources, options, ..Wanted::default() };
+    let wanted = Wanted::guarding(resources);
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
     let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);

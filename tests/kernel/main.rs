@@ -4,6 +4,7 @@
 mod closed;
 mod connections;
 mod idle;
+mod ingress;
 mod life;
 mod limits;
 mod local;
@@ -29,6 +30,7 @@ fn main() {
             closed::TESTS,
             idle::TESTS,
             senders::TESTS,
+            ingress::TESTS,
             lsm::TESTS,
             proof::TESTS,
         ]

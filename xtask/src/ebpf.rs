@@ -24,7 +24,8 @@ const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
 /// The gate, the per-send check, and the LSM tier.
-const PROGRAMS: [&str; 3] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm"];
+const PROGRAMS: [&str; 4] =
+    ["portcullis-ebpf", "portcullis-senders", "portcullis-datagrams", "portcullis-lsm"];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {

@@ -8,7 +8,7 @@ use agent_ebpf::abi::{
 use agent_ebpf::verdict::{Caller, Creator, Reason, Verdict, WireFacts, decide_wire, without_record};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
@@ -45,7 +45,7 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         return GO_ON;
     }
     let now_boot_ns = context::now_boot_ns();
-    let sk = full_socket(ctx);
+    let sk = packet::full_socket(ctx);
     let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
     if sk.is_null() {
         return packet.refuse_unknown(ctx);
@@ -213,17 +213,6 @@ fn bytes_received(sk: *mut bpf_sock) -> Option<u64> {
     unsafe {
         let tcp = bpf_tcp_sock(sk);
         if tcp.is_null() { None } else { Some((&raw const (*tcp).bytes_received).read_volatile()) }
-    }
-}
-
-/// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
-#[inline(always)]
-fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
-    // SAFETY: the kernel hands the program a valid `__sk_buff`; `sk` is the one pointer of the union that it sets, and the
-    // helper takes what is not null.
-    unsafe {
-        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if sk.is_null() { sk } else { bpf_sk_fullsock(sk) }
     }
 }
 

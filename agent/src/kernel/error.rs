@@ -175,7 +175,7 @@ impl KernelError {
 
     fn full(name: &'static str, settings: &Settings) -> Self {
         let (max, setting) = match name {
-            map::RESOURCES => (settings.resources_max, "resources_max"),
+            map::RESOURCES | map::PEERS => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),
             map::CONNECTIONS => (settings.connections_max, "connections_max"),
             map::EXEMPT_CGROUPS => (abi::EXEMPT_CGROUPS_MAX, "lsm_exempt"),

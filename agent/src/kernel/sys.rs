@@ -36,6 +36,7 @@ const LINK_TYPE_CGROUP: u32 = 3;
 pub(super) struct AttachType(pub(super) u32);
 
 impl AttachType {
+    pub(super) const INGRESS: Self = Self(0);
     pub(super) const EGRESS: Self = Self(1);
     pub(super) const SOCK_CREATE: Self = Self(2);
     pub(super) const SOCK_OPS: Self = Self(3);

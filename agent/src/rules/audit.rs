@@ -179,6 +179,10 @@ fn connection(record: &VerdictRecord, process: ProcessDetails) -> Connection {
             _ => address(record.address),
         },
         port: record.port,
+        peer: match Hook::from_code(record.hook) {
+            Some(Hook::Ingress) => address(record.peer),
+            _ => String::new(),
+        },
         pid: record.pid,
         uid: record.uid,
         command: command(&record.command),
@@ -240,6 +244,7 @@ mod tests {
             reason: Reason::NoLiveGrant as u8,
             family: 0,
             reserved: [0; 5],
+            peer: [0; 16],
         }
     }
 
@@ -322,6 +327,16 @@ mod tests {
         let expected = |name: &str| ("family_refused".into(), String::new(), name.to_owned(), String::new());
         assert_eq!(refused(family::PACKET), expected("packet"));
         assert_eq!(refused(60), expected("60"));
+    }
+
+    #[test]
+    fn who_was_not_served_is_named() {
+        let peer = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+        let peer_of = |hook: Hook| {
+            let record = VerdictRecord { hook: hook as u8, peer, ..record() };
+            event_of(&record, &Names::default()).connection.expect("a verdict has one").peer
+        };
+        assert_eq!((peer_of(Hook::Ingress).as_str(), peer_of(Hook::Egress).as_str()), ("192.0.2.1", ""));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::plan::{AddressPrefix, Entries, Write};
 pub enum Part {
     Ports { first: u32, count: u32 },
     Resources,
+    Peers,
     Subjects,
     Grants,
     Slots,
@@ -30,7 +31,7 @@ pub enum Part {
 
 impl Part {
     /// How many there are.
-    pub const COUNT: usize = protocol::ALL.len() + 7;
+    pub const COUNT: usize = protocol::ALL.len() + 8;
 
     /// All of them: one after the other they are all that the agent writes.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -45,6 +46,7 @@ impl Part {
             place @ 0..PROTOCOLS => Self::Ports { first: place as u32 * COUNT, count: COUNT },
             place => [
                 Self::Resources,
+                Self::Peers,
                 Self::Subjects,
                 Self::Grants,
                 Self::Slots,
@@ -60,6 +62,7 @@ impl Part {
         match self {
             Self::Ports { .. } => map::PORT_CLASSES,
             Self::Resources => map::RESOURCES,
+            Self::Peers => map::PEERS,
             Self::Subjects => map::SUBJECTS,
             Self::Grants => map::GRANTS,
             Self::Slots => map::SLOTS,
@@ -111,6 +114,10 @@ pub fn drift(part: Part, known: &Entries, read: &Entries) -> Option<Drift> {
             let address = std::net::Ipv6Addr::from(prefix.address).to_canonical();
             format!("{address} and {} bits of class {class}", prefix.bits)
         }),
+        Part::Peers => compare(map, peers(known), peers(read), |(resource, prefix)| {
+            let address = std::net::Ipv6Addr::from(prefix.address).to_canonical();
+            format!("{address} and {} bits for resource {resource}", prefix.bits)
+        }),
         Part::Subjects => {
             compare(map, pairs(&known.cgroups), pairs(&read.cgroups), |id| format!("cgroup {id}"))
         }
@@ -138,6 +145,11 @@ fn prefixes(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), Re
         .classes
         .iter()
         .flat_map(|(class, prefixes)| prefixes.iter().map(|(prefix, entry)| ((*class, *prefix), *entry)))
+}
+
+fn peers(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), ())> {
+    let peers = entries.peers.iter();
+    peers.flat_map(|(resource, prefixes)| prefixes.iter().map(|prefix| ((*resource, *prefix), ())))
 }
 
 fn pairs<K: Copy, V: Copy>(entries: &BTreeMap<K, V>) -> impl Iterator<Item = (K, V)> {
@@ -189,6 +201,8 @@ fn compare<K: Copy + Ord, V: PartialEq>(
 /// What must be written before anything else, when the maps hold `read` and should hold `known`: every slot by which the change
 /// may have let somebody through gets an epoch that nothing refers to, and no deadline is later than it was. This may also end
 /// what was let through rightly by the same slot: the two cannot be told apart.
+///
+/// Of peers nothing is kept that could be doubted: each of their packets is judged anew.
 ///
 /// There are `slots_max` slots; what refers to another lets nobody through.
 pub fn distrust(known: &Entries, read: &Entries, slots_max: u32) -> Vec<Write> {

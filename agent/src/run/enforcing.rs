@@ -352,12 +352,10 @@ impl Enforcing {
     /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
     fn wanted(&self) -> Wanted {
         let resources = local::expand(self.grants.resources().to_vec(), self.addresses.known());
-        let options = resources.iter().map(|resource| (resource.number, resource.options.into()));
         let mut wanted = Wanted {
-            options: options.collect(),
-            resources,
             cgroups: self.bound.clone(),
             grants: self.grants.wanted(),
+            ..Wanted::guarding(resources)
         };
         let Some(place) = self.proving.place() else { return wanted };
         wanted.resources.insert(0, canary::resource(place.port));

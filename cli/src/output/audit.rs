@@ -58,6 +58,8 @@ pub struct ConnectionPart {
     pub address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer: String,
     pub pid: u32,
     pub uid: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -183,6 +185,7 @@ impl From<Connection> for ConnectionPart {
             protocol: connection.protocol,
             address: connection.address,
             port: Some(connection.port).filter(|port| *port > 0),
+            peer: connection.peer,
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,
@@ -246,7 +249,10 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
 
 /// Who reaches for what.
 fn whom(event: &AuditEvent) -> String {
-    let is_of_a_process = event.connection.is_some() || event.closed.is_some();
+    let is_of_a_process = match &event.connection {
+        Some(connection) => connection.peer.is_empty(),
+        None => event.closed.is_some(),
+    };
     let subject = match event.subject.as_str() {
         "" if is_of_a_process => "no subject",
         subject => subject,
@@ -262,9 +268,10 @@ fn whom(event: &AuditEvent) -> String {
 fn place(event: &AuditEvent) -> String {
     let mut text = String::new();
     if let Some(connection) = &event.connection {
-        let Connection { command, pid, protocol, address, port, .. } = connection;
+        let Connection { command, pid, protocol, address, port, peer, .. } = connection;
         let command = if command.is_empty() { "process" } else { command };
-        let _ = write!(text, "{command}[{pid}] {protocol} {} ", destination(address, *port));
+        let who = if peer.is_empty() { format!("{command}[{pid}]") } else { format!("peer {peer}") };
+        let _ = write!(text, "{who} {protocol} {} ", destination(address, *port));
     }
     if let Some(Closed { pid, protocol, address, port, .. }) = &event.closed {
         let _ = write!(text, "process[{pid}] {protocol} {} ", destination(address, *port));

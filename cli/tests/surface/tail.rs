@@ -34,6 +34,7 @@ fn verdict(position: u64, kind: Kind) -> AuditEvent {
         cgroup_path: "/user.slice/user-1000.slice".into(),
         socket_cookie: 77,
         boot_time_ns: 123_456_789_012,
+        peer: String::new(),
     };
     AuditEvent {
         subject: "user:alice".into(),
@@ -152,8 +153,23 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
         connection.executable.clear();
         connection.cgroup_path.clear();
     }
+    let mut stranger = verdict(92, Kind::ConnectionDenied);
+    (stranger.subject, stranger.reason) = (String::new(), "peer_not_served".into());
+    if let Some(connection) = &mut stranger.connection {
+        *connection = Connection {
+            hook: "ingress".into(),
+            protocol: "tcp".into(),
+            address: "10.0.0.7".into(),
+            port: 5432,
+            cgroup_id: 5123,
+            socket_cookie: 77,
+            boot_time_ns: 123_456_789_012,
+            peer: "192.0.2.1".into(),
+            ..Connection::default()
+        };
+    }
     let kernel = Gap { r#where: "kernel.deny".into(), lost: 7, first_sequence: 0, last_sequence: 0 };
-    events.extend([unknown, AuditEvent { gap: Some(kernel), ..event(91, "db-7", Kind::AuditGap) }]);
+    events.extend([unknown, AuditEvent { gap: Some(kernel), ..event(91, "db-7", Kind::AuditGap) }, stranger]);
     events
 }
 

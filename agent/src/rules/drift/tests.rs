@@ -15,6 +15,7 @@ const NOW: u64 = 0;
 enum Tampering {
     Port(u32, u32),
     Prefix(u32, usize, Option<u32>),
+    Peer(u32, usize, bool),
     Subject(u64, Option<u32>),
     Grant(GrantKey, Option<GrantRef>),
     Name(u32, u8),
@@ -40,6 +41,8 @@ fn some_tampering() -> impl Strategy<Value = Tampering> {
         (1..9u32, 0..4u32).prop_map(|(port, class)| Tampering::Port(port, class)),
         (1..4u32, 0..4usize, number())
             .prop_map(|(class, index, number)| Tampering::Prefix(class, index, number)),
+        (1..4u32, 0..4usize, any::<bool>())
+            .prop_map(|(resource, index, added)| Tampering::Peer(resource, index, added)),
         (1..7u64, number()).prop_map(|(id, number)| Tampering::Subject(id, number)),
         ((1..4u32, 1..4u32), prop::option::of((slot(), some_epoch()))).prop_map(
             |((subject, resource), to)| {
@@ -63,6 +66,13 @@ fn tamper(entries: &mut Entries, tampering: &Tampering) {
         }
         Tampering::Prefix(class, index, None) => {
             entries.apply(&Write::RemoveAddress { class, prefix: prefix(index) });
+        }
+        Tampering::Peer(resource, index, added) => {
+            let prefix = prefix(index);
+            entries.apply(&match added {
+                true => Write::AddPeer { resource, prefix },
+                false => Write::RemovePeer { resource, prefix },
+            });
         }
         Tampering::Subject(id, Some(subject)) => entries.apply(&Write::BindCgroup { id, subject }),
         Tampering::Subject(id, None) => entries.apply(&Write::UnbindCgroup { id }),
@@ -166,6 +176,9 @@ proptest! {
             let expected = model(&wanted, protocol, port, address).map(|entry| entry.number);
             prop_assert_eq!(present.protecting(protocol, port, address), expected);
         }
+        let peers: BTreeMap<u32, BTreeSet<AddressPrefix>> =
+            wanted.peers.iter().map(|(number, peers)| (number.get(), peers.clone())).collect();
+        prop_assert_eq!(&present.peers, &peers);
         let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
         prop_assert_eq!(&present.cgroups, &cgroups);
         let wanted_pairs: BTreeSet<GrantKey> = wanted
