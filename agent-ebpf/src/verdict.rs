@@ -7,6 +7,7 @@
 //! only observed is decided in the same way, and let through all the same, as `WouldDeny`.
 
 pub mod lsm;
+pub mod tamper;
 
 use crate::abi::{Admission, ConnectionEntry, EndedBy, GrantRef, ResourceEntry};
 
@@ -62,6 +63,8 @@ pub enum Reason {
     FamilyRefused = 32,
     /// A socket that was let through for another subject than the process that was handed it.
     HandedOver = 33,
+    /// Somebody else than the agent reaches for the gate itself, or for the agent.
+    Tampering = 34,
 }
 
 impl Verdict {
@@ -82,7 +85,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -101,6 +104,7 @@ impl Reason {
         Self::SenderDiffers,
         Self::FamilyRefused,
         Self::HandedOver,
+        Self::Tampering,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -129,6 +133,7 @@ impl Reason {
             Self::SenderDiffers => "sender_differs",
             Self::FamilyRefused => "family_refused",
             Self::HandedOver => "handed_over",
+            Self::Tampering => "tampering",
         }
     }
 
@@ -153,7 +158,8 @@ impl Reason {
             | Self::Idle
             | Self::SenderDiffers
             | Self::FamilyRefused
-            | Self::HandedOver => Verdict::Deny,
+            | Self::HandedOver
+            | Self::Tampering => Verdict::Deny,
         }
     }
 }

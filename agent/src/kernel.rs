@@ -21,6 +21,8 @@ mod senders;
 mod statistics;
 mod succession;
 mod sys;
+mod tamper;
+mod types;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -46,6 +48,7 @@ pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
+pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
@@ -53,6 +56,7 @@ use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
+use tamper::Tamper;
 
 /// The kernel programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
@@ -76,6 +80,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// The LSM tier.
     pub lsm: LsmSettings,
+    /// The tamper tier.
+    pub tamper: Demand,
 }
 
 impl Settings {
@@ -90,6 +96,7 @@ impl Settings {
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
             lsm: LsmSettings::default(),
+            tamper: Demand::Off,
         }
     }
 }
@@ -117,6 +124,7 @@ pub struct Gate {
     /// The check of senders. None: it is missing, or not up yet.
     senders: Option<Attachable>,
     tier: Tier,
+    tamper: Tamper,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -169,6 +177,7 @@ impl Gate {
     /// that was up before is taken down.
     pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
         let pins = Pins::prepare(settings)?;
+        pins.check_access()?;
         let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
         let mut ebpf = load(settings, &pins)?;
@@ -213,12 +222,15 @@ impl Gate {
             maps: Vec::new(),
             senders: None,
             tier,
+            tamper: Tamper::default(),
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
         gate.hold_maps()?;
+        // Before any program of the gate is attached, as the LSM tier.
+        gate.raise_tamper()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
             gate.raise_optional()?;
@@ -243,7 +255,10 @@ impl Gate {
         }
         // It has one that no other program has.
         self.hold_maps()?;
-        self.tier.pin(&self.settings, &self.pins)
+        self.tier.pin(&self.settings, &self.pins)?;
+        self.tamper.pin(&self.settings, &self.pins)?;
+        self.prove_tamper();
+        Ok(())
     }
 
     /// Holds the pinned maps that are not held yet.
@@ -273,7 +288,7 @@ impl Gate {
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.missing.iter().cloned().chain(self.tier.missing()).collect()
+        self.missing.iter().cloned().chain(self.tier.missing()).chain(self.tamper.missing()).collect()
     }
 
     /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.

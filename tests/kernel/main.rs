@@ -12,6 +12,7 @@ mod modes;
 mod proof;
 mod records;
 mod senders;
+mod tamper;
 mod verdicts;
 
 use tests::fixture;
@@ -30,9 +31,10 @@ fn main() {
             idle::TESTS,
             senders::TESTS,
             lsm::TESTS,
+            tamper::TESTS,
             proof::TESTS,
         ]
         .concat(),
-        lsm::CHOOSY.to_vec(),
+        [lsm::CHOOSY, tamper::CHOOSY].concat(),
     );
 }

@@ -131,7 +131,8 @@ fn named(result: io::Result<()>) -> String {
     }
 }
 
-fn received(path: &Path) -> Result<&'static str> {
+/// The file that whoever listens at `path` hands over.
+pub fn receive_file(path: &Path) -> Result<OwnedFd> {
     let stream = UnixStream::connect(path)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -142,9 +143,17 @@ fn received(path: &Path) -> Result<&'static str> {
         _ => None,
     });
     match file {
-        Some(_) => Ok("ok"),
-        None if message.flags.contains(rustix::net::ReturnFlags::CTRUNC) => Ok(KEPT_FROM_IT),
+        Some(file) => Ok(file),
+        None if message.flags.contains(rustix::net::ReturnFlags::CTRUNC) => bail!(KEPT_FROM_IT),
         None => bail!("the lender sent no file"),
+    }
+}
+
+fn received(path: &Path) -> Result<&'static str> {
+    match receive_file(path) {
+        Ok(_) => Ok("ok"),
+        Err(error) if error.to_string() == KEPT_FROM_IT => Ok(KEPT_FROM_IT),
+        Err(error) => Err(error),
     }
 }
 
@@ -166,7 +175,8 @@ fn lend(to: SocketAddr, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hand(stream: &UnixStream, connection: &OwnedFd) -> Result<()> {
+/// Hands a file over.
+pub fn hand(stream: &UnixStream, connection: &OwnedFd) -> Result<()> {
     let files = [connection.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
