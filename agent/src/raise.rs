@@ -61,8 +61,7 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
 
     // Without the LSM tier: whoever gets this host its addresses is exempt from it by a cgroup that is not there yet.
     // Nor with the tamper tier, which is the agent's to keep.
-    let settings =
-        Settings { lsm: LsmSettings::default(), tamper: Demand::Off, ..config.kernel.clone() };
+    let settings = Settings { lsm: LsmSettings::default(), tamper: Demand::Off, ..config.kernel.clone() };
     let (mut gate, _streams) = Gate::raise(&settings, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
     // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.

@@ -154,7 +154,8 @@ fn root_is_kept_from_the_gate() -> Result<Outcome> {
     // 1. Without the tier each of them is done. The agent puts right what it can, so that the next one has something to do.
     for (number, (words, _)) in attacks(&fixture)?.iter().enumerate() {
         // Links that were detached have others in their places.
-        let (words, _) = attacks(&fixture)?.into_iter().nth(number).unwrap_or((words.clone(), Tampering::OpenMap));
+        let (words, _) =
+            attacks(&fixture)?.into_iter().nth(number).unwrap_or((words.clone(), Tampering::OpenMap));
         ensure_eq!(tries(&stranger, &words)?, "ok", "{words:?}");
         let _ = fs::remove_dir(fixture.settings.pin_dir.join("abi-99"));
         let _ = fs::remove_file(link_dir(&fixture.settings).join("stranger"));
@@ -238,8 +239,8 @@ fn root_is_kept_from_the_agent() -> Result<Outcome> {
     // Before Linux 5.6 nobody takes a descriptor; every kernel that is supported can.
     for (words, _) in attacks {
         let (mut child, pid) = agents_process(&fixture)?;
-        ensure_eq!(attack(words, &pid)?, "ok", "{words:?}");
         ensure_eq!(stranger.tries(&["look", &pid])?, "ok");
+        ensure_eq!(attack(words, &pid)?, "ok", "{words:?}");
         child.kill()?;
         child.wait()?;
     }
@@ -289,7 +290,8 @@ fn other_peoples_programs_are_theirs() -> Result<Outcome> {
 /// The agent is a process of its own here, so that its program can be replaced.
 fn it_outlives_the_agent_and_follows_an_upgrade() -> Result<Outcome> {
     let fixture = Fixture::new()?;
-    let (dir, pin_dir) = (fixture.sandbox.dir().to_owned(), fixture.sandbox.pin_dir().with_file_name("agents"));
+    let (dir, pin_dir) =
+        (fixture.sandbox.dir().to_owned(), fixture.sandbox.pin_dir().with_file_name("agents"));
     let stranger = Stranger::new(&dir)?;
     let program = dir.join("agent");
     copy_to(&program)?;
@@ -299,7 +301,7 @@ fn it_outlives_the_agent_and_follows_an_upgrade() -> Result<Outcome> {
         say(&said);
         return Ok(CANNOT);
     }
-    ensure_eq!(said, "up ");
+    ensure_eq!(said, "up");
     let pin = Pinned::at(&pin_dir).link("connect4");
     ensure_eq!(stranger.tries(&["unlink", path(&pin)?])?, "EPERM");
 
@@ -309,7 +311,7 @@ fn it_outlives_the_agent_and_follows_an_upgrade() -> Result<Outcome> {
     let kept = stranger.tries(&["raise", path(&pin_dir)?])?;
     ensure_eq!(kept.contains("kept from this program by the tamper tier"), true, "{kept}");
     let mut holder = Holder::start(&program, &pin_dir)?;
-    ensure_eq!(holder.says()?, "up ");
+    ensure_eq!(holder.says()?, "up");
 
     // 2. An upgrade puts another file in its place. The running agent sees it, says so, and lets it be the next one.
     copy_to(&program)?;
@@ -319,14 +321,17 @@ fn it_outlives_the_agent_and_follows_an_upgrade() -> Result<Outcome> {
     ensure_eq!(holder.inspect()?.contains("is another file now"), false);
     holder.end()?;
     let mut holder = Holder::start(&program, &pin_dir)?;
-    ensure_eq!(holder.says()?, "up ");
+    ensure_eq!(holder.says()?, "up");
     ensure_eq!(holder.inspect()?.contains("without"), false);
     ensure_eq!(stranger.tries(&["unlink", path(&pin)?])?, "EPERM");
     ensure_eq!(stranger.tries(&["signal", &holder.pid().to_string(), "9"])?, "EPERM");
 
     // 3. It takes its gate down itself.
     holder.end()?;
-    ensure_eq!(output(Command::new(&program).args([tests::stranger::FLAG, "lower"]).arg(&pin_dir))?.trim(), "ok");
+    ensure_eq!(
+        output(Command::new(&program).args([tests::stranger::FLAG, "lower"]).arg(&pin_dir))?.trim(),
+        "ok"
+    );
     ensure_eq!(pin.exists(), false);
     Ok(Outcome::Passed)
 }

@@ -126,7 +126,10 @@ fn hold(pin_dir: &Path) -> Result<()> {
     };
     let missing = |gate: &Gate| {
         let missing = gate.missing().into_iter().filter(|missing| missing.part.contains("tamper"));
-        missing.map(|missing| format!("without {}: {}", missing.part, missing.why)).collect::<Vec<_>>().join("; ")
+        missing
+            .map(|missing| format!("without {}: {}", missing.part, missing.why))
+            .collect::<Vec<_>>()
+            .join("; ")
     };
     let mut stdout = io::stdout();
     writeln!(stdout, "up {}", missing(&gate))?;

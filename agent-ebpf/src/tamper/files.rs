@@ -26,9 +26,11 @@ pub(crate) fn inode_permission(ctx: LsmContext) -> i32 {
     if !opens(ctx.arg::<u32>(1)) {
         return GO_ON;
     }
-    let inode = kernel::inode(ctx.arg(0));
-    let is_ours = inode.device == PINS_DEVICE.load() && is_file(inode, FileKey::PIN);
-    judge(is_ours, Tampering::OpenPin, 0)
+    let inode = ctx.arg(0);
+    if kernel::device(inode) != PINS_DEVICE.load() {
+        return GO_ON;
+    }
+    judge(is_file(kernel::inode(inode), FileKey::PIN), Tampering::OpenPin, 0)
 }
 
 /// Attached only while the agent learns: the last file that it comes by is what it asked for.

@@ -84,8 +84,13 @@ pub(crate) fn executable(task: Pointer) -> FileKey {
 /// What a `struct inode` is.
 #[inline(always)]
 pub(crate) fn inode(inode: Pointer) -> FileKey {
-    let device = half_word(pointer(inode, &INODE_SUPER), SUPER_DEVICE.load());
-    FileKey { inode: word(inode, INODE_NUMBER.load()), device, reserved: 0 }
+    FileKey { inode: word(inode, INODE_NUMBER.load()), device: device(inode), reserved: 0 }
+}
+
+/// What its file system lies on.
+#[inline(always)]
+pub(crate) fn device(inode: Pointer) -> u32 {
+    half_word(pointer(inode, &INODE_SUPER), SUPER_DEVICE.load())
 }
 
 /// What a `struct dentry` names; all 0: nothing yet.

@@ -297,7 +297,10 @@ impl Pins {
     pub(super) fn links(&self) -> Result<Vec<PinnedLink>, KernelError> {
         let mut links = Vec::new();
         for path in files(&self.dir.join("links"))? {
-            let of_pin = |source| KernelError::Pin { path: path.clone(), source };
+            let of_pin = |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => KernelError::NotTheAgent,
+                _ => KernelError::Pin { path: path.clone(), source },
+            };
             let fd = sys::open_pin(&path).map_err(of_pin)?;
             let info = sys::link_info(fd.as_fd()).map_err(of_pin)?;
             links.push(PinnedLink { fd, program: info.program, place: info.place, path });

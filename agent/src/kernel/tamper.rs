@@ -7,32 +7,31 @@
 //! Invariants: nothing is claimed that a helper, which is not the agent, was not just refused; programs of an earlier agent go
 //! only after ours are there. Whoever runs the agent's executable is the agent: no process is told from another.
 
+mod executable;
 mod helper;
+mod kept;
+mod loading;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use agent_ebpf::abi::{FileKey, ObjectKey, Tampering, map, tamper_state};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use aya::programs::{Lsm, ProgramError};
-use aya::{Btf, Ebpf};
+use agent_ebpf::abi::{FileKey, ObjectKey, map, tamper_state};
+use aya::maps::{Array, Map, MapData, MapError};
 
 use super::error::in_full;
 use super::pins::Pins;
-use super::types::KernelTypes;
-use super::{Demand, Fault, Gate, KernelError, Missing, Settings, load_patiently, loader, sys, typed};
+use super::{Demand, Fault, Gate, KernelError, Missing, Settings, sys};
 use crate::clock::now_boot_ns;
 use crate::observe;
+use executable::Executable;
 use helper::{Answer, Helper, Question};
+use kept::{Belongings, Kept, file_at};
+use loading::{Loader, active_modules};
 
 pub use helper::{HELPER_VERB, serve};
-
-/// The programs, as the build script made them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-tamper"));
 
 /// What people are told is missing.
 pub(super) const PART: &str = "tamper protection";
@@ -55,26 +54,6 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("ptrace_access_check", "tamper_ptrace_access_check"),
 ];
 
-/// The programs' names for members of the kernel's structures.
-const OFFSETS: [(&str, &str, &str); 16] = [
-    ("TASK_MM", "task_struct", "mm"),
-    ("TASK_FILES", "task_struct", "files"),
-    ("MM_EXE_FILE", "mm_struct", "exe_file"),
-    ("FILES_TABLE", "files_struct", "fdt"),
-    ("TABLE_FILES", "fdtable", "fd"),
-    ("TABLE_LENGTH", "fdtable", "max_fds"),
-    ("FILE_INODE", "file", "f_inode"),
-    ("FILE_PRIVATE", "file", "private_data"),
-    ("INODE_NUMBER", "inode", "i_ino"),
-    ("INODE_SUPER", "inode", "i_sb"),
-    ("SUPER_DEVICE", "super_block", "s_dev"),
-    ("DENTRY_INODE", "dentry", "d_inode"),
-    ("MAP_ID", "bpf_map", "id"),
-    ("PROGRAM_AUX", "bpf_prog", "aux"),
-    ("AUX_ID", "bpf_prog_aux", "id"),
-    ("LINK_ID", "bpf_link", "id"),
-];
-
 /// The tier, as far as it is there.
 #[derive(Default)]
 pub(super) struct Tamper {
@@ -91,13 +70,6 @@ struct Up {
     executable: Executable,
     helper: Helper,
     lifted_until_boot_ns: u64,
-}
-
-/// What the programs are told to keep.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Belongings {
-    files: BTreeMap<FileKey, u32>,
-    objects: BTreeSet<ObjectKey>,
 }
 
 impl Tamper {
@@ -164,7 +136,8 @@ impl Up {
         questions.extend(id(ObjectKey::MAP).map(Question::Map));
         questions.extend(id(ObjectKey::PROGRAM).map(Question::Program));
         questions.extend(id(ObjectKey::LINK).map(Question::Link));
-        let link = fs::read_dir(pins.link_dir()).ok().and_then(|mut entries| Some(entries.next()?.ok()?.path()));
+        let link =
+            fs::read_dir(pins.link_dir()).ok().and_then(|mut entries| Some(entries.next()?.ok()?.path()));
         questions.extend(link.map(Question::Pin));
         let pid = self.helper.pid()?;
         self.kept.set_state(tamper_state::HELPER, u64::from(pid))?;
@@ -172,203 +145,13 @@ impl Up {
             let counted = self.kept.refused(question.tampering())?;
             let answer = self.helper.ask(&question)?;
             if answer != Answer::Refused || self.kept.refused(question.tampering())? == counted {
-                return Err(format!("{question} was not refused to somebody else: {answer}{}", active_modules()));
+                return Err(format!(
+                    "{question} was not refused to somebody else: {answer}{}",
+                    active_modules()
+                ));
             }
         }
         Ok(())
-    }
-}
-
-/// Programs load and attach also where the kernel was started without their security module; they never run then.
-fn active_modules() -> String {
-    let modules = fs::read_to_string("/sys/kernel/security/lsm");
-    modules.map_or_else(|_| String::new(), |names| format!("; active security modules: {}", names.trim()))
-}
-
-/// What it takes to load the object.
-struct Loader {
-    settings: Settings,
-    pins: Pins,
-    types: Btf,
-    offsets: Vec<(&'static str, u64)>,
-    pins_device: u32,
-}
-
-impl Loader {
-    fn new(settings: &Settings, pins: &Pins) -> Result<Self, String> {
-        let types =
-            Btf::from_sys_fs().map_err(|error| format!("the kernel's types cannot be read: {error}"))?;
-        let kernel = KernelTypes::read()?;
-        let offset = |(name, structure, member)| Ok((name, kernel.offset_of(structure, member)?.into()));
-        let mut offsets: Vec<(&str, u64)> = OFFSETS.into_iter().map(offset).collect::<Result<_, String>>()?;
-        let (part, id) = (kernel.offset_of("mount", "mnt")?, kernel.offset_of("mount", "mnt_id")?);
-        offsets.push(("MOUNT_ID", u64::from(id).wrapping_sub(part.into())));
-        let dir = pins.dir();
-        let pins_device = file_at(dir).map_err(|error| format!("{}: {error}", dir.display()))?.device;
-        Ok(Self { settings: settings.clone(), pins: pins.clone(), types, offsets, pins_device })
-    }
-
-    /// `learner`: the thread that learns; 0: none does.
-    fn load(&self, learner: u32) -> Result<Ebpf, String> {
-        let mut loader = loader(&self.settings, &self.pins);
-        for (name, offset) in &self.offsets {
-            loader.override_global(*name, offset, true);
-        }
-        loader.override_global("PINS_DEVICE", &self.pins_device, true);
-        loader.override_global("LEARNER", &learner, true);
-        loader.load(OBJECT).map_err(|error| in_full(&KernelError::load(error)))
-    }
-
-    fn load_program(&self, object: &mut Ebpf, name: &str, hook: &str) -> Result<(), String> {
-        let loaded = load_patiently(|| program(object, name)?.load(hook, &self.types));
-        loaded.map_err(|error| format!("the kernel refuses the program `{name}`: {}", brief(name, error)))
-    }
-
-    fn attach(&self, object: &mut Ebpf, name: &str) -> Result<OwnedFd, String> {
-        let attached = program(object, name).and_then(|program| Ok(program.fd()?.as_fd().try_clone_to_owned()));
-        let attached = attached.map_err(|error| in_full(&error))?;
-        let link = attached.and_then(|program| sys::link_create_at_kernel(program.as_fd()));
-        link.map_err(|error| format!("the kernel does not attach the program `{name}`: {error}"))
-    }
-
-    /// The kernel's own numbers of a file, which some file systems do not tell: a program looks while this thread comes by it.
-    fn learn(&self, kept: &mut Kept, path: &Path) -> Result<FileKey, String> {
-        let mut object = self.load(nix::unistd::gettid().as_raw() as u32)?;
-        self.load_program(&mut object, "learn", "inode_permission")?;
-        kept.set_state(tamper_state::LEARNT_INODE, 0)?;
-        let link = self.attach(&mut object, "learn")?;
-        let looked = nix::unistd::access(path, nix::unistd::AccessFlags::R_OK);
-        drop(link);
-        looked.map_err(|error| format!("cannot look at {}: {error}", path.display()))?;
-        match (kept.state(tamper_state::LEARNT_INODE)?, kept.state(tamper_state::LEARNT_DEVICE)?) {
-            (0, _) => Err(format!("the kernel never runs the programs{}", active_modules())),
-            (inode, device) => Ok(FileKey { inode, device: device as u32, reserved: 0 }),
-        }
-    }
-}
-
-fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Lsm, ProgramError> {
-    object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
-}
-
-/// What a person needs; the verifier's words go to the log.
-fn brief(name: &str, error: ProgramError) -> String {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            tracing::debug!(program = name, %verifier_log, "the verifier does not take a program");
-            io_error.to_string()
-        }
-        error => in_full(&error),
-    }
-}
-
-/// The executable that this process runs, and what lies at its path.
-struct Executable {
-    path: PathBuf,
-    running: FileKey,
-    /// What was last admitted from there, and how it was told from others.
-    admitted: FileKey,
-    told: Option<(u64, u64, i64, i64)>,
-}
-
-impl Executable {
-    fn learn(loader: &Loader, kept: &mut Kept) -> Result<Self, String> {
-        let path = std::env::current_exe().map_err(|error| format!("this program has no path: {error}"))?;
-        let running = loader.learn(kept, Path::new("/proc/self/exe"))?;
-        let told = told_apart(&path);
-        Ok(Self { path, running, admitted: running, told })
-    }
-
-    /// Whoever upgrades puts another file there: the next agent must be one to this tier. Only while this agent runs, and only
-    /// what nobody but root can have written. Gives what is to be told.
-    fn look(&mut self, loader: &Loader, kept: &mut Kept) -> Result<Option<String>, String> {
-        let told = told_apart(&self.path);
-        if told.is_none() || told == self.told {
-            return Ok(None);
-        }
-        self.told = told;
-        self.admitted = loader.learn(kept, &self.path)?;
-        let path = self.path.display();
-        Ok(Some(format!("{path} is another file now: whoever runs it is the agent to the tamper tier as well")))
-    }
-}
-
-/// None: there is no such file, or others than root may write to it.
-fn told_apart(path: &Path) -> Option<(u64, u64, i64, i64)> {
-    const OTHERS_WRITE: u32 = 0o022;
-    let metadata = fs::metadata(path).ok()?;
-    let is_roots = metadata.is_file() && metadata.uid() == 0 && metadata.mode() & OTHERS_WRITE == 0;
-    is_roots.then(|| (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// The maps of what the programs keep, and what only this has written there.
-struct Kept {
-    files: HashMap<MapData, FileKey, u32>,
-    objects: HashMap<MapData, ObjectKey, u32>,
-    state: Array<MapData, u64>,
-    held: Belongings,
-}
-
-impl Kept {
-    fn take(object: &mut Ebpf) -> Result<Self, KernelError> {
-        let mut kept = Self {
-            files: typed(object, map::TAMPER_FILES)?,
-            objects: typed(object, map::TAMPER_OBJECTS)?,
-            state: typed(object, map::TAMPER_STATE)?,
-            held: Belongings::default(),
-        };
-        kept.held = kept.read()?;
-        Ok(kept)
-    }
-
-    fn read(&self) -> Result<Belongings, KernelError> {
-        let files: Result<_, _> = self.files.iter().collect();
-        let objects: Result<_, _> = self.objects.keys().collect();
-        Ok(Belongings {
-            files: files.map_err(|error| KernelError::read(map::TAMPER_FILES, error))?,
-            objects: objects.map_err(|error| KernelError::read(map::TAMPER_OBJECTS, error))?,
-        })
-    }
-
-    fn keep_file(&mut self, file: FileKey, flags: u32) -> Result<(), String> {
-        self.files.insert(file, flags, 0).map_err(|error| in_full(&error))?;
-        self.held.files.insert(file, flags);
-        Ok(())
-    }
-
-    /// Brings the maps to this, whatever is in them; what is new first. Returns whether somebody else had changed them.
-    fn keep(&mut self, wanted: &Belongings) -> Result<bool, KernelError> {
-        let found = self.read()?;
-        let changed = found != self.held;
-        let of_files = |error: MapError| KernelError::Write { name: map::TAMPER_FILES, source: error.into() };
-        let of_objects = |error: MapError| KernelError::Write { name: map::TAMPER_OBJECTS, source: error.into() };
-        for (file, flags) in wanted.files.iter().filter(|(file, flags)| found.files.get(file) != Some(flags)) {
-            self.files.insert(file, flags, 0).map_err(of_files)?;
-        }
-        for object in wanted.objects.difference(&found.objects) {
-            self.objects.insert(object, 0, 0).map_err(of_objects)?;
-        }
-        for file in found.files.keys().filter(|file| !wanted.files.contains_key(file)) {
-            self.files.remove(file).map_err(of_files)?;
-        }
-        for object in found.objects.difference(&wanted.objects) {
-            self.objects.remove(object).map_err(of_objects)?;
-        }
-        self.held = wanted.clone();
-        Ok(changed)
-    }
-
-    fn state(&self, index: u32) -> Result<u64, String> {
-        self.state.get(&index, 0).map_err(|error| in_full(&error))
-    }
-
-    fn set_state(&mut self, index: u32, value: u64) -> Result<(), String> {
-        self.state.set(index, value, 0).map_err(|error| in_full(&error))
-    }
-
-    /// How often the helper was refused something.
-    fn refused(&self, tampering: Tampering) -> Result<u64, String> {
-        self.state(tamper_state::REFUSED + tampering as u32)
     }
 }
 
@@ -460,7 +243,9 @@ impl Gate {
             match up.executable.look(&up.loader, &mut up.kept) {
                 Ok(text) => faults.extend(text.map(told)),
                 Err(why) => faults.push(Fault {
-                    text: format!("another file lies at the agent's path, and is nobody to the tamper tier: {why}"),
+                    text: format!(
+                        "another file lies at the agent's path, and is nobody to the tamper tier: {why}"
+                    ),
                     opens: false,
                     repaired: false,
                 }),
@@ -487,13 +272,6 @@ impl Gate {
         self.prove_tamper();
         faults
     }
-}
-
-/// What `stat` says of what lies on a BPF file system, which tells the kernel's own numbers.
-fn file_at(path: &Path) -> std::io::Result<FileKey> {
-    let metadata = fs::symlink_metadata(path)?;
-    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-    Ok(FileKey { inode: metadata.ino(), device: major << 20 | minor, reserved: 0 })
 }
 
 /// Has the tamper tiers that are pinned at `pin_dir` refuse nothing for so long; 0: has them refuse again. Says whether there

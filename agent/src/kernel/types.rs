@@ -71,7 +71,8 @@ impl KernelTypes {
         let information = self.word(at + 4)?;
         // With this flag the upper byte of a member's offset is the width of a bit field.
         let mask = if information >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
-        let members = (0..(information & 0xffff) as usize).map(|index| at + TYPE_BYTES + index * MEMBER_BYTES);
+        let members =
+            (0..(information & 0xffff) as usize).map(|index| at + TYPE_BYTES + index * MEMBER_BYTES);
         members.into_iter().find_map(|at| {
             let bits = self.word(at + 8)? & mask;
             match self.name_at(at)? {

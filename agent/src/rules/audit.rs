@@ -100,12 +100,7 @@ impl Numbering {
     }
 
     /// Somebody was refused who reached for the gate itself, or for its agent.
-    fn tampering(
-        &mut self,
-        record: &VerdictRecord,
-        process: &ProcessDetails,
-        at: Timestamp,
-    ) -> AuditEvent {
+    fn tampering(&mut self, record: &VerdictRecord, process: &ProcessDetails, at: Timestamp) -> AuditEvent {
         let named = |what: &str, text: &str| match text {
             "" => String::new(),
             text => format!(", {what}{text}"),

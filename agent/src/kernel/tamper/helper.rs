@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use super::sys;
+use super::super::sys;
 
 /// The verb by which the agent's program is told to be the helper.
 pub const HELPER_VERB: &str = "tamper-helper";
