@@ -419,6 +419,7 @@ pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
 pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
     let mut all = PinnedRings::default();
     for pins in Pins::all(pin_dir)? {
+        pins.check_access()?;
         let rings = pins.open_rings()?;
         all.verdicts.extend(rings.verdicts);
         all.closed.extend(rings.closed);

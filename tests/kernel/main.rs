@@ -35,6 +35,6 @@ fn main() {
             proof::TESTS,
         ]
         .concat(),
-        [lsm::CHOOSY, tamper::CHOOSY].concat(),
+        [lsm::CHOOSY, tamper::CHOOSY, proof::CHOOSY].concat(),
     );
 }

@@ -130,7 +130,7 @@ impl Up {
         let mut questions = vec![
             Question::Signal(std::process::id()),
             Question::Trace(std::process::id()),
-            Question::RemoveDirectory(pins.link_dir()),
+            Question::RemoveDirectory(pins.dir().to_owned()),
             Question::MakeDirectory(pins.link_dir()),
         ];
         questions.extend(id(ObjectKey::MAP).map(Question::Map));
@@ -288,6 +288,7 @@ pub fn lift_tamper(pin_dir: &Path, duration: Duration) -> Result<bool, KernelErr
         if !path.exists() || !pins.link(PROGRAMS[0].1).exists() {
             continue;
         }
+        pins.check_access()?;
         let write = |error: MapError| KernelError::Write { name: map::TAMPER_STATE, source: error.into() };
         let data = MapData::from_pin(path).map_err(write)?;
         let mut state: Array<_, u64> = Map::Array(data).try_into().map_err(write)?;

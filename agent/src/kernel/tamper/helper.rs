@@ -23,7 +23,7 @@ use super::super::sys;
 pub const HELPER_VERB: &str = "tamper-helper";
 
 /// How long an answer may take, in milliseconds.
-const ANSWER_TIMEOUT_MS: u16 = 2000;
+const ANSWER_TIMEOUT_MS: u16 = 1000;
 
 /// Something that only the agent may.
 #[derive(Clone, Debug, PartialEq, Eq)]
