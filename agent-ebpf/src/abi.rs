@@ -18,7 +18,7 @@ use core::mem::{align_of, size_of};
 ///
 /// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
 /// do not understand.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Map names, as the loader and the pins use them.
 pub mod map {
@@ -46,11 +46,12 @@ pub mod map {
     /// Array: slot → when a packet or connection was last admitted, a `u64`: `CLOCK_BOOTTIME` in nanoseconds. Written by the
     /// programs; set to 0 by the agent when the slot begins.
     pub const LAST_ADMITTED: &str = "LAST_ADMITTED";
-    /// Socket storage: [`Admission`](super::Admission): who made the socket, and what it was let through by. Written by the
+    /// Socket storage: [`Admission`](super::Admission): what is known of a socket that is in no other map. Written by the
     /// programs.
     pub const ADMISSIONS: &str = "ADMISSIONS";
     /// Hash: socket cookie → [`ConnectionEntry`](super::ConnectionEntry): the connections to protected destinations that are up.
-    /// Not LRU: a full map denies. Written and removed by the programs; the agent removes what it has seen closed.
+    /// What a TCP connection was let through by stands here alone. Not LRU: a full map denies. Written and removed by the
+    /// programs; the agent removes what it has seen closed.
     pub const CONNECTIONS: &str = "CONNECTIONS";
     /// Ring: [`VerdictRecord`](super::VerdictRecord)s of what was let through. Written by the programs.
     pub const EVENTS_ALLOW: &str = "EVENTS_ALLOW";
@@ -202,6 +203,9 @@ pub struct GrantRef {
     pub epoch: u64,
 }
 
+/// An epoch that no slot ever has, for what has ended: each begins at 0 and is raised one by one.
+pub const NEVER: u64 = u64::MAX;
+
 /// What a slot is called. A slot stands for a time in which a pair is let through without a break: overlapping grants of the
 /// pair share it, and it is named after the one that ends last. Aligned, so that it is copied by words.
 #[repr(C, align(8))]
@@ -211,19 +215,19 @@ pub struct GrantSlot {
     pub grant: [u8; 16],
 }
 
-/// What is known of a socket. All 0: nothing.
+/// What is known of a socket that is no TCP connection, and of a TCP connection what is rarely there. All 0: nothing.
+///
+/// The kernel takes a microsecond or two to make one, so none is made before there is something to remember.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admission {
-    /// Cgroup of the task that made the socket; 0: it was made by the kernel, accepted, or made before the gate was up.
-    pub creator_cgroup_id: u64,
     /// The slot's epoch when the socket was let through.
     pub epoch: u64,
-    /// Of TCP: the bytes received by the connection when it was last looked at. Of connected UDP: the payload bytes sent.
+    /// Of connected UDP: the payload bytes sent.
     pub bytes: u64,
     /// Its cookie; 0: its writes are not judged.
     pub socket_cookie: u64,
-    /// Whose that task was; 0: nobody's.
+    /// Whose the cgroup is that the socket was made in; 0: nobody's, or nobody asked yet.
     pub creator_subject: u32,
     /// What the socket was let through to; 0: nothing.
     pub resource: u32,
@@ -231,8 +235,8 @@ pub struct Admission {
     pub subject: u32,
     /// By which slot.
     pub slot: u32,
-    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`RELEASED`](Self::RELEASED),
-    /// [`SENDERS`](Self::SENDERS), [`INHERITED`](Self::INHERITED), [`MPTCP`](Self::MPTCP).
+    /// [`PASSIVE`](Self::PASSIVE), [`TOLD`](Self::TOLD), [`OBSERVED`](Self::OBSERVED), [`SENDERS`](Self::SENDERS),
+    /// [`INHERITED`](Self::INHERITED), [`MPTCP`](Self::MPTCP), [`SUBFLOW`](Self::SUBFLOW).
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -245,14 +249,30 @@ impl Admission {
     pub const TOLD: u32 = 2;
     /// That it would be held back, were its resource not only observed, has been recorded.
     pub const OBSERVED: u32 = 4;
-    /// Its last file descriptor is closed.
-    pub const RELEASED: u32 = 8;
     /// Whoever writes on it is to be judged.
     pub const SENDERS: u32 = 16;
     /// A gate of another ABI version had let it through.
     pub const INHERITED: u32 = 32;
     /// It is one of MPTCP: what is let through are the sockets below it.
     pub const MPTCP: u32 = 1 << 16;
+    /// It is such a socket below, on which the kernel writes.
+    pub const SUBFLOW: u32 = 1 << 17;
+
+    /// What a connection was let through by; to nothing, if it was only observed.
+    #[inline(always)]
+    pub const fn of(connection: &ConnectionEntry) -> Self {
+        Self {
+            epoch: connection.epoch,
+            bytes: 0,
+            socket_cookie: 0,
+            creator_subject: 0,
+            resource: if connection.has(ConnectionEntry::OBSERVED) { 0 } else { connection.resource },
+            subject: connection.subject,
+            slot: connection.slot,
+            flags: 0,
+            reserved: 0,
+        }
+    }
 
     /// Whether a connection of the socket may be in [`map::CONNECTIONS`].
     #[inline(always)]
@@ -287,10 +307,14 @@ pub struct ConnectionEntry {
     pub port: u16,
     /// IANA's number.
     pub protocol: u8,
-    /// [`OBSERVED`](Self::OBSERVED), [`INHERITED`](Self::INHERITED).
+    /// [`OBSERVED`](Self::OBSERVED), [`INHERITED`](Self::INHERITED), [`SENDERS`](Self::SENDERS),
+    /// [`RELEASED`](Self::RELEASED).
     pub flags: u8,
-    /// 0.
-    pub reserved: [u8; 4],
+    /// Lower half of the cookie of the socket of which it was seen that the subject had made it. Not a flag: the kernel gives
+    /// the entry of a connection that has closed to the next one at once, and whoever was just writing to it writes to that.
+    pub seen: u32,
+    /// The bytes received by the connection (TCP) when it was last looked at; kept only where there is an idle limit.
+    pub bytes: u64,
 }
 
 impl ConnectionEntry {
@@ -298,6 +322,32 @@ impl ConnectionEntry {
     pub const OBSERVED: u8 = 1;
     /// A gate of another ABI version had let it through, and the agent wrote it down: its socket's storage says nothing of it.
     pub const INHERITED: u8 = 2;
+    /// How much of it every ABI version lays out alike: all up to the flags, and four bytes to fill up. Of the flags no version
+    /// knows more of another than the two above.
+    pub const COMMON_BYTES: usize = 80;
+
+    /// Whoever writes on it is to be judged.
+    pub const SENDERS: u8 = 4;
+    /// Its last file descriptor is closed.
+    pub const RELEASED: u8 = 8;
+
+    /// Whether it has this flag.
+    #[inline(always)]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Notes that the subject has made the socket of this cookie.
+    #[inline(always)]
+    pub const fn see(&mut self, cookie: u64) {
+        self.seen = cookie as u32;
+    }
+
+    /// Whether that was noted.
+    #[inline(always)]
+    pub const fn is_seen(&self, cookie: u64) -> bool {
+        self.seen == cookie as u32
+    }
 
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
@@ -313,7 +363,8 @@ impl ConnectionEntry {
         port: 0,
         protocol: 0,
         flags: 0,
-        reserved: [0; 4],
+        seen: 0,
+        bytes: 0,
     };
 }
 
@@ -539,9 +590,9 @@ impl Hook {
 pub struct VerdictRecord {
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub boot_ns: u64,
-    /// Of the task that made the socket; 0: not known, see [`Admission::creator_cgroup_id`].
+    /// That the socket was made in; 0: not known, as everywhere but at [`Hook::Egress`].
     pub creator_cgroup_id: u64,
-    /// Of the calling task; at [`Hook::Egress`] the socket's, which is its creator's.
+    /// Of the calling task; at [`Hook::Egress`] the socket's.
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
@@ -728,8 +779,8 @@ assert_layout! {
     GrantSlot: 16,
     FileKey: 16,
     ObjectKey: 8,
-    Admission: 56,
-    ConnectionEntry: 80,
+    Admission: 48,
+    ConnectionEntry: 88,
     RingCounters: 16,
     VerdictRecord: 128,
     ClosedRecord: 112,
@@ -823,8 +874,10 @@ mod tests {
             offset_of!(ConnectionEntry, port),
             offset_of!(ConnectionEntry, protocol),
             offset_of!(ConnectionEntry, flags),
+            offset_of!(ConnectionEntry, seen),
+            offset_of!(ConnectionEntry, bytes),
         ];
-        assert_eq!(offsets, [0, 8, 16, 24, 40, 56, 60, 64, 68, 72, 74, 75]);
+        assert_eq!(offsets, [0, 8, 16, 24, 40, 56, 60, 64, 68, 72, 74, 75, 76, 80]);
     }
 
     /// A pinned ring may hold records that a program of another ABI version wrote: one may append, and move nothing.

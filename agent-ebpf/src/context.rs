@@ -7,10 +7,11 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_netns_cookie, bpf_get_smp_processor_id,
-    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get,
+    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+    bpf_skb_cgroup_id,
 };
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 
 /// Where a connection or datagram is to go. Aligned, so that the address is copied by words: the compiler does it byte by
 /// byte otherwise.
@@ -106,25 +107,6 @@ fn protocol(addr: *const bpf_sock_addr) -> u8 {
 pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     // SAFETY: as in `destination4`; `sk` is the one pointer of the union that the kernel sets.
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
-}
-
-/// Whether that socket has an address of its own already.
-#[inline(always)]
-pub(crate) fn is_bound(ctx: &SockAddrContext) -> bool {
-    const AF_INET: u32 = 2;
-    let sk = socket(ctx);
-    if sk.is_null() {
-        return false;
-    }
-    // SAFETY: a socket from the context, of which these fields may be read, each by itself; hence volatile.
-    unsafe {
-        let address4 = (&raw const (*sk).src_ip4).read_volatile();
-        if (&raw const (*sk).family).read_volatile() == AF_INET {
-            return address4 != 0;
-        }
-        let word = |index: usize| (&raw const (*sk).src_ip6[index]).read_volatile();
-        word(0) | word(1) | word(2) | word(3) != 0
-    }
 }
 
 /// Whether a socket that is being made is one of MPTCP.
@@ -223,19 +205,22 @@ pub(crate) fn now_boot_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// The ids of the calling task's cgroups, from the root down to its own. Ends early with [`CgroupTooDeep`] if there are
-/// more levels than [`CGROUP_LEVELS_MAX`].
+/// The ids of somebody's cgroups, from the root down to its own; `ancestor` gives the one at each level. Ends early with
+/// [`CgroupTooDeep`] if there are more levels than [`CGROUP_LEVELS_MAX`].
 #[inline(always)]
-pub(crate) fn for_each_cgroup(mut visit: impl FnMut(u64)) -> Result<(), CgroupTooDeep> {
+pub(crate) fn for_each_cgroup(
+    ancestor: impl Fn(u32) -> u64,
+    mut visit: impl FnMut(u64),
+) -> Result<(), CgroupTooDeep> {
     let mut level = 0;
     while level < CGROUP_LEVELS_MAX {
-        match ancestor_cgroup_id(level) {
+        match ancestor(level) {
             0 => return Ok(()),
             id => visit(id),
         }
         level += 1;
     }
-    match ancestor_cgroup_id(CGROUP_LEVELS_MAX) {
+    match ancestor(CGROUP_LEVELS_MAX) {
         0 => Ok(()),
         _ => Err(CgroupTooDeep),
     }
@@ -246,7 +231,21 @@ pub(crate) struct CgroupTooDeep;
 
 /// The cgroup at this level above the task, 0 being the root; 0 if the task's own lies higher.
 #[inline(always)]
-fn ancestor_cgroup_id(level: u32) -> u64 {
+pub(crate) fn ancestor_cgroup_id(level: u32) -> u64 {
     // SAFETY: a helper without preconditions; open to socket address programs from Linux 5.10 on.
     unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
+/// The cgroup that the packet's socket was made in.
+#[inline(always)]
+pub(crate) fn socket_cgroup_id(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the helper takes the context that the kernel handed us.
+    unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }
+}
+
+/// The cgroup at this level above it, 0 being the root; 0 if its own lies higher.
+#[inline(always)]
+pub(crate) fn socket_ancestor_cgroup_id(ctx: &SkBuffContext, level: u32) -> u64 {
+    // SAFETY: as above.
+    unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level as i32) }
 }

@@ -64,13 +64,21 @@ pub(crate) fn slot(index: u32) -> Option<Slot> {
     }
 }
 
+/// The connection that the socket of this cookie is, if it is remembered.
+///
+/// In the instant in which it is closed the entry may become another connection's: what is written to it must not matter then.
+#[inline(always)]
+pub(crate) fn connection<'a>(cookie: u64) -> Option<&'a mut ConnectionEntry> {
+    // SAFETY: the entry's memory is the map's for the program's run. Each of its numbers is read or written at once.
+    maps::CONNECTIONS.get_ptr_mut(cookie).map(|entry| unsafe { &mut *entry })
+}
+
 /// Puts into `found` what a gate of another ABI version had let the socket of this cookie through to, as the agent wrote it
 /// down. Returns whether it had.
 #[inline(always)]
 pub(crate) fn inherit(cookie: u64, found: &mut Admission) -> bool {
-    // SAFETY: the entry lives for the program's run, and each of its numbers is read at once. The agent replaces it as a whole.
-    let Some(entry) = (unsafe { maps::CONNECTIONS.get(cookie) }) else { return false };
-    if entry.flags & (ConnectionEntry::OBSERVED | ConnectionEntry::INHERITED) != ConnectionEntry::INHERITED {
+    let Some(entry) = connection(cookie) else { return false };
+    if entry.has(ConnectionEntry::OBSERVED) || !entry.has(ConnectionEntry::INHERITED) {
         return false;
     }
     found.resource = entry.resource;

@@ -13,7 +13,7 @@ use agent_ebpf::abi::{
     Admission, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, Hook, ResourceEntry, VerdictRecord,
     protocol,
 };
-use agent_ebpf::verdict::{Caller, Creator, End, Facts, Reason, Verdict, decide, ended_by, without_record};
+use agent_ebpf::verdict::{Caller, End, Facts, Reason, Verdict, decide, ended_by, without_record};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
@@ -43,37 +43,18 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     let grant = if subject == 0 { None } else { grant(GrantKey { subject, resource: resource.number }) };
     let grant = Found::from(grant);
     let slot = Found::from(grant.get().and_then(|grant| slot(grant.slot)));
-    let known = context::admission(context::socket(ctx));
-    let made = known.as_deref().copied().unwrap_or_default();
-    let creator = match Creator::of(&made, cgroup_id, subject) {
-        // The kernel binds the sockets of later MPTCP subflows before it connects them, in whichever task's name; the
-        // connection that they are to join may have ended.
-        Creator::Unknown if context::is_bound(ctx) => Creator::Other,
-        creator => creator,
-    };
     let now_boot_ns = context::now_boot_ns();
-    let facts =
-        Facts { resource: Some(&resource), caller, creator, grant: grant.as_ref(), slot: slot.as_ref() };
+    let facts = Facts { resource: Some(&resource), caller, grant: grant.as_ref(), slot: slot.as_ref() };
     let mut reason = decide(&facts, now_boot_ns);
     if reason == Reason::LookupFailed {
         error!(ctx, "a grant's slot could not be read");
     }
-    let creator_cgroup_id = made.creator_cgroup_id;
-    let attempt = Attempt {
-        ctx,
-        hook,
-        destination,
-        resource,
-        subject,
-        creator_cgroup_id,
-        cgroup_id,
-        grant: grant.get(),
-        now_boot_ns,
-    };
+    let attempt =
+        Attempt { ctx, hook, destination, resource, subject, cgroup_id, grant: grant.get(), now_boot_ns };
     if let (Reason::Granted, Some(grant)) = (reason, grant.get()) {
         // Room for the record first: who may not pass without one has not passed before there is.
         reason = match record::reserve() {
-            Some(reserved) => match attempt.admit(known, grant) {
+            Some(reserved) => match attempt.admit(grant) {
                 Reason::Granted => {
                     reserved.keep(|record| attempt.describe(Reason::Granted, record));
                     return GO_ON;
@@ -84,7 +65,7 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
                 }
             },
             None => match without_record(&resource) {
-                Reason::Granted => match attempt.admit(known, grant) {
+                Reason::Granted => match attempt.admit(grant) {
                     Reason::Granted => {
                         record::lose_allowed();
                         return GO_ON;
@@ -112,7 +93,6 @@ struct Attempt<'a> {
     resource: ResourceEntry,
     /// 0: nobody's.
     subject: u32,
-    creator_cgroup_id: u64,
     cgroup_id: u64,
     grant: Option<GrantRef>,
     now_boot_ns: u64,
@@ -120,24 +100,31 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Binds the socket to the grant and epoch that let it through, and remembers a connection. What cannot be remembered is
-    /// not let through: nobody could end it. `known` is what was known of the socket before.
+    /// not let through: nobody could end it.
     #[inline(always)]
-    fn admit(&self, known: Option<&mut Admission>, grant: GrantRef) -> Reason {
-        let known = known.or_else(|| context::admission_or_new(context::socket(self.ctx)));
-        let Some(admission) = known else { return Reason::LookupFailed };
-        if !self.is_connection() {
-            // Judged anew with each datagram, and never ended.
+    fn admit(&self, grant: GrantRef) -> Reason {
+        if self.is_tcp_connection() {
+            self.forget_storage();
+        } else {
+            let admission = context::admission_or_new(context::socket(self.ctx));
+            let Some(admission) = admission else { return Reason::LookupFailed };
+            if self.is_connection() {
+                self.close_earlier(admission);
+            }
             bind(admission, &self.resource, self.subject, grant);
-            note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
+        }
+        note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
+        // Datagrams of an unconnected socket are judged one by one, and never ended.
+        if !self.is_connection() {
             return Reason::Granted;
         }
-        self.close_earlier(admission);
-        bind(admission, &self.resource, self.subject, grant);
-        note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
-        match self.remember(grant, 0) {
+        let flags = if self.resource.has(ResourceEntry::SENDERS) { ConnectionEntry::SENDERS } else { 0 };
+        match self.remember(grant, flags) {
             Ok(()) => Reason::Granted,
             Err(_) => {
-                admission.resource = 0;
+                if let Some(admission) = context::admission(context::socket(self.ctx)) {
+                    admission.resource = 0;
+                }
                 Reason::ConnectionsFull
             }
         }
@@ -147,21 +134,37 @@ impl Attempt<'_> {
     /// only observed any more. Where that fails it starves then, but is not closed.
     #[inline(always)]
     fn observe(&self) {
+        let nothing = GrantRef { slot: 0, reserved: 0, epoch: 0 };
+        if self.is_tcp_connection() {
+            self.forget_storage();
+            let _ = self.remember(nothing, ConnectionEntry::OBSERVED);
+            return;
+        }
         let Some(admission) = context::admission_or_new(context::socket(self.ctx)) else { return };
         if self.is_connection() {
             self.close_earlier(admission);
             admission.resource = 0;
-            let nothing = GrantRef { slot: 0, reserved: 0, epoch: 0 };
             let _ = self.remember(nothing, ConnectionEntry::OBSERVED);
         }
         // The record of this attempt tells it.
         admission.flags |= Admission::OBSERVED;
     }
 
+    /// What a TCP connection is let through by stands in its entry alone; what was known of an earlier connection of the
+    /// socket, or told of it, counts no more.
+    #[inline(always)]
+    fn forget_storage(&self) {
+        if let Some(admission) = context::admission(context::socket(self.ctx)) {
+            admission.resource = 0;
+            admission.socket_cookie = 0;
+            admission.flags &= Admission::PASSIVE | Admission::MPTCP;
+        }
+    }
+
     /// A UDP socket can be connected again without having been closed; TCP tells itself that a connection is over.
     #[inline(always)]
     fn close_earlier(&self, admission: &mut Admission) {
-        if admission.may_be_remembered() && self.destination.protocol == protocol::UDP {
+        if admission.may_be_remembered() {
             let carried = Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN };
             close(context::socket_cookie(self.ctx), None, true, carried, self.now_boot_ns);
         }
@@ -183,12 +186,18 @@ impl Attempt<'_> {
             port: self.destination.port,
             protocol: self.destination.protocol,
             flags,
-            reserved: [0; 4],
+            seen: 0,
+            bytes: 0,
         };
         if flags & ConnectionEntry::OBSERVED == 0 {
             write_name(grant.slot, &mut connection.grant);
         }
         maps::CONNECTIONS.insert(context::socket_cookie(self.ctx), connection, 0)
+    }
+
+    #[inline(always)]
+    fn is_tcp_connection(&self) -> bool {
+        self.is_connection() && self.destination.protocol == protocol::TCP
     }
 
     #[inline(always)]
@@ -204,7 +213,6 @@ impl Attempt<'_> {
         record.protocol = self.destination.protocol;
         record.resource = self.resource.number;
         record.subject = self.subject;
-        record.creator_cgroup_id = self.creator_cgroup_id;
         record.cgroup_id = self.cgroup_id;
         if let Some(grant) = self.grant {
             record.epoch = grant.epoch;
@@ -224,7 +232,7 @@ struct Carried {
 }
 
 /// Forgets a connection that has ended, and writes down what became of it. Nothing, if it is not remembered. `state` is TCP's
-/// before.
+/// before; `is_released`: its last file descriptor is being closed.
 #[inline(always)]
 fn close(cookie: u64, state: Option<u32>, is_released: bool, carried: Carried, now_boot_ns: u64) {
     // SAFETY: an entry is replaced as a whole; what is copied here is one or the other.
@@ -234,6 +242,7 @@ fn close(cookie: u64, state: Option<u32>, is_released: bool, carried: Carried, n
         return;
     }
     let slot = slot(entry.slot);
+    let is_released = is_released || entry.has(ConnectionEntry::RELEASED);
     let end = End { entry: &entry, slot: slot.as_ref(), state, is_released };
     record::emit_closed(|record| {
         *record = ClosedRecord::of(&entry, cookie, now_boot_ns);

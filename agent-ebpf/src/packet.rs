@@ -26,6 +26,63 @@ pub(crate) struct Segment {
     pub(crate) is_farewell: bool,
     /// TCP, and answers a connection request: SYN and ACK.
     pub(crate) is_answer: bool,
+    /// TCP, and asks for a connection: how many bytes of options it has, at the end of its header; otherwise 0.
+    options_bytes: u32,
+}
+
+/// What a request for a TCP connection asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// A connection; or it is no request.
+    Plain,
+    /// A connection of MPTCP, whose first subflow this is to be.
+    Mptcp,
+    /// A further subflow of one that is up.
+    Join,
+}
+
+/// What a segment asks for, by its options.
+#[inline(always)]
+pub(crate) fn opening(ctx: &SkBuffContext, segment: &Segment) -> Opening {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const MPTCP: u8 = 30;
+    const JOIN: u8 = 1;
+    const OPTIONS_MAX_BYTES: usize = 40;
+    // Told by lengths, not by where the headers were found: to the verifier all packets are alike here, and it walks once.
+    let end = ctx.len().saturating_sub(segment.payload_bytes);
+    // Volatile: the compiler knows that there are no more than 40 and drops the bound of the loop, which the verifier needs.
+    //
+    // SAFETY: a field of a reference.
+    let options_bytes = unsafe { (&raw const segment.options_bytes).read_volatile() };
+    let from = end.saturating_sub(options_bytes) as usize;
+    // Byte by byte, as in `last_stop4`.
+    let mut skip = 0;
+    let mut index = 0;
+    while index < OPTIONS_MAX_BYTES && index < options_bytes as usize {
+        if skip > 0 {
+            skip -= 1;
+        } else {
+            match ctx.load::<u8>(from + index) {
+                Ok(NO_OPERATION) => {}
+                Err(_) | Ok(END) => return Opening::Plain,
+                Ok(kind) => {
+                    let Ok([length, subtype]) = ctx.load::<[u8; 2]>(from + index + 1) else {
+                        return Opening::Plain;
+                    };
+                    if kind == MPTCP {
+                        return if subtype >> 4 == JOIN { Opening::Join } else { Opening::Mptcp };
+                    }
+                    if length < 2 {
+                        return Opening::Plain;
+                    }
+                    skip = length - 1;
+                }
+            }
+        }
+        index += 1;
+    }
+    Opening::Plain
 }
 
 const ETH_P_IP: u16 = 0x0800;
@@ -249,13 +306,14 @@ struct Kind {
     payload_bytes: u32,
     is_farewell: bool,
     is_answer: bool,
+    options_bytes: u32,
 }
 
 impl Kind {
     #[inline(always)]
     fn to(self, destination: Destination) -> Segment {
-        let Self { payload_bytes, is_farewell, is_answer } = self;
-        Segment { destination, payload_bytes, is_farewell, is_answer }
+        let Self { payload_bytes, is_farewell, is_answer, options_bytes } = self;
+        Segment { destination, payload_bytes, is_farewell, is_answer, options_bytes }
     }
 }
 
@@ -266,15 +324,20 @@ fn tcp(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> Kind {
     const SYN: u8 = 2;
     const RST: u8 = 4;
     const ACK: u8 = 16;
-    let payload_bytes = behind(offset + usize::from(length >> 4) * 4, ctx);
+    const HEADER_BYTES: u32 = 20;
+    let header_bytes = u32::from(length >> 4) * 4;
+    let payload_bytes = behind(offset + header_bytes as usize, ctx);
     let is_farewell = payload_bytes == 0 && flags & (FIN | RST) != 0 && flags & SYN == 0;
-    Kind { payload_bytes, is_farewell, is_answer: flags & (SYN | ACK) == (SYN | ACK) }
+    let is_answer = flags & (SYN | ACK) == (SYN | ACK);
+    let is_request = flags & (SYN | ACK) == SYN;
+    let options_bytes = if is_request { header_bytes.saturating_sub(HEADER_BYTES) } else { 0 };
+    Kind { payload_bytes, is_farewell, is_answer, options_bytes }
 }
 
 /// Anything else, of which the payload begins at `offset`.
 #[inline(always)]
 fn other(offset: usize, ctx: &SkBuffContext) -> Kind {
-    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false }
+    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false, options_bytes: 0 }
 }
 
 /// How many bytes of the packet lie behind `offset`.

@@ -175,28 +175,22 @@ pub enum Caller {
     Subject(u32),
 }
 
-/// Who made the socket, seen from the caller.
+/// Who made the socket, seen from whom it was let through for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Creator {
-    /// The caller's cgroup, or its subject.
+    /// That subject.
     Same,
-    /// Somebody else.
+    /// Somebody else; or the kernel, for a connection that is up already.
     Other,
-    /// Nobody saw it: the socket is older than the gate, or the kernel made it for the caller, as it does for MPTCP's first
-    /// subflow.
-    Unknown,
 }
 
 impl Creator {
-    /// `subject` is the caller's; 0 is nobody's.
+    /// `made_in` is whose the cgroup is that the socket was made in, `subject` whom it was let through for.
     #[inline(always)]
-    pub fn of(made: &Admission, cgroup_id: u64, subject: u32) -> Self {
-        if made.creator_cgroup_id == 0 {
-            Self::Unknown
-        } else if made.creator_cgroup_id == cgroup_id || (subject != 0 && made.creator_subject == subject) {
-            Self::Same
-        } else {
-            Self::Other
+    pub fn of(made_in: Caller, subject: u32) -> Self {
+        match made_in {
+            Caller::Subject(creator) if creator == subject => Self::Same,
+            Caller::Subject(_) | Caller::Unknown | Caller::TooDeep => Self::Other,
         }
     }
 }
@@ -240,8 +234,6 @@ pub struct Facts<'a> {
     pub resource: Option<&'a ResourceEntry>,
     /// Who asks.
     pub caller: Caller,
-    /// Who made the socket.
-    pub creator: Creator,
     /// The pair's grant.
     pub grant: Option<&'a GrantRef>,
     /// Where it lies.
@@ -261,14 +253,7 @@ pub fn decide(facts: &Facts<'_>, now_boot_ns: u64) -> Reason {
     }
     let Some(grant) = facts.grant else { return Reason::NoLiveGrant };
     let Some(slot) = facts.slot else { return Reason::LookupFailed };
-    if let Some(ended) = slot.ended(grant.epoch, now_boot_ns) {
-        return ended;
-    }
-    // Last: that somebody may reach the resource, and only not by this socket, is another thing than that they may not.
-    match facts.creator {
-        Creator::Same | Creator::Unknown => Reason::Granted,
-        Creator::Other => Reason::CreatorDiffers,
-    }
+    slot.ended(grant.epoch, now_boot_ns).unwrap_or(Reason::Granted)
 }
 
 /// What becomes of somebody who would be let through, if there is no room for the record of it.
@@ -286,6 +271,8 @@ pub struct WireFacts<'a> {
     pub admission: Option<&'a Admission>,
     /// The admission's slot.
     pub slot: Option<&'a Slot>,
+    /// Who made the socket. Only packets show it: the kernel does not tell the programs that see calls.
+    pub creator: Creator,
 }
 
 /// Decides about a packet. `now_boot_ns` is `CLOCK_BOOTTIME`.
@@ -303,7 +290,14 @@ pub fn decide_wire(facts: &WireFacts<'_>, now_boot_ns: u64) -> Reason {
         return Reason::OtherResource;
     }
     let Some(slot) = facts.slot else { return Reason::LookupFailed };
-    slot.ended(admission.epoch, now_boot_ns).unwrap_or(Reason::Granted)
+    if let Some(ended) = slot.ended(admission.epoch, now_boot_ns) {
+        return ended;
+    }
+    // Last: that somebody may reach the resource, and only not by this socket, is another thing than that they may not.
+    match facts.creator {
+        Creator::Same => Reason::Granted,
+        Creator::Other => Reason::CreatorDiffers,
+    }
 }
 
 /// Decides about a write on a connection that was let through for `admitted`, a subject's number. `sender` is whose the
@@ -424,25 +418,21 @@ mod tests {
     fn truth_table() {
         let callers =
             [("unknown", Caller::Unknown), ("too deep", Caller::TooDeep), ("subject", Caller::Subject(1))];
-        let creators = [("same", Creator::Same), ("other", Creator::Other), ("unknown", Creator::Unknown)];
         let grants = [("none", None), ("epoch 7", Some(grant(7)))];
 
-        let mut table = row(["destination", "caller", "grant", "slot ends", "creator"], None);
+        let mut table = row(["destination", "caller", "grant", "slot ends", ""], None);
         for (resource_name, resource) in &RESOURCES {
             for (caller_name, caller) in callers {
                 for (grant_name, grant) in &grants {
                     for (slot_name, slot) in &slots() {
-                        for (creator_name, creator) in creators {
-                            let facts = Facts {
-                                resource: resource.as_ref(),
-                                caller,
-                                creator,
-                                grant: grant.as_ref(),
-                                slot: slot.as_ref(),
-                            };
-                            let names = [resource_name, caller_name, grant_name, slot_name, creator_name];
-                            table += &row(names, Some((decide(&facts, NOW), resource.as_ref())));
-                        }
+                        let facts = Facts {
+                            resource: resource.as_ref(),
+                            caller,
+                            grant: grant.as_ref(),
+                            slot: slot.as_ref(),
+                        };
+                        let names = [resource_name, caller_name, grant_name, slot_name, ""];
+                        table += &row(names, Some((decide(&facts, NOW), resource.as_ref())));
                     }
                 }
             }
@@ -463,15 +453,18 @@ mod tests {
             ("to this, told", admission(1, Admission::TOLD)),
             ("passive", admission(0, Admission::PASSIVE)),
         ];
-        let mut table = row(["destination", "admission", "slot ends", "", ""], None);
+        let creators = [("same", Creator::Same), ("other", Creator::Other)];
+        let mut table = row(["destination", "admission", "slot ends", "creator", ""], None);
         for (resource_name, resource) in &RESOURCES {
             for (admission_name, admission) in &admissions {
                 for (slot_name, slot) in &slots() {
-                    let resource = resource.as_ref();
-                    let facts = WireFacts { resource, admission: admission.as_ref(), slot: slot.as_ref() };
-                    let reason = decide_wire(&facts, NOW);
-                    table +=
-                        &row([resource_name, admission_name, slot_name, "", ""], Some((reason, resource)));
+                    for (creator_name, creator) in creators {
+                        let resource = resource.as_ref();
+                        let (admission, slot) = (admission.as_ref(), slot.as_ref());
+                        let reason = decide_wire(&WireFacts { resource, admission, slot, creator }, NOW);
+                        let names = [resource_name, admission_name, slot_name, creator_name, ""];
+                        table += &row(names, Some((reason, resource)));
+                    }
                 }
             }
         }
@@ -545,7 +538,7 @@ mod tests {
     }
 
     /// The table again, as one sentence: a protected destination opens only to a subject whose grant is of the slot's
-    /// present epoch and not over, by a socket of its own.
+    /// present epoch and not over.
     #[test]
     fn only_a_live_grant_opens() {
         let verdict = |facts: &Facts<'_>| decide(facts, NOW).verdict(facts.resource);
@@ -558,7 +551,6 @@ mod tests {
         let open = Facts {
             resource: Some(&protected),
             caller: Caller::Subject(1),
-            creator: Creator::Same,
             grant: Some(&grant),
             slot: Some(&slot),
         };
@@ -566,7 +558,6 @@ mod tests {
         let closed = [
             Facts { caller: Caller::Unknown, ..open },
             Facts { caller: Caller::TooDeep, ..open },
-            Facts { creator: Creator::Other, ..open },
             Facts { grant: None, ..open },
             Facts { slot: None, ..open },
             Facts { slot: Some(&over), ..open },
@@ -586,16 +577,12 @@ mod tests {
 
     #[test]
     fn whose_socket_it_is() {
-        let made = |creator_cgroup_id, creator_subject| Admission {
-            creator_cgroup_id,
-            creator_subject,
-            ..Admission::default()
-        };
-        assert_eq!(Creator::of(&made(0, 0), 42, 1), Creator::Unknown);
-        assert_eq!(Creator::of(&made(42, 0), 42, 1), Creator::Same);
-        assert_eq!(Creator::of(&made(41, 1), 42, 1), Creator::Same);
-        assert_eq!(Creator::of(&made(41, 2), 42, 1), Creator::Other);
-        assert_eq!(Creator::of(&made(41, 0), 42, 0), Creator::Other);
+        assert_eq!(Creator::of(Caller::Subject(3), 3), Creator::Same);
+        for other in [Caller::Subject(4), Caller::Unknown, Caller::TooDeep] {
+            assert_eq!(Creator::of(other, 3), Creator::Other);
+        }
+        // What was let through for nobody was not let through.
+        assert_eq!(Creator::of(Caller::Unknown, 0), Creator::Other);
     }
 
     #[test]

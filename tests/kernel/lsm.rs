@@ -200,7 +200,7 @@ fn a_connection_is_handed_to_nobody_else() -> Result<Outcome> {
         for record in records {
             ensure_eq!((record.hook, record.reason), (Hook::FileReceive as u8, Reason::HandedOver as u8));
             ensure_eq!((record.subject, record.resource), (subject, RESOURCE));
-            ensure_eq!((record.cgroup_id, record.creator_cgroup_id), (cgroup.id()?, lending.id()?));
+            ensure_eq!(record.cgroup_id, cgroup.id()?);
             ensure_eq!(record.grant, *grant.id.as_bytes());
             ensure_eq!((record.port, record.protocol), (listener.address().port(), 6));
         }

@@ -49,7 +49,6 @@ fn a_denial_says_who_and_where() -> Result<()> {
     let record = one(fixture.denials())?;
     let expected = VerdictRecord {
         boot_ns: record.boot_ns,
-        creator_cgroup_id: cgroup.id()?,
         cgroup_id: cgroup.id()?,
         socket_cookie: record.socket_cookie,
         netns_cookie: record.netns_cookie,

@@ -2,8 +2,10 @@
 //! let through to where the packet really goes, by a grant that still counts. The last word, which no rewriting on the way
 //! can go around.
 
-use agent_ebpf::abi::{Admission, GrantKey, Hook, ResourceEntry, VerdictRecord, protocol};
-use agent_ebpf::verdict::{Reason, Verdict, WireFacts, decide_wire, without_record};
+use agent_ebpf::abi::{
+    Admission, ConnectionEntry, GrantKey, Hook, NEVER, ResourceEntry, VerdictRecord, protocol,
+};
+use agent_ebpf::verdict::{Caller, Creator, Reason, Verdict, WireFacts, decide_wire, without_record};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock};
@@ -12,9 +14,10 @@ use aya_ebpf::programs::SkBuffContext;
 
 use super::{GO_ON, REFUSE, bind};
 use crate::context::{self, Destination};
-use crate::grants::{grant, inherit, note, slot, write_name};
-use crate::packet::{self, Packet, Segment};
+use crate::grants::{Found, connection, grant, inherit, note, slot, write_name};
+use crate::packet::{self, Opening, Packet, Segment, opening};
 use crate::resources::protecting;
+use crate::subjects::of_socket;
 use crate::{maps, record};
 
 const SOCK_RAW: u32 = 3;
@@ -43,79 +46,159 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     }
     let now_boot_ns = context::now_boot_ns();
     let sk = full_socket(ctx);
-    // What is not known of a socket yet is made, so that it is told of once.
-    let known = if sk.is_null() { None } else { context::admission_or_new(sk) };
-    let Some(admission) = known else {
-        let verdict = Reason::NotAdmitted.verdict(Some(&resource));
-        let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
-        record::emit_denied(|record| packet.describe(ctx, None, Reason::NotAdmitted, record));
-        return if verdict.lets_through() { GO_ON } else { REFUSE };
-    };
     let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
+    if sk.is_null() {
+        return packet.refuse_unknown(ctx);
+    }
+    // SAFETY: the helper takes the context that the kernel handed us.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if segment.destination.protocol == protocol::TCP
+        && let Some(connection) = connection(cookie)
+    {
+        return judge_connection(ctx, segment, &packet, sk, cookie, connection);
+    }
+    judge_socket(ctx, segment, &packet, sk, cookie)
+}
+
+/// Judges a packet of a TCP connection that is remembered.
+#[inline(always)]
+fn judge_connection(
+    ctx: &SkBuffContext,
+    segment: &Segment,
+    packet: &Judged<'_>,
+    sk: *mut bpf_sock,
+    cookie: u64,
+    connection: &mut ConnectionEntry,
+) -> i32 {
+    let found = Admission::of(connection);
+    let slot = Found::from(slot(found.slot));
+    let mut creator = Creator::Same;
+    if !connection.is_seen(cookie) {
+        creator = creator_of(ctx, segment, sk, found.subject);
+        if creator == Creator::Same {
+            connection.see(cookie);
+        }
+    }
+    let facts =
+        WireFacts { resource: packet.resource, admission: Some(&found), slot: slot.as_ref(), creator };
+    let reason = decide_wire(&facts, packet.now_boot_ns);
+    if reason == Reason::Granted
+        && let Some(slot) = slot.get()
+    {
+        note(&maps::LAST_ADMITTED, found.slot, packet.now_boot_ns);
+        if slot.idle_limit_ns != 0 && has_activity(sk, &mut connection.bytes, segment) {
+            note(&maps::LAST_ACTIVE, found.slot, packet.now_boot_ns);
+        }
+        return GO_ON;
+    }
+    // It cannot become anything: the agent closes it, so that who waits for it hears of it.
+    if reason == Reason::CreatorDiffers && reason.verdict(packet.resource) == Verdict::Deny {
+        connection.epoch = NEVER;
+    }
+    let was_told = connection.has(ConnectionEntry::OBSERVED);
+    packet.refuse(ctx, segment, sk, &found, reason, was_told)
+}
+
+/// Who made the socket of a connection that was let through for this subject.
+#[inline(always)]
+fn creator_of(ctx: &SkBuffContext, segment: &Segment, sk: *mut bpf_sock, subject: u32) -> Creator {
+    let creator = Creator::of(of_socket(ctx), subject);
+    if creator == Creator::Other {
+        return creator;
+    }
+    match opening(ctx, segment) {
+        Opening::Plain => creator,
+        // A further subflow of MPTCP is the kernel's, for a connection that may have ended.
+        Opening::Join => Creator::Other,
+        // The kernel writes on it: that is not to be judged.
+        Opening::Mptcp => {
+            if let Some(admission) = context::admission_or_new(sk) {
+                admission.flags |= Admission::SUBFLOW;
+            }
+            creator
+        }
+    }
+}
+
+/// Judges a packet of any other socket: what is known of it stands in its storage.
+#[inline(always)]
+fn judge_socket(
+    ctx: &SkBuffContext,
+    segment: &Segment,
+    packet: &Judged<'_>,
+    sk: *mut bpf_sock,
+    cookie: u64,
+) -> i32 {
+    // What is not known of a socket yet is made, so that it is told of once.
+    let Some(admission) = context::admission_or_new(sk) else { return packet.refuse_unknown(ctx) };
     let mut without_room = false;
-    if admission.resource == 0 && passes_no_other_hook(sk, segment.destination.protocol) {
-        without_room = !packet.admit_by_creator(ctx, admission, &resource);
+    if let Some(resource) = packet.resource {
+        if admission.creator_subject == 0
+            && admission.flags & Admission::PASSIVE == 0
+            && let Caller::Subject(subject) = of_socket(ctx)
+        {
+            admission.creator_subject = subject;
+        }
+        if admission.resource == 0 && passes_no_other_hook(sk, segment.destination.protocol) {
+            without_room = !packet.admit_by_creator(ctx, admission, resource);
+        }
     }
 
     let mut found = *admission;
     // Looked up for each packet and not written into the socket's storage: whoever connects it anew meanwhile may be writing
     // there.
-    if found.resource == 0 && found.flags & Admission::PASSIVE == 0 {
-        // SAFETY: the helper takes the context that the kernel handed us.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        if inherit(cookie, &mut found) {
-            admission.flags |= Admission::INHERITED;
-        }
+    if found.resource == 0 && found.flags & Admission::PASSIVE == 0 && inherit(cookie, &mut found) {
+        admission.flags |= Admission::INHERITED;
     }
     // An unconnected socket may be used for several resources at once: each datagram was judged on its way in, and the
     // socket remembers the last one.
-    if found.resource != resource.number
+    if let Some(resource) = packet.resource
+        && found.resource != resource.number
         && segment.destination.protocol == protocol::UDP
         && found.resource != 0
         && let Some(grant) = grant(GrantKey { subject: found.subject, resource: resource.number })
     {
         (found.resource, found.slot, found.epoch) = (resource.number, grant.slot, grant.epoch);
     }
-    let slot = slot(found.slot);
-    let facts = WireFacts { resource: Some(&resource), admission: Some(&found), slot: slot.as_ref() };
-    let reason = if without_room { Reason::AuditUnavailable } else { decide_wire(&facts, now_boot_ns) };
-    let verdict = reason.verdict(Some(&resource));
-    if verdict == Verdict::Allow {
-        if let (Reason::Granted, Some(slot)) = (reason, slot) {
-            note(&maps::LAST_ADMITTED, found.slot, now_boot_ns);
-            if count(sk, admission, segment, slot.idle_limit_ns != 0) {
-                note(&maps::LAST_ACTIVE, found.slot, now_boot_ns);
-            }
+    let slot = Found::from(slot(found.slot));
+    let creator = Creator::of(made_by(&found), found.subject);
+    let facts =
+        WireFacts { resource: packet.resource, admission: Some(&found), slot: slot.as_ref(), creator };
+    let reason =
+        if without_room { Reason::AuditUnavailable } else { decide_wire(&facts, packet.now_boot_ns) };
+    // Nobody's access.
+    if reason == Reason::NotProtected {
+        return GO_ON;
+    }
+    if reason == Reason::Granted
+        && let Some(slot) = slot.get()
+    {
+        note(&maps::LAST_ADMITTED, found.slot, packet.now_boot_ns);
+        admission.bytes += u64::from(segment.payload_bytes);
+        if slot.idle_limit_ns != 0 && segment.payload_bytes > 0 {
+            note(&maps::LAST_ACTIVE, found.slot, packet.now_boot_ns);
         }
         return GO_ON;
     }
-    // Both ends of a connection that was let through once may learn that it is over.
-    if segment.is_farewell && found.resource == resource.number {
-        return GO_ON;
-    }
-    // Once for each socket: it goes on trying.
-    let told = if verdict.lets_through() { Admission::OBSERVED } else { Admission::TOLD };
-    if admission.flags & told == 0 {
-        admission.flags |= told;
-        record::emit_denied(|record| packet.describe(ctx, Some(&found), reason, record));
-    }
-    if verdict.lets_through() { GO_ON } else { REFUSE }
+    packet.refuse(ctx, segment, sk, &found, reason, false)
 }
 
-/// Counts what the socket carries. Returns whether that is activity, as far as anybody wants to know (`has_limit`): payload
-/// sent, or received since the last look. A bare acknowledgement or a keepalive probe is none.
+/// Whose the cgroup is that the socket was made in, as its storage has it.
 #[inline(always)]
-fn count(sk: *mut bpf_sock, admission: &mut Admission, segment: &Segment, has_limit: bool) -> bool {
-    if segment.destination.protocol != protocol::TCP {
-        admission.bytes += u64::from(segment.payload_bytes);
-        return has_limit && segment.payload_bytes > 0;
+fn made_by(admission: &Admission) -> Caller {
+    match admission.creator_subject {
+        0 => Caller::Unknown,
+        subject => Caller::Subject(subject),
     }
-    if !has_limit {
-        return false;
-    }
+}
+
+/// Whether there was activity, as an idle limit counts it: payload sent, or received since the last look. A bare
+/// acknowledgement or a keepalive probe is none.
+#[inline(always)]
+fn has_activity(sk: *mut bpf_sock, bytes: &mut u64, segment: &Segment) -> bool {
     let Some(received) = bytes_received(sk) else { return segment.payload_bytes > 0 };
-    let has_received = received != admission.bytes;
-    admission.bytes = received;
+    let has_received = received != *bytes;
+    *bytes = received;
     has_received || segment.payload_bytes > 0
 }
 
@@ -157,6 +240,49 @@ struct Judged<'a> {
 }
 
 impl Judged<'_> {
+    /// Of its socket nothing is known, nor can it be.
+    #[inline(always)]
+    fn refuse_unknown(&self, ctx: &SkBuffContext) -> i32 {
+        let verdict = Reason::NotAdmitted.verdict(self.resource);
+        record::emit_denied(|record| self.describe(ctx, None, Reason::NotAdmitted, record));
+        if verdict.lets_through() { GO_ON } else { REFUSE }
+    }
+
+    /// What becomes of a packet that was not let through. `was_told`: there is a record already of what is only observed.
+    #[inline(always)]
+    fn refuse(
+        &self,
+        ctx: &SkBuffContext,
+        segment: &Segment,
+        sk: *mut bpf_sock,
+        found: &Admission,
+        reason: Reason,
+        was_told: bool,
+    ) -> i32 {
+        let verdict = reason.verdict(self.resource);
+        // Both ends of a connection that was let through once may learn that it is over.
+        if segment.is_farewell
+            && reason != Reason::CreatorDiffers
+            && self.resource.is_some_and(|resource| found.resource == resource.number)
+        {
+            return GO_ON;
+        }
+        let told = if verdict.lets_through() { Admission::OBSERVED } else { Admission::TOLD };
+        // Once for each socket: it goes on trying.
+        let is_first = match context::admission_or_new(sk) {
+            Some(admission) => {
+                let is_first = admission.flags & told == 0;
+                admission.flags |= told;
+                is_first
+            }
+            None => true,
+        };
+        if is_first && !(was_told && verdict.lets_through()) {
+            record::emit_denied(|record| self.describe(ctx, Some(found), reason, record));
+        }
+        if verdict.lets_through() { GO_ON } else { REFUSE }
+    }
+
     /// Lets a socket through on behalf of who made it, once: later packets are bound to what was granted then. Returns whether
     /// there was room for a record where there must be one.
     #[inline(always)]
@@ -204,13 +330,12 @@ impl Judged<'_> {
         record.port = self.destination.port;
         record.protocol = self.destination.protocol;
         record.resource = number;
-        if let Some(admission) = admission {
-            record.creator_cgroup_id = admission.creator_cgroup_id;
-            if admission.resource == number {
-                record.subject = admission.subject;
-                record.epoch = admission.epoch;
-                write_name(admission.slot, &mut record.grant);
-            }
+        if let Some(admission) = admission
+            && admission.resource == number
+        {
+            record.subject = admission.subject;
+            record.epoch = admission.epoch;
+            write_name(admission.slot, &mut record.grant);
         }
         record.hook = Hook::Egress as u8;
         record.verdict = reason.verdict(self.resource) as u8;
@@ -219,6 +344,7 @@ impl Judged<'_> {
         // SAFETY: helpers that take the context that the kernel handed us.
         unsafe {
             record.cgroup_id = bpf_skb_cgroup_id(ctx.skb.skb);
+            record.creator_cgroup_id = record.cgroup_id;
             record.socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
         }
     }

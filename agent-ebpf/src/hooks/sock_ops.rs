@@ -14,6 +14,7 @@ use aya_ebpf::programs::SockOpsContext;
 
 use super::{Carried, GO_ON, close};
 use crate::context;
+use crate::grants::connection;
 use crate::resources::class;
 
 /// `TCP_CLOSE`.
@@ -37,9 +38,9 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     let sk = socket(ctx);
-    // A socket that a task made itself, and that got here by a simultaneous open, is not passive.
+    // A socket that got here by a simultaneous open connects to where it was let through.
     if !sk.is_null()
-        && context::admission(sk).is_none()
+        && connection(cookie(ctx)).is_none()
         && let Some(admission) = context::admission_or_new(sk)
     {
         admission.flags = Admission::PASSIVE;
@@ -55,28 +56,21 @@ fn connecting(ctx: &SockOpsContext) {
         && let Some(admission) = context::admission(sk)
     {
         admission.flags &= !Admission::PASSIVE;
-        if admission.resource != 0 || admission.flags & Admission::OBSERVED != 0 {
-            // Never refused for a flag that the kernel knows.
-            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
-        }
+    }
+    if connection(cookie(ctx)).is_some() {
+        // Never refused for a flag that the kernel knows.
+        let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     }
 }
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
-    let sk = socket(ctx);
-    if sk.is_null() {
-        return;
-    }
-    let is_released =
-        context::admission(sk).is_some_and(|admission| admission.flags & Admission::RELEASED != 0);
     let state = ctx.arg(0);
-    // SAFETY: the kernel hands the program a valid `bpf_sock_ops`, of which these fields may be read, and the helper takes it.
-    let (acknowledged, received, cookie) = unsafe {
+    // SAFETY: the kernel hands the program a valid `bpf_sock_ops`, of which these fields may be read.
+    let (acknowledged, received) = unsafe {
         (
             (&raw const (*ctx.ops).bytes_acked).read_volatile(),
             (&raw const (*ctx.ops).bytes_received).read_volatile(),
-            bpf_get_socket_cookie(ctx.as_ptr()),
         )
     };
     let (not_sent, not_received) = overhead(state);
@@ -84,11 +78,17 @@ fn closed(ctx: &SockOpsContext) {
         sent: acknowledged.saturating_sub(not_sent),
         received: received.saturating_sub(not_received),
     };
-    close(cookie, Some(state), is_released, carried, context::now_boot_ns());
+    close(cookie(ctx), Some(state), false, carried, context::now_boot_ns());
 }
 
 #[inline(always)]
 fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the kernel hands the program a valid `bpf_sock_ops`; `sk` is the one pointer of the union that it sets.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the context that the kernel handed us.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }

@@ -1,7 +1,7 @@
 //! The last file descriptor of a socket is closed. TCP goes on for a while, and tells by itself when it is over; anything else
 //! is over now.
 
-use agent_ebpf::abi::{Admission, ClosedRecord, protocol};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, protocol};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
@@ -10,30 +10,43 @@ use aya_ebpf::programs::SockContext;
 
 use super::{Carried, GO_ON, close};
 use crate::context;
+use crate::grants::connection;
 
 /// `TCP_CLOSE`.
 const CLOSED: u32 = 7;
 
 #[cgroup_sock(sock_release)]
 pub(crate) fn sock_release(ctx: SockContext) -> i32 {
-    // Most sockets were never let through to anything protected.
-    if let Some(admission) = context::admission(ctx.sock)
+    let (protocol, state) = protocol_and_state(ctx.sock);
+    if protocol == u32::from(protocol::TCP) {
+        release_tcp(&ctx, state);
+    } else if let Some(admission) = context::admission(ctx.sock)
+        // Most sockets were never let through to anything protected.
         && admission.may_be_remembered()
     {
-        admission.flags |= Admission::RELEASED;
-        let (protocol, state) = protocol_and_state(ctx.sock);
-        let carried = match protocol == u32::from(protocol::TCP) {
-            true if state != CLOSED => return GO_ON,
-            // It never began.
-            true => Carried { sent: 0, received: 0 },
-            false => Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN },
-        };
-        // SAFETY: the helper takes the context that the kernel handed us.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        let carried = Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN };
         // An unconnected socket was never remembered.
-        close(cookie, None, true, carried, context::now_boot_ns());
+        close(cookie(&ctx), None, true, carried, context::now_boot_ns());
     }
     GO_ON
+}
+
+#[inline(always)]
+fn release_tcp(ctx: &SockContext, state: u32) {
+    let cookie = cookie(ctx);
+    let Some(connection) = connection(cookie) else { return };
+    if state == CLOSED {
+        // It never began.
+        close(cookie, None, true, Carried { sent: 0, received: 0 }, context::now_boot_ns());
+    } else {
+        connection.flags |= ConnectionEntry::RELEASED;
+    }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockContext) -> u64 {
+    // SAFETY: the helper takes the context that the kernel handed us.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
 use crate::context::{self, Destination};
-use crate::grants::{inherit, write_name};
+use crate::grants::write_name;
 use crate::resources::protecting;
 use crate::{GO_ON, REFUSE, maps, record, subjects};
 
@@ -24,8 +24,14 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
     // SAFETY: the helper takes a socket of the kernel's, which `sk` is.
     let cookie = unsafe { bpf_get_socket_cookie(sk.cast()) };
     let mut admission = context::admission(sk).as_deref().copied().unwrap_or_default();
-    if admission.resource == 0 && admission.flags & Admission::PASSIVE == 0 {
-        inherit(cookie, &mut admission);
+    // SAFETY: an entry is replaced as a whole; what is copied here is one or the other.
+    let connection = unsafe { maps::CONNECTIONS.get(cookie).copied() };
+    // TCP connections, and what a gate of another ABI version let through, stand there alone.
+    if admission.resource == 0
+        && admission.flags & Admission::PASSIVE == 0
+        && let Some(connection) = &connection
+    {
+        admission = Admission::of(connection);
     }
     let mut receiver = Caller::Unknown;
     let ask = || {
@@ -33,8 +39,6 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
         receiver
     };
     let Some(reason) = decide_handover(&admission, ask) else { return GO_ON };
-    // SAFETY: an entry is replaced as a whole; what is copied here is one or the other.
-    let connection = unsafe { maps::CONNECTIONS.get(cookie).copied() };
     let destination = connection.map(|connection| Destination {
         address: connection.address,
         port: connection.port,
@@ -44,7 +48,6 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
     let verdict = reason.verdict(destination.as_ref().and_then(protecting).as_ref());
     record::emit_denied(|record| {
         record.boot_ns = context::now_boot_ns();
-        record.creator_cgroup_id = admission.creator_cgroup_id;
         record.cgroup_id = context::cgroup_id();
         record.socket_cookie = cookie;
         record.resource = admission.resource;

@@ -52,7 +52,7 @@ fn is_exempt() -> bool {
         return false;
     }
     let mut found = 0;
-    let searched = context::for_each_cgroup(|id| {
+    let searched = context::for_each_cgroup(context::ancestor_cgroup_id, |id| {
         if is_listed(id) {
             found = 1;
         }

@@ -51,7 +51,6 @@ pub(crate) fn send(ctx: SkMsgContext) -> u32 {
     }
     record::emit_denied(|record| {
         record.boot_ns = context::now_boot_ns();
-        record.creator_cgroup_id = admission.creator_cgroup_id;
         record.cgroup_id = cgroup_id;
         record.socket_cookie = admission.socket_cookie;
         record.epoch = admission.epoch;

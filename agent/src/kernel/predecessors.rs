@@ -79,7 +79,7 @@ impl Predecessor {
     pub(super) fn connections(&self, now_boot_ns: u64) -> Result<Vec<Inherited>, KernelError> {
         let open = |name, kind| self.pins.open_map(name, kind);
         let connections = open(map::CONNECTIONS, MapType::Hash)?.filter(|map| {
-            map.key_bytes == size_of::<u64>() && map.value_bytes >= size_of::<ConnectionEntry>()
+            map.key_bytes == size_of::<u64>() && map.value_bytes >= ConnectionEntry::COMMON_BYTES
         });
         let Some(connections) = connections else {
             tracing::error!(
@@ -221,12 +221,16 @@ fn entries(map: &RawMap) -> Result<Vec<(u64, ConnectionEntry)>, KernelError> {
 /// More than any map has entries.
 const WALK_MAX: usize = 1 << 22;
 
-/// The part of a connection's entry that every version lays out alike. None: it is too short.
+/// The part of a connection's entry that every version lays out alike; what follows means something to that version only. None:
+/// it is too short.
 fn parse(bytes: &[u8]) -> Option<ConnectionEntry> {
-    let bytes = bytes.get(..size_of::<ConnectionEntry>())?;
+    let mut whole = [0; size_of::<ConnectionEntry>()];
+    whole[..ConnectionEntry::COMMON_BYTES].copy_from_slice(bytes.get(..ConnectionEntry::COMMON_BYTES)?);
     // SAFETY: there are as many bytes as the structure has, which is `repr(C)`, without padding, and of integers and bytes
     // only, so that every bit pattern is one; an unaligned read asks for nothing more.
-    Some(unsafe { bytes.as_ptr().cast::<ConnectionEntry>().read_unaligned() })
+    let entry = unsafe { whole.as_ptr().cast::<ConnectionEntry>().read_unaligned() };
+    let flags = entry.flags & (ConnectionEntry::OBSERVED | ConnectionEntry::INHERITED);
+    Some(ConnectionEntry { flags, seen: 0, ..entry })
 }
 
 #[cfg(test)]
@@ -236,9 +240,10 @@ mod tests {
     /// A later version may append; what it found here stays where it is.
     #[test]
     fn a_longer_entry_begins_alike() {
-        let mut bytes: Vec<u8> = (1..).take(size_of::<ConnectionEntry>()).collect();
-        let entry = parse(&bytes).expect("as long as ours");
+        let mut bytes: Vec<u8> = (1..).take(ConnectionEntry::COMMON_BYTES).collect();
+        let entry = parse(&bytes).expect("as long as it must be");
         assert_eq!(entry.epoch, u64::from_ne_bytes([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!((entry.seen, entry.bytes), (0, 0));
         assert_eq!(parse(&bytes[1..]), None);
         bytes.extend([0xff; 32]);
         assert_eq!(parse(&bytes), Some(entry));

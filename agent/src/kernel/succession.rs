@@ -5,16 +5,13 @@
 //!
 //! Invariant: after each step, whatever happens then, some whole gate decides, and an agent of either version can go on.
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantRef, Ring, VerdictRecord, map};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantRef, NEVER, Ring, VerdictRecord, map};
 
 use super::pins::Attachable;
 use super::predecessors::{Inherited, Predecessor, Superseded};
 use super::sys::{self, AttachType};
 use super::{Gate, KernelError};
 use crate::clock::now_boot_ns;
-
-/// An epoch that no slot ever has: each begins at 0 and is raised one by one.
-const NEVER: u64 = u64::MAX;
 
 impl Gate {
     /// Whether a gate of another ABI version is up.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent_ebpf::abi::{
     ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, map, protocol,
 };
+use agent_ebpf::verdict::Reason;
 use proto::types::{
     Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report, Selector,
     SubjectNumber,
@@ -50,6 +51,8 @@ pub(super) struct Enforcing {
     periods: BTreeMap<(u32, u64), Period>,
     /// Some connection of an ended period may still be there.
     unconfirmed: bool,
+    /// Some connection was let through by a call, and then refused for who made its socket.
+    strays: bool,
     /// Resources that were only observed when it was last reconciled.
     observed: BTreeSet<u32>,
 }
@@ -118,6 +121,7 @@ impl Enforcing {
             drifted: Vec::new(),
             periods,
             unconfirmed: true,
+            strays: false,
             observed,
         };
         enforcing.note_missing();
@@ -408,7 +412,7 @@ impl Enforcing {
         self.look_at_activity(now_boot_ns);
         let over = |(slot, epoch): &(u32, u64)| !self.entries.counts(*slot, *epoch, now_boot_ns);
         let ended: Vec<(u32, u64)> = self.periods.keys().filter(|period| over(period)).copied().collect();
-        if ended.is_empty() && !(again && self.unconfirmed) {
+        if ended.is_empty() && !self.strays && !(again && self.unconfirmed) {
             return Ok(Ends::default());
         }
         // What is only observed goes on, with a grant or without.
@@ -421,6 +425,7 @@ impl Enforcing {
             connections.into_iter().filter(|(_, entry)| is_dead(entry)).collect();
         let outcome = self.end_dead(&dead)?;
         self.unconfirmed = !outcome.unconfirmed.is_empty();
+        self.strays = false;
 
         let mut ends = Ends { closed: untold(&dead, &outcome, now_boot_ns), ..Ends::default() };
         for (slot, epoch) in ended {
@@ -531,6 +536,8 @@ impl Enforcing {
 
     pub(super) fn see(&mut self, records: &[VerdictRecord]) {
         records.iter().for_each(|record| self.proving.see(record));
+        // The kernel shows who made a socket only when a packet leaves: it has refused that, and nobody has told the caller.
+        self.strays |= records.iter().any(|record| record.reason == Reason::CreatorDiffers as u8);
         self.conclude();
     }
 
