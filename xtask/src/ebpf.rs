@@ -23,8 +23,8 @@ use crate::{
 const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
-/// The gate, the per-send check, and the LSM tier.
-const PROGRAMS: [&str; 3] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm"];
+/// The gate, the per-send check, the LSM tier, and the tamper tier.
+const PROGRAMS: [&str; 4] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm", "portcullis-tamper"];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {

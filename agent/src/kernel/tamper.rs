@@ -69,6 +69,7 @@ struct Up {
     loader: Loader,
     executable: Executable,
     helper: Helper,
+    /// As it was last told.
     lifted_until_boot_ns: u64,
 }
 
@@ -118,7 +119,10 @@ impl Up {
         kept.keep_file(executable.running, FileKey::AGENT)?;
         let attach = |(hook, name)| Ok((name, loader.attach(&mut object, hook)?));
         let links = PROGRAMS.into_iter().map(attach).collect::<Result<_, String>>()?;
-        Ok(Self { links, kept, loader, executable, helper: Helper::default(), lifted_until_boot_ns: 0 })
+        // What is over was told by an earlier agent.
+        let lifted_until_boot_ns = kept.state(tamper_state::LIFTED_UNTIL)?;
+        let lifted_until_boot_ns = if lifted_until_boot_ns > now_boot_ns() { 0 } else { lifted_until_boot_ns };
+        Ok(Self { links, kept, loader, executable, helper: Helper::default(), lifted_until_boot_ns })
     }
 
     /// Asks, as somebody who is not the agent, for what must be refused. The error is what was not, or why it is not known.
@@ -264,7 +268,7 @@ impl Gate {
             Ok(false) => {}
             Ok(true) => faults.push(Fault {
                 text: "somebody else changed what the tamper tier keeps; put right".to_owned(),
-                opens: true,
+                opens: false,
                 repaired: true,
             }),
             Err(why) => faults.push(Fault { text: why, opens: false, repaired: false }),
