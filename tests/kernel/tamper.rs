@@ -324,6 +324,11 @@ fn it_outlives_the_agent_and_follows_an_upgrade() -> Result<Outcome> {
         "ok"
     );
     ensure_eq!(pin.exists(), false);
+    // On old kernels its programs run on for a moment.
+    let free = pin_dir.join("free");
+    wait_for("the tier to be gone", SOON, || {
+        Ok((stranger.tries(&["mkdir", path(&free)?])? == "ok").then_some(()))
+    })?;
     Ok(Outcome::Passed)
 }
 
