@@ -30,6 +30,7 @@ mod resources;
 #[path = "lsm/socket_create.rs"]
 mod socket_create;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "some of it is for the gate's programs")]
 mod subjects;
 
 /// What a program returns to let a call go on.

@@ -30,6 +30,7 @@ mod resources;
 #[path = "senders/send.rs"]
 mod send;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "some of it is for the gate's programs")]
 mod subjects;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.

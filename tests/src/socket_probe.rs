@@ -44,6 +44,11 @@ pub fn take(cgroup: &Cgroup, lender: &Lender) -> Result<String> {
     run(cgroup, &["take", &lender.child.id().to_string(), &lender.number])
 }
 
+/// Is handed the lender's socket, which leads nowhere yet, and connects it to `to` from within `cgroup`.
+pub fn connect(cgroup: &Cgroup, lender: &Lender, to: SocketAddr) -> Result<String> {
+    run(cgroup, &["connect", &to.to_string(), &lender.path.display().to_string()])
+}
+
 fn run(cgroup: &Cgroup, arguments: &[&str]) -> Result<String> {
     Ok(output(command(cgroup)?.args(arguments))?.trim().to_owned())
 }
@@ -54,7 +59,7 @@ fn command(cgroup: &Cgroup) -> Result<Command> {
     Ok(command)
 }
 
-/// A process that has connected, and hands its connection to whoever asks. Dropped, it ends.
+/// A process that has a socket, and hands it to whoever asks. Dropped, it ends.
 pub struct Lender {
     child: Child,
     path: PathBuf,
@@ -65,8 +70,17 @@ pub struct Lender {
 impl Lender {
     /// Connects to `to` from within `cgroup`. Who wants the connection is to ask at `path`.
     pub fn start(cgroup: &Cgroup, to: SocketAddr, path: PathBuf) -> Result<Self> {
+        Self::start_with(cgroup, &["lend", &to.to_string()], path)
+    }
+
+    /// The same of a TCP socket that is not connected.
+    pub fn start_unconnected(cgroup: &Cgroup, path: PathBuf) -> Result<Self> {
+        Self::start_with(cgroup, &["lend-unconnected"], path)
+    }
+
+    fn start_with(cgroup: &Cgroup, arguments: &[&str], path: PathBuf) -> Result<Self> {
         let mut command = command(cgroup)?;
-        command.args(["lend", &to.to_string(), &path.display().to_string()]);
+        command.args(arguments).arg(&path);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("the lender's output")?).read_line(&mut line)?;
@@ -108,7 +122,14 @@ fn act(arguments: &[&str]) -> Result<()> {
             let (domain, kind) = (Domain::from(family.parse::<i32>()?), Type::from(kind.parse::<i32>()?));
             named(Socket::new(domain, kind, Some(Protocol::from(protocol.parse::<i32>()?))).map(drop))
         }
-        ["receive", path] => received(Path::new(path))?.to_owned(),
+        ["receive", path] => match received(Path::new(path))? {
+            Some(_) => "ok".to_owned(),
+            None => KEPT_FROM_IT.to_owned(),
+        },
+        ["connect", to, path] => {
+            let socket = received(Path::new(path))?.context("the lender's socket was kept from it")?;
+            named(Socket::from(socket).connect(&to.parse::<SocketAddr>()?.into()))
+        }
         ["take", pid, number] => {
             let pid = Pid::from_raw(pid.parse()?).context("a process id is not 0")?;
             let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -116,7 +137,14 @@ fn act(arguments: &[&str]) -> Result<()> {
                 pidfd_getfd(process, number.parse()?, PidfdGetfdFlags::empty()).map(drop).map_err(Into::into),
             )
         }
-        ["lend", to, path] => return lend(to.parse()?, Path::new(path)),
+        ["lend", to, path] => {
+            let connection = TcpStream::connect(to).context("the lender cannot connect")?;
+            return lend(connection.into(), Path::new(path));
+        }
+        ["lend-unconnected", path] => {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).context("the lender has no socket")?;
+            return lend(socket.into(), Path::new(path));
+        }
         _ => bail!("a socket probe does not know {arguments:?}"),
     };
     writeln!(io::stdout(), "{result}")?;
@@ -131,8 +159,8 @@ fn named(result: io::Result<()>) -> String {
     }
 }
 
-/// The file that whoever listens at `path` hands over.
-pub fn receive_file(path: &Path) -> Result<OwnedFd> {
+/// The file that whoever listens at `path` hands over. None: it was kept from us.
+pub fn received(path: &Path) -> Result<Option<OwnedFd>> {
     let stream = UnixStream::connect(path)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -143,28 +171,18 @@ pub fn receive_file(path: &Path) -> Result<OwnedFd> {
         _ => None,
     });
     match file {
-        Some(file) => Ok(file),
-        None if message.flags.contains(rustix::net::ReturnFlags::CTRUNC) => bail!(KEPT_FROM_IT),
+        Some(file) => Ok(Some(file)),
+        None if message.flags.contains(rustix::net::ReturnFlags::CTRUNC) => Ok(None),
         None => bail!("the lender sent no file"),
     }
 }
 
-fn received(path: &Path) -> Result<&'static str> {
-    match receive_file(path) {
-        Ok(_) => Ok("ok"),
-        Err(error) if error.to_string() == KEPT_FROM_IT => Ok(KEPT_FROM_IT),
-        Err(error) => Err(error),
-    }
-}
-
-fn lend(to: SocketAddr, path: &Path) -> Result<()> {
-    let connection = OwnedFd::from(TcpStream::connect(to).context("the lender cannot connect")?);
+fn lend(socket: OwnedFd, path: &Path) -> Result<()> {
     let listener = UnixListener::bind(path)?;
-    let number = connection.as_raw_fd();
+    let number = socket.as_raw_fd();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            if let Err(error) =
-                stream.map_err(anyhow::Error::from).and_then(|stream| hand(&stream, &connection))
+            if let Err(error) = stream.map_err(anyhow::Error::from).and_then(|stream| hand(&stream, &socket))
             {
                 let _ = writeln!(io::stderr(), "lender: {error:#}");
             }
@@ -176,8 +194,8 @@ fn lend(to: SocketAddr, path: &Path) -> Result<()> {
 }
 
 /// Hands a file over.
-pub fn hand(stream: &UnixStream, connection: &OwnedFd) -> Result<()> {
-    let files = [connection.as_fd()];
+pub fn hand(stream: &UnixStream, socket: &OwnedFd) -> Result<()> {
+    let files = [socket.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {

@@ -218,8 +218,8 @@ fn replace(path: &Path) -> io::Result<()> {
 
 /// Detaches a link by a descriptor that the test hands over, which has had it from before.
 fn detach_held(path: &str) -> io::Result<()> {
-    let link = crate::socket_probe::receive_file(Path::new(path)).map_err(io::Error::other)?;
-    tampering::detach(&link)
+    let link = crate::socket_probe::received(Path::new(path)).map_err(io::Error::other)?;
+    tampering::detach(&link.ok_or(io::ErrorKind::NotFound)?)
 }
 
 fn read_memory(pid: &str) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod benchmarks;
+mod borrowed;
 mod deadlines;
 mod life;
 mod lsm;
@@ -29,6 +30,7 @@ fn main() {
             options::TESTS,
             modes::TESTS,
             benchmarks::TESTS,
+            borrowed::TESTS,
         ]
         .concat(),
     );

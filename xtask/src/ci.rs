@@ -9,10 +9,14 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     ebpf,
+    kernel_test::{self, Suite},
     setup::{self, Thing},
     sh::{self, Checkout},
     test, tidy,
 };
+
+/// What the kernel tests run on beside this machine's own kernel: the oldest that has all that there is.
+const OTHER_KERNEL: &str = "6.1";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     let mut times = Vec::new();
@@ -28,6 +32,9 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     step("clippy", &|| clippy(checkout))?;
     step("deny", &|| deny(checkout))?;
     step("lock", &|| lock(checkout))?;
+    step("kernel-test", &|| {
+        kernel_test::run(checkout, &[OTHER_KERNEL.to_owned()], Some(Suite::Kernel), &[])
+    })?;
 
     println!("== test");
     let start = Instant::now();
@@ -41,7 +48,7 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
 fn report(times: &[(&str, Duration)]) -> String {
     let total = times.iter().map(|(_, time)| time).sum();
     let lines = times.iter().copied().chain([("in all", total)]);
-    let lines = lines.map(|(name, time)| format!("{name:<8} {:>7.1} s", time.as_secs_f64()));
+    let lines = lines.map(|(name, time)| format!("{name:<11} {:>7.1} s", time.as_secs_f64()));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -90,6 +97,6 @@ mod tests {
     #[test]
     fn the_report_adds_up() {
         let times = [("fmt", Duration::from_millis(1500)), ("test", Duration::from_secs(200))];
-        assert_eq!(report(&times), "fmt          1.5 s\ntest       200.0 s\nin all     201.5 s");
+        assert_eq!(report(&times), "fmt             1.5 s\ntest          200.0 s\nin all        201.5 s");
     }
 }

@@ -98,14 +98,12 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         name: "socket_made_before_the_gate",
         run: borrow_and_connect,
         lender: early(Lent::Tcp),
-        granted: Granted::Arrives,
         ..PASSED
     },
     Technique {
         name: "udp_socket_made_before_the_gate",
         run: borrow_and_send_to,
         lender: early(Lent::Udp),
-        granted: Granted::Arrives,
         service: Service::Udp,
         stop: Stop::By("sendmsg"),
         ..PASSED

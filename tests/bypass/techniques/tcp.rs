@@ -53,13 +53,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         ..OWN
     },
     Technique { name: "tcp_reconnect_after_af_unspec", run: reconnect, ..TCP },
-    Technique {
-        name: "tcp_reconnect_of_an_accepted_socket",
-        run: reconnect_accepted,
-        granted: Granted::Refused("nobody saw who made the socket, and it is bound: it could be anybody's"),
-        kept: Kept::No,
-        ..TCP
-    },
+    Technique { name: "tcp_reconnect_of_an_accepted_socket", run: reconnect_accepted, ..TCP },
     Technique { name: "tcp_connect_again_while_connecting", run: connect_again, ..TCP },
     Technique { name: "tcp_self_made_source_port", run: bound, ..TCP },
     Technique { name: "tcp_sendfile", run: by_sendfile, stop: EGRESS_AFTER, ..TCP },
