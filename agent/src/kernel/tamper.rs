@@ -121,7 +121,8 @@ impl Up {
         let links = PROGRAMS.into_iter().map(attach).collect::<Result<_, String>>()?;
         // What is over was told by an earlier agent.
         let lifted_until_boot_ns = kept.state(tamper_state::LIFTED_UNTIL)?;
-        let lifted_until_boot_ns = if lifted_until_boot_ns > now_boot_ns() { 0 } else { lifted_until_boot_ns };
+        let lifted_until_boot_ns =
+            if lifted_until_boot_ns > now_boot_ns() { 0 } else { lifted_until_boot_ns };
         Ok(Self { links, kept, loader, executable, helper: Helper::default(), lifted_until_boot_ns })
     }
 
