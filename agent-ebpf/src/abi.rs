@@ -69,6 +69,13 @@ pub mod map {
     pub const SENDERS: &str = "SENDERS";
     /// Hash: cgroup id → a `u32` that is 0: whose processes may have sockets of any family. Written by the agent.
     pub const EXEMPT_CGROUPS: &str = "EXEMPT_CGROUPS";
+    /// Hash: [`FileKey`](super::FileKey) → its flags, a `u32`: which files are the agent, and which must stay. Belongs to the
+    /// object of the tamper tier, as do the next two. Written by the agent.
+    pub const TAMPER_FILES: &str = "TAMPER_FILES";
+    /// Hash: [`ObjectKey`](super::ObjectKey) → a `u32` that is 0: what nobody but the agent gets hold of. Written by the agent.
+    pub const TAMPER_OBJECTS: &str = "TAMPER_OBJECTS";
+    /// Array of `u64`, see [`tamper_state`](super::tamper_state). Written by both.
+    pub const TAMPER_STATE: &str = "TAMPER_STATE";
 }
 
 /// How many cgroup levels above a process are looked at, the root included. Rootless containers under systemd were seen
@@ -85,6 +92,10 @@ pub const RESOURCES_MAX: u32 = 16_384;
 pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Cgroups whose processes may have sockets of any family.
 pub const EXEMPT_CGROUPS_MAX: u32 = 256;
+/// Files that the tamper tier knows: executables of the agent, pins and the directories above them.
+pub const TAMPER_FILES_MAX: u32 = 256;
+/// Maps, programs, links and mounts that the tamper tier keeps others from.
+pub const TAMPER_OBJECTS_MAX: u32 = 512;
 /// Size of each ring in bytes, unless configured; about 6,900 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
@@ -375,6 +386,133 @@ impl ConnectionEntry {
     };
 }
 
+/// A file, by the kernel's own numbers. Some file systems tell other ones to `stat`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileKey {
+    /// `i_ino`.
+    pub inode: u64,
+    /// `s_dev`: the major number above 20 bits of the minor one.
+    pub device: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl FileKey {
+    /// Whoever runs it is the agent.
+    pub const AGENT: u32 = 1;
+    /// It is not removed, and not moved.
+    pub const STAYS: u32 = 2;
+    /// Nothing in it is removed or moved, and nothing is added.
+    pub const CLOSED: u32 = 4;
+    /// It is a pin that nobody opens.
+    pub const PIN: u32 = 8;
+}
+
+/// Something of the kernel's that has a number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// [`MAP`](Self::MAP), [`PROGRAM`](Self::PROGRAM), [`LINK`](Self::LINK), [`MOUNT`](Self::MOUNT).
+    pub kind: u32,
+    /// Among those of its kind.
+    pub id: u32,
+}
+
+impl ObjectKey {
+    /// A map.
+    pub const MAP: u32 = 1;
+    /// A program.
+    pub const PROGRAM: u32 = 2;
+    /// A link.
+    pub const LINK: u32 = 3;
+    /// A mount.
+    pub const MOUNT: u32 = 4;
+}
+
+/// Indices into [`map::TAMPER_STATE`].
+pub mod tamper_state {
+    /// `CLOCK_BOOTTIME` in nanoseconds: before it nothing is refused, and nothing recorded.
+    pub const LIFTED_UNTIL: u32 = 0;
+    /// Process id of the agent's helper, which asks for what must be refused.
+    pub const HELPER: u32 = 1;
+    /// Of the file that was learnt: [`FileKey::inode`](super::FileKey::inode).
+    pub const LEARNT_INODE: u32 = 2;
+    /// Of the same: [`FileKey::device`](super::FileKey::device).
+    pub const LEARNT_DEVICE: u32 = 3;
+    /// From here on: how often the helper was refused what a [`Tampering`](super::Tampering) says.
+    pub const REFUSED: u32 = 8;
+    /// How many there are.
+    pub const MAX: u32 = REFUSED + 24;
+}
+
+/// What somebody tried who is not the agent.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tampering {
+    /// To get a descriptor of a map.
+    OpenMap = 1,
+    /// To get one of a program.
+    OpenProgram = 2,
+    /// To get one of a link.
+    OpenLink = 3,
+    /// To detach a link or to give it another program, by a descriptor that he had.
+    ChangeLink = 4,
+    /// To open a pin.
+    OpenPin = 5,
+    /// To remove a pin, or a directory of pins.
+    RemovePin = 6,
+    /// To move one, or something else to its place.
+    MovePin = 7,
+    /// To put something among the pins.
+    AddPin = 8,
+    /// To unmount the file system of the pins, or one that it is mounted on.
+    Unmount = 9,
+    /// To signal the agent.
+    Signal = 10,
+    /// To get into the agent's memory or at its descriptors.
+    Trace = 11,
+}
+
+impl Tampering {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::OpenMap,
+        Self::OpenProgram,
+        Self::OpenLink,
+        Self::ChangeLink,
+        Self::OpenPin,
+        Self::RemovePin,
+        Self::MovePin,
+        Self::AddPin,
+        Self::Unmount,
+        Self::Signal,
+        Self::Trace,
+    ];
+
+    /// As audit events name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenMap => "open_map",
+            Self::OpenProgram => "open_program",
+            Self::OpenLink => "open_link",
+            Self::ChangeLink => "change_link",
+            Self::OpenPin => "open_pin",
+            Self::RemovePin => "remove_pin",
+            Self::MovePin => "move_pin",
+            Self::AddPin => "add_pin",
+            Self::Unmount => "unmount",
+            Self::Signal => "signal",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// What a record names. None: not one of ours.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|tampering| *tampering as u8 == code)
+    }
+}
+
 /// Index into [`map::COUNTERS`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -429,11 +567,13 @@ pub enum Hook {
     SocketCreate = 32,
     /// A process is handed a file.
     FileReceive = 33,
+    /// Somebody reaches for the gate itself, or for its agent: any program of the tamper tier.
+    Tamper = 36,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -444,6 +584,7 @@ impl Hook {
         Self::Datagram,
         Self::SocketCreate,
         Self::FileReceive,
+        Self::Tamper,
     ];
 
     /// The program's name.
@@ -459,6 +600,7 @@ impl Hook {
             Self::Datagram => "datagram",
             Self::SocketCreate => "socket_create",
             Self::FileReceive => "file_receive",
+            Self::Tamper => "tamper",
         }
     }
 
@@ -496,13 +638,13 @@ pub struct VerdictRecord {
     pub pid: u32,
     /// Of the calling task, in the initial user namespace.
     pub uid: u32,
-    /// 0 only of [`Hook::SocketCreate`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
+    /// 0 only of [`Hook::SocketCreate`], of [`Hook::Tamper`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,
     /// CPU that wrote it.
     pub cpu: u32,
-    /// Destination.
+    /// Destination; at [`Hook::Tamper`] the number of a signal.
     pub port: u16,
     /// IANA's number.
     pub protocol: u8,
@@ -512,7 +654,7 @@ pub struct VerdictRecord {
     pub verdict: u8,
     /// A [`Reason`](crate::verdict::Reason).
     pub reason: u8,
-    /// Address family of the socket at [`Hook::SocketCreate`]; 0 elsewhere.
+    /// Address family of the socket at [`Hook::SocketCreate`]; a [`Tampering`] at [`Hook::Tamper`]; 0 elsewhere.
     pub family: u8,
     /// 0.
     pub reserved: [u8; 5],
@@ -670,6 +812,8 @@ assert_layout! {
     GrantKey: 8,
     GrantRef: 16,
     GrantSlot: 16,
+    FileKey: 16,
+    ObjectKey: 8,
     Admission: 48,
     ConnectionEntry: 88,
     RingCounters: 16,
@@ -680,8 +824,8 @@ assert_layout! {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AddressKey, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey, ResourceEntry, RingCounters,
-        SubjectEntry,
+        AddressKey, ConnectionEntry, FileKey, GrantKey, GrantRef, GrantSlot, ObjectKey, PeerKey,
+        ResourceEntry, RingCounters, SubjectEntry,
     };
 
     /// Lets aya copy a type to and from a map.
@@ -700,9 +844,11 @@ mod pod {
     impl_pod!(
         AddressKey,
         ConnectionEntry,
+        FileKey,
         GrantKey,
         GrantRef,
         GrantSlot,
+        ObjectKey,
         PeerKey,
         ResourceEntry,
         RingCounters,
@@ -737,6 +883,15 @@ mod tests {
             assert_eq!(Hook::from_code(hook as u8), Some(hook));
         }
         assert_eq!(Hook::from_code(0), None);
+    }
+
+    #[test]
+    fn tamperings_have_codes_and_places() {
+        for tampering in Tampering::ALL {
+            assert_eq!(Tampering::from_code(tampering as u8), Some(tampering));
+            assert!(tamper_state::REFUSED + u32::from(tampering as u8) < tamper_state::MAX);
+        }
+        assert_eq!(Tampering::from_code(0), None);
     }
 
     /// Agents of other ABI versions read it too, see [`ABI_VERSION`]: a later version may append, and move nothing.

@@ -8,6 +8,7 @@
 
 pub mod ingress;
 pub mod lsm;
+pub mod tamper;
 
 use crate::abi::{Admission, ConnectionEntry, EndedBy, GrantRef, ResourceEntry};
 
@@ -65,6 +66,8 @@ pub enum Reason {
     FamilyRefused = 32,
     /// A socket that was let through for another subject than the process that was handed it.
     HandedOver = 33,
+    /// Somebody else than the agent reaches for the gate itself, or for the agent.
+    Tampering = 34,
 }
 
 impl Verdict {
@@ -105,6 +108,7 @@ impl Reason {
         Self::PeerNotServed,
         Self::FamilyRefused,
         Self::HandedOver,
+        Self::Tampering,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -134,6 +138,7 @@ impl Reason {
             Self::PeerNotServed => "peer_not_served",
             Self::FamilyRefused => "family_refused",
             Self::HandedOver => "handed_over",
+            Self::Tampering => "tampering",
         }
     }
 
@@ -159,7 +164,8 @@ impl Reason {
             | Self::SenderDiffers
             | Self::PeerNotServed
             | Self::FamilyRefused
-            | Self::HandedOver => Verdict::Deny,
+            | Self::HandedOver
+            | Self::Tampering => Verdict::Deny,
         }
     }
 }

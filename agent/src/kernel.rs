@@ -23,6 +23,8 @@ mod senders;
 mod statistics;
 mod succession;
 mod sys;
+mod tamper;
+mod types;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -49,6 +51,7 @@ pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
+pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
@@ -58,6 +61,7 @@ use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
+use tamper::Tamper;
 
 /// The kernel programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
@@ -81,6 +85,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// The LSM tier.
     pub lsm: LsmSettings,
+    /// The tamper tier.
+    pub tamper: Demand,
 }
 
 impl Settings {
@@ -95,6 +101,7 @@ impl Settings {
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
             lsm: LsmSettings::default(),
+            tamper: Demand::Off,
         }
     }
 }
@@ -125,6 +132,7 @@ pub struct Gate {
     /// The check of senders. None: it is missing, or not up yet.
     senders: Option<Attachable>,
     tier: Tier,
+    tamper: Tamper,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -177,6 +185,7 @@ impl Gate {
     /// that was up before is taken down.
     pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
         let pins = Pins::prepare(settings)?;
+        pins.check_access()?;
         let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
         let mut ebpf = load(settings, &pins)?;
@@ -225,12 +234,15 @@ impl Gate {
             maps: Vec::new(),
             senders: None,
             tier,
+            tamper: Tamper::default(),
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
         gate.hold_maps()?;
+        // Before any program of the gate is attached, as the LSM tier.
+        gate.raise_tamper()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
             gate.attach_arrivals()?;
@@ -259,7 +271,10 @@ impl Gate {
         self.attach_datagrams()?;
         // It has one that no other program has.
         self.hold_maps()?;
-        self.tier.pin(&self.settings, &self.pins)
+        self.tier.pin(&self.settings, &self.pins)?;
+        self.tamper.pin(&self.settings, &self.pins)?;
+        self.prove_tamper();
+        Ok(())
     }
 
     /// Holds the pinned maps that are not held yet.
@@ -291,7 +306,8 @@ impl Gate {
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&self) -> Vec<Missing> {
-        self.missing.iter().cloned().chain(self.datagrams.missing()).chain(self.tier.missing()).collect()
+        let parts = self.missing.iter().cloned().chain(self.datagrams.missing());
+        parts.chain(self.tier.missing()).chain(self.tamper.missing()).collect()
     }
 
     /// Lets the processes of these cgroups, and of all below them, have sockets of any family; and no others.
@@ -432,6 +448,7 @@ pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
 pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
     let mut all = PinnedRings::default();
     for pins in Pins::all(pin_dir)? {
+        pins.check_access()?;
         let rings = pins.open_rings()?;
         all.verdicts.extend(rings.verdicts);
         all.closed.extend(rings.closed);

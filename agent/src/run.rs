@@ -213,6 +213,9 @@ pub async fn run_on(
             result = &mut session => return result.unwrap_or(Ok(())).map_err(Into::into),
         };
         if let Event::Shutdown = event {
+            // An upgrade may just have put the next agent's program in place: the tamper tier must know it.
+            let repaired = agent.enforcing.inspect();
+            agent.tell_drift(repaired);
             agent.auditing.sync();
             session.abort();
             // The canary ends when nobody can ask it any more.

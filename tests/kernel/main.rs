@@ -13,6 +13,7 @@ mod modes;
 mod proof;
 mod records;
 mod senders;
+mod tamper;
 mod verdicts;
 
 use tests::fixture;
@@ -32,9 +33,10 @@ fn main() {
             senders::TESTS,
             ingress::TESTS,
             lsm::TESTS,
+            tamper::TESTS,
             proof::TESTS,
         ]
         .concat(),
-        lsm::CHOOSY.to_vec(),
+        [lsm::CHOOSY, tamper::CHOOSY, proof::CHOOSY].concat(),
     );
 }

@@ -19,4 +19,5 @@ pub mod sandbox;
 pub mod socket_probe;
 pub mod ssh;
 pub mod stage;
+pub mod stranger;
 pub mod tampering;

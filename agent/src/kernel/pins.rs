@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey, ResourceEntry,
-    RingCounters, SubjectEntry, map,
+    self, AddressKey, Admission, ConnectionEntry, FileKey, GrantKey, GrantRef, GrantSlot, ObjectKey, PeerKey,
+    ResourceEntry, RingCounters, SubjectEntry, map, tamper_state,
 };
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -64,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 19] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 22] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -113,6 +113,21 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 19] {
         ring(map::EVENTS_CLOSED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
         shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
+        shape(
+            map::TAMPER_FILES,
+            MapType::Hash,
+            size(size_of::<FileKey>()),
+            size(size_of::<u32>()),
+            abi::TAMPER_FILES_MAX,
+        ),
+        shape(
+            map::TAMPER_OBJECTS,
+            MapType::Hash,
+            size(size_of::<ObjectKey>()),
+            size(size_of::<u32>()),
+            abi::TAMPER_OBJECTS_MAX,
+        ),
+        array(map::TAMPER_STATE, size_of::<u64>(), tamper_state::MAX),
     ]
 }
 
@@ -165,7 +180,24 @@ impl Pins {
     }
 
     pub(super) fn link(&self, program: &str) -> PathBuf {
-        self.dir.join("links").join(program)
+        self.link_dir().join(program)
+    }
+
+    pub(super) fn link_dir(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    /// The directory of this version.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the tamper tier of another agent keeps the maps from this one.
+    pub(super) fn check_access(&self) -> Result<(), KernelError> {
+        match sys::open_pin(&self.map(map::TAMPER_STATE)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(KernelError::NotTheAgent),
+            _ => Ok(()),
+        }
     }
 
     /// Compares what is pinned with what would be made. Returns whether anything is pinned.
@@ -272,8 +304,11 @@ impl Pins {
     pub(super) fn links(&self) -> Result<Vec<PinnedLink>, KernelError> {
         let mut links = Vec::new();
         for path in files(&self.dir.join("links"))? {
-            let link = PinnedLink::open(path.clone());
-            links.push(link.map_err(|source| KernelError::Pin { path, source })?);
+            let of_pin = |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => KernelError::NotTheAgent,
+                _ => KernelError::Pin { path: path.clone(), source },
+            };
+            links.push(PinnedLink::open(path.clone()).map_err(of_pin)?);
         }
         Ok(links)
     }

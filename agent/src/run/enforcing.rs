@@ -550,8 +550,8 @@ impl Enforcing {
 
     /// Looks whether programs, links and pins are as they were put up, and puts right what it can. Returns what it put right.
     pub(super) fn inspect(&mut self) -> Vec<String> {
-        self.note_missing();
         let faults = self.gate.inspect();
+        self.note_missing();
         let flaw = |fault: &Fault| Flaw { is_grave: fault.opens, text: fault.text.clone() };
         let flaws: Vec<Flaw> = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
         // What lasts is told once.

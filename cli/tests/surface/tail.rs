@@ -138,6 +138,11 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::HostDrift => {
                 AuditEvent { comment: "map GRANTS: 1 added (subject 1 to resource 2)".into(), ..of_host("") }
             }
+            Kind::GateTampering => AuditEvent {
+                comment: "by bpftool (pid 4711, uid 0), /usr/sbin/bpftool, in /user.slice/user-0.slice"
+                    .into(),
+                ..of_host("open_map")
+            },
             Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
                 of_host("")
             }

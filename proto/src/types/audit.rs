@@ -130,6 +130,8 @@ event_kinds! {
     AgentStateChanged = "agent.state_changed",
     /// Somebody else had changed what the kernel holds of the gate; it has been put right.
     HostDrift = "host.drift",
+    /// Somebody was refused who reached for the gate itself, or for its agent.
+    GateTampering = "gate.tampering",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.
