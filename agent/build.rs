@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 /// Little endian, as the machines we build for are.
 const TARGET: &str = "bpfel-unknown-none";
 
-/// The gate, the per-send check, and the LSM tier.
-const PROGRAMS: [&str; 3] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm"];
+/// The gate, the per-send checks, the LSM tier, and the tamper tier.
+const PROGRAMS: [&str; 5] =
+    ["portcullis-ebpf", "portcullis-senders", "portcullis-datagrams", "portcullis-lsm", "portcullis-tamper"];
 
 /// Socket storage maps need BTF, which comes from debug information.
 const BTF_FLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];

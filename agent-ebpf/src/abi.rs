@@ -26,6 +26,9 @@ pub mod map {
     pub const PORT_CLASSES: &str = "PORT_CLASSES";
     /// LPM trie: [`AddressKey`](super::AddressKey) → [`ResourceEntry`](super::ResourceEntry). Written by the agent.
     pub const RESOURCES: &str = "RESOURCES";
+    /// LPM trie: [`PeerKey`](super::PeerKey) → a `u32` that is 0: from where a resource is served that is not from everywhere.
+    /// Written by the agent.
+    pub const PEERS: &str = "PEERS";
     /// Hash: cgroup id → [`SubjectEntry`](super::SubjectEntry). Written by the agent.
     pub const SUBJECTS: &str = "SUBJECTS";
     /// Hash: [`GrantKey`](super::GrantKey) → [`GrantRef`](super::GrantRef). Written by the agent.
@@ -66,6 +69,13 @@ pub mod map {
     pub const SENDERS: &str = "SENDERS";
     /// Hash: cgroup id → a `u32` that is 0: whose processes may have sockets of any family. Written by the agent.
     pub const EXEMPT_CGROUPS: &str = "EXEMPT_CGROUPS";
+    /// Hash: [`FileKey`](super::FileKey) → its flags, a `u32`: which files are the agent, and which must stay. Belongs to the
+    /// object of the tamper tier, as do the next two. Written by the agent.
+    pub const TAMPER_FILES: &str = "TAMPER_FILES";
+    /// Hash: [`ObjectKey`](super::ObjectKey) → a `u32` that is 0: what nobody but the agent gets hold of. Written by the agent.
+    pub const TAMPER_OBJECTS: &str = "TAMPER_OBJECTS";
+    /// Array of `u64`, see [`tamper_state`](super::tamper_state). Written by both.
+    pub const TAMPER_STATE: &str = "TAMPER_STATE";
     /// Hash: the key of a unix socket's path, see [`unix`](crate::unix) → [`ResourceEntry`](super::ResourceEntry). Written by
     /// the agent.
     pub const UNIX_SOCKETS: &str = "UNIX_SOCKETS";
@@ -82,7 +92,7 @@ pub const CGROUP_LEVELS_MAX: u32 = 16;
 pub const SUBJECTS_MAX: u32 = 65_536;
 /// Live (subject, resource) pairs, unless configured.
 pub const GRANTS_MAX: u32 = 65_536;
-/// Address prefixes over all classes, unless configured.
+/// Address prefixes over all classes, and as many of peers over all resources, unless configured.
 pub const RESOURCES_MAX: u32 = 16_384;
 /// Connections to protected destinations that are up at a time, unless configured.
 pub const CONNECTIONS_MAX: u32 = 65_536;
@@ -90,7 +100,11 @@ pub const CONNECTIONS_MAX: u32 = 65_536;
 pub const EXEMPT_CGROUPS_MAX: u32 = 256;
 /// Paths of unix sockets over all resources.
 pub const UNIX_SOCKETS_MAX: u32 = 4096;
-/// Size of each ring in bytes, unless configured; about 7,700 records. A power of two, as the kernel wants.
+/// Files that the tamper tier knows: executables of the agent, pins and the directories above them.
+pub const TAMPER_FILES_MAX: u32 = 256;
+/// Maps, programs, links and mounts that the tamper tier keeps others from.
+pub const TAMPER_OBJECTS_MAX: u32 = 512;
+/// Size of each ring in bytes, unless configured; about 6,900 records. A power of two, as the kernel wants.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
 /// IANA's numbers of the protocols whose ports can be protected.
@@ -149,13 +163,26 @@ pub struct AddressKey {
 /// Leading bits of an [`AddressKey`] that are its class.
 pub const CLASS_BITS: u32 = 32;
 
+/// The part of an LPM key that is matched. The resource counts in full, as the class does in an [`AddressKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey {
+    /// [`ResourceEntry::number`].
+    pub resource: u32,
+    /// Of who sends; network order, IPv4 as mapped IPv6.
+    pub address: [u8; 16],
+}
+
+/// Leading bits of a [`PeerKey`] that are its resource.
+pub const RESOURCE_BITS: u32 = 32;
+
 /// A protected destination.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceEntry {
     /// The control plane's number of the resource.
     pub number: u32,
-    /// [`OBSERVE`](Self::OBSERVE), [`STRICT`](Self::STRICT), [`SENDERS`](Self::SENDERS).
+    /// [`OBSERVE`](Self::OBSERVE), [`STRICT`](Self::STRICT), [`SENDERS`](Self::SENDERS), [`PEERS`](Self::PEERS).
     pub flags: u32,
 }
 
@@ -166,6 +193,8 @@ impl ResourceEntry {
     pub const STRICT: u32 = 2;
     /// Whoever writes on a connection must be the subject that it was let through for.
     pub const SENDERS: u32 = 4;
+    /// Where it is: only the peers in [`map::PEERS`] are served.
+    pub const PEERS: u32 = 8;
 
     /// Whether any of these flags is set.
     #[inline(always)]
@@ -376,6 +405,133 @@ impl ConnectionEntry {
     };
 }
 
+/// A file, by the kernel's own numbers. Some file systems tell other ones to `stat`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileKey {
+    /// `i_ino`.
+    pub inode: u64,
+    /// `s_dev`: the major number above 20 bits of the minor one.
+    pub device: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl FileKey {
+    /// Whoever runs it is the agent.
+    pub const AGENT: u32 = 1;
+    /// It is not removed, and not moved.
+    pub const STAYS: u32 = 2;
+    /// Nothing in it is removed or moved, and nothing is added.
+    pub const CLOSED: u32 = 4;
+    /// It is a pin that nobody opens.
+    pub const PIN: u32 = 8;
+}
+
+/// Something of the kernel's that has a number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// [`MAP`](Self::MAP), [`PROGRAM`](Self::PROGRAM), [`LINK`](Self::LINK), [`MOUNT`](Self::MOUNT).
+    pub kind: u32,
+    /// Among those of its kind.
+    pub id: u32,
+}
+
+impl ObjectKey {
+    /// A map.
+    pub const MAP: u32 = 1;
+    /// A program.
+    pub const PROGRAM: u32 = 2;
+    /// A link.
+    pub const LINK: u32 = 3;
+    /// A mount.
+    pub const MOUNT: u32 = 4;
+}
+
+/// Indices into [`map::TAMPER_STATE`].
+pub mod tamper_state {
+    /// `CLOCK_BOOTTIME` in nanoseconds: before it nothing is refused, and nothing recorded.
+    pub const LIFTED_UNTIL: u32 = 0;
+    /// Process id of the agent's helper, which asks for what must be refused.
+    pub const HELPER: u32 = 1;
+    /// Of the file that was learnt: [`FileKey::inode`](super::FileKey::inode).
+    pub const LEARNT_INODE: u32 = 2;
+    /// Of the same: [`FileKey::device`](super::FileKey::device).
+    pub const LEARNT_DEVICE: u32 = 3;
+    /// From here on: how often the helper was refused what a [`Tampering`](super::Tampering) says.
+    pub const REFUSED: u32 = 8;
+    /// How many there are.
+    pub const MAX: u32 = REFUSED + 24;
+}
+
+/// What somebody tried who is not the agent.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tampering {
+    /// To get a descriptor of a map.
+    OpenMap = 1,
+    /// To get one of a program.
+    OpenProgram = 2,
+    /// To get one of a link.
+    OpenLink = 3,
+    /// To detach a link or to give it another program, by a descriptor that he had.
+    ChangeLink = 4,
+    /// To open a pin.
+    OpenPin = 5,
+    /// To remove a pin, or a directory of pins.
+    RemovePin = 6,
+    /// To move one, or something else to its place.
+    MovePin = 7,
+    /// To put something among the pins.
+    AddPin = 8,
+    /// To unmount the file system of the pins, or one that it is mounted on.
+    Unmount = 9,
+    /// To signal the agent.
+    Signal = 10,
+    /// To get into the agent's memory or at its descriptors.
+    Trace = 11,
+}
+
+impl Tampering {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::OpenMap,
+        Self::OpenProgram,
+        Self::OpenLink,
+        Self::ChangeLink,
+        Self::OpenPin,
+        Self::RemovePin,
+        Self::MovePin,
+        Self::AddPin,
+        Self::Unmount,
+        Self::Signal,
+        Self::Trace,
+    ];
+
+    /// As audit events name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenMap => "open_map",
+            Self::OpenProgram => "open_program",
+            Self::OpenLink => "open_link",
+            Self::ChangeLink => "change_link",
+            Self::OpenPin => "open_pin",
+            Self::RemovePin => "remove_pin",
+            Self::MovePin => "move_pin",
+            Self::AddPin => "add_pin",
+            Self::Unmount => "unmount",
+            Self::Signal => "signal",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// What a record names. None: not one of ours.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|tampering| *tampering as u8 == code)
+    }
+}
+
 /// Index into [`map::COUNTERS`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,6 +578,10 @@ pub enum Hook {
     Egress = 5,
     /// A write on a connection.
     Send = 6,
+    /// A packet that has arrived where it goes.
+    Ingress = 7,
+    /// A datagram of a socket that was let through.
+    Datagram = 8,
     /// Somebody wants a socket, of whichever family.
     SocketCreate = 32,
     /// A process is handed a file.
@@ -430,21 +590,26 @@ pub enum Hook {
     UnixConnect = 34,
     /// A datagram to a unix socket, or a write on a connection to one.
     UnixSend = 35,
+    /// Somebody reaches for the gate itself, or for its agent: any program of the tamper tier.
+    Tamper = 36,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
         Self::Sendmsg6,
         Self::Egress,
         Self::Send,
+        Self::Ingress,
+        Self::Datagram,
         Self::SocketCreate,
         Self::FileReceive,
         Self::UnixConnect,
         Self::UnixSend,
+        Self::Tamper,
     ];
 
     /// The program's name.
@@ -456,10 +621,13 @@ impl Hook {
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
             Self::Send => "send",
+            Self::Ingress => "ingress",
+            Self::Datagram => "datagram",
             Self::SocketCreate => "socket_create",
             Self::FileReceive => "file_receive",
             Self::UnixConnect => "unix_connect",
             Self::UnixSend => "unix_send",
+            Self::Tamper => "tamper",
         }
     }
 
@@ -477,11 +645,11 @@ pub struct VerdictRecord {
     pub boot_ns: u64,
     /// That the socket was made in; 0: not known, as everywhere but at [`Hook::Egress`].
     pub creator_cgroup_id: u64,
-    /// Of the calling task; at [`Hook::Egress`] the socket's.
+    /// Of the calling task; at [`Hook::Egress`] and [`Hook::Ingress`] the socket's.
     pub cgroup_id: u64,
     /// Of the socket; unique within a boot.
     pub socket_cookie: u64,
-    /// Of the socket's network namespace; 0 at [`Hook::Egress`] and [`Hook::Send`].
+    /// Of the socket's network namespace; 0 at [`Hook::Egress`], [`Hook::Ingress`], [`Hook::Send`] and [`Hook::Datagram`].
     pub netns_cookie: u64,
     /// That the grant was referred to by; 0: no grant.
     pub epoch: u64,
@@ -489,20 +657,21 @@ pub struct VerdictRecord {
     pub grant: [u8; 16],
     /// Destination; network order, IPv4 as mapped IPv6. Where there is a [`unix_key`](Self::unix_key), that and zeros.
     pub address: [u8; 16],
-    /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`], as are pid and uid: whichever task runs
-    /// when a packet leaves has nothing to do with it; and at [`Hook::Send`], where old kernels do not tell.
+    /// Name of the task, ended by 0 unless 16 bytes long; empty at [`Hook::Egress`] and [`Hook::Ingress`], as are pid and uid:
+    /// whichever task runs when a packet leaves or arrives has nothing to do with it; and at [`Hook::Send`] and
+    /// [`Hook::Datagram`], where not every kernel tells.
     pub command: [u8; 16],
     /// Thread group id of the calling task: what people call its pid.
     pub pid: u32,
     /// Of the calling task, in the initial user namespace.
     pub uid: u32,
-    /// 0 only of [`Hook::SocketCreate`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
+    /// 0 only of [`Hook::SocketCreate`], of [`Hook::Tamper`], of a packet that cannot be read, and of an MPTCP socket that is handed over.
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,
     /// CPU that wrote it.
     pub cpu: u32,
-    /// Destination.
+    /// Destination; at [`Hook::Tamper`] the number of a signal.
     pub port: u16,
     /// IANA's number; [`protocol::UNIX`] of a unix socket.
     pub protocol: u8,
@@ -512,13 +681,19 @@ pub struct VerdictRecord {
     pub verdict: u8,
     /// A [`Reason`](crate::verdict::Reason).
     pub reason: u8,
-    /// Address family of the socket at [`Hook::SocketCreate`]; 0 elsewhere.
+    /// Address family of the socket at [`Hook::SocketCreate`]; a [`Tampering`] at [`Hook::Tamper`]; 0 elsewhere.
     pub family: u8,
     /// 0.
     pub reserved: [u8; 5],
+    /// Who sent it, at [`Hook::Ingress`]: network order, IPv4 as mapped IPv6. All 0 elsewhere. Programs of earlier agents, of
+    /// this ABI version too, wrote records that end before it.
+    pub peer: [u8; 16],
 }
 
 impl VerdictRecord {
+    /// What a record of an earlier agent has at least.
+    pub const BYTES_MIN: usize = 128;
+
     /// Says that it is about the unix socket whose path has this key.
     #[inline(always)]
     pub fn lead_to_unix(&mut self, key: u64) {
@@ -558,6 +733,7 @@ impl VerdictRecord {
         reason: 0,
         family: 0,
         reserved: [0; 5],
+        peer: [0; 16],
     };
 }
 
@@ -673,22 +849,26 @@ macro_rules! assert_layout {
 
 assert_layout! {
     AddressKey: 20,
+    PeerKey: 20,
     ResourceEntry: 8,
     SubjectEntry: 8,
     GrantKey: 8,
     GrantRef: 16,
     GrantSlot: 16,
+    FileKey: 16,
+    ObjectKey: 8,
     Admission: 48,
     ConnectionEntry: 88,
     RingCounters: 16,
-    VerdictRecord: 128,
+    VerdictRecord: 144,
     ClosedRecord: 112,
 }
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AddressKey, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters, SubjectEntry,
+        AddressKey, ConnectionEntry, FileKey, GrantKey, GrantRef, GrantSlot, ObjectKey, PeerKey,
+        ResourceEntry, RingCounters, SubjectEntry,
     };
 
     /// Lets aya copy a type to and from a map.
@@ -707,9 +887,12 @@ mod pod {
     impl_pod!(
         AddressKey,
         ConnectionEntry,
+        FileKey,
         GrantKey,
         GrantRef,
         GrantSlot,
+        ObjectKey,
+        PeerKey,
         ResourceEntry,
         RingCounters,
         SubjectEntry
@@ -743,6 +926,15 @@ mod tests {
             assert_eq!(Hook::from_code(hook as u8), Some(hook));
         }
         assert_eq!(Hook::from_code(0), None);
+    }
+
+    #[test]
+    fn tamperings_have_codes_and_places() {
+        for tampering in Tampering::ALL {
+            assert_eq!(Tampering::from_code(tampering as u8), Some(tampering));
+            assert!(tamper_state::REFUSED + u32::from(tampering as u8) < tamper_state::MAX);
+        }
+        assert_eq!(Tampering::from_code(0), None);
     }
 
     /// Agents of other ABI versions read it too, see [`ABI_VERSION`]: a later version may append, and move nothing.
@@ -792,10 +984,14 @@ mod tests {
             offset_of!(VerdictRecord, reason),
             offset_of!(VerdictRecord, family),
             offset_of!(VerdictRecord, reserved),
+            offset_of!(VerdictRecord, peer),
         ];
         assert_eq!(
             offsets,
-            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123]
+            [
+                0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123,
+                128
+            ]
         );
     }
 

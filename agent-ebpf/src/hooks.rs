@@ -3,6 +3,7 @@
 mod connect4;
 mod connect6;
 mod egress;
+mod ingress;
 mod sendmsg4;
 mod sendmsg6;
 mod sock_create;

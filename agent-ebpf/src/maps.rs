@@ -3,8 +3,8 @@
 //! Owns: the definitions. Must not know: logic. Nothing here is an LRU map: what matters is never evicted.
 
 use agent_ebpf::abi::{
-    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters,
-    SubjectEntry,
+    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey, ResourceEntry,
+    RingCounters, SubjectEntry,
 };
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
@@ -23,6 +23,9 @@ pub(crate) static PORT_CLASSES: Array<u32> = Array::with_max_entries(abi::PORT_C
 #[map]
 pub(crate) static RESOURCES: LpmTrie<AddressKey, ResourceEntry> =
     LpmTrie::with_max_entries(abi::RESOURCES_MAX, NO_PREALLOC);
+
+#[map]
+pub(crate) static PEERS: LpmTrie<PeerKey, u32> = LpmTrie::with_max_entries(abi::RESOURCES_MAX, NO_PREALLOC);
 
 #[map]
 pub(crate) static SUBJECTS: HashMap<u64, SubjectEntry> = HashMap::with_max_entries(abi::SUBJECTS_MAX, 0);

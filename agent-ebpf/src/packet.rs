@@ -1,8 +1,10 @@
-//! Reading a packet on its way out: where it goes, by its own headers and nobody's word.
+//! Reading a packet: where it goes, and where it comes from, by its own headers and nobody's word.
 //!
 //! Owns: the walk over IP options and IPv6 extension headers, source routes included. Must not know: rules, maps.
 
 use agent_ebpf::abi::protocol;
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::context::{self, Destination};
@@ -26,6 +28,8 @@ pub(crate) struct Segment {
     pub(crate) is_farewell: bool,
     /// TCP, and answers a connection request: SYN and ACK.
     pub(crate) is_answer: bool,
+    /// TCP, and requests a connection: SYN and no ACK.
+    pub(crate) is_request: bool,
     /// TCP, and asks for a connection: how many bytes of options it has, at the end of its header; otherwise 0.
     options_bytes: u32,
 }
@@ -83,6 +87,39 @@ pub(crate) fn opening(ctx: &SkBuffContext, segment: &Segment) -> Opening {
         index += 1;
     }
     Opening::Plain
+}
+
+/// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
+#[inline(always)]
+pub(crate) fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: the kernel hands the program a valid `__sk_buff`; `sk` is the one pointer of the union that it sets, and the
+    // helper takes what is not null.
+    unsafe {
+        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() { sk } else { bpf_sk_fullsock(sk) }
+    }
+}
+
+/// Both ends of a packet that has arrived: a source route is behind it.
+pub(crate) struct Ends {
+    pub(crate) from: [u8; 16],
+    pub(crate) to: [u8; 16],
+}
+
+/// None: it is no IP packet.
+#[inline(always)]
+pub(crate) fn ends(ctx: &SkBuffContext) -> Option<Ends> {
+    match u16::from_be(ctx.skb.protocol() as u16) {
+        ETH_P_IP => {
+            let [from, to] = ctx.load::<[u32; 2]>(12).ok()?;
+            Some(Ends { from: context::literally_mapped(from), to: context::literally_mapped(to) })
+        }
+        ETH_P_IPV6 => {
+            let [from, to] = ctx.load::<[[u32; 4]; 2]>(8).ok()?;
+            Some(Ends { from: context::bytes(from), to: context::bytes(to) })
+        }
+        _ => None,
+    }
 }
 
 const ETH_P_IP: u16 = 0x0800;
@@ -306,14 +343,15 @@ struct Kind {
     payload_bytes: u32,
     is_farewell: bool,
     is_answer: bool,
+    is_request: bool,
     options_bytes: u32,
 }
 
 impl Kind {
     #[inline(always)]
     fn to(self, destination: Destination) -> Segment {
-        let Self { payload_bytes, is_farewell, is_answer, options_bytes } = self;
-        Segment { destination, payload_bytes, is_farewell, is_answer, options_bytes }
+        let Self { payload_bytes, is_farewell, is_answer, is_request, options_bytes } = self;
+        Segment { destination, payload_bytes, is_farewell, is_answer, is_request, options_bytes }
     }
 }
 
@@ -331,13 +369,19 @@ fn tcp(length: u8, flags: u8, offset: usize, ctx: &SkBuffContext) -> Kind {
     let is_answer = flags & (SYN | ACK) == (SYN | ACK);
     let is_request = flags & (SYN | ACK) == SYN;
     let options_bytes = if is_request { header_bytes.saturating_sub(HEADER_BYTES) } else { 0 };
-    Kind { payload_bytes, is_farewell, is_answer, options_bytes }
+    Kind { payload_bytes, is_farewell, is_answer, is_request, options_bytes }
 }
 
 /// Anything else, of which the payload begins at `offset`.
 #[inline(always)]
 fn other(offset: usize, ctx: &SkBuffContext) -> Kind {
-    Kind { payload_bytes: behind(offset, ctx), is_farewell: false, is_answer: false, options_bytes: 0 }
+    Kind {
+        payload_bytes: behind(offset, ctx),
+        is_farewell: false,
+        is_answer: false,
+        is_request: false,
+        options_bytes: 0,
+    }
 }
 
 /// How many bytes of the packet lie behind `offset`.

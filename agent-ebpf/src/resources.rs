@@ -1,8 +1,8 @@
-//! What the maps say about destinations.
+//! What the maps say about destinations, and from where they are served.
 //!
 //! Owns: the look-ups. Must not know: who may reach what.
 
-use agent_ebpf::abi::{AddressKey, CLASS_BITS, ResourceEntry, port_index};
+use agent_ebpf::abi::{AddressKey, CLASS_BITS, PeerKey, RESOURCE_BITS, ResourceEntry, port_index};
 use aya_ebpf::maps::lpm_trie::Key;
 
 use crate::context::Destination;
@@ -14,6 +14,12 @@ pub(crate) fn protecting(destination: &Destination) -> Option<ResourceEntry> {
     let class = class(destination.protocol, destination.port)?;
     let key = AddressKey { class, address: destination.address };
     maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).copied()
+}
+
+/// Whether a resource that is not served everywhere is served at this address.
+#[inline(always)]
+pub(crate) fn serves(resource: u32, address: [u8; 16]) -> bool {
+    maps::PEERS.get(Key::new(RESOURCE_BITS + 128, PeerKey { resource, address })).is_some()
 }
 
 /// The resource that the unix socket whose path has this key belongs to.

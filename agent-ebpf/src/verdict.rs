@@ -6,7 +6,9 @@
 //! Invariant: `Allow` for a protected destination has one way only, through every check; anything missing denies. What is
 //! only observed is decided in the same way, and let through all the same, as `WouldDeny`.
 
+pub mod ingress;
 pub mod lsm;
+pub mod tamper;
 
 use crate::abi::{Admission, ConnectionEntry, EndedBy, GrantRef, ResourceEntry};
 
@@ -58,10 +60,14 @@ pub enum Reason {
     Idle = 15,
     /// A write on a connection by somebody else than whom it was let through for.
     SenderDiffers = 16,
+    /// A packet that has arrived for a resource from somewhere where it is not served.
+    PeerNotServed = 17,
     /// A socket of a family that does not pass the gate.
     FamilyRefused = 32,
     /// A socket that was let through for another subject than the process that was handed it.
     HandedOver = 33,
+    /// Somebody else than the agent reaches for the gate itself, or for the agent.
+    Tampering = 34,
 }
 
 impl Verdict {
@@ -82,7 +88,7 @@ impl Verdict {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NotProtected,
         Self::Granted,
         Self::UnknownSubject,
@@ -99,8 +105,10 @@ impl Reason {
         Self::AuditUnavailable,
         Self::Idle,
         Self::SenderDiffers,
+        Self::PeerNotServed,
         Self::FamilyRefused,
         Self::HandedOver,
+        Self::Tampering,
     ];
 
     /// The reason that a record names. None: not one of ours.
@@ -127,8 +135,10 @@ impl Reason {
             Self::AuditUnavailable => "audit_unavailable",
             Self::Idle => "idle",
             Self::SenderDiffers => "sender_differs",
+            Self::PeerNotServed => "peer_not_served",
             Self::FamilyRefused => "family_refused",
             Self::HandedOver => "handed_over",
+            Self::Tampering => "tampering",
         }
     }
 
@@ -152,8 +162,10 @@ impl Reason {
             | Self::AuditUnavailable
             | Self::Idle
             | Self::SenderDiffers
+            | Self::PeerNotServed
             | Self::FamilyRefused
-            | Self::HandedOver => Verdict::Deny,
+            | Self::HandedOver
+            | Self::Tampering => Verdict::Deny,
         }
     }
 }

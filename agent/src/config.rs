@@ -85,17 +85,28 @@ struct KernelFile {
     resources_max: u32,
     connections_max: u32,
     ring_bytes: u32,
-    lsm: LsmFile,
+    lsm: DemandFile,
     lsm_families: Vec<String>,
     lsm_exempt: Vec<String>,
+    tamper: DemandFile,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum LsmFile {
+enum DemandFile {
     Off,
     Prefer,
     Require,
+}
+
+impl From<DemandFile> for kernel::Demand {
+    fn from(demand: DemandFile) -> Self {
+        match demand {
+            DemandFile::Off => Self::Off,
+            DemandFile::Prefer => Self::Prefer,
+            DemandFile::Require => Self::Require,
+        }
+    }
 }
 
 /// Whoever gets the host its addresses writes packets itself.
@@ -115,9 +126,10 @@ impl Default for KernelFile {
             resources_max: abi::RESOURCES_MAX,
             connections_max: abi::CONNECTIONS_MAX,
             ring_bytes: abi::RING_BYTES,
-            lsm: LsmFile::Off,
+            lsm: DemandFile::Off,
             lsm_families: Vec::new(),
             lsm_exempt: EXEMPT.map(str::to_owned).to_vec(),
+            tamper: DemandFile::Off,
         }
     }
 }
@@ -201,15 +213,12 @@ impl Config {
                 connections_max: within("kernel.connections_max", kernel.connections_max, 1, ENTRIES_MAX)?,
                 ring_bytes: within("kernel.ring_bytes", kernel.ring_bytes, RING_BYTES_MIN, RING_BYTES_MAX)?,
                 lsm: kernel::LsmSettings {
-                    demand: match kernel.lsm {
-                        LsmFile::Off => kernel::Demand::Off,
-                        LsmFile::Prefer => kernel::Demand::Prefer,
-                        LsmFile::Require => kernel::Demand::Require,
-                    },
+                    demand: kernel.lsm.into(),
                     families,
                     ..kernel::LsmSettings::default()
                 },
                 scratch_dir: file.state_dir,
+                tamper: kernel.tamper.into(),
             },
             exempt,
             spool_max_bytes: file.spool.max_bytes,
@@ -268,6 +277,7 @@ mod tests {
         assert_eq!(config.kernel.lsm.families, family::USUAL | family::set_of(family::VSOCK));
         assert_eq!(config.exempt, ["unix-user:0".parse().expect("valid")]);
         assert_eq!(lsm("lsm = \"require\"").kernel.lsm.demand, kernel::Demand::Require);
+        assert_eq!(lsm("tamper = \"prefer\"").kernel.tamper, kernel::Demand::Prefer);
     }
 
     #[test]

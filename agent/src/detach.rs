@@ -50,6 +50,18 @@ pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
     Ok(lowered)
 }
 
+/// Writes down that the tamper tier was lifted, for the next agent to ship. The caller holds the state directory's lock.
+pub fn record_lift(config: &Config, minutes: u64) -> Result<(), RunError> {
+    let boot_id = observe::boot_id()?;
+    let mut spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
+    let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
+    let comment = format!("the tamper tier was lifted for {minutes} min with `portcullis-agent tamper lift`");
+    let now = Instants::now().wall();
+    spool.append(&[numbering.host_event(EventKind::HostDrift, now, comment)], now)?;
+    spool.sync()?;
+    Ok(())
+}
+
 /// What was taken away, in words.
 pub fn describe(lowered: &[Lowered]) -> String {
     let of_version = |lowered: &Lowered| match lowered.programs.as_slice() {

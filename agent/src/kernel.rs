@@ -9,6 +9,8 @@
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
+mod arrivals;
+mod datagrams;
 mod error;
 mod guard;
 mod lsm;
@@ -21,6 +23,7 @@ mod senders;
 mod statistics;
 mod succession;
 mod sys;
+mod tamper;
 mod types;
 
 use std::collections::BTreeSet;
@@ -31,8 +34,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot,
-    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey,
+    RESOURCE_BITS, ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -40,6 +43,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+pub use datagrams::PART as CHECK_OF_DATAGRAMS;
 pub use error::KernelError;
 pub use guard::Fault;
 pub use lsm::unix::PART as UNIX_SOCKETS;
@@ -48,13 +52,17 @@ pub use netns::netns_cookie;
 pub use rings::{Diagnostics, RecordRing};
 pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
+pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Entries, Write};
+use arrivals::Arrivals;
+use datagrams::Datagrams;
 use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use sys::{AttachType, CgroupPlace};
+use tamper::Tamper;
 
 /// The kernel programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
@@ -70,7 +78,7 @@ pub struct Settings {
     pub subjects_max: u32,
     /// Live (subject, resource) pairs.
     pub grants_max: u32,
-    /// Address prefixes over all classes of ports.
+    /// Address prefixes over all classes of ports; and as many of peers over all resources.
     pub resources_max: u32,
     /// Connections to protected destinations that are up at a time.
     pub connections_max: u32,
@@ -80,6 +88,8 @@ pub struct Settings {
     pub lsm: LsmSettings,
     /// A directory of the agent's, not on a BPF file system, for sockets by which it proves some programs.
     pub scratch_dir: PathBuf,
+    /// The tamper tier.
+    pub tamper: Demand,
 }
 
 impl Settings {
@@ -95,6 +105,7 @@ impl Settings {
             ring_bytes: abi::RING_BYTES,
             lsm: LsmSettings::default(),
             scratch_dir: std::env::temp_dir(),
+            tamper: Demand::Off,
         }
     }
 }
@@ -103,6 +114,7 @@ impl Settings {
 pub struct Gate {
     ports: Array<MapData, u32>,
     resources: LpmTrie<MapData, AddressKey, ResourceEntry>,
+    peers: LpmTrie<MapData, PeerKey, u32>,
     subjects: HashMap<MapData, u64, SubjectEntry>,
     grants: HashMap<MapData, GrantKey, GrantRef>,
     slots: Array<MapData, GrantSlot>,
@@ -117,6 +129,8 @@ pub struct Gate {
     unix_sockets: HashMap<MapData, u64, ResourceEntry>,
     unix_guarded: Array<MapData, u32>,
     programs: Vec<Attachable>,
+    arrivals: Arrivals,
+    datagrams: Datagrams,
     cgroup_root: File,
     pins: Pins,
     /// All that are pinned.
@@ -124,6 +138,7 @@ pub struct Gate {
     /// The check of senders. None: it is missing, or not up yet.
     senders: Option<Attachable>,
     tier: Tier,
+    tamper: Tamper,
     missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
@@ -176,6 +191,7 @@ impl Gate {
     /// that was up before is taken down.
     pub fn raise(settings: &Settings, cgroup_root: &Path) -> Result<(Self, Streams), KernelError> {
         let pins = Pins::prepare(settings)?;
+        pins.check_access()?;
         let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
         let mut ebpf = load(settings, &pins)?;
@@ -195,6 +211,7 @@ impl Gate {
         let root_id = root.metadata().map_err(of_root)?.ino();
         let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
         let programs = programs.collect::<Result<_, _>>()?;
+        let arrivals = Arrivals::new(attachable(&mut ebpf, INGRESS, root_id)?, &pins);
         // Before any other program is attached: where all of the tier is required and something is missing, the gate that is
         // up stays as it is, of whichever ABI version. That the tier decides from here on does no harm beside one of another
         // version: families are this host's to refuse and not the control plane's, and who was let through to what, the tier
@@ -203,6 +220,7 @@ impl Gate {
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
+            peers: typed(&mut ebpf, map::PEERS)?,
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
             grants: typed(&mut ebpf, map::GRANTS)?,
             slots: typed(&mut ebpf, map::SLOTS)?,
@@ -217,19 +235,25 @@ impl Gate {
             unix_sockets: typed(&mut ebpf, map::UNIX_SOCKETS)?,
             unix_guarded: typed(&mut ebpf, map::UNIX_GUARDED)?,
             programs,
+            arrivals,
+            datagrams: Datagrams::new(&pins),
             cgroup_root: root,
             pins,
             maps: Vec::new(),
             senders: None,
             tier,
+            tamper: Tamper::default(),
             missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
         };
         gate.hold_maps()?;
+        // Before any program of the gate is attached, as the LSM tier.
+        gate.raise_tamper()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
+            gate.attach_arrivals()?;
             gate.raise_optional()?;
         }
         Ok((gate, streams))
@@ -250,9 +274,15 @@ impl Gate {
             Ok(program) => self.senders = Some(program),
             Err(part) => self.missing.push(part),
         }
+        let root = self.arrivals.program.place.cgroup_id;
+        self.datagrams.load(&self.settings, &self.pins, root);
+        self.attach_datagrams()?;
         // It has one that no other program has.
         self.hold_maps()?;
-        self.tier.pin(&self.settings, &self.pins)
+        self.tier.pin(&self.settings, &self.pins)?;
+        self.tamper.pin(&self.settings, &self.pins)?;
+        self.prove_tamper();
+        Ok(())
     }
 
     /// Holds the pinned maps that are not held yet.
@@ -277,12 +307,15 @@ impl Gate {
 
     /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
-        self.programs.iter().chain(&self.senders).filter(|program| program.link.is_some()).count()
+        let on_demand = [&self.arrivals.program].into_iter().chain(&self.datagrams.program);
+        let programs = self.programs.iter().chain(&self.senders).chain(on_demand);
+        programs.filter(|program| program.link.is_some()).count()
     }
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&mut self) -> Vec<Missing> {
-        self.missing.iter().cloned().chain(self.tier.missing()).collect()
+        let parts = self.missing.iter().cloned().chain(self.datagrams.missing());
+        parts.chain(self.tier.missing()).chain(self.tamper.missing()).collect()
     }
 
     /// Whether the LSM tier, without which there is no guard of unix sockets, is wanted at all.
@@ -308,6 +341,8 @@ impl Gate {
     pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
         Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
+        entries.judges_arrivals = self.arrivals.wanted;
+        entries.judges_datagrams = self.datagrams.wanted;
         for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
         }
@@ -334,6 +369,14 @@ impl Gate {
             Write::FreeUnix { key } => {
                 named(map::UNIX_SOCKETS, lsm::unix::free(&mut self.unix_sockets, &mut self.unix_guarded, key))
             }
+            Write::AddPeer { resource, prefix } => {
+                (map::PEERS, self.peers.insert(&peer_key(resource, prefix), 0, 0))
+            }
+            Write::RemovePeer { resource, prefix } => {
+                (map::PEERS, self.peers.remove(&peer_key(resource, prefix)))
+            }
+            Write::JudgeArrivals { on } => return self.judge_arrivals(on),
+            Write::JudgeDatagrams { on } => return self.judge_datagrams(on),
             Write::BindCgroup { id, subject } => {
                 let entry = SubjectEntry { number: subject, reserved: 0 };
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
@@ -425,6 +468,7 @@ pub fn lower(pin_dir: &Path) -> Result<Vec<Lowered>, KernelError> {
 pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
     let mut all = PinnedRings::default();
     for pins in Pins::all(pin_dir)? {
+        pins.check_access()?;
         let rings = pins.open_rings()?;
         all.verdicts.extend(rings.verdicts);
         all.closed.extend(rings.closed);
@@ -457,15 +501,21 @@ const PROGRAMS: [(&str, AttachType); 8] = [
     ("egress", AttachType::EGRESS),
 ];
 
+/// Judges what arrives.
+const INGRESS: (&str, AttachType) = ("ingress", AttachType::INGRESS);
+
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
-    let names = PROGRAMS.into_iter().map(|(name, _)| name);
+    let names = PROGRAMS.into_iter().chain([INGRESS]).map(|(name, _)| name);
     let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
     // What a kernel may lack says so elsewhere: see `Gate::missing`.
     if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
         let optional = [senders::ENLIST, senders::SEND];
         costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
+    }
+    if let Ok(mut ebpf) = datagrams::load(EbpfLoader::new()) {
+        costs.extend(cost(&mut ebpf, datagrams::DATAGRAM).ok());
     }
     Ok(costs)
 }
@@ -571,4 +621,8 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 
 fn lpm_key(class: u32, prefix: AddressPrefix) -> Key<AddressKey> {
     Key::new(CLASS_BITS + u32::from(prefix.bits), AddressKey { class, address: prefix.address })
+}
+
+fn peer_key(resource: u32, prefix: AddressPrefix) -> Key<PeerKey> {
+    Key::new(RESOURCE_BITS + u32::from(prefix.bits), PeerKey { resource, address: prefix.address })
 }

@@ -3,11 +3,12 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use agent::canary;
 use agent::config::Config;
-use agent::detach::{describe, detach};
-use agent::kernel::program_costs;
+use agent::detach::{describe, detach, record_lift};
+use agent::kernel::{self, program_costs};
 use agent::observe;
 use agent::raise::{Raised, raise};
 use agent::run::{StateLock, run};
@@ -61,14 +62,34 @@ enum Verb {
         #[command(flatten)]
         configuration: Configuration,
     },
+    /// The tamper tier: programs that keep everybody but the agent from the gate
+    Tamper {
+        #[command(subcommand)]
+        verb: TamperVerb,
+    },
     /// Load the kernel programs without attaching them, and print what each costs, as JSON
     #[command(hide = true)]
     Programs,
+    /// Try what only the agent may, as the running agent asks on standard input
+    #[command(hide = true)]
+    TamperHelper,
     /// Try what must be denied and what must not, as the running agent asks on standard input
     #[command(hide = true)]
     Canary {
         /// The cgroup to be in
         cgroup: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum TamperVerb {
+    /// Refuse nobody anything for a time, so that root can change the gate or put another agent in place; on the record
+    Lift {
+        #[command(flatten)]
+        configuration: Configuration,
+        /// How long, in minutes; 0: refuse again
+        #[arg(long = "for", value_name = "MINUTES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=60))]
+        minutes: u64,
     },
 }
 
@@ -91,6 +112,10 @@ fn main() -> ExitCode {
         Verb::Raise { configuration } => shut(&configuration.path),
         Verb::Check { configuration } => check(&configuration.path),
         Verb::Detach { configuration } => lift(&configuration.path),
+        Verb::Tamper { verb: TamperVerb::Lift { configuration, minutes } } => {
+            lift_tamper(&configuration.path, minutes)
+        }
+        Verb::TamperHelper => kernel::serve_tamper_helper().context("the helper cannot go on"),
         Verb::Programs => programs(),
         Verb::Canary { cgroup } => canary::serve(&cgroup).context("the canary cannot go on"),
     };
@@ -169,6 +194,24 @@ fn lift(path: &Path) -> Result<()> {
             describe(lowered)
         )),
     }
+    Ok(())
+}
+
+fn lift_tamper(path: &Path, minutes: u64) -> Result<()> {
+    let config = load(path)?;
+    let duration = Duration::from_secs(60 * minutes);
+    if !kernel::lift_tamper(&config.kernel.pin_dir, duration)? {
+        say("there is no tamper tier");
+        return Ok(());
+    }
+    // The agent, if one runs, sees it and writes it down.
+    if let Ok(_lock) = StateLock::take(&config) {
+        record_lift(&config, minutes)?;
+    }
+    say(&match minutes {
+        0 => "the tamper tier refuses again".to_owned(),
+        minutes => format!("the tamper tier refuses nobody anything for {minutes} min"),
+    });
     Ok(())
 }
 

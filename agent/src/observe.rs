@@ -5,7 +5,7 @@
 
 mod unix;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -227,9 +227,47 @@ fn uid_of(user: &UnixUser) -> Option<u32> {
     }
 }
 
+/// The mounts of the file system on this device, here and as the host's first process sees them, and all that they are mounted
+/// on: their ids.
+pub fn mounts_that_carry(device: u64) -> BTreeSet<u32> {
+    let here = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
+    let texts = here.into_iter().filter_map(|path| fs::read_to_string(path).ok());
+    let device = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    texts.flat_map(|text| carrying(&text, &format!("{}:{}", device.0, device.1))).collect()
+}
+
+fn carrying(mountinfo: &str, device: &str) -> BTreeSet<u32> {
+    let mut parents = BTreeMap::new();
+    let mut found = Vec::new();
+    for line in mountinfo.lines() {
+        let mut words = line.split(' ');
+        let mut number = || words.next()?.parse::<u32>().ok();
+        let (Some(id), Some(parent)) = (number(), number()) else { continue };
+        parents.insert(id, parent);
+        found.extend(words.next().filter(|word| *word == device).map(|_| id));
+    }
+    let mut carrying = BTreeSet::new();
+    while let Some(id) = found.pop() {
+        if parents.contains_key(&id) && carrying.insert(id) {
+            found.extend(parents.get(&id));
+        }
+    }
+    carrying
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_mount_stands_on_carries_it() {
+        let mountinfo = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                         23 22 0:21 / /sys rw - sysfs sysfs rw\n\
+                         24 22 0:22 / /proc rw - proc proc rw\n\
+                         30 23 0:27 / /sys/fs/bpf rw - bpf bpf rw\nnonsense\n";
+        assert_eq!(carrying(mountinfo, "0:27"), [22, 23, 30].into());
+        assert_eq!(carrying(mountinfo, "0:99"), BTreeSet::new());
+    }
 
     #[test]
     fn selectors_stand_for_directories() {

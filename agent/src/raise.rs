@@ -10,7 +10,7 @@ use crate::addresses::LocalAddresses;
 use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::config::Config;
-use crate::kernel::{self, Gate, KernelError, LsmSettings, Settings};
+use crate::kernel::{self, Demand, Gate, KernelError, LsmSettings, Settings};
 use crate::memory::{MemoryError, MemoryFile};
 use crate::observe::{self, ObserveError};
 use crate::rules::local;
@@ -60,16 +60,16 @@ pub fn raise(config: &Config) -> Result<Raised, RaiseError> {
     let protected = resources.len();
 
     // Without the LSM tier: whoever gets this host its addresses is exempt from it by a cgroup that is not there yet.
-    let settings = Settings { lsm: LsmSettings::default(), ..config.kernel.clone() };
+    // Nor with the tamper tier, which is the agent's to keep.
+    let settings = Settings { lsm: LsmSettings::default(), tamper: Demand::Off, ..config.kernel.clone() };
     let (mut gate, _streams) = Gate::raise(&settings, &observe::cgroup_root()?)?;
     let mut entries: Entries = gate.read()?;
     // Addresses that come later are the agent's to follow; those that are local everywhere are there from the start.
     let mut addresses = LocalAddresses::default();
     addresses.look(true);
-    let options = resources.iter().map(|resource| (resource.number, resource.options.into())).collect();
     let mut resources = local::expand(resources, addresses.known());
     resources.insert(0, canary::resource(canary::SILENT_PORT));
-    let wanted = Wanted { resources, options, ..Wanted::default() };
+    let wanted = Wanted::guarding(resources);
     let slots_max = gate.slots_max();
     let outcome = reconcile(&mut entries, &wanted, slots_max, now_boot_ns(), |write| gate.write(write));
     let refused = |refused: &Refused| format!("{:?}: {}", refused.item, refused.error);

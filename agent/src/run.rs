@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
-/// How often a part of the maps is compared with what was written there: all of them every 3 s.
+/// How often a part of the maps is compared with what was written there: all of them every 3.25 s.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long the canary is given to end, and its cgroup to go.
 const CANARY_END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -213,6 +213,9 @@ pub async fn run_on(
             result = &mut session => return result.unwrap_or(Ok(())).map_err(Into::into),
         };
         if let Event::Shutdown = event {
+            // An upgrade may just have put the next agent's program in place: the tamper tier must know it.
+            let repaired = agent.enforcing.inspect();
+            agent.tell_drift(repaired);
             agent.auditing.sync();
             session.abort();
             // The canary ends when nobody can ask it any more.

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver as Lines, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use agent::kernel::CHECK_OF_SENDERS;
+use agent::kernel::{CHECK_OF_DATAGRAMS, CHECK_OF_SENDERS, Missing};
 use agent::rules::plan::ResourceOptions;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -251,6 +251,13 @@ impl Stage<'_> {
             return Ok(None);
         }
         fixture.guard(RESOURCE, ResourceOptions { per_send: true, ..ResourceOptions::default() })?;
+        // Asked for only now, and missing only then.
+        let is_datagram = self.technique.service == Service::Udp;
+        let lacks = |missing: &Missing| missing.part == CHECK_OF_DATAGRAMS;
+        if is_datagram && fixture.gate.missing().iter().any(lacks) {
+            fixture.guard(RESOURCE, ResourceOptions::default())?;
+            return Ok(None);
+        }
         let marker = self.marker("checked");
         let lender = self.lender_for(&self.protected, None)?;
         let attempt = Attempt { to: &self.protected, marker: marker.clone(), lender, pauses: false };

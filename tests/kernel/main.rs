@@ -4,6 +4,7 @@
 mod closed;
 mod connections;
 mod idle;
+mod ingress;
 mod life;
 mod limits;
 mod local;
@@ -12,6 +13,7 @@ mod modes;
 mod proof;
 mod records;
 mod senders;
+mod tamper;
 mod unix;
 mod verdicts;
 
@@ -30,11 +32,13 @@ fn main() {
             closed::TESTS,
             idle::TESTS,
             senders::TESTS,
+            ingress::TESTS,
             lsm::TESTS,
             unix::TESTS,
+            tamper::TESTS,
             proof::TESTS,
         ]
         .concat(),
-        [lsm::CHOOSY, unix::CHOOSY].concat(),
+        [lsm::CHOOSY, unix::CHOOSY, tamper::CHOOSY, proof::CHOOSY].concat(),
     );
 }

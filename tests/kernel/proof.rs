@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use agent::clock::now_boot_ns;
 use agent::config::Config;
-use agent::kernel::Settings;
+use agent::kernel::{Demand, Settings};
 use agent::memory::{Memory, MemoryFile};
 use agent::observe;
 use agent::run::{Ground, RunError, run_on};
@@ -29,8 +29,9 @@ use tests::ensure_eq;
 use tests::listener::Listener;
 use tests::probe::{self, Attempt};
 use tests::process::wait_for;
-use tests::runner::Test;
+use tests::runner::{Choosy, Outcome, Test};
 use tests::sandbox::{Cgroup, Sandbox};
+use tests::stranger::Stranger;
 use tests::tampering::{Does, Pinned, attach_connect4, connect4_program};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
@@ -54,6 +55,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("proof::every_map_is_watched", every_map_is_watched),
     ("proof::fifty_thousand_grants_are_watched", fifty_thousand_grants_are_watched),
 ];
+
+pub(crate) const CHOOSY: &[Choosy] =
+    &[("proof::tampering_is_told_and_changes_nothing", tampering_is_told_and_changes_nothing)];
 
 /// How long a change of state may take: an interval, and what a shared machine adds.
 const STATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -222,6 +226,34 @@ fn ensure_told(texts: &[String], words: &str) -> Result<()> {
         true => Ok(()),
         false => bail!("nothing about `{words}` in {texts:?}"),
     }
+}
+
+/// With the tamper tier: what a stranger is refused is an event, and what the agent's own helper is refused is none.
+fn tampering_is_told_and_changes_nothing() -> Result<Outcome> {
+    let sandbox = Sandbox::new()?;
+    let stranger = Stranger::new(sandbox.dir())?;
+    let set = set_of(Vec::new(), 0, Vec::new())?;
+    let mut running = Running::with(sandbox, set, |settings| settings.tamper = Demand::Prefer)?;
+    let is_missing = "without tamper protection (";
+    if running.report().detail.contains(is_missing) {
+        running.wait(HostState::Degraded, is_missing)?;
+        return Ok(Outcome::Skipped("this kernel runs no such LSM program"));
+    }
+    running.wait(HostState::Enforcing, "")?;
+    let pin = running.pinned.link("connect4").display().to_string();
+    ensure_eq!(stranger.tries(&["unlink", &pin])?, "EPERM");
+    // A look at the gate, and a round of the helper's.
+    std::thread::sleep(Duration::from_secs(6));
+    ensure_eq!(running.report(), Report { state: HostState::Enforcing, detail: String::new() });
+    running.end()?;
+    let spool = Spool::open(&running.sandbox.dir().join("agent/spool"), observe::boot_id()?, 1 << 24)?;
+    let events = spool.read(Cursor::default(), 512)?;
+    let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
+    ensure_eq!(kinds, [EventKind::AgentStarted, EventKind::GateTampering]);
+    let told = &events[1];
+    ensure_eq!((told.reason.as_str(), told.actor.as_str()), ("remove_pin", "host:proof"));
+    ensure_eq!(told.comment.starts_with("by stranger (pid "), true, "{}", told.comment);
+    Ok(Outcome::Passed)
 }
 
 /// The canary is in its cgroup, tries, is granted, and is gone in the end.

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use agent::kernel::CHECK_OF_DATAGRAMS;
 use agent::rules::plan::ResourceOptions;
 use agent_ebpf::abi::Hook;
 use agent_ebpf::verdict::{Reason, Verdict};
@@ -24,6 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("senders::somebody_else_does_where_it_is_only_observed", somebody_else_does_where_only_observed),
     ("senders::the_check_can_be_lifted", the_check_can_be_lifted),
     ("senders::taking_over_goes_on_checking", taking_over_goes_on_checking),
+    ("senders::new_kernels_have_the_check_of_datagrams", new_kernels_have_the_check_of_datagrams),
+    ("senders::somebody_else_sends_no_datagrams", somebody_else_sends_no_datagrams),
+    ("senders::datagrams_where_it_is_only_observed", datagrams_where_only_observed),
+    ("senders::the_check_of_datagrams_is_there_only_while_wanted", the_check_of_datagrams_only_while_wanted),
+    ("senders::taking_over_goes_on_checking_datagrams", taking_over_goes_on_checking_datagrams),
 ];
 
 const CHECKED: ResourceOptions = ResourceOptions { observe: false, strict_audit: false, per_send: true };
@@ -52,10 +58,18 @@ fn whom_it_was_let_through_for_writes() -> Result<()> {
 
 /// A granted process streams under the check, and is moved to nobody's cgroup.
 fn moved(options: ResourceOptions) -> Result<(Fixture, StreamServer, Streaming, Cgroup)> {
-    let (mut fixture, server, cgroup) = stage(Protocol::Tcp)?;
+    moved_by(Protocol::Tcp, options)
+}
+
+fn moved_by(
+    protocol: Protocol,
+    options: ResourceOptions,
+) -> Result<(Fixture, StreamServer, Streaming, Cgroup)> {
+    let (mut fixture, server, cgroup) = stage(protocol)?;
     fixture.guard(RESOURCE, options)?;
     fixture.grant(HOUR)?;
-    let streaming = Streaming::start(&cgroup, Attempt::TcpStream, server.address())?;
+    let attempt = if protocol == Protocol::Tcp { Attempt::TcpStream } else { Attempt::UdpStream };
+    let streaming = Streaming::start(&cgroup, attempt, server.address())?;
     wait_for_bytes(&server)?;
     let nobody = fixture.sandbox.make_cgroup("nobody")?;
     Ok((fixture, server, streaming, nobody))
@@ -72,16 +86,27 @@ fn is_refused(
     streaming: &mut Streaming,
     nobody: &Cgroup,
 ) -> Result<()> {
+    is_refused_at((Hook::Send, "EACCES", 6), fixture, server, streaming, nobody)
+}
+
+fn is_refused_at(
+    (hook, error, protocol): (Hook, &str, u8),
+    fixture: &mut Fixture,
+    server: &StreamServer,
+    streaming: &mut Streaming,
+    nobody: &Cgroup,
+) -> Result<()> {
     enter(nobody, streaming)?;
-    ensure_eq!(streaming.next_line()?, "EACCES");
+    ensure_eq!(streaming.next_line()?, error);
     let denials = fixture.denials();
     let [record] = denials.as_slice() else { bail!("{denials:?}") };
     ensure_eq!(
         (record.hook, record.verdict, record.reason),
-        (Hook::Send as u8, Verdict::Deny as u8, Reason::SenderDiffers as u8)
+        (hook as u8, Verdict::Deny as u8, Reason::SenderDiffers as u8)
     );
     ensure_eq!((record.cgroup_id, record.pid, record.subject), (nobody.id()?, streaming.pid(), 0));
-    ensure_eq!((record.resource, record.port, record.protocol), (RESOURCE, server.address().port(), 6));
+    let port = server.address().port();
+    ensure_eq!((record.resource, record.port, record.protocol), (RESOURCE, port, protocol));
     let name = fixture.entries.slots.values().next().map(|slot| slot.grant);
     ensure_eq!((Some(record.grant), record.socket_cookie != 0), (name, true));
     Ok(())
@@ -134,4 +159,99 @@ fn taking_over_goes_on_checking() -> Result<()> {
     enter(&nobody, &streaming)?;
     ensure_eq!(streaming.next_line()?, "EACCES");
     Ok(())
+}
+
+const DATAGRAM: (Hook, &str, u8) = (Hook::Datagram, "EPERM", 17);
+
+/// Whether the gate judges who sends datagrams, as far as it is asked to.
+fn lacks_datagrams(fixture: &mut Fixture) -> Result<bool> {
+    match fixture.gate.missing().as_slice() {
+        [] => Ok(false),
+        [missing] if missing.part == CHECK_OF_DATAGRAMS => Ok(true),
+        missing => bail!("{missing:?}"),
+    }
+}
+
+/// Programs at packets are told who runs from Linux 6.12 on. Elsewhere the lack is told, once a resource asks for it.
+fn new_kernels_have_the_check_of_datagrams() -> Result<()> {
+    let mut fixture = Fixture::new()?;
+    let _tcp = fixture.protected(Protocol::Tcp)?;
+    fixture.guard(RESOURCE, CHECKED)?;
+    ensure_eq!(fixture.gate.missing(), [], "TCP does not want it");
+    let _udp = fixture.protected(Protocol::Udp)?;
+    ensure_eq!(fixture.gate.missing(), [], "nobody wants it");
+    fixture.guard(RESOURCE + 1, CHECKED)?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let is_new = (numbers.next(), numbers.next()) >= (Some(6), Some(12));
+    let lacks = lacks_datagrams(&mut fixture)?;
+    ensure_eq!(is_new && lacks, false, "{release}: {:?}", fixture.gate.missing());
+    fixture.guard(RESOURCE + 1, UNCHECKED)?;
+    ensure_eq!(fixture.gate.missing(), []);
+    Ok(())
+}
+
+fn somebody_else_sends_no_datagrams() -> Result<()> {
+    let (mut fixture, server, mut streaming, nobody) = moved_by(Protocol::Udp, CHECKED)?;
+    if lacks_datagrams(&mut fixture)? {
+        enter(&nobody, &streaming)?;
+        return wait_for_a_while(&server);
+    }
+    is_refused_at(DATAGRAM, &mut fixture, &server, &mut streaming, &nobody)?;
+    // Unconnected, each datagram is its sender's.
+    let listener = fixture.protected(Protocol::Udp)?;
+    fixture.guard(RESOURCE + 1, CHECKED)?;
+    fixture.grant_to(SUBJECT, RESOURCE + 1, HOUR)?;
+    let cgroup = fixture.sandbox.make_cgroup("subject")?;
+    for attempt in [Attempt::UdpSend, Attempt::UdpConnect] {
+        ensure_eq!(reaches(&cgroup, attempt, listener.address(), &listener)?, true, "{attempt:?}");
+    }
+    ensure_eq!(fixture.denials().len(), 0);
+    Ok(())
+}
+
+fn datagrams_where_only_observed() -> Result<()> {
+    let (mut fixture, server, streaming, nobody) = moved_by(Protocol::Udp, OBSERVED)?;
+    enter(&nobody, &streaming)?;
+    wait_for_a_while(&server)?;
+    let said: Vec<(u8, u8)> = fixture.denials().iter().map(|record| (record.hook, record.verdict)).collect();
+    match lacks_datagrams(&mut fixture)? {
+        true => ensure_eq!(said, []),
+        false => ensure_eq!(said, [(Hook::Datagram as u8, Verdict::WouldDeny as u8)]),
+    }
+    Ok(())
+}
+
+/// Before anybody wants it, and after, it costs nothing; and who was let through before is judged too.
+fn the_check_of_datagrams_only_while_wanted() -> Result<()> {
+    let (mut fixture, server, mut streaming, nobody) = moved_by(Protocol::Udp, UNCHECKED)?;
+    let without = fixture.gate.attached();
+    fixture.guard(RESOURCE, CHECKED)?;
+    let lacks = lacks_datagrams(&mut fixture)?;
+    ensure_eq!(fixture.gate.attached(), without + usize::from(!lacks));
+    ensure_eq!(fixture.gate.read_whole()?.judges_datagrams, true);
+    ensure_eq!(fixture.gate.inspect(), []);
+    fixture.guard(RESOURCE, UNCHECKED)?;
+    ensure_eq!(fixture.gate.attached(), without);
+    if !lacks {
+        fixture.guard(RESOURCE, CHECKED)?;
+        is_refused_at(DATAGRAM, &mut fixture, &server, &mut streaming, &nobody)?;
+    }
+    Ok(())
+}
+
+fn taking_over_goes_on_checking_datagrams() -> Result<()> {
+    let (mut fixture, server, mut streaming, nobody) = moved_by(Protocol::Udp, CHECKED)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let attached = fixture.gate.attached();
+    let next = runtime.block_on(async {
+        agent::kernel::Gate::raise(&fixture.settings, fixture.sandbox.cgroup_root()).map(|(gate, _)| gate)
+    })?;
+    fixture.gate = next;
+    ensure_eq!(fixture.gate.attached(), attached);
+    ensure_eq!(fixture.gate.read()?.judges_datagrams, true);
+    match lacks_datagrams(&mut fixture)? {
+        true => Ok(()),
+        false => is_refused_at(DATAGRAM, &mut fixture, &server, &mut streaming, &nobody),
+    }
 }

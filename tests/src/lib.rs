@@ -19,5 +19,6 @@ pub mod sandbox;
 pub mod socket_probe;
 pub mod ssh;
 pub mod stage;
+pub mod stranger;
 pub mod tampering;
 pub mod unix_probe;

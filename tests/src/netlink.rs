@@ -229,6 +229,20 @@ fn generic_family(name: &str) -> io::Result<u16> {
 
 /// An nftables rule: what this network namespace sends by TCP or UDP to IPv4 port `from` goes to port `to` of this machine.
 pub fn redirect(from: u16, to: u16) -> io::Result<()> {
+    /// `NF_INET_LOCAL_OUT`.
+    const LOCAL_OUT: u32 = 3;
+    translate(LOCAL_OUT, from, None, to)
+}
+
+/// The same of what this network namespace passes on, and to another address besides, as the hosts of a cluster do for its
+/// services.
+pub fn forward(from: u16, address: Ipv4Addr, to: u16) -> io::Result<()> {
+    /// `NF_INET_PRE_ROUTING`.
+    const PRE_ROUTING: u32 = 0;
+    translate(PRE_ROUTING, from, Some(address), to)
+}
+
+fn translate(hook: u32, from: u16, address: Option<Ipv4Addr>, to: u16) -> io::Result<()> {
     const BATCH_BEGIN: u16 = 0x10;
     const BATCH_END: u16 = 0x11;
     const SUBSYSTEM: u16 = 10 << 8;
@@ -237,12 +251,14 @@ pub fn redirect(from: u16, to: u16) -> io::Result<()> {
     const NEWCHAIN: u16 = SUBSYSTEM | 3;
     const NEWRULE: u16 = SUBSYSTEM | 6;
     const TABLE: &str = "bypass";
-    const CHAIN: &str = "output";
-    /// `NF_INET_LOCAL_OUT`, and where source and destination are rewritten.
-    const HOOK: u32 = 3;
+    const CHAIN: &str = "translate";
+    /// Where destinations are rewritten.
     const PRIORITY: i32 = -100;
     const ACCEPT: u32 = 1;
     const REGISTER: u32 = 1;
+    const ADDRESS_REGISTER: u32 = 2;
+    /// `NFT_NAT_DNAT`.
+    const DESTINATION: u32 = 1;
 
     let family = |resource: u16| Body::of(&[libc::AF_INET as u8, 0, (resource >> 8) as u8, resource as u8]);
     let number = |value: u32| value.to_be_bytes();
@@ -262,17 +278,29 @@ pub fn redirect(from: u16, to: u16) -> io::Result<()> {
         .with(1, &number(REGISTER))
         .with(2, &number(0))
         .with_nested(3, value(&from.to_be_bytes()));
-    let immediate = Body::default().with(1, &number(REGISTER)).with_nested(2, value(&to.to_be_bytes()));
+    let immediate =
+        |register: u32, bytes: &[u8]| Body::default().with(1, &number(register)).with_nested(2, value(bytes));
     let redirect = Body::default().with(1, &number(REGISTER)).with(2, &number(REGISTER));
     let mut expressions = Body::default();
     expressions = expression("payload", load)(expressions);
     expressions = expression("cmp", compare)(expressions);
-    expressions = expression("immediate", immediate)(expressions);
-    expressions = expression("redir", redirect)(expressions);
+    expressions = expression("immediate", immediate(REGISTER, &to.to_be_bytes()))(expressions);
+    expressions = match address {
+        None => expression("redir", redirect)(expressions),
+        Some(address) => {
+            let nat = Body::default()
+                .with(1, &number(DESTINATION))
+                .with(2, &number(libc::AF_INET as u32))
+                .with(3, &number(ADDRESS_REGISTER))
+                .with(5, &number(REGISTER));
+            let immediate = immediate(ADDRESS_REGISTER, &address.octets());
+            expression("nat", nat)(expression("immediate", immediate)(expressions))
+        }
+    };
 
     let create = NLM_F_ACK | NLM_F_CREATE;
     let table = family(0).with_text(1, TABLE);
-    let hook = Body::default().with(1, &number(HOOK)).with(2, &PRIORITY.to_be_bytes());
+    let hook = Body::default().with(1, &number(hook)).with(2, &PRIORITY.to_be_bytes());
     let chain = family(0)
         .with_text(1, TABLE)
         .with_text(3, CHAIN)

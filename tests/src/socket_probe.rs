@@ -168,8 +168,8 @@ fn named(result: io::Result<()>) -> String {
     }
 }
 
-/// None: it was kept from us.
-fn received(path: &Path) -> Result<Option<OwnedFd>> {
+/// The file that whoever listens at `path` hands over. None: it was kept from us.
+pub fn received(path: &Path) -> Result<Option<OwnedFd>> {
     let stream = UnixStream::connect(path)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -202,7 +202,8 @@ fn lend(socket: OwnedFd, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hand(stream: &UnixStream, socket: &OwnedFd) -> Result<()> {
+/// Hands a file over.
+pub fn hand(stream: &UnixStream, socket: &OwnedFd) -> Result<()> {
     let files = [socket.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -13,6 +13,10 @@ use std::path::{Path, PathBuf};
 use crate::raw;
 
 /// Commands of `bpf(2)`.
+const OBJ_PIN: i32 = 6;
+const PROG_GET_FD_BY_ID: i32 = 13;
+const MAP_GET_FD_BY_ID: i32 = 14;
+const LINK_GET_FD_BY_ID: i32 = 30;
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
 const MAP_DELETE_ELEM: i32 = 3;
@@ -74,18 +78,49 @@ impl Pinned {
 
     /// Detaches a program.
     pub fn detach(&self, program: &str) -> io::Result<()> {
-        raw::bpf_done(LINK_DETACH, &mut [open(&self.link(program))?.as_raw_fd() as u64])
+        detach(&open(&self.link(program))?)
     }
 
     /// Has the link of `connect4` attach another program.
     pub fn replace_connect4(&self, program: &OwnedFd) -> io::Result<()> {
-        let link = open(&self.link("connect4"))?;
-        let (link, program) = (link.as_raw_fd() as u64, program.as_raw_fd() as u64);
-        raw::bpf_done(LINK_UPDATE, &mut [link | program << 32, 0])
+        replace(&open(&self.link("connect4"))?, program)
     }
 }
 
-fn open(path: &Path) -> io::Result<OwnedFd> {
+/// Detaches a link.
+pub fn detach(link: &OwnedFd) -> io::Result<()> {
+    raw::bpf_done(LINK_DETACH, &mut [link.as_raw_fd() as u64])
+}
+
+/// Has a link attach another program.
+pub fn replace(link: &OwnedFd, program: &OwnedFd) -> io::Result<()> {
+    let (link, program) = (link.as_raw_fd() as u64, program.as_raw_fd() as u64);
+    raw::bpf_done(LINK_UPDATE, &mut [link | program << 32, 0])
+}
+
+/// Opens a map by its id.
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    raw::bpf(MAP_GET_FD_BY_ID, &mut [id.into(), 0])
+}
+
+/// Opens a program by its id.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    raw::bpf(PROG_GET_FD_BY_ID, &mut [id.into(), 0])
+}
+
+/// Opens a link by its id.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    raw::bpf(LINK_GET_FD_BY_ID, &mut [id.into(), 0])
+}
+
+/// Pins something.
+pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    raw::bpf_done(OBJ_PIN, &mut [path.as_ptr() as u64, object.as_raw_fd() as u64])
+}
+
+/// Opens what is pinned there.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     raw::bpf(OBJ_GET, &mut [path.as_ptr() as u64, 0])
 }

@@ -23,8 +23,9 @@ use crate::{
 const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
-/// The gate, the per-send check, and the LSM tier.
-const PROGRAMS: [&str; 3] = ["portcullis-ebpf", "portcullis-senders", "portcullis-lsm"];
+/// The gate, the per-send checks, the LSM tier, and the tamper tier.
+const PROGRAMS: [&str; 5] =
+    ["portcullis-ebpf", "portcullis-senders", "portcullis-datagrams", "portcullis-lsm", "portcullis-tamper"];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {

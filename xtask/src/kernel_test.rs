@@ -60,6 +60,12 @@ const MAY_SKIP: &[Skip] = &[
     no_lsm("lsm::some_cgroups_are_exempt"),
     no_lsm("lsm::a_connection_is_handed_to_nobody_else"),
     no_lsm("lsm::it_stays_up_without_an_agent_until_it_is_not_wanted"),
+    no_lsm("tamper::root_is_kept_from_the_gate"),
+    no_lsm("tamper::root_is_kept_from_the_agent"),
+    no_lsm("tamper::other_peoples_programs_are_theirs"),
+    no_lsm("tamper::it_outlives_the_agent_and_follows_an_upgrade"),
+    no_lsm("tamper::it_is_lifted_and_taken_down_by_the_agent"),
+    no_lsm("proof::tampering_is_told_and_changes_nothing"),
     Skip {
         run: "5.10+lsm",
         test: "lsm::a_connection_is_handed_to_nobody_else",
@@ -80,7 +86,7 @@ const MAY_SKIP: &[Skip] = &[
     no_unix("unix::changed_maps_are_put_right"),
 ];
 
-/// A test of the LSM tier.
+/// A test of the LSM tier, or of the tamper tier.
 const fn no_lsm(test: &'static str) -> Skip {
     Skip { run: "=5.10", test, reason: "LSM programs do not run unless the command line says so" }
 }

@@ -8,7 +8,7 @@ use agent_ebpf::abi::{
 use agent_ebpf::verdict::{Caller, Creator, Reason, Verdict, WireFacts, decide_wire, without_record};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
@@ -45,7 +45,7 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         return GO_ON;
     }
     let now_boot_ns = context::now_boot_ns();
-    let sk = full_socket(ctx);
+    let sk = packet::full_socket(ctx);
     let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
     if sk.is_null() {
         return packet.refuse_unknown(ctx);
@@ -56,6 +56,10 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         && let Some(connection) = connection(cookie)
     {
         return judge_connection(ctx, segment, &packet, sk, cookie, connection);
+    }
+    // A connection that is closed with a reset is forgotten before that leaves.
+    if segment.is_farewell && is_closed_tcp(sk) {
+        return GO_ON;
     }
     judge_socket(ctx, segment, &packet, sk, cookie)
 }
@@ -212,14 +216,16 @@ fn bytes_received(sk: *mut bpf_sock) -> Option<u64> {
     }
 }
 
-/// The packet's socket, if it is a whole one: neither a request nor in TIME_WAIT. Null otherwise.
+/// Whether this is a TCP socket without a connection: nothing but the reset of the last one can come from there.
 #[inline(always)]
-fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
-    // SAFETY: the kernel hands the program a valid `__sk_buff`; `sk` is the one pointer of the union that it sets, and the
-    // helper takes what is not null.
+fn is_closed_tcp(sk: *mut bpf_sock) -> bool {
+    const SOCK_STREAM: u32 = 1;
+    const CLOSED: u32 = 7;
+    // SAFETY: `sk` is a full socket, of which these fields may be read, each by itself; hence volatile.
     unsafe {
-        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if sk.is_null() { sk } else { bpf_sk_fullsock(sk) }
+        (&raw const (*sk).type_).read_volatile() == SOCK_STREAM
+            && (&raw const (*sk).protocol).read_volatile() == u32::from(protocol::TCP)
+            && (&raw const (*sk).state).read_volatile() == CLOSED
     }
 }
 

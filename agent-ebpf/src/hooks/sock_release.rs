@@ -11,6 +11,7 @@ use aya_ebpf::programs::SockContext;
 use super::{Carried, GO_ON, close};
 use crate::context;
 use crate::grants::connection;
+use crate::resources::class;
 
 /// `TCP_CLOSE`.
 const CLOSED: u32 = 7;
@@ -33,6 +34,10 @@ pub(crate) fn sock_release(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn release_tcp(ctx: &SockContext, state: u32) {
+    // Without a connection it has no port any more; with one, most end here, after one array look-up.
+    if state != CLOSED && class(protocol::TCP, destination_port(ctx.sock)).is_none() {
+        return;
+    }
     let cookie = cookie(ctx);
     let Some(connection) = connection(cookie) else { return };
     if state == CLOSED {
@@ -41,6 +46,12 @@ fn release_tcp(ctx: &SockContext, state: u32) {
     } else {
         connection.flags |= ConnectionEntry::RELEASED;
     }
+}
+
+#[inline(always)]
+fn destination_port(sk: *mut bpf_sock) -> u16 {
+    // SAFETY: the context's socket, of which this field may be read; hence volatile. In network order.
+    u16::from_be(unsafe { (&raw const (*sk).dst_port).read_volatile() })
 }
 
 #[inline(always)]

@@ -106,6 +106,21 @@ pub enum KernelError {
         /// What is missing, and why.
         missing: String,
     },
+    /// The tamper tier is required, and the kernel cannot have it.
+    #[error(
+        "`kernel.tamper` is \"require\", and this host would be without tamper protection ({why}): set it to \"prefer\" to \
+         go on so"
+    )]
+    Tamper {
+        /// Why not.
+        why: String,
+    },
+    /// The tamper tier of another agent keeps this one from the gate.
+    #[error(
+        "the gate is kept from this program by the tamper tier of an agent that is another file: lift it with that one's \
+         `portcullis-agent tamper lift`, start this one once that one runs, or reboot"
+    )]
+    NotTheAgent,
     /// The kernel does not count and time programs.
     #[error("cannot turn the kernel's statistics of programs on: Linux 5.8 or newer and root are needed")]
     Statistics(#[source] io::Error),
@@ -185,7 +200,7 @@ impl KernelError {
             return Self::TooManyUnixSockets;
         }
         let (max, setting) = match name {
-            map::RESOURCES => (settings.resources_max, "resources_max"),
+            map::RESOURCES | map::PEERS => (settings.resources_max, "resources_max"),
             map::SUBJECTS => (settings.subjects_max, "subjects_max"),
             map::CONNECTIONS => (settings.connections_max, "connections_max"),
             map::EXEMPT_CGROUPS => (abi::EXEMPT_CGROUPS_MAX, "lsm_exempt"),

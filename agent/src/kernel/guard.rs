@@ -63,13 +63,15 @@ impl Gate {
         faults.extend(self.inspect_exempt());
         faults.extend(self.strangers());
         faults.extend(self.inspect_pins());
+        faults.extend(self.inspect_tamper());
         faults
     }
 
     fn inspect_links(&mut self) -> Vec<Fault> {
-        let Self { programs, senders, pins, cgroup_root, .. } = self;
+        let Self { programs, arrivals, datagrams, senders, pins, cgroup_root, .. } = self;
         let inspect = |program| inspect_link(program, pins, cgroup_root.as_fd());
-        programs.iter_mut().chain(senders).filter_map(inspect).collect()
+        let on_demand = [&mut arrivals.program].into_iter().chain(&mut datagrams.program);
+        programs.iter_mut().chain(on_demand).chain(senders).filter_map(inspect).collect()
     }
 
     /// Whether the cgroups are exempt from the LSM tier that should be, and no others.
@@ -90,16 +92,19 @@ impl Gate {
     /// elsewhere after ours has looked. Those of cgroups above are not meant: the root has none above it. Nor are LSM programs:
     /// there the first refusal is the last word.
     fn strangers(&self) -> Vec<Fault> {
-        let predecessors: Vec<u32> = self.predecessors.iter().flat_map(Predecessor::programs).collect();
+        let predecessors = self.predecessors.iter().flat_map(Predecessor::programs);
+        let own: Vec<u32> =
+            predecessors.chain(self.datagrams.program.iter().map(|program| program.id)).collect();
         let mut found: Vec<(u32, &'static str)> = Vec::new();
-        for program in self.programs.iter().filter(|program| program.link.is_some() && decides(program)) {
+        let programs = self.programs.iter().chain([&self.arrivals.program]);
+        for program in programs.filter(|program| program.link.is_some() && decides(program)) {
             let at = |query| {
                 let programs = sys::programs_at(self.cgroup_root.as_fd(), program.place.attach_type, query);
                 programs.unwrap_or_default()
             };
             let attached = at(Query::Attached);
             let later = at(Query::Effective).into_iter().skip_while(|id| *id != program.id).skip(1);
-            let strangers = later.filter(|id| attached.contains(id) && !predecessors.contains(id));
+            let strangers = later.filter(|id| attached.contains(id) && !own.contains(id));
             found.extend(strangers.map(|id| (id, program.name)));
         }
         let names = program_names(found.iter().map(|(id, _)| *id));
@@ -113,10 +118,11 @@ impl Gate {
 
     /// Whether links and maps have their names in the file system; gives them anew.
     fn inspect_pins(&self) -> Option<Fault> {
-        let programs = self.programs.iter().chain(&self.senders);
+        let on_demand = [&self.arrivals.program].into_iter().chain(&self.datagrams.program);
+        let programs = self.programs.iter().chain(on_demand).chain(&self.senders);
         let programs = programs.filter_map(|program| Some((program.name, program.link.as_ref()?.as_fd())));
         // The kernel lets nobody detach these or give them another program: what is to be looked at are their names.
-        let tier = self.tier.links().filter(|_| self.stands());
+        let tier = self.tier.links().chain(self.tamper.links()).filter(|_| self.stands());
         let links = programs.chain(tier).filter_map(|(name, link)| {
             let path = self.pins.link(name);
             let pinned = sys::open_pin(&path).and_then(|pinned| sys::link_info(pinned.as_fd()));

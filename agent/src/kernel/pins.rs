@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot, ResourceEntry, RingCounters,
-    SubjectEntry, map,
+    self, AddressKey, Admission, ConnectionEntry, FileKey, GrantKey, GrantRef, GrantSlot, ObjectKey, PeerKey,
+    ResourceEntry, RingCounters, SubjectEntry, map, tamper_state,
 };
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -64,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 20] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 24] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -76,16 +76,14 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 20] {
         max_entries,
     };
     let array = |name, value: usize, max| shape(name, MapType::Array, 4, size(value), max);
+    let trie = |name, key: usize, value: usize| {
+        shape(name, MapType::LpmTrie, LPM_LENGTH_BYTES + size(key), size(value), settings.resources_max)
+    };
     let ring = |name| shape(name, MapType::RingBuf, 0, 0, settings.ring_bytes);
     [
         array(map::PORT_CLASSES, size_of::<u32>(), abi::PORT_CLASSES_MAX),
-        shape(
-            map::RESOURCES,
-            MapType::LpmTrie,
-            LPM_LENGTH_BYTES + size(size_of::<AddressKey>()),
-            size(size_of::<ResourceEntry>()),
-            settings.resources_max,
-        ),
+        trie(map::RESOURCES, size_of::<AddressKey>(), size_of::<ResourceEntry>()),
+        trie(map::PEERS, size_of::<PeerKey>(), size_of::<u32>()),
         shape(map::SUBJECTS, MapType::Hash, 8, size(size_of::<SubjectEntry>()), settings.subjects_max),
         shape(
             map::GRANTS,
@@ -117,6 +115,21 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 20] {
         shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
         shape(map::UNIX_SOCKETS, MapType::Hash, 8, size(size_of::<ResourceEntry>()), abi::UNIX_SOCKETS_MAX),
         array(map::UNIX_GUARDED, size_of::<u32>(), 1),
+        shape(
+            map::TAMPER_FILES,
+            MapType::Hash,
+            size(size_of::<FileKey>()),
+            size(size_of::<u32>()),
+            abi::TAMPER_FILES_MAX,
+        ),
+        shape(
+            map::TAMPER_OBJECTS,
+            MapType::Hash,
+            size(size_of::<ObjectKey>()),
+            size(size_of::<u32>()),
+            abi::TAMPER_OBJECTS_MAX,
+        ),
+        array(map::TAMPER_STATE, size_of::<u64>(), tamper_state::MAX),
     ]
 }
 
@@ -169,7 +182,24 @@ impl Pins {
     }
 
     pub(super) fn link(&self, program: &str) -> PathBuf {
-        self.dir.join("links").join(program)
+        self.link_dir().join(program)
+    }
+
+    pub(super) fn link_dir(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    /// The directory of this version.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the tamper tier of another agent keeps the maps from this one.
+    pub(super) fn check_access(&self) -> Result<(), KernelError> {
+        match sys::open_pin(&self.map(map::TAMPER_STATE)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(KernelError::NotTheAgent),
+            _ => Ok(()),
+        }
     }
 
     /// Compares what is pinned with what would be made. Returns whether anything is pinned.
@@ -254,6 +284,15 @@ impl Pins {
         remove_if_there(&path).map_err(|source| KernelError::Pin { path, source })
     }
 
+    /// Takes a program down, whoever has put it up; nothing if there is none.
+    pub(super) fn lower_link(&self, program: &str) -> Result<(), KernelError> {
+        let path = self.link(program);
+        match PinnedLink::open(path.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            link => link.map_err(|source| KernelError::Pin { path, source })?.lower().map(drop),
+        }
+    }
+
     /// Gives objects their names again, and the names their directories.
     pub(super) fn restore<'a>(
         &self,
@@ -267,10 +306,11 @@ impl Pins {
     pub(super) fn links(&self) -> Result<Vec<PinnedLink>, KernelError> {
         let mut links = Vec::new();
         for path in files(&self.dir.join("links"))? {
-            let of_pin = |source| KernelError::Pin { path: path.clone(), source };
-            let fd = sys::open_pin(&path).map_err(of_pin)?;
-            let info = sys::link_info(fd.as_fd()).map_err(of_pin)?;
-            links.push(PinnedLink { fd, program: info.program, place: info.place, path });
+            let of_pin = |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => KernelError::NotTheAgent,
+                _ => KernelError::Pin { path: path.clone(), source },
+            };
+            links.push(PinnedLink::open(path.clone()).map_err(of_pin)?);
         }
         Ok(links)
     }
@@ -348,6 +388,12 @@ pub(super) struct PinnedLink {
 }
 
 impl PinnedLink {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let fd = sys::open_pin(&path)?;
+        let info = sys::link_info(fd.as_fd())?;
+        Ok(Self { fd, program: info.program, place: info.place, path })
+    }
+
     /// Whether it attaches anything. What is no link at a cgroup does as long as it is there.
     pub(super) fn is_attached(&self) -> bool {
         self.place.is_none_or(|place| place.cgroup_id != 0)

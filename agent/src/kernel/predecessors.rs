@@ -122,7 +122,9 @@ impl Predecessor {
             superseded.is_some_and(|since| match Hook::from_code(record.hook) {
                 Some(Hook::Egress) => record.boot_ns >= since.packets_boot_ns,
                 // Of LSM programs the first that refuses is the last that is asked.
-                Some(Hook::SocketCreate | Hook::FileReceive) if record.verdict == Verdict::Deny as u8 => {
+                Some(Hook::SocketCreate | Hook::FileReceive | Hook::Tamper)
+                    if record.verdict == Verdict::Deny as u8 =>
+                {
                     false
                 }
                 _ => record.boot_ns >= since.calls_boot_ns,

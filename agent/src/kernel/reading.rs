@@ -5,7 +5,8 @@
 use std::os::fd::AsFd;
 
 use agent_ebpf::abi::{
-    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, ResourceEntry, SubjectEntry, map,
+    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, PeerKey, RESOURCE_BITS, ResourceEntry,
+    SubjectEntry, map,
 };
 use aya::Pod;
 
@@ -24,6 +25,7 @@ impl Gate {
                 entries.ports.extend(self.non_zero::<u32>(map::PORT_CLASSES, first, end)?);
             }
             Part::Resources => self.read_resources(entries)?,
+            Part::Peers => self.read_peers(entries)?,
             Part::UnixSockets => {
                 // What the programs never look up is not protected.
                 let is_guarded = self.unix_guarded.get(&0, 0);
@@ -50,6 +52,18 @@ impl Gate {
                 entries.idle_limits = self.non_zero::<u64>(map::IDLE_LIMITS, 0, u32::MAX)?.collect();
             }
             Part::Epochs => entries.epochs = self.non_zero::<u64>(map::EPOCHS, 0, u32::MAX)?.collect(),
+        }
+        Ok(())
+    }
+
+    /// As [`Gate::read_resources`].
+    fn read_peers(&self, entries: &mut Entries) -> Result<(), KernelError> {
+        entries.peers.clear();
+        for key in self.peers.keys() {
+            let key = key.map_err(|error| KernelError::read(map::PEERS, error))?;
+            let (PeerKey { resource, address }, length) = (key.data(), key.prefix_len());
+            let bits = u8::try_from(length.saturating_sub(RESOURCE_BITS)).unwrap_or(u8::MAX);
+            entries.peers.entry(resource).or_default().insert(AddressPrefix { address, bits });
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, VerdictRecord};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
@@ -17,11 +17,22 @@ use tokio::time::{Instant, sleep_until};
 use super::KernelError;
 
 /// What a ring holds: `repr(C)`, without padding, and of integers only, so that every bit pattern is one.
-pub trait Record: Copy {}
+pub trait Record: Copy {
+    /// All 0: what an earlier agent's programs have not written.
+    const EMPTY: Self;
+    /// How long a record of theirs is at least.
+    const BYTES_MIN: usize;
+}
 
-impl Record for VerdictRecord {}
+impl Record for VerdictRecord {
+    const EMPTY: Self = Self::EMPTY;
+    const BYTES_MIN: usize = Self::BYTES_MIN;
+}
 
-impl Record for ClosedRecord {}
+impl Record for ClosedRecord {
+    const EMPTY: Self = Self::of(&ConnectionEntry::EMPTY, 0, 0);
+    const BYTES_MIN: usize = size_of::<Self>();
+}
 
 /// A ring of records.
 pub struct RecordRing<T = VerdictRecord> {
@@ -94,11 +105,17 @@ impl<T: Record> AsyncRecords<T> {
     }
 }
 
-/// A later ABI version may append to a record; what it has in common with this one stands first.
+/// A later agent may append to a record; what it has in common with an earlier one stands first.
 fn parse<T: Record>(item: &[u8]) -> Option<T> {
-    let item = item.get(..size_of::<T>())?;
-    // SAFETY: `item` is as long as a record, of which every bit pattern is one; an unaligned read asks for nothing more.
-    Some(unsafe { item.as_ptr().cast::<T>().read_unaligned() })
+    if item.len() < T::BYTES_MIN {
+        return None;
+    }
+    let mut record = T::EMPTY;
+    let bytes = item.len().min(size_of::<T>());
+    // SAFETY: `item` has so many bytes, and so has `record`, of which every bit pattern is one; they do not overlap, and bytes
+    // need no alignment.
+    unsafe { (&raw mut record).cast::<u8>().copy_from_nonoverlapping(item.as_ptr(), bytes) };
+    Some(record)
 }
 
 /// The programs' own log lines; each goes to this process's log.
@@ -126,5 +143,23 @@ impl Diagnostics {
         guard.get_inner_mut().flush();
         guard.clear_ready();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_other_agents_are_shorter_or_longer() {
+        let mut bytes = vec![7; size_of::<VerdictRecord>() + 8];
+        let parsed = |bytes: &[u8]| parse::<VerdictRecord>(bytes).map(|record| (record.pid, record.peer));
+        let pid = u32::from_ne_bytes([7; 4]);
+        assert_eq!(parsed(&bytes), Some((pid, [7; 16])));
+        bytes.truncate(VerdictRecord::BYTES_MIN);
+        assert_eq!(parsed(&bytes), Some((pid, [0; 16])));
+        bytes.pop();
+        assert_eq!(parsed(&bytes), None);
+        assert!(parse::<ClosedRecord>(&bytes).is_some_and(|record| record.pid == pid));
     }
 }

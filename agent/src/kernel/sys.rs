@@ -3,7 +3,8 @@
 //!
 //! Owns: the layout of the kernel's arguments. Must not know: what a link or map is for.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::mem::{align_of, size_of};
 use std::ops::Range;
@@ -12,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
+use nix::unistd::Pid;
 
 /// Commands of `bpf(2)`, from `enum bpf_cmd`.
 mod command {
@@ -19,12 +21,15 @@ mod command {
     pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
+    pub(super) const PROG_GET_FD_BY_ID: u32 = 13;
+    pub(super) const MAP_GET_FD_BY_ID: u32 = 14;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
     pub(super) const PROG_QUERY: u32 = 16;
     pub(super) const RAW_TRACEPOINT_OPEN: u32 = 17;
     pub(super) const MAP_LOOKUP_BATCH: u32 = 24;
     pub(super) const LINK_CREATE: u32 = 28;
     pub(super) const LINK_UPDATE: u32 = 29;
+    pub(super) const LINK_GET_FD_BY_ID: u32 = 30;
     pub(super) const LINK_DETACH: u32 = 34;
 }
 
@@ -36,6 +41,7 @@ const LINK_TYPE_CGROUP: u32 = 3;
 pub(super) struct AttachType(pub(super) u32);
 
 impl AttachType {
+    pub(super) const INGRESS: Self = Self(0);
     pub(super) const EGRESS: Self = Self(1);
     pub(super) const SOCK_CREATE: Self = Self(2);
     pub(super) const SOCK_OPS: Self = Self(3);
@@ -205,6 +211,55 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: as in `pin`; `OBJ_GET` takes the same structure.
     let fd = unsafe { bpf(command::OBJ_GET, &mut attributes) }?;
     Ok(owned(fd))
+}
+
+/// Opens the map with this id.
+pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    open_by_id(command::MAP_GET_FD_BY_ID, id)
+}
+
+/// Opens the program with this id.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    open_by_id(command::PROG_GET_FD_BY_ID, id)
+}
+
+/// Opens the link with this id.
+pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    open_by_id(command::LINK_GET_FD_BY_ID, id)
+}
+
+fn open_by_id(command: u32, id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    // SAFETY: the structure is what all three commands take, and holds no pointer.
+    let fd = unsafe { bpf(command, &mut Attributes { id, next_id: 0, open_flags: 0 }) }?;
+    Ok(owned(fd))
+}
+
+/// A file in memory that has no name in any file system.
+pub(super) fn memory_file(name: &CStr) -> io::Result<File> {
+    // SAFETY: `name` is a string that ends with 0 and lives until the call returns.
+    match unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        fd => Ok(owned(fd).into()),
+    }
+}
+
+/// Reads a byte of a process's memory where there is none. An error in any case: EFAULT if it may be read otherwise.
+pub(super) fn read_memory(process: Pid) -> io::Result<()> {
+    let mut byte = 0u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 };
+    // SAFETY: the kernel writes at most one byte to `byte`, which lives until the call returns; `remote` is looked up in the
+    // other process only.
+    match unsafe { libc::process_vm_readv(process.as_raw(), &raw const local, 1, &raw const remote, 1, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Which programs a cgroup has.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
-use agent_ebpf::abi::{ClosedRecord, EndedBy, GrantKey, Hook, Ring, VerdictRecord, protocol};
+use agent_ebpf::abi::{ClosedRecord, EndedBy, GrantKey, Hook, Ring, Tampering, VerdictRecord, protocol};
 use agent_ebpf::family;
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
@@ -80,6 +80,9 @@ impl Numbering {
         process: ProcessDetails,
         at: Timestamp,
     ) -> AuditEvent {
+        if Hook::from_code(record.hook) == Some(Hook::Tamper) {
+            return self.tampering(record, &process, at);
+        }
         // A code that is not ours can only be a denial to us: nothing is called allowed that was not proven to be.
         let kind = match Verdict::from_code(record.verdict) {
             Some(Verdict::Allow) => EventKind::ConnectionAllowed,
@@ -94,6 +97,26 @@ impl Numbering {
             connection: Some(connection(record, names, process)),
             ..AuditEvent::new(self.give(), kind, at)
         }
+    }
+
+    /// Somebody was refused who reached for the gate itself, or for its agent.
+    fn tampering(&mut self, record: &VerdictRecord, process: &ProcessDetails, at: Timestamp) -> AuditEvent {
+        let named = |what: &str, text: &str| match text {
+            "" => String::new(),
+            text => format!(", {what}{text}"),
+        };
+        let signal = if record.port == 0 { String::new() } else { record.port.to_string() };
+        let comment = format!(
+            "by {} (pid {}, uid {}){}{}{}",
+            command(&record.command),
+            record.pid,
+            record.uid,
+            named("", &process.executable),
+            named("in ", &process.cgroup_path),
+            named("signal ", &signal),
+        );
+        let reason = Tampering::from_code(record.family).map_or("unknown", Tampering::as_str).to_owned();
+        AuditEvent { reason, ..self.host_event(EventKind::GateTampering, at, comment) }
     }
 }
 
@@ -193,6 +216,10 @@ fn connection(record: &VerdictRecord, names: &Names, process: ProcessDetails) ->
             _ => address(record.address),
         },
         port: record.port,
+        peer: match Hook::from_code(record.hook) {
+            Some(Hook::Ingress) => address(record.peer),
+            _ => String::new(),
+        },
         pid: record.pid,
         uid: record.uid,
         command: command(&record.command),
@@ -255,6 +282,7 @@ mod tests {
             reason: Reason::NoLiveGrant as u8,
             family: 0,
             reserved: [0; 5],
+            peer: [0; 16],
         }
     }
 
@@ -337,6 +365,33 @@ mod tests {
         let expected = |name: &str| ("family_refused".into(), String::new(), name.to_owned(), String::new());
         assert_eq!(refused(family::PACKET), expected("packet"));
         assert_eq!(refused(60), expected("60"));
+    }
+
+    #[test]
+    fn who_was_not_served_is_named() {
+        let peer = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+        let peer_of = |hook: Hook| {
+            let record = VerdictRecord { hook: hook as u8, peer, ..record() };
+            event_of(&record, &Names::default()).connection.expect("a verdict has one").peer
+        };
+        assert_eq!((peer_of(Hook::Ingress).as_str(), peer_of(Hook::Egress).as_str()), ("192.0.2.1", ""));
+    }
+
+    #[test]
+    fn tampering_is_told_with_who_and_what() {
+        let refused = VerdictRecord {
+            hook: Hook::Tamper as u8,
+            reason: Reason::Tampering as u8,
+            family: Tampering::Signal as u8,
+            port: 9,
+            ..record()
+        };
+        let process = ProcessDetails { executable: "/bin/kill".into(), cgroup_path: "/user.slice".into() };
+        let at = Timestamp::from_unix_ms(0).expect("in range");
+        let event = numbering().verdict(&refused, &Names::default(), process, at);
+        assert_eq!((event.kind, event.reason.as_str()), (EventKind::GateTampering, "signal"));
+        assert_eq!(event.comment, "by psql (pid 4711, uid 1000), /bin/kill, in /user.slice, signal 9");
+        assert_eq!((event.actor.as_str(), event.connection), ("host:db-7", None));
     }
 
     #[test]

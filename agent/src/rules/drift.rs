@@ -20,6 +20,7 @@ use super::plan::{AddressPrefix, Entries, Write};
 pub enum Part {
     Ports { first: u32, count: u32 },
     Resources,
+    Peers,
     UnixSockets,
     Subjects,
     Grants,
@@ -46,6 +47,7 @@ impl Part {
             place @ 0..PROTOCOLS => Self::Ports { first: place as u32 * COUNT, count: COUNT },
             place => [
                 Self::Resources,
+                Self::Peers,
                 Self::UnixSockets,
                 Self::Subjects,
                 Self::Grants,
@@ -62,6 +64,7 @@ impl Part {
         match self {
             Self::Ports { .. } => map::PORT_CLASSES,
             Self::Resources => map::RESOURCES,
+            Self::Peers => map::PEERS,
             Self::UnixSockets => map::UNIX_SOCKETS,
             Self::Subjects => map::SUBJECTS,
             Self::Grants => map::GRANTS,
@@ -114,6 +117,10 @@ pub fn drift(part: Part, known: &Entries, read: &Entries) -> Option<Drift> {
             let address = std::net::Ipv6Addr::from(prefix.address).to_canonical();
             format!("{address} and {} bits of class {class}", prefix.bits)
         }),
+        Part::Peers => compare(map, peers(known), peers(read), |(resource, prefix)| {
+            let address = std::net::Ipv6Addr::from(prefix.address).to_canonical();
+            format!("{address} and {} bits for resource {resource}", prefix.bits)
+        }),
         Part::UnixSockets => compare(map, pairs(&known.unix_sockets), pairs(&read.unix_sockets), |key| {
             format!("the path of key {key:#x}")
         }),
@@ -144,6 +151,11 @@ fn prefixes(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), Re
         .classes
         .iter()
         .flat_map(|(class, prefixes)| prefixes.iter().map(|(prefix, entry)| ((*class, *prefix), *entry)))
+}
+
+fn peers(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), ())> {
+    let peers = entries.peers.iter();
+    peers.flat_map(|(resource, prefixes)| prefixes.iter().map(|prefix| ((*resource, *prefix), ())))
 }
 
 fn pairs<K: Copy, V: Copy>(entries: &BTreeMap<K, V>) -> impl Iterator<Item = (K, V)> {
@@ -195,6 +207,8 @@ fn compare<K: Copy + Ord, V: PartialEq>(
 /// What must be written before anything else, when the maps hold `read` and should hold `known`: every slot by which the change
 /// may have let somebody through gets an epoch that nothing refers to, and no deadline is later than it was. This may also end
 /// what was let through rightly by the same slot: the two cannot be told apart.
+///
+/// Of peers nothing is kept that could be doubted: each of their packets is judged anew.
 ///
 /// There are `slots_max` slots; what refers to another lets nobody through.
 pub fn distrust(known: &Entries, read: &Entries, slots_max: u32) -> Vec<Write> {

@@ -4,8 +4,8 @@
 //! Owns: the order, the classes of ports, the slots of grants. Must not know: aya.
 //!
 //! Invariants, property-tested after each write and with writes that fail: a destination that was protected before and is
-//! to be protected after is protected all the time; nobody is let through by a grant that is not wanted any more, once its
-//! removal has been tried; a reference to a slot is never written before the slot's deadline is; and what was let through
+//! to be protected after is protected all the time; nobody is served who was not before and is not to be after; nobody is let
+//! through by a grant that is not wanted any more, once its removal has been tried; a reference to a slot is never written before the slot's deadline is; and what was let through
 //! goes on exactly as long as the pair's grants, from then on, leave no gap.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -13,7 +13,7 @@ use std::fmt::{self, Display};
 
 use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol};
 use proto::types::{
-    GrantId, Protocol, Refused, RefusedItem, Resource, ResourceMode, ResourceNumber, SubjectNumber,
+    GrantId, Prefix, Protocol, Refused, RefusedItem, Resource, ResourceMode, ResourceNumber, SubjectNumber,
 };
 
 /// Leading bits of a 128-bit address, IPv4 as mapped IPv6.
@@ -23,6 +23,13 @@ pub struct AddressPrefix {
     pub address: [u8; 16],
     /// 0..=128.
     pub bits: u8,
+}
+
+impl From<Prefix> for AddressPrefix {
+    fn from(prefix: Prefix) -> Self {
+        let (address, bits) = prefix.mapped();
+        Self { address, bits }
+    }
 }
 
 /// Which resource each prefix of a class belongs to, and how it is guarded. Never changed while a port refers to it: a class
@@ -38,6 +45,12 @@ pub struct Entries {
     pub classes: BTreeMap<u32, Class>,
     /// Key of a unix socket's path → what protects it.
     pub unix_sockets: BTreeMap<u64, ResourceEntry>,
+    /// Resource number → from where it is served, if its entries say that this matters.
+    pub peers: BTreeMap<u32, BTreeSet<AddressPrefix>>,
+    /// What arrives is judged: while it is not, every resource is served everywhere.
+    pub judges_arrivals: bool,
+    /// Who sends datagrams is judged, where a resource wants it and the kernel can.
+    pub judges_datagrams: bool,
     /// Cgroup id → subject number.
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
@@ -55,6 +68,9 @@ pub struct Entries {
     pub epochs: BTreeMap<u32, u64>,
 }
 
+/// From where resources are served.
+pub type Peers = BTreeMap<ResourceNumber, BTreeSet<AddressPrefix>>;
+
 /// What the maps should hold.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -64,13 +80,46 @@ pub struct Wanted {
     pub options: BTreeMap<ResourceNumber, ResourceOptions>,
     /// What protects each unix socket, by the key of its path.
     pub unix_sockets: BTreeMap<u64, ResourceNumber>,
+    /// From where it is served; absent: from everywhere.
+    pub peers: Peers,
     /// Whose each cgroup is.
     pub cgroups: BTreeMap<u64, SubjectNumber>,
     /// Who may pass. Grants of one pair are a union: it ends when the longest does, and is idle when the most patient is.
     pub grants: Vec<WantedGrant>,
 }
 
-/// How a resource is guarded.
+impl Wanted {
+    /// These resources, guarded as each of them says.
+    pub fn guarding(resources: Vec<Resource>) -> Self {
+        let mut wanted = Self { resources, ..Self::default() };
+        for resource in &wanted.resources {
+            wanted.options.insert(resource.number, (&resource.options).into());
+            if !resource.options.serve_only.is_empty() {
+                let peers = resource.options.serve_only.iter().map(|prefix| (*prefix).into());
+                wanted.peers.insert(resource.number, peers.collect());
+            }
+        }
+        wanted
+    }
+
+    /// Whether there are UDP ports where each write is to be judged.
+    fn judges_datagrams(&self) -> bool {
+        let is_judged = |resource: &&Resource| {
+            self.options.get(&resource.number).is_some_and(|options| options.per_send)
+                && resource.ports.iter().any(|range| range.protocol() == Protocol::Udp)
+        };
+        self.resources.iter().any(|resource| is_judged(&resource))
+    }
+
+    /// What the kernel knows of a resource.
+    fn entry(&self, number: ResourceNumber) -> ResourceEntry {
+        let options = self.options.get(&number).copied().unwrap_or_default();
+        let peers = if self.peers.contains_key(&number) { ResourceEntry::PEERS } else { 0 };
+        ResourceEntry { number: number.get(), flags: options.flags() | peers }
+    }
+}
+
+/// How a resource is guarded, but for its peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceOptions {
     /// Everything is judged and recorded, and nothing is held back.
@@ -81,10 +130,10 @@ pub struct ResourceOptions {
     pub per_send: bool,
 }
 
-impl From<proto::types::ResourceOptions> for ResourceOptions {
-    fn from(options: proto::types::ResourceOptions) -> Self {
-        let proto::types::ResourceOptions { mode, strict, check_senders } = options;
-        Self { observe: mode == ResourceMode::Observe, strict_audit: strict, per_send: check_senders }
+impl From<&proto::types::ResourceOptions> for ResourceOptions {
+    fn from(options: &proto::types::ResourceOptions) -> Self {
+        let proto::types::ResourceOptions { mode, strict, check_senders, serve_only: _ } = options;
+        Self { observe: *mode == ResourceMode::Observe, strict_audit: *strict, per_send: *check_senders }
     }
 }
 
@@ -136,6 +185,22 @@ pub enum Write {
     },
     FreeUnix {
         key: u64,
+    },
+    AddPeer {
+        resource: u32,
+        prefix: AddressPrefix,
+    },
+    RemovePeer {
+        resource: u32,
+        prefix: AddressPrefix,
+    },
+    /// What arrives is judged from now on, or not any more.
+    JudgeArrivals {
+        on: bool,
+    },
+    /// Who sends datagrams is judged from now on, or not any more.
+    JudgeDatagrams {
+        on: bool,
     },
     BindCgroup {
         id: u64,
@@ -190,6 +255,12 @@ impl Display for Write {
             Self::RemoveAddress { class, .. } => write!(f, "remove an address from class {class}"),
             Self::GuardUnix { entry, .. } => write!(f, "protect a unix socket of resource {}", entry.number),
             Self::FreeUnix { key } => write!(f, "stop protecting the unix socket of key {key:#x}"),
+            Self::AddPeer { resource, .. } => write!(f, "serve resource {resource} to a peer"),
+            Self::RemovePeer { resource, .. } => write!(f, "stop serving resource {resource} to a peer"),
+            Self::JudgeArrivals { on: true } => write!(f, "begin to judge what arrives"),
+            Self::JudgeArrivals { on: false } => write!(f, "cease to judge what arrives"),
+            Self::JudgeDatagrams { on: true } => write!(f, "begin to judge who sends datagrams"),
+            Self::JudgeDatagrams { on: false } => write!(f, "cease to judge who sends datagrams"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
             Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
@@ -228,6 +299,19 @@ impl Entries {
             }
             Write::GuardUnix { key, entry } => drop(self.unix_sockets.insert(key, entry)),
             Write::FreeUnix { key } => drop(self.unix_sockets.remove(&key)),
+            Write::AddPeer { resource, prefix } => {
+                self.peers.entry(resource).or_default().insert(prefix);
+            }
+            Write::RemovePeer { resource, prefix } => {
+                if let Some(peers) = self.peers.get_mut(&resource) {
+                    peers.remove(&prefix);
+                    if peers.is_empty() {
+                        self.peers.remove(&resource);
+                    }
+                }
+            }
+            Write::JudgeArrivals { on } => self.judges_arrivals = on,
+            Write::JudgeDatagrams { on } => self.judges_datagrams = on,
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
             Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
@@ -280,6 +364,15 @@ impl Entries {
     pub fn seeming_idle(&self, now_boot_ns: u64) -> Vec<u32> {
         let held = self.grants.values().filter(|held| self.epoch(held.slot) == held.epoch);
         held.map(|held| held.slot).filter(|slot| self.is_idle(*slot, now_boot_ns)).collect()
+    }
+
+    /// Whether a UDP port leads to a resource where each write is judged: what could not be removed may still do.
+    fn has_judged_datagrams(&self) -> bool {
+        let (first, last) = (port_index(protocol::UDP, 0), port_index(protocol::UDP, u16::MAX));
+        let (Some(first), Some(last)) = (first, last) else { return false };
+        let classes: BTreeSet<u32> = self.ports.range(first..=last).map(|(_, class)| *class).collect();
+        let entries = classes.iter().filter_map(|class| self.classes.get(class)).flat_map(BTreeMap::values);
+        entries.into_iter().any(|entry| entry.has(ResourceEntry::SENDERS))
     }
 
     /// The numbers of the resources that are only observed.
@@ -462,9 +555,15 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         }
     }
 
-    /// New classes first, then the ports, each in one write from its old class to its new one, then what no port refers to
-    /// any more.
+    /// Peers that are not served any more first, and those of resources that are served everywhere yet; then new classes; then
+    /// the ports, each in one write from its old class to its new one; then what no port refers to any more, more peers, and
+    /// those of resources that are served everywhere now.
     fn protect(&mut self, wanted: &Wanted) {
+        let judges_datagrams = wanted.judges_datagrams();
+        if judges_datagrams && !self.present.judges_datagrams {
+            self.must(Write::JudgeDatagrams { on: true });
+        }
+        let more = self.serve_fewer(&wanted.peers);
         let layout = Layout::of(wanted);
         let classes = self.name_classes(layout.classes);
         let mut complete = true;
@@ -492,6 +591,68 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         if complete {
             self.drop_ports(&layout.ports);
             self.drop_classes(&classes);
+            for (number, prefix) in more {
+                self.add_peer(number, prefix);
+            }
+            self.drop_peers(&wanted.peers);
+            if !judges_datagrams && self.present.judges_datagrams && !self.present.has_judged_datagrams() {
+                self.must(Write::JudgeDatagrams { on: false });
+            }
+        } else {
+            for (number, _) in more {
+                let error = "cannot serve it to more peers before all else is written".to_owned();
+                self.refuse(RefusedItem::Resource(number), error);
+            }
+        }
+    }
+
+    /// Serves no resource to a peer that it is not to be served to, once a port refers to it. Gives the peers that resources
+    /// are to be served to besides, where this matters already: a port may still refer to one that will be another's.
+    fn serve_fewer(&mut self, wanted: &Peers) -> Vec<(ResourceNumber, AddressPrefix)> {
+        if !wanted.is_empty()
+            && !self.present.judges_arrivals
+            && let Err(error) = self.try_write(Write::JudgeArrivals { on: true })
+        {
+            wanted.keys().for_each(|number| self.refuse(RefusedItem::Resource(*number), error.clone()));
+        }
+        let entries = self.present.classes.values().flat_map(BTreeMap::values);
+        let limited: BTreeSet<u32> =
+            entries.filter(|entry| entry.has(ResourceEntry::PEERS)).map(|entry| entry.number).collect();
+        let mut more = Vec::new();
+        for (number, peers) in wanted {
+            let resource = number.get();
+            let present = self.present.peers.get(&resource).cloned().unwrap_or_default();
+            for prefix in present.difference(peers) {
+                self.must(Write::RemovePeer { resource, prefix: *prefix });
+            }
+            let mut added = peers.difference(&present);
+            if limited.contains(&resource) {
+                more.extend(added.map(|prefix| (*number, *prefix)));
+            } else {
+                // One that has no room is enough to know.
+                added.all(|prefix| self.add_peer(*number, *prefix));
+            }
+        }
+        more
+    }
+
+    fn add_peer(&mut self, number: ResourceNumber, prefix: AddressPrefix) -> bool {
+        self.offer(RefusedItem::Resource(number), Write::AddPeer { resource: number.get(), prefix })
+    }
+
+    fn drop_peers(&mut self, wanted: &Peers) {
+        let wanted: BTreeSet<u32> = wanted.keys().map(|number| number.get()).collect();
+        let gone = self.present.peers.iter().filter(|(resource, _)| !wanted.contains(resource));
+        let gone: Vec<(u32, AddressPrefix)> =
+            gone.flat_map(|(resource, peers)| peers.iter().map(|prefix| (*resource, *prefix))).collect();
+        for (resource, prefix) in gone {
+            self.must(Write::RemovePeer { resource, prefix });
+        }
+        let is_limited = |class: &Class| class.values().any(|entry| entry.has(ResourceEntry::PEERS));
+        let any_limited = self.present.classes.values().any(is_limited);
+        // What could not be removed may still be limited.
+        if wanted.is_empty() && !any_limited && self.present.judges_arrivals {
+            self.must(Write::JudgeArrivals { on: false });
         }
     }
 
@@ -499,7 +660,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     fn protect_unix(&mut self, wanted: &Wanted) {
         let mut complete = true;
         for (key, number) in &wanted.unix_sockets {
-            let entry = entry_of(*number, &wanted.options);
+            let entry = wanted.entry(*number);
             if self.present.unix_sockets.get(key) != Some(&entry) {
                 complete &= self.offer(RefusedItem::Resource(*number), Write::GuardUnix { key: *key, entry });
             }
@@ -709,7 +870,7 @@ impl Layout {
         let mut numbers: HashMap<Class, usize> = HashMap::new();
         for protocol in Protocol::ALL {
             for (first, last, covering) in runs(resources, protocol) {
-                let class = class_of(covering.iter().map(|index| &resources[*index]), &wanted.options);
+                let class = class_of(covering.iter().map(|index| &resources[*index]), wanted);
                 let class = *numbers.entry(class).or_insert_with_key(|class| {
                     layout.classes.push(class.clone());
                     layout.classes.len() - 1
@@ -759,24 +920,15 @@ fn runs(resources: &[Resource], protocol: Protocol) -> Vec<(u16, u16, Vec<usize>
 
 /// The prefixes of all these resources. The control plane lets no two claim the same one on the same port; should it, the
 /// first keeps it, and it is protected either way.
-fn class_of<'a>(
-    resources: impl Iterator<Item = &'a Resource>,
-    options: &BTreeMap<ResourceNumber, ResourceOptions>,
-) -> Class {
+fn class_of<'a>(resources: impl Iterator<Item = &'a Resource>, wanted: &Wanted) -> Class {
     let mut class = Class::new();
     for resource in resources {
-        let entry = entry_of(resource.number, options);
+        let entry = wanted.entry(resource.number);
         for prefix in &resource.addresses {
-            let (address, bits) = prefix.mapped();
-            class.entry(AddressPrefix { address, bits }).or_insert(entry);
+            class.entry((*prefix).into()).or_insert(entry);
         }
     }
     class
-}
-
-fn entry_of(number: ResourceNumber, options: &BTreeMap<ResourceNumber, ResourceOptions>) -> ResourceEntry {
-    let options = options.get(&number).copied().unwrap_or_default();
-    ResourceEntry { number: number.get(), flags: options.flags() }
 }
 
 #[cfg(test)]

@@ -360,13 +360,11 @@ impl Enforcing {
     /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
     fn wanted(&self) -> Wanted {
         let resources = local::expand(self.grants.resources().to_vec(), self.addresses.known());
-        let options = resources.iter().map(|resource| (resource.number, resource.options.into()));
         let mut wanted = Wanted {
-            options: options.collect(),
-            resources,
             unix_sockets: self.unix_sockets.keys().iter().map(|(key, (number, _))| (*key, *number)).collect(),
             cgroups: self.bound.clone(),
             grants: self.grants.wanted(),
+            ..Wanted::guarding(resources)
         };
         let Some(place) = self.proving.place() else { return wanted };
         wanted.resources.insert(0, canary::resource(place.port));
@@ -584,8 +582,8 @@ impl Enforcing {
 
     /// Looks whether programs, links and pins are as they were put up, and puts right what it can. Returns what it put right.
     pub(super) fn inspect(&mut self) -> Vec<String> {
-        self.note_missing();
         let faults = self.gate.inspect();
+        self.note_missing();
         let flaw = |fault: &Fault| Flaw { is_grave: fault.opens, text: fault.text.clone() };
         let flaws: Vec<Flaw> = faults.iter().map(flaw).chain(self.drifted.drain(..)).collect();
         // What lasts is told once.

@@ -5,7 +5,7 @@
 //! Invariants: one round at a time, so that a grant of the canary's never opens what a round without a grant must find shut;
 //! what is claimed is no older than [`STALE_NS`].
 
-use agent_ebpf::abi::VerdictRecord;
+use agent_ebpf::abi::{Hook, VerdictRecord};
 
 use crate::canary::{self, Ask, Attempt, Passages, Told, Try};
 use crate::status::Flaw;
@@ -113,7 +113,9 @@ impl Proving {
 
     /// A record of the kernel. The canary's own are kept for the round.
     pub(super) fn see(&mut self, record: &VerdictRecord) {
-        if record.resource == canary::NUMBER && self.round.is_some() && self.records.len() < RECORDS_MAX {
+        // The tamper tier's helper has its own proofs.
+        let is_canarys = record.resource == canary::NUMBER && record.hook != Hook::Tamper as u8;
+        if is_canarys && self.round.is_some() && self.records.len() < RECORDS_MAX {
             self.records.push(*record);
         }
     }
@@ -196,7 +198,6 @@ impl Proving {
 
 #[cfg(test)]
 mod tests {
-    use agent_ebpf::abi::Hook;
     use agent_ebpf::verdict::Verdict;
     use nix::errno::Errno;
 

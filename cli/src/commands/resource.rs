@@ -3,8 +3,8 @@
 use clap::ArgGroup;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::types::{
-    Address, NewResource, PortRange, Resource, ResourceChange, ResourceMode, ResourceName, ResourceOptions,
-    UnixPath,
+    Address, NewResource, PortRange, Prefix, Resource, ResourceChange, ResourceMode, ResourceName,
+    ResourceOptions, UnixPath,
 };
 use proto::wire::access::{AddResourceRequest, ListResourcesRequest, RemoveResourceRequest};
 
@@ -36,7 +36,9 @@ Examples:
     #[command(after_help = "\
 Examples:
   portcullis resource set db-old --mode enforce
-  portcullis resource set ledger --strict --check-senders=false")]
+  portcullis resource set ledger --strict --check-senders=false
+  portcullis resource set db-prod --serve-only 10.1.0.0/16,10.2.0.4
+  portcullis resource set db-prod --serve-anyone")]
     Set(Set),
     /// Give up the protection of a destination: from now on everybody reaches it
     ///
@@ -100,6 +102,12 @@ pub struct Add {
     /// For what must not be used over a connection that its holder hands to another process. It costs time for each write.
     #[arg(long)]
     check_senders: bool,
+    /// Have the hosts that own it serve only this address or prefix; give it again for each more, or separate them by commas
+    ///
+    /// Name the hosts that have an agent: their own gates judge their processes. What others send is dropped where it arrives,
+    /// even if its address or port was translated on the way. Without this option it is served everywhere.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = checked::<Prefix>)]
+    serve_only: Vec<Prefix>,
 }
 
 /// The arguments of `set`.
@@ -120,6 +128,13 @@ pub struct Set {
     #[arg(long, group = "options", value_name = "BOOL")]
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     check_senders: Option<bool>,
+    /// Have the hosts that own it serve only these addresses and prefixes, in the place of those so far
+    #[arg(long, group = "options", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(value_parser = checked::<Prefix>, conflicts_with = "serve_anyone")]
+    serve_only: Option<Vec<Prefix>>,
+    /// Have them serve it everywhere again
+    #[arg(long, group = "options")]
+    serve_anyone: bool,
 }
 
 /// The arguments of `remove`.
@@ -147,10 +162,11 @@ pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Err
 
 async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
     let what = format!("add resource `{}`", arguments.name);
-    let Add { name, addresses, ports, unix, mode, strict, check_senders } = arguments;
-    let new = NewResource::with_unix(name, addresses, ports, unix)
-        .map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
-    let new = NewResource { options: ResourceOptions { mode, strict, check_senders }, ..new };
+    let Add { name, addresses, ports, unix, mode, strict, check_senders, serve_only } = arguments;
+    let usage = |error| Error::Usage(format!("cannot {what}: {error}"));
+    let serve_only = ResourceOptions::peers(serve_only).map_err(usage)?;
+    let new = NewResource::with_unix(name, addresses, ports, unix).map_err(usage)?;
+    let new = NewResource { options: ResourceOptions { mode, strict, check_senders, serve_only }, ..new };
     let mut directory = context.connect().await?.directory();
     let message = AddResourceRequest { resource: Some(new.into()) };
     let answer = call(&what, directory.add_resource(message)).await?;
@@ -159,9 +175,12 @@ async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
 }
 
 async fn set(arguments: Set, context: &mut Context<'_>) -> Result<(), Error> {
-    let Set { name, mode, strict, check_senders } = arguments;
+    let Set { name, mode, strict, check_senders, serve_only, serve_anyone } = arguments;
     let what = format!("change resource `{name}`");
-    let change = ResourceChange { name, mode, strict, check_senders };
+    let serve_only = if serve_anyone { Some(Vec::new()) } else { serve_only };
+    let serve_only = serve_only.map(ResourceOptions::peers).transpose();
+    let serve_only = serve_only.map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
+    let change = ResourceChange { name, mode, strict, check_senders, serve_only };
     let mut directory = context.connect().await?.directory();
     let answer =
         call(&what, directory.set_resource(proto::wire::access::SetResourceRequest::from(change))).await?;

@@ -60,6 +60,8 @@ pub struct ConnectionPart {
     pub port: Option<u16>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer: String,
     pub pid: u32,
     pub uid: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -186,6 +188,7 @@ impl From<Connection> for ConnectionPart {
             address: connection.address,
             port: Some(connection.port).filter(|port| *port > 0),
             path: connection.path,
+            peer: connection.peer,
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,
@@ -249,7 +252,10 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
 
 /// Who reaches for what.
 fn whom(event: &AuditEvent) -> String {
-    let is_of_a_process = event.connection.is_some() || event.closed.is_some();
+    let is_of_a_process = match &event.connection {
+        Some(connection) => connection.peer.is_empty(),
+        None => event.closed.is_some(),
+    };
     let subject = match event.subject.as_str() {
         "" if is_of_a_process => "no subject",
         subject => subject,
@@ -265,10 +271,11 @@ fn whom(event: &AuditEvent) -> String {
 fn place(event: &AuditEvent) -> String {
     let mut text = String::new();
     if let Some(connection) = &event.connection {
-        let Connection { command, pid, protocol, address, port, path, .. } = connection;
+        let Connection { command, pid, protocol, address, port, path, peer, .. } = connection;
         let command = if command.is_empty() { "process" } else { command };
+        let who = if peer.is_empty() { format!("{command}[{pid}]") } else { format!("peer {peer}") };
         let destination = if path.is_empty() { destination(address, *port) } else { path.clone() };
-        let _ = write!(text, "{command}[{pid}] {protocol} {destination} ");
+        let _ = write!(text, "{who} {protocol} {destination} ");
     }
     if let Some(Closed { pid, protocol, address, port, .. }) = &event.closed {
         let _ = write!(text, "process[{pid}] {protocol} {} ", destination(address, *port));

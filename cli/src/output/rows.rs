@@ -26,6 +26,8 @@ pub struct ResourceRow {
     pub mode: &'static str,
     pub strict: bool,
     pub check_senders: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub serve_only: Vec<String>,
 }
 
 impl From<Resource> for ResourceRow {
@@ -39,6 +41,7 @@ impl From<Resource> for ResourceRow {
             mode: resource.options.mode.as_str(),
             strict: resource.options.strict,
             check_senders: resource.options.check_senders,
+            serve_only: resource.options.serve_only.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -47,7 +50,11 @@ impl Row for ResourceRow {
     const HEADER: &'static [&'static str] = &["NAME", "MODE", "OPTIONS", "ADDRESSES", "PORTS", "UNIX"];
 
     fn cells(&self, _: &View) -> Vec<String> {
-        let options = [("strict", self.strict), ("check-senders", self.check_senders)];
+        let options = [
+            ("strict", self.strict),
+            ("check-senders", self.check_senders),
+            ("serve-only", !self.serve_only.is_empty()),
+        ];
         let options: Vec<String> =
             options.into_iter().filter(|(_, on)| *on).map(|(option, _)| option.to_owned()).collect();
         let (addresses, ports, unix) = (words(&self.addresses), words(&self.ports), words(&self.unix));

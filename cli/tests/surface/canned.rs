@@ -117,6 +117,7 @@ pub(crate) fn resource() -> Resource {
             mode: ResourceMode::Observe.into(),
             strict: true,
             check_senders: true,
+            serve_only: vec!["10.1.0.0/16".into()],
         }),
     }
 }
@@ -190,6 +191,9 @@ impl DirectoryService for Canned {
         options.mode = asked.mode.unwrap_or(options.mode);
         options.strict = asked.strict.unwrap_or(options.strict);
         options.check_senders = asked.check_senders.unwrap_or(options.check_senders);
+        if let Some(peers) = asked.serve_only {
+            options.serve_only = peers.prefixes;
+        }
         Ok(Response::new(SetResourceResponse { resource: Some(resource) }))
     }
 

@@ -79,6 +79,8 @@ async fn what_is_asked() {
     world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &limits].concat()).await;
     world.run(&["resource", "set", "db", "--check-senders"]).await;
     world.run(&["resource", "set", "db", "--strict=false", "--mode=observe"]).await;
+    world.run(&["resource", "set", "db", "--serve-only=10.2.0.0/16,::1", "--serve-only=10.1.0.0/16"]).await;
+    world.run(&["resource", "set", "db", "--serve-anyone"]).await;
     world.run(&["subject", "add", "user:eve"]).await;
     world.run(&["revoke", GRANT]).await;
     insta::assert_snapshot!("what_is_asked", world.canned.calls.lock().unwrap().join("\n"));

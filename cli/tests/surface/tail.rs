@@ -35,6 +35,7 @@ fn verdict(position: u64, kind: Kind) -> AuditEvent {
         socket_cookie: 77,
         boot_time_ns: 123_456_789_012,
         path: String::new(),
+        peer: String::new(),
     };
     AuditEvent {
         subject: "user:alice".into(),
@@ -138,6 +139,11 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::HostDrift => {
                 AuditEvent { comment: "map GRANTS: 1 added (subject 1 to resource 2)".into(), ..of_host("") }
             }
+            Kind::GateTampering => AuditEvent {
+                comment: "by bpftool (pid 4711, uid 0), /usr/sbin/bpftool, in /user.slice/user-0.slice"
+                    .into(),
+                ..of_host("open_map")
+            },
             Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
                 of_host("")
             }
@@ -153,8 +159,23 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
         connection.executable.clear();
         connection.cgroup_path.clear();
     }
+    let mut stranger = verdict(92, Kind::ConnectionDenied);
+    (stranger.subject, stranger.reason) = (String::new(), "peer_not_served".into());
+    if let Some(connection) = &mut stranger.connection {
+        *connection = Connection {
+            hook: "ingress".into(),
+            protocol: "tcp".into(),
+            address: "10.0.0.7".into(),
+            port: 5432,
+            cgroup_id: 5123,
+            socket_cookie: 77,
+            boot_time_ns: 123_456_789_012,
+            peer: "192.0.2.1".into(),
+            ..Connection::default()
+        };
+    }
     let kernel = Gap { r#where: "kernel.deny".into(), lost: 7, first_sequence: 0, last_sequence: 0 };
-    events.extend([unknown, AuditEvent { gap: Some(kernel), ..event(91, "db-7", Kind::AuditGap) }]);
+    events.extend([unknown, AuditEvent { gap: Some(kernel), ..event(91, "db-7", Kind::AuditGap) }, stranger]);
     events
 }
 

@@ -53,7 +53,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AgentDetached
         | EventKind::AuditGap
         | EventKind::GrantReceipt
-        | EventKind::HostDrift => true,
+        | EventKind::HostDrift
+        | EventKind::GateTampering => true,
         EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied

@@ -33,8 +33,8 @@ impl Store {
             }
         }
         let number: i64 = sqlx::query_scalar(
-            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, added_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
         )
         .bind(new.name.as_str())
         .bind(join(&new.addresses()))
@@ -43,6 +43,7 @@ impl Store {
         .bind(new.options.mode.as_str())
         .bind(new.options.strict)
         .bind(new.options.check_senders)
+        .bind(join(&new.options.serve_only))
         .bind(now.unix_ms())
         .fetch_one(tx.sql())
         .await
@@ -52,7 +53,7 @@ impl Store {
         tx.record(EventKind::ResourceAdded, now, |event| {
             event.resource = resource.name.to_string();
             event.actor = actor.to_owned();
-            event.comment = format!("{}; {}", settings(resource.options), resource.destination());
+            event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
         .await?;
@@ -69,23 +70,26 @@ impl Store {
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
         let before = resource(tx.sql(), &change.name).await?;
-        let after = Resource { options: change.applied_to(before.options), ..before.clone() };
+        let after = Resource { options: change.applied_to(&before.options), ..before.clone() };
         if after == before {
             return Ok(after);
         }
-        sqlx::query("UPDATE resources SET mode = ?, strict = ?, check_senders = ? WHERE number = ?")
-            .bind(after.options.mode.as_str())
-            .bind(after.options.strict)
-            .bind(after.options.check_senders)
-            .bind(after.number.get())
-            .execute(tx.sql())
-            .await
-            .map_err(StoreError::sql("change a resource"))?;
+        sqlx::query(
+            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ? WHERE number = ?",
+        )
+        .bind(after.options.mode.as_str())
+        .bind(after.options.strict)
+        .bind(after.options.check_senders)
+        .bind(join(&after.options.serve_only))
+        .bind(after.number.get())
+        .execute(tx.sql())
+        .await
+        .map_err(StoreError::sql("change a resource"))?;
         tx.raise_all().await?;
         tx.record(EventKind::ResourceChanged, now, |event| {
             event.resource = after.name.to_string();
             event.actor = actor.to_owned();
-            event.changes = changes(before.options, after.options);
+            event.changes = changes(&before.options, &after.options);
         })
         .await?;
         tx.commit().await?;
@@ -181,13 +185,13 @@ impl Store {
 const COMMENT_MAX_BYTES: usize = 4096;
 
 /// The options in words.
-fn settings(options: ResourceOptions) -> String {
+fn settings(options: &ResourceOptions) -> String {
     let settings = options.settings().map(|(setting, value)| format!("{setting} {value}"));
     settings.join(", ")
 }
 
 /// What is another one after than before.
-fn changes(before: ResourceOptions, after: ResourceOptions) -> Vec<Change> {
+fn changes(before: &ResourceOptions, after: &ResourceOptions) -> Vec<Change> {
     let pairs = before.settings().into_iter().zip(after.settings());
     pairs
         .filter(|((_, was), (_, is))| was != is)
@@ -286,12 +290,13 @@ struct ResourceRow {
     mode: String,
     strict: bool,
     check_senders: bool,
+    serve_only: String,
 }
 
 /// All resources that are protected, by name.
 pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
     let rows: Vec<ResourceRow> = sqlx::query_as(
-        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders FROM resources
+        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only FROM resources
          WHERE removed_ms IS NULL ORDER BY name",
     )
     .fetch_all(sql)
@@ -316,10 +321,13 @@ fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
         ports.collect::<Result<_, _>>()?,
         unix.collect::<Result<_, _>>()?,
     );
+    let peers = parts(&row.serve_only).map(|part| decode::text("serve_only", part));
+    let peers = peers.collect::<Result<_, _>>()?;
     let options = ResourceOptions {
         mode: decode::text::<ResourceMode>("mode", &row.mode)?,
         strict: row.strict,
         check_senders: row.check_senders,
+        serve_only: ResourceOptions::peers(peers).map_err(StoreError::broken("serve_only"))?,
     };
     let new = NewResource { options, ..new.map_err(StoreError::broken("resource"))? };
     Ok(Resource::numbered(decode::id_number("number", row.number)?, new))

@@ -130,6 +130,8 @@ event_kinds! {
     AgentStateChanged = "agent.state_changed",
     /// Somebody else had changed what the kernel holds of the gate; it has been put right.
     HostDrift = "host.drift",
+    /// Somebody was refused who reached for the gate itself, or for its agent.
+    GateTampering = "gate.tampering",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.
@@ -249,6 +251,7 @@ pub struct Connection {
     pub protocol: String,
     pub address: String,
     pub port: u16,
+    pub peer: String,
     pub pid: u32,
     pub uid: u32,
     pub command: String,
@@ -418,6 +421,7 @@ impl TryFrom<wire::Connection> for Connection {
             protocol: text("protocol", wire.protocol)?,
             address: text("address", wire.address)?,
             port: port(wire.port)?,
+            peer: text("peer", wire.peer)?,
             pid: wire.pid,
             uid: wire.uid,
             command: text("command", wire.command)?,
@@ -438,6 +442,7 @@ impl From<Connection> for wire::Connection {
             protocol: connection.protocol,
             address: connection.address,
             port: connection.port.into(),
+            peer: connection.peer,
             pid: connection.pid,
             uid: connection.uid,
             command: connection.command,

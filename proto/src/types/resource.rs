@@ -399,7 +399,7 @@ impl From<ResourceMode> for wire::ResourceMode {
 }
 
 /// How a resource is guarded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResourceOptions {
     /// What becomes of a connection that no grant covers.
     pub mode: ResourceMode,
@@ -407,24 +407,54 @@ pub struct ResourceOptions {
     pub strict: bool,
     /// Each write is judged by who writes, not only by who connected.
     pub check_senders: bool,
+    /// From where a host that has the resource serves it: at most 64, sorted, none twice. None: from everywhere.
+    pub serve_only: Vec<Prefix>,
 }
 
 impl ResourceOptions {
     /// Each setting by its name, as people read it.
-    pub fn settings(self) -> [(&'static str, String); 3] {
+    pub fn settings(&self) -> [(&'static str, String); 4] {
+        let serve_only = match self.serve_only.is_empty() {
+            true => "anyone".to_owned(),
+            false => List(&self.serve_only).to_string(),
+        };
         [
             ("mode", self.mode.to_string()),
             ("strict", self.strict.to_string()),
             ("check_senders", self.check_senders.to_string()),
+            ("serve_only", serve_only),
         ]
     }
+
+    /// Checks and sorts what is to be its `serve_only`.
+    pub fn peers(mut prefixes: Vec<Prefix>) -> Result<Vec<Prefix>, Invalid> {
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        match prefixes.len() > PARTS_MAX {
+            true => Err(Invalid::new(
+                "serve_only",
+                format_args!("has {} entries; at most {PARTS_MAX} are possible", prefixes.len()),
+            )),
+            false => Ok(prefixes),
+        }
+    }
+}
+
+fn peers_from(texts: Vec<String>) -> Result<Vec<Prefix>, Invalid> {
+    let prefix = |text: String| text.parse().map_err(|error: Invalid| Invalid::new("", error.problem));
+    ResourceOptions::peers(all("serve_only", texts, PARTS_MAX, prefix)?)
 }
 
 impl TryFrom<wire::ResourceOptions> for ResourceOptions {
     type Error = Invalid;
 
     fn try_from(wire: wire::ResourceOptions) -> Result<Self, Invalid> {
-        Ok(Self { mode: wire.mode().try_into()?, strict: wire.strict, check_senders: wire.check_senders })
+        Ok(Self {
+            mode: wire.mode().try_into()?,
+            strict: wire.strict,
+            check_senders: wire.check_senders,
+            serve_only: peers_from(wire.serve_only)?,
+        })
     }
 }
 
@@ -434,6 +464,7 @@ impl From<ResourceOptions> for wire::ResourceOptions {
             mode: wire::ResourceMode::from(options.mode).into(),
             strict: options.strict,
             check_senders: options.check_senders,
+            serve_only: options.serve_only.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -449,15 +480,18 @@ pub struct ResourceChange {
     pub strict: Option<bool>,
     /// See [`ResourceOptions`].
     pub check_senders: Option<bool>,
+    /// See [`ResourceOptions`].
+    pub serve_only: Option<Vec<Prefix>>,
 }
 
 impl ResourceChange {
     /// The options that `before` become.
-    pub fn applied_to(&self, before: ResourceOptions) -> ResourceOptions {
+    pub fn applied_to(&self, before: &ResourceOptions) -> ResourceOptions {
         ResourceOptions {
             mode: self.mode.unwrap_or(before.mode),
             strict: self.strict.unwrap_or(before.strict),
             check_senders: self.check_senders.unwrap_or(before.check_senders),
+            serve_only: self.serve_only.clone().unwrap_or_else(|| before.serve_only.clone()),
         }
     }
 }
@@ -467,7 +501,8 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
 
     fn try_from(wire: wire::SetResourceRequest) -> Result<Self, Invalid> {
         let mode = wire.mode.is_some().then(|| wire.mode().try_into()).transpose()?;
-        if mode.is_none() && wire.strict.is_none() && wire.check_senders.is_none() {
+        let is_empty = wire.strict.is_none() && wire.check_senders.is_none() && wire.serve_only.is_none();
+        if mode.is_none() && is_empty {
             return Err(Invalid::new(
                 "mode",
                 "is missing, and so is every other option: nothing would change",
@@ -478,6 +513,7 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
             mode,
             strict: wire.strict,
             check_senders: wire.check_senders,
+            serve_only: wire.serve_only.map(|peers| peers_from(peers.prefixes)).transpose()?,
         })
     }
 }
@@ -489,6 +525,9 @@ impl From<ResourceChange> for wire::SetResourceRequest {
             mode: change.mode.map(|mode| wire::ResourceMode::from(mode).into()),
             strict: change.strict,
             check_senders: change.check_senders,
+            serve_only: change
+                .serve_only
+                .map(|peers| wire::Peers { prefixes: peers.iter().map(ToString::to_string).collect() }),
         }
     }
 }
@@ -839,7 +878,8 @@ mod tests {
     fn options() {
         let one = resource(&["10.0.0.1"], &["tcp/5432"]).expect("valid");
         for mode in ResourceMode::ALL {
-            let options = ResourceOptions { mode, strict: true, check_senders: true };
+            let serve_only = vec!["10.1.0.0/16".parse().expect("valid"), "::1".parse().expect("valid")];
+            let options = ResourceOptions { mode, strict: true, check_senders: true, serve_only };
             let new = NewResource { options, ..one.clone() };
             assert_eq!(NewResource::try_from(wire::Resource::from(new.clone())), Ok(new));
             assert_eq!(mode.as_str().parse(), Ok(mode));
@@ -850,6 +890,26 @@ mod tests {
             let error = NewResource::try_from(wire).expect_err("is refused");
             assert!(error.to_string().contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn peers_are_sorted_and_few() {
+        let serving = |texts: &[&str]| {
+            let serve_only = texts.iter().map(ToString::to_string).collect();
+            let mode = wire::ResourceMode::Enforce.into();
+            ResourceOptions::try_from(wire::ResourceOptions {
+                mode,
+                serve_only,
+                ..wire::ResourceOptions::default()
+            })
+        };
+        let told = |texts: &[&str]| serving(texts).expect("valid").settings()[3].1.clone();
+        assert_eq!(told(&[]), "anyone");
+        assert_eq!(told(&["10.2.0.0/16", "::ffff:10.1.0.1", "10.2.0.0/16"]), "10.1.0.1, 10.2.0.0/16");
+        let error = serving(&["10.1.0.1/16"]).expect_err("is refused").to_string();
+        assert!(error.contains("serve_only") && error.contains("write `10.1.0.0/16`"), "{error}");
+        let many: Vec<String> = (0..65).map(|last| format!("10.0.0.{last}")).collect();
+        assert!(serving(&many.iter().map(String::as_str).collect::<Vec<_>>()).is_err());
     }
 
     #[test]
@@ -866,8 +926,17 @@ mod tests {
         let strict = wire::SetResourceRequest { strict: Some(false), ..wire };
         let change = ResourceChange::try_from(strict.clone()).expect("valid");
         assert_eq!(wire::SetResourceRequest::from(change.clone()), strict);
-        let before = ResourceOptions { mode: ResourceMode::Observe, strict: true, check_senders: true };
-        assert_eq!(change.applied_to(before), ResourceOptions { strict: false, ..before });
+        let before = ResourceOptions {
+            mode: ResourceMode::Observe,
+            strict: true,
+            check_senders: true,
+            serve_only: vec!["10.1.0.0/16".parse().expect("valid")],
+        };
+        let expected = ResourceOptions { strict: false, ..before.clone() };
+        assert_eq!(change.applied_to(&before), expected);
+        let everybody = wire::SetResourceRequest { serve_only: Some(wire::Peers::default()), ..strict };
+        let change = ResourceChange::try_from(everybody).expect("valid");
+        assert_eq!(change.applied_to(&before), ResourceOptions { serve_only: Vec::new(), ..expected });
     }
 
     proptest::proptest! {

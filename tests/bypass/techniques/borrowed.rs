@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::Socket;
+use tests::raw;
 
 use crate::probe::{Probe, connect, tcp_socket, udp_socket};
 use crate::technique::{
@@ -13,15 +14,12 @@ use crate::technique::{
 };
 
 use super::tcp::{send_by_splice, send_file, send_zerocopy};
+use super::udp::UDP_CORK;
 
 /// A socket opened by a granted process works wherever it is, until that grant ends.
 const LENT: Stop = Stop::Lent {
     why: "a granted process gave it away; the per-send check, or LSM file_receive, stops the borrower",
     with_check: WithCheck::Stopped,
-};
-const LENT_UDP: Stop = Stop::Lent {
-    why: "a granted process gave it away; LSM file_receive stops the borrower",
-    with_check: WithCheck::NotSeen("the per-send check sees TCP only"),
 };
 const LENT_MPTCP: Stop = Stop::Lent {
     why: "a granted process gave it away; LSM file_receive stops the borrower",
@@ -48,6 +46,9 @@ const PASSED: Technique = Technique { lender: lent(Lent::Tcp), granted: OTHERS, 
 const PASSED_CONNECTED: Technique =
     Technique { lender: lent(Lent::TcpConnected), stop: LENT, tier: Some(Tier::FileReceive), ..TCP };
 
+const PASSED_UDP_CONNECTED: Technique =
+    Technique { lender: lent(Lent::UdpConnected), service: Service::Udp, ..PASSED_CONNECTED };
+
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "socket_made_before_moving_in", run: before_moving_in, ..MOVES },
     Technique { name: "udp_socket_made_before_moving_in", run: udp_before_moving_in, ..MOVES_UDP },
@@ -60,6 +61,14 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         granted: Granted::Arrives,
         kept: Kept::Revoked,
         ..MOVES
+    },
+    Technique {
+        name: "udp_connection_kept_across_a_move",
+        run: udp_connected_from_granted,
+        stop: MOVED,
+        granted: Granted::Arrives,
+        kept: Kept::Revoked,
+        ..MOVES_UDP
     },
     Technique {
         name: "clone_into_cgroup_with_socket",
@@ -140,14 +149,9 @@ pub(super) const TECHNIQUES: &[Technique] = &[
     Technique { name: "passed_connection_splice", run: borrow_and_splice, ..PASSED_CONNECTED },
     Technique { name: "passed_connection_zerocopy", run: borrow_and_zerocopy, ..PASSED_CONNECTED },
     Technique { name: "stolen_connection", run: steal_and_write, ..PASSED_CONNECTED },
-    Technique {
-        name: "passed_udp_connection",
-        run: borrow_and_write,
-        lender: lent(Lent::UdpConnected),
-        service: Service::Udp,
-        stop: LENT_UDP,
-        ..PASSED_CONNECTED
-    },
+    Technique { name: "passed_udp_connection", run: borrow_and_write, ..PASSED_UDP_CONNECTED },
+    Technique { name: "stolen_udp_connection", run: steal_and_write, ..PASSED_UDP_CONNECTED },
+    Technique { name: "passed_udp_connection_corked", run: borrow_and_cork, ..PASSED_UDP_CONNECTED },
     Technique {
         name: "passed_mptcp_connection",
         run: borrow_and_write,
@@ -201,13 +205,21 @@ fn connected_from_granted(probe: &mut Probe) -> io::Result<()> {
     probe.send(socket)
 }
 
+fn udp_connected_from_granted(probe: &mut Probe) -> io::Result<()> {
+    probe.enter(&probe.scene.granted_cgroup)?;
+    let socket = udp_socket(probe.to())?;
+    connect(&socket, &probe.to().into())?;
+    settle(probe)?;
+    probe.send(socket)
+}
+
 /// A child starts in the sender's cgroup, with a socket that its parent made in a granted one.
 fn cloned_with_socket(probe: &mut Probe) -> io::Result<()> {
     probe.enter(&probe.scene.granted_cgroup)?;
     let socket = tcp_socket(probe.to())?;
     let cgroup = std::fs::File::open(&probe.scene.cgroup)?;
     let (to, marker) = (probe.to(), probe.marker());
-    tests::raw::clone_into(cgroup.as_fd(), || {
+    raw::clone_into(cgroup.as_fd(), || {
         // What comes of it is seen at the receiver.
         let _ = probe
             .drop_privileges()
@@ -221,7 +233,7 @@ fn cloned_with_socket(probe: &mut Probe) -> io::Result<()> {
 fn clone_into_granted(probe: &mut Probe) -> io::Result<()> {
     let cgroup = std::fs::File::open(&probe.scene.granted_cgroup)?;
     let (to, marker) = (probe.to(), probe.marker());
-    tests::raw::clone_into(cgroup.as_fd(), || {
+    raw::clone_into(cgroup.as_fd(), || {
         let _ = tcp_socket(to).and_then(|socket| {
             connect(&socket, &to.into())?;
             socket.send(&marker)
@@ -271,6 +283,16 @@ fn borrow_and_splice(probe: &mut Probe) -> io::Result<()> {
 
 fn borrow_and_zerocopy(probe: &mut Probe) -> io::Result<()> {
     borrow_and(probe, send_zerocopy)
+}
+
+/// Holds the datagram back at first.
+fn borrow_and_cork(probe: &mut Probe) -> io::Result<()> {
+    borrow_and(probe, |socket, marker| {
+        let cork = |on: i32| raw::set_option(socket.as_fd(), libc::IPPROTO_UDP, UDP_CORK, &on.to_ne_bytes());
+        cork(1)?;
+        socket.send(marker)?;
+        cork(0)
+    })
 }
 
 /// Takes the lender's socket without its help, as a debugger could.

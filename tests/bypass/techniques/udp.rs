@@ -11,7 +11,7 @@ use crate::probe::{Probe, disconnect, raw_address, udp_socket};
 use crate::technique::{Feature, Kept, Place, Stop, Technique, UDP};
 
 /// `UDP_CORK`.
-const UDP_CORK: i32 = 1;
+pub(super) const UDP_CORK: i32 = 1;
 /// `UDP_SEGMENT`.
 const UDP_SEGMENT: i32 = 103;
 

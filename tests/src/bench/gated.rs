@@ -15,7 +15,7 @@ use agent::rules::plan::{Entries, ResourceOptions, Wanted, WantedGrant, reconcil
 use agent::spool::Spool;
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use anyhow::{Result, anyhow, bail};
-use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
+use proto::types::{GrantId, NewResource, PortRange, Prefix, Protocol, Resource, SubjectNumber};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -104,6 +104,17 @@ impl Gated {
         self.wanted.options.insert(resource.number, options);
         self.wanted.resources.push(resource);
         self.wanted.grants.push(grant(1, number)?);
+        self.apply()
+    }
+
+    /// Has what arrives be judged, or not any more: the first resource is served to nobody but those of its own host, whom
+    /// all places are.
+    pub fn judge_arrivals(&mut self, on: bool) -> Result<()> {
+        self.wanted.peers.clear();
+        if on {
+            let peer: Prefix = "192.0.2.0/24".parse()?;
+            self.wanted.peers.insert(1.try_into()?, [peer.into()].into());
+        }
         self.apply()
     }
 

@@ -76,11 +76,11 @@ fn floor<'a>(all: impl Iterator<Item = (&'a str, &'a [f64])>) -> (f64, &'a str) 
 
 /// A verdict with its record, a packet, and whatever is not protected.
 fn target(program: &str, met: Met) -> Option<Target> {
-    let judges = ["connect", "sendmsg", "egress"].iter().any(|name| program.starts_with(name));
+    let judges = ["connect", "sendmsg", "egress", "ingress"].iter().any(|name| program.starts_with(name));
     match (program, met) {
         _ if !judges => None,
         (_, Met::Unprotected) => Some(Target::AtMost(30.0)),
-        ("egress", _) => Some(Target::AtMost(150.0)),
+        ("egress" | "ingress", _) => Some(Target::AtMost(150.0)),
         _ => Some(Target::AtMost(300.0)),
     }
 }

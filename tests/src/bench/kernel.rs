@@ -65,7 +65,12 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     };
     part("rates", &mut || rates::compare(&mut places, effort));
     part("refusals", &mut || rates::denial(&mut places[1], effort));
-    part("nanoseconds", &mut || hooks::costs(&few, &mut places[1], effort));
+    part("nanoseconds", &mut || {
+        few.judge_arrivals(true)?;
+        let table = hooks::costs(&few, &mut places[1], effort);
+        few.judge_arrivals(false)?;
+        table
+    });
     part("growth", &mut || hooks::growth((&few, &mut places[1]), (&many, &mut among_many), effort));
     part("records", &mut || verdicts::account(&few, &mut places[1], effort));
     part("PostgreSQL", &mut || pooler::compare(&mut few, &outside, effort));

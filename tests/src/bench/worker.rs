@@ -238,7 +238,7 @@ impl Worker {
     fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
         match self.from.read_line(&mut line)? {
-            0 => bail!("a worker has ended"),
+            0 => bail!("a worker has ended: {}", self.child.wait()?),
             _ => Ok(line.trim().to_owned()),
         }
     }

@@ -16,6 +16,7 @@ enum Tampering {
     Port(u32, u32),
     Prefix(u32, usize, Option<u32>),
     Unix(u64, Option<u32>),
+    Peer(u32, usize, bool),
     Subject(u64, Option<u32>),
     Grant(GrantKey, Option<GrantRef>),
     Name(u32, u8),
@@ -42,6 +43,8 @@ fn some_tampering() -> impl Strategy<Value = Tampering> {
         (1..4u32, 0..4usize, number())
             .prop_map(|(class, index, number)| Tampering::Prefix(class, index, number)),
         (1..7u64, number()).prop_map(|(key, number)| Tampering::Unix(key, number)),
+        (1..4u32, 0..4usize, any::<bool>())
+            .prop_map(|(resource, index, added)| Tampering::Peer(resource, index, added)),
         (1..7u64, number()).prop_map(|(id, number)| Tampering::Subject(id, number)),
         ((1..4u32, 1..4u32), prop::option::of((slot(), some_epoch()))).prop_map(
             |((subject, resource), to)| {
@@ -70,6 +73,13 @@ fn tamper(entries: &mut Entries, tampering: &Tampering) {
             entries.apply(&Write::GuardUnix { key, entry: ResourceEntry { number, flags: number % 2 } });
         }
         Tampering::Unix(key, None) => entries.apply(&Write::FreeUnix { key }),
+        Tampering::Peer(resource, index, added) => {
+            let prefix = prefix(index);
+            entries.apply(&match added {
+                true => Write::AddPeer { resource, prefix },
+                false => Write::RemovePeer { resource, prefix },
+            });
+        }
         Tampering::Subject(id, Some(subject)) => entries.apply(&Write::BindCgroup { id, subject }),
         Tampering::Subject(id, None) => entries.apply(&Write::UnbindCgroup { id }),
         Tampering::Grant(key, Some(value)) => entries.apply(&Write::PutGrant { key, value }),
@@ -173,6 +183,9 @@ proptest! {
             prop_assert_eq!(present.protecting(protocol, port, address), expected);
         }
         prop_assert_eq!(&present.unix_sockets, &unix_model(&wanted));
+        let peers: BTreeMap<u32, BTreeSet<AddressPrefix>> =
+            wanted.peers.iter().map(|(number, peers)| (number.get(), peers.clone())).collect();
+        prop_assert_eq!(&present.peers, &peers);
         let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
         prop_assert_eq!(&present.cgroups, &cgroups);
         let wanted_pairs: BTreeSet<GrantKey> = wanted

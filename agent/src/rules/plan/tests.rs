@@ -41,12 +41,40 @@ fn protecting(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> 
 /// The same, and how it is guarded.
 fn entry_of(entries: &Entries, protocol: u8, port: u16, address: [u8; 16]) -> Option<ResourceEntry> {
     let class = entries.ports.get(&port_index(protocol, port)?)?;
-    let covers = |prefix: &AddressPrefix| {
-        let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
-        u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
-    };
-    let prefixes = entries.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix));
+    let prefixes = entries.classes.get(class)?.iter().filter(|(prefix, _)| covers(prefix, address));
     prefixes.max_by_key(|(prefix, _)| prefix.bits).map(|(_, entry)| *entry)
+}
+
+fn covers(prefix: &AddressPrefix, address: [u8; 16]) -> bool {
+    let mask = u128::MAX.checked_shl(128 - u32::from(prefix.bits)).unwrap_or(0);
+    u128::from_be_bytes(prefix.address) & mask == u128::from_be_bytes(address) & mask
+}
+
+/// Whether what arrives from a peer goes on, as the kernel decides it.
+fn serves(entries: &Entries, (protocol, port, address): (u8, u16, [u8; 16]), peer: [u8; 16]) -> bool {
+    let Some(entry) = entry_of(entries, protocol, port, address) else { return true };
+    let is_peer = |peers: &BTreeSet<AddressPrefix>| peers.iter().any(|prefix| covers(prefix, peer));
+    !entries.judges_arrivals
+        || !entry.has(ResourceEntry::PEERS)
+        || entries.peers.get(&entry.number).is_some_and(is_peer)
+}
+
+/// The same by what is wanted.
+fn is_to_serve(wanted: &Wanted, (protocol, port, address): (u8, u16, [u8; 16]), peer: [u8; 16]) -> bool {
+    let Some(entry) = model(wanted, protocol, port, address) else { return true };
+    let number = ResourceNumber::try_from(entry.number).expect("not 0");
+    wanted.peers.get(&number).is_none_or(|peers| peers.iter().any(|prefix| covers(prefix, peer)))
+}
+
+/// Some that random peers can mean, and one that they cannot.
+fn peers() -> [[u8; 16]; 3] {
+    ["10.1.0.0", "10.1.0.1", "10.2.0.1"].map(|text| text.parse::<Prefix>().expect("valid").mapped().0)
+}
+
+fn some_peers() -> impl Strategy<Value = BTreeSet<AddressPrefix>> {
+    let prefixes = prop::sample::select(vec!["10.1.0.0/24", "10.1.0.1", "10.1.0.0", "2001:db8::/32"]);
+    let prefixes = prefixes.prop_map(|text| text.parse::<Prefix>().expect("valid").into());
+    prop::collection::btree_set(prefixes, 1..3)
 }
 
 /// The grant and deadline that the maps find for a pair, as the kernel does it.
@@ -100,11 +128,11 @@ fn removals_come_first() {
     let subject = |number: u32| SubjectNumber::try_from(number).expect("not 0");
     let resources = vec![resource(1, &["10.0.0.1"], &["tcp/1"])];
     let first = Wanted {
-        options: BTreeMap::new(),
         resources: resources.clone(),
         unix_sockets: BTreeMap::new(),
         cgroups: [(10, subject(1))].into(),
         grants: vec![grant(1, 1, 1, 100)],
+        ..Wanted::default()
     };
     settle(&mut present, &first);
     let second =
@@ -127,6 +155,8 @@ fn removals_come_first() {
             | Write::RemoveAddress { .. }
             | Write::GuardUnix { .. }
             | Write::FreeUnix { .. } => "protect",
+            Write::AddPeer { .. } | Write::RemovePeer { .. } | Write::JudgeArrivals { .. } => "serve",
+            Write::JudgeDatagrams { .. } => "judge datagrams",
         })
         .collect();
     assert_eq!(
@@ -199,6 +229,62 @@ fn another_mode_is_another_class() {
         "{writes:?}"
     );
     assert_eq!(present.observed(), [1].into());
+}
+
+/// In this order nobody is served on the way who is served neither before nor after.
+#[test]
+fn peers_come_before_the_port_and_go_after_it() {
+    let mut present = Entries::default();
+    let open = Wanted { resources: vec![resource(1, &["10.0.0.1"], &["tcp/1"])], ..Wanted::default() };
+    let limited = |prefixes: &[&str]| {
+        let prefix = |text: &&str| text.parse::<Prefix>().expect("valid").into();
+        let peers = [(1.try_into().expect("not 0"), prefixes.iter().map(prefix).collect())].into();
+        Wanted { peers, ..open.clone() }
+    };
+    settle(&mut present, &open);
+    let kinds = |writes: Vec<Write>| -> Vec<&str> {
+        let kind = |write: &Write| match write {
+            Write::JudgeArrivals { on: true } => "judge",
+            Write::JudgeArrivals { on: false } => "cease",
+            Write::AddPeer { .. } => "add peer",
+            Write::RemovePeer { .. } => "remove peer",
+            Write::AddAddress { .. } => "add address",
+            Write::SetPort { .. } => "set port",
+            Write::RemoveAddress { .. } => "remove address",
+            _ => "other",
+        };
+        writes.iter().map(kind).collect()
+    };
+    let writes = settle(&mut present, &limited(&["10.1.0.0/24"]));
+    assert_eq!(kinds(writes), ["judge", "add peer", "add address", "set port", "remove address"]);
+    let writes = settle(&mut present, &limited(&["10.1.0.1", "10.1.0.2"]));
+    assert_eq!(kinds(writes), ["remove peer", "add peer", "add peer"]);
+    let writes = settle(&mut present, &open);
+    let expected = ["add address", "set port", "remove address", "remove peer", "remove peer", "cease"];
+    assert_eq!(kinds(writes), expected);
+}
+
+/// The port is limited all the same: rather nobody is served than everybody.
+#[test]
+fn peers_that_cannot_be_written_are_refused_by_name() {
+    let number = ResourceNumber::try_from(1).expect("not 0");
+    let resources = vec![resource(1, &["10.0.0.1"], &["tcp/1"])];
+    let peers = [(number, [Prefix::from(std::net::IpAddr::from([10, 1, 0, 1])).into()].into())].into();
+    let wanted = Wanted { resources, peers, ..Wanted::default() };
+    for unwritten in ["serve resource 1 to a peer", "begin to judge what arrives"] {
+        let mut present = Entries::default();
+        let outcome = reconcile(&mut present, &wanted, SLOTS, NOW, |write| match write.to_string() {
+            text if text == unwritten => Err("no room"),
+            _ => Ok(()),
+        });
+        let refused: Vec<&RefusedItem> = outcome.refused.iter().map(|refused| &refused.item).collect();
+        assert_eq!(refused, [&RefusedItem::Resource(number)], "{unwritten}");
+        let flags = present.classes.values().flat_map(BTreeMap::values).map(|entry| entry.flags);
+        assert_eq!(flags.collect::<Vec<_>>(), [ResourceEntry::PEERS], "{unwritten}");
+        // And it is tried again.
+        settle(&mut present, &wanted);
+        assert!(present.judges_arrivals && present.peers.len() == 1);
+    }
 }
 
 /// A grant with an idle limit, in hours.
@@ -343,11 +429,13 @@ pub(in crate::rules) fn some_wanted() -> impl Strategy<Value = Wanted> {
     let cgroups = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
     let options = prop::collection::btree_map(1..4u32, some_options(), 0..4);
     let unix = prop::collection::btree_map(1..6u64, 1..4u32, 0..5);
-    let all = (some_resources(), options, unix, cgroups, grants);
-    all.prop_map(|(resources, options, unix, cgroups, grants)| Wanted {
+    let peers = prop::collection::btree_map(1..4u32, some_peers(), 0..3);
+    let parts = (some_resources(), options, unix, peers, cgroups, grants);
+    parts.prop_map(|(resources, options, unix, peers, cgroups, grants)| Wanted {
         resources,
         unix_sockets: unix.into_iter().map(|(key, id)| (key, id.try_into().expect("not 0"))).collect(),
         options: options.into_iter().map(|(id, options)| (id.try_into().expect("not 0"), options)).collect(),
+        peers: peers.into_iter().map(|(id, peers)| (id.try_into().expect("not 0"), peers)).collect(),
         cgroups: cgroups.into_iter().map(|(id, subject)| (id, subject.try_into().expect("not 0"))).collect(),
         grants: grants
             .into_iter()
@@ -359,7 +447,7 @@ pub(in crate::rules) fn some_wanted() -> impl Strategy<Value = Wanted> {
 /// Every destination that the random resources can mean, and some they cannot.
 pub(in crate::rules) fn destinations() -> impl Iterator<Item = (u8, u16, [u8; 16])> {
     let addresses = ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"];
-    let mapped = addresses.map(|text| text.parse::<proto::types::Prefix>().expect("valid").mapped().0);
+    let mapped = addresses.map(|text| text.parse::<Prefix>().expect("valid").mapped().0);
     let ports = |protocol: u8| (1..9u16).map(move |port| (protocol, port));
     let all: Vec<(u8, u16)> = ports(protocol::TCP).chain(ports(protocol::UDP)).collect();
     all.into_iter().flat_map(move |(protocol, port)| mapped.map(|address| (protocol, port, address)))
@@ -398,10 +486,7 @@ pub(in crate::rules) fn model(
             }
         }
     }
-    best.map(|(_, number)| {
-        let options = wanted.options.get(&number).copied().unwrap_or_default();
-        ResourceEntry { number: number.get(), flags: options.flags() }
-    })
+    best.map(|(_, number)| wanted.entry(number))
 }
 
 proptest! {
@@ -418,6 +503,11 @@ proptest! {
                 );
             }
             prop_assert_eq!(&present.unix_sockets, &unix_model(wanted));
+            let peers: BTreeMap<u32, BTreeSet<AddressPrefix>> =
+                wanted.peers.iter().map(|(number, peers)| (number.get(), peers.clone())).collect();
+            prop_assert_eq!(&present.peers, &peers);
+            prop_assert_eq!(present.judges_arrivals, !peers.is_empty());
+            prop_assert_eq!(present.judges_datagrams, wanted.judges_datagrams());
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
             let best = unions(&wanted.grants, |_| false);
@@ -430,7 +520,8 @@ proptest! {
     }
 
     /// After every single write, with writes that fail at random: no protection is lost on the way, no grant counts that is
-    /// neither wanted now nor held before; and once nothing fails any more, the maps are right.
+    /// neither wanted now nor held before, nobody is served who was not before and is not to be; and once nothing fails any
+    /// more, the maps are right.
     #[test]
     fn every_step_is_safe(
         steps in prop::collection::vec(some_wanted(), 1..5),
@@ -449,10 +540,24 @@ proptest! {
                 .collect();
             let always_unix: Vec<u64> =
                 before.unix_sockets.keys().filter(|key| wanted.unix_sockets.contains_key(*key)).copied().collect();
+            let unserved: Vec<_> = destinations()
+                .flat_map(|destination| peers().map(|peer| (destination, peer)))
+                .filter(|(destination, peer)| {
+                    !serves(&before, *destination, *peer) && !is_to_serve(wanted, *destination, *peer)
+                })
+                .collect();
             let refs: Vec<GrantRef> = before.grants.values().copied().collect();
             reconcile(&mut present, wanted, SLOTS, NOW, |write| {
-                // Removals of grants cannot fail here: that a grant which could not be removed is live is no finding.
-                let may_fail = !matches!(write, Write::SetEpoch { .. } | Write::RemoveGrant { .. });
+                // Removals of grants cannot fail here: that a grant which could not be removed is live is no finding. Nor is
+                // that a peer is served which could not be removed, or that all are while nothing can be judged.
+                let may_fail = !matches!(
+                    write,
+                    Write::SetEpoch { .. }
+                        | Write::RemoveGrant { .. }
+                        | Write::RemovePeer { .. }
+                        | Write::JudgeArrivals { .. }
+                        | Write::JudgeDatagrams { .. }
+                );
                 if may_fail && fails.next() == Some(true) {
                     return Err("no room");
                 }
@@ -461,6 +566,14 @@ proptest! {
                     assert!(protecting(&seen, *protocol, *port, *address).is_some(), "open after {write}");
                 }
                 assert!(always_unix.iter().all(|key| seen.unix_sockets.contains_key(key)), "open after {write}");
+                for (protocol, port, address) in destinations().filter(|(protocol, ..)| *protocol == protocol::UDP) {
+                    let entry = entry_of(&seen, protocol, port, address);
+                    let is_judged = entry.is_some_and(|entry| entry.has(ResourceEntry::SENDERS));
+                    assert!(!is_judged || seen.judges_datagrams, "senders are not judged after {write}");
+                }
+                for (destination, peer) in &unserved {
+                    assert!(!serves(&seen, *destination, *peer), "served after {write}");
+                }
                 if let Write::PutGrant { value, .. } = write {
                     assert!(seen.deadlines.contains_key(&value.slot), "{write} before its deadline");
                     let current = |old: &GrantRef| old.slot == value.slot && old.epoch == value.epoch;
