@@ -75,7 +75,7 @@ impl Loader {
     pub(super) fn load(&self, learner: u32) -> Result<Ebpf, String> {
         let mut loader = loader(&self.settings, &self.pins);
         for (name, offset) in &self.offsets {
-            loader.override_global(*name, offset, true);
+            loader.override_global(name, offset, true);
         }
         loader.override_global("PINS_DEVICE", &self.pins_device, true);
         loader.override_global("LEARNER", &learner, true);
