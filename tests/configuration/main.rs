@@ -11,7 +11,8 @@ fn deploy(path: &str) -> PathBuf {
 fn the_agents_example_is_usable() {
     let config =
         agent::config::Config::load(&deploy("etc/agent.toml"), || "db-7".to_owned()).expect("usable");
-    let defaults = agent::kernel::Settings::new("/sys/fs/bpf/portcullis".into());
+    let mut defaults = agent::kernel::Settings::new("/sys/fs/bpf/portcullis".into());
+    defaults.scratch_dir = "/var/lib/portcullis-agent".into();
     assert_eq!(config.kernel, defaults, "the example shows the defaults");
 }
 

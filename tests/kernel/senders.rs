@@ -230,7 +230,10 @@ fn the_check_of_datagrams_only_while_wanted() -> Result<()> {
     let lacks = lacks_datagrams(&mut fixture)?;
     ensure_eq!(fixture.gate.attached(), without + usize::from(!lacks));
     ensure_eq!(fixture.gate.read_whole()?.judges_datagrams, true);
-    ensure_eq!(fixture.gate.inspect(), []);
+    // Another test's gate may stand at the machine's root meanwhile.
+    let mut faults = fixture.gate.inspect();
+    faults.retain(|fault| !fault.text.contains("runs after ours"));
+    ensure_eq!(faults, []);
     fixture.guard(RESOURCE, UNCHECKED)?;
     ensure_eq!(fixture.gate.attached(), without);
     if !lacks {

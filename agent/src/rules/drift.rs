@@ -31,8 +31,21 @@ pub enum Part {
 }
 
 impl Part {
+    /// Those that are a whole map.
+    const MAPS: [Self; 9] = [
+        Self::Resources,
+        Self::Peers,
+        Self::UnixSockets,
+        Self::Subjects,
+        Self::Grants,
+        Self::Slots,
+        Self::Deadlines,
+        Self::IdleLimits,
+        Self::Epochs,
+    ];
+
     /// How many there are.
-    pub const COUNT: usize = protocol::ALL.len() + 8;
+    pub const COUNT: usize = protocol::ALL.len() + Self::MAPS.len();
 
     /// All of them: one after the other they are all that the agent writes.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -45,17 +58,7 @@ impl Part {
         const COUNT: u32 = PORT_CLASSES_MAX / PROTOCOLS as u32;
         match index % Self::COUNT {
             place @ 0..PROTOCOLS => Self::Ports { first: place as u32 * COUNT, count: COUNT },
-            place => [
-                Self::Resources,
-                Self::Peers,
-                Self::UnixSockets,
-                Self::Subjects,
-                Self::Grants,
-                Self::Slots,
-                Self::Deadlines,
-                Self::IdleLimits,
-                Self::Epochs,
-            ][place - PROTOCOLS],
+            place => Self::MAPS[place - PROTOCOLS],
         }
     }
 

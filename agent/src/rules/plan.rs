@@ -660,7 +660,9 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     fn protect_unix(&mut self, wanted: &Wanted) {
         let mut complete = true;
         for (key, number) in &wanted.unix_sockets {
-            let entry = wanted.entry(*number);
+            // Who is served, and who is not, is about packets.
+            let options = wanted.options.get(number).copied().unwrap_or_default();
+            let entry = ResourceEntry { number: number.get(), flags: options.flags() };
             if self.present.unix_sockets.get(key) != Some(&entry) {
                 complete &= self.offer(RefusedItem::Resource(*number), Write::GuardUnix { key: *key, entry });
             }
