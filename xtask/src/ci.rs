@@ -35,7 +35,8 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     step("deny", &|| deny(checkout))?;
     step("lock", &|| lock(checkout))?;
     step("kernel-test", &|| {
-        kernel_test::run(checkout, &[OTHER_KERNEL.to_owned()], Some(Suite::Kernel), &[])
+        let (series, filters) = ([OTHER_KERNEL.to_owned()], [OTHER_KERNEL_TESTS.to_owned()]);
+        kernel_test::run(checkout, &series, Some(Suite::Kernel), &filters)
     })?;
 
     println!("== test");
