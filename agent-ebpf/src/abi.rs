@@ -380,10 +380,10 @@ impl ConnectionEntry {
         self.seen = cookie as u32;
     }
 
-    /// Whether that was noted.
+    /// Whether that was noted. Never of a cookie whose lower half is 0, which is what an entry begins with.
     #[inline(always)]
     pub const fn is_seen(&self, cookie: u64) -> bool {
-        self.seen == cookie as u32
+        self.seen != 0 && self.seen == cookie as u32
     }
 
     /// All 0: what the fields not set are.
@@ -957,6 +957,18 @@ mod tests {
             offset_of!(ConnectionEntry, bytes),
         ];
         assert_eq!(offsets, [0, 8, 16, 24, 40, 56, 60, 64, 68, 72, 74, 75, 76, 80]);
+    }
+
+    #[test]
+    fn a_creator_is_seen_for_one_cookie() {
+        let mut entry = ConnectionEntry::EMPTY;
+        for cookie in [0, 1, 1 << 32] {
+            assert!(!entry.is_seen(cookie), "{cookie}");
+        }
+        entry.see(7);
+        assert!(entry.is_seen(7) && !entry.is_seen(8));
+        entry.see(1 << 32);
+        assert!(!entry.is_seen(1 << 32));
     }
 
     /// A pinned ring may hold records that a program of another ABI version wrote: one may append, and move nothing.
