@@ -11,14 +11,14 @@ use core::mem::{align_of, size_of};
 /// So that an agent can take the place of one of another version, newer or older, without ending what is connected, some
 /// things are alike in every version:
 /// - [`map::CONNECTIONS`] is a hash by socket cookie, and its entries begin with [`ConnectionEntry`] as it is here;
-///   [`map::EPOCHS`], [`map::DEADLINES`] and [`map::LAST_ADMITTED`] are arrays of 8-byte words by its `slot`;
+///   [`map::SLOTS`] is an array by its `slot`, and its elements begin with [`GrantSlot`] as it is here;
 /// - the rings' records begin with [`VerdictRecord`] and [`ClosedRecord`] as they are here, and [`map::COUNTERS`] holds
 ///   [`RingCounters`];
 /// - `resource` and `subject` are the control plane's numbers.
 ///
 /// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
 /// do not understand.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Map names, as the loader and the pins use them.
 pub mod map {
@@ -33,22 +33,8 @@ pub mod map {
     pub const SUBJECTS: &str = "SUBJECTS";
     /// Hash: [`GrantKey`](super::GrantKey) → [`GrantRef`](super::GrantRef). Written by the agent.
     pub const GRANTS: &str = "GRANTS";
-    /// Array: slot → [`GrantSlot`](super::GrantSlot): which grant to name. Written by the agent.
+    /// Array: slot → [`GrantSlot`](super::GrantSlot). Written by both, each word by itself.
     pub const SLOTS: &str = "SLOTS";
-    /// Array: slot → deadline, a `u64`: `CLOCK_BOOTTIME` in nanoseconds; from this moment on nobody is let through. 0 is long
-    /// past: closed. Written by the agent; moved later only while it has not passed, so that it is a union's.
-    pub const DEADLINES: &str = "DEADLINES";
-    /// Array: slot → epoch, a `u64`. Raised by the agent: one aligned 8-byte write revokes whatever refers to the slot.
-    pub const EPOCHS: &str = "EPOCHS";
-    /// Array: slot → idle limit, a `u64`: nanoseconds without activity after which the slot has ended; 0: none. Written by the
-    /// agent, before anything refers to the slot's epoch.
-    pub const IDLE_LIMITS: &str = "IDLE_LIMITS";
-    /// Array: slot → when payload was last sent, or found to have been received, by it, a `u64`: `CLOCK_BOOTTIME` in
-    /// nanoseconds. Kept only where there is an idle limit. Written by the programs, and by the agent when the limit begins.
-    pub const LAST_ACTIVE: &str = "LAST_ACTIVE";
-    /// Array: slot → when a packet or connection was last admitted, a `u64`: `CLOCK_BOOTTIME` in nanoseconds. Written by the
-    /// programs; set to 0 by the agent when the slot begins.
-    pub const LAST_ADMITTED: &str = "LAST_ADMITTED";
     /// Socket storage: [`Admission`](super::Admission): what is known of a socket that is in no other map. Written by the
     /// programs.
     pub const ADMISSIONS: &str = "ADMISSIONS";
@@ -227,7 +213,7 @@ pub struct GrantKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrantRef {
-    /// Index into [`map::SLOTS`] and [`map::EPOCHS`].
+    /// Index into [`map::SLOTS`].
     pub slot: u32,
     /// 0.
     pub reserved: u32,
@@ -238,13 +224,37 @@ pub struct GrantRef {
 /// An epoch that no slot ever has, for what has ended: each begins at 0 and is raised one by one.
 pub const NEVER: u64 = u64::MAX;
 
-/// What a slot is called. A slot stands for a time in which a pair is let through without a break: overlapping grants of the
-/// pair share it, and it is named after the one that ends last. Aligned, so that it is copied by words.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A slot: a time in which a pair is let through without a break. Overlapping grants of the pair share it, and it is named after
+/// the one that ends last.
+///
+/// As large as a line of the processor's cache: whoever looks at one has all of it. Each word of 8 bytes is read and written by
+/// itself, in shared memory. All 0: closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrantSlot {
-    /// UUID, network order.
+    /// Raised by the agent: one write revokes whatever refers to the slot.
+    pub epoch: u64,
+    /// `CLOCK_BOOTTIME` in nanoseconds; from this moment on nobody is let through. 0 is long past. Written by the agent; moved
+    /// later only while it has not passed, so that it is a union's.
+    pub deadline_boot_ns: u64,
+    /// When a packet or connection was last admitted, `CLOCK_BOOTTIME` in nanoseconds. Written by the programs; set to 0 by the
+    /// agent when the slot begins.
+    pub last_admitted_boot_ns: u64,
+    /// Nanoseconds without activity after which the slot has ended; 0: none. Written by the agent, before anything refers to
+    /// the slot's epoch.
+    pub idle_limit_ns: u64,
+    /// When payload was last sent, or found to have been received, `CLOCK_BOOTTIME` in nanoseconds. Kept only where there is
+    /// an idle limit. Written by the programs, and by the agent when the limit begins.
+    pub last_active_boot_ns: u64,
+    /// Which grant to name: UUID, network order. Written by the agent.
     pub grant: [u8; 16],
+    /// 0.
+    pub reserved: u64,
+}
+
+impl GrantSlot {
+    /// How much of it every ABI version lays out alike: the first three words.
+    pub const COMMON_BYTES: usize = 24;
 }
 
 /// What is known of a socket that is no TCP connection, and of a TCP connection what is rarely there. All 0: nothing.
@@ -318,28 +328,20 @@ impl Admission {
     }
 }
 
-/// A connection that is up.
+/// A connection that is up. What each packet is judged by stands first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionEntry {
     /// The slot's epoch when it was let through.
     pub epoch: u64,
-    /// `CLOCK_BOOTTIME` in nanoseconds, of the verdict.
-    pub admitted_boot_ns: u64,
-    /// Of the socket's network namespace.
-    pub netns_cookie: u64,
     /// Destination; network order, IPv4 as mapped IPv6.
     pub address: [u8; 16],
-    /// UUID, network order, of the grant that the slot was named after then; all 0: no grant.
-    pub grant: [u8; 16],
     /// By which slot.
     pub slot: u32,
-    /// What it leads to.
+    /// What it leads to: [`ResourceEntry::number`].
     pub resource: u32,
     /// Whom it was let through for.
     pub subject: u32,
-    /// Of the task that connected.
-    pub pid: u32,
     /// Destination.
     pub port: u16,
     /// IANA's number.
@@ -347,11 +349,23 @@ pub struct ConnectionEntry {
     /// [`OBSERVED`](Self::OBSERVED), [`INHERITED`](Self::INHERITED), [`SENDERS`](Self::SENDERS),
     /// [`RELEASED`](Self::RELEASED).
     pub flags: u8,
+    /// `CLOCK_BOOTTIME` in nanoseconds, of the verdict.
+    pub admitted_boot_ns: u64,
+    /// Of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// UUID, network order, of the grant that the slot was named after then; all 0: no grant.
+    pub grant: [u8; 16],
+    /// Of the task that connected.
+    pub pid: u32,
     /// Lower half of the cookie of the socket of which it was seen that the subject had made it. Not a flag: the kernel gives
     /// the entry of a connection that has closed to the next one at once, and whoever was just writing to it writes to that.
     pub seen: u32,
     /// The bytes received by the connection (TCP) when it was last looked at; kept only where there is an idle limit.
     pub bytes: u64,
+    /// The class of its port when it was let through; 0: not known.
+    pub class: u32,
+    /// How the resource was guarded then: [`ResourceEntry::flags`].
+    pub guard: u32,
 }
 
 impl ConnectionEntry {
@@ -359,7 +373,7 @@ impl ConnectionEntry {
     pub const OBSERVED: u8 = 1;
     /// A gate of another ABI version had let it through, and the agent wrote it down: its socket's storage says nothing of it.
     pub const INHERITED: u8 = 2;
-    /// How much of it every ABI version lays out alike: all up to the flags, and four bytes to fill up. Of the flags no version
+    /// How much of it every ABI version lays out alike: all up to the pid, and four bytes to fill up. Of the flags no version
     /// knows more of another than the two above.
     pub const COMMON_BYTES: usize = 80;
 
@@ -386,22 +400,37 @@ impl ConnectionEntry {
         self.seen != 0 && self.seen == cookie as u32
     }
 
+    /// What it leads to, if the packet's destination is the one that it was let through to, and the port's class the same: what
+    /// a class says of an address never changes. None: that must be looked up.
+    #[inline(always)]
+    pub fn leads_to(&self, class: u32, protocol: u8, address: &[u8; 16], port: u16) -> Option<ResourceEntry> {
+        let is_same =
+            self.class == class && self.protocol == protocol && self.port == port && self.address == *address;
+        if is_same && class != 0 {
+            Some(ResourceEntry { number: self.resource, flags: self.guard })
+        } else {
+            None
+        }
+    }
+
     /// All 0: what the fields not set are.
     pub const EMPTY: Self = Self {
         epoch: 0,
-        admitted_boot_ns: 0,
-        netns_cookie: 0,
         address: [0; 16],
-        grant: [0; 16],
         slot: 0,
         resource: 0,
         subject: 0,
-        pid: 0,
         port: 0,
         protocol: 0,
         flags: 0,
+        admitted_boot_ns: 0,
+        netns_cookie: 0,
+        grant: [0; 16],
+        pid: 0,
         seen: 0,
         bytes: 0,
+        class: 0,
+        guard: 0,
     };
 }
 
@@ -854,11 +883,11 @@ assert_layout! {
     SubjectEntry: 8,
     GrantKey: 8,
     GrantRef: 16,
-    GrantSlot: 16,
+    GrantSlot: 64,
     FileKey: 16,
     ObjectKey: 8,
     Admission: 48,
-    ConnectionEntry: 88,
+    ConnectionEntry: 96,
     RingCounters: 16,
     VerdictRecord: 144,
     ClosedRecord: 112,
@@ -942,21 +971,59 @@ mod tests {
     fn connection_offsets() {
         let offsets = [
             offset_of!(ConnectionEntry, epoch),
-            offset_of!(ConnectionEntry, admitted_boot_ns),
-            offset_of!(ConnectionEntry, netns_cookie),
             offset_of!(ConnectionEntry, address),
-            offset_of!(ConnectionEntry, grant),
             offset_of!(ConnectionEntry, slot),
             offset_of!(ConnectionEntry, resource),
             offset_of!(ConnectionEntry, subject),
-            offset_of!(ConnectionEntry, pid),
             offset_of!(ConnectionEntry, port),
             offset_of!(ConnectionEntry, protocol),
             offset_of!(ConnectionEntry, flags),
+            offset_of!(ConnectionEntry, admitted_boot_ns),
+            offset_of!(ConnectionEntry, netns_cookie),
+            offset_of!(ConnectionEntry, grant),
+            offset_of!(ConnectionEntry, pid),
             offset_of!(ConnectionEntry, seen),
             offset_of!(ConnectionEntry, bytes),
+            offset_of!(ConnectionEntry, class),
+            offset_of!(ConnectionEntry, guard),
         ];
-        assert_eq!(offsets, [0, 8, 16, 24, 40, 56, 60, 64, 68, 72, 74, 75, 76, 80]);
+        assert_eq!(offsets, [0, 8, 24, 28, 32, 36, 38, 39, 40, 48, 56, 72, 76, 80, 88, 92]);
+    }
+
+    /// The same.
+    #[test]
+    fn slot_offsets() {
+        let offsets = [
+            offset_of!(GrantSlot, epoch),
+            offset_of!(GrantSlot, deadline_boot_ns),
+            offset_of!(GrantSlot, last_admitted_boot_ns),
+            offset_of!(GrantSlot, idle_limit_ns),
+            offset_of!(GrantSlot, last_active_boot_ns),
+            offset_of!(GrantSlot, grant),
+            offset_of!(GrantSlot, reserved),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24, 32, 40, 56]);
+    }
+
+    #[test]
+    fn a_connection_leads_where_it_was_let_through_to() {
+        let address = [1; 16];
+        let entry = ConnectionEntry {
+            address,
+            class: 3,
+            port: 5432,
+            protocol: protocol::TCP,
+            resource: 9,
+            guard: ResourceEntry::STRICT,
+            ..ConnectionEntry::EMPTY
+        };
+        let resource = ResourceEntry { number: 9, flags: ResourceEntry::STRICT };
+        assert_eq!(entry.leads_to(3, protocol::TCP, &address, 5432), Some(resource));
+        assert_eq!(entry.leads_to(4, protocol::TCP, &address, 5432), None, "the port has another class");
+        assert_eq!(entry.leads_to(3, protocol::UDP, &address, 5432), None);
+        assert_eq!(entry.leads_to(3, protocol::TCP, &[2; 16], 5432), None);
+        assert_eq!(entry.leads_to(3, protocol::TCP, &address, 5433), None);
+        assert_eq!(ConnectionEntry::EMPTY.leads_to(0, 0, &[0; 16], 0), None, "nothing is known of it");
     }
 
     #[test]

@@ -78,6 +78,13 @@ pub(crate) fn literally_mapped(ip: u32) -> [u8; 16] {
     bytes([0, 0, MAPPED, ip])
 }
 
+/// The bytes of what was copied by words.
+#[inline(always)]
+pub(crate) fn bytes_of(words: [u64; 2]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes of which every pattern is a value.
+    unsafe { core::mem::transmute(words) }
+}
+
 /// The bytes of an address, from its four words in network order.
 #[inline(always)]
 pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {

@@ -2,11 +2,10 @@
 //!
 //! Owns: the look-ups, and the times of a slot. Must not know: what follows from them.
 
-use agent_ebpf::abi::{Admission, ConnectionEntry, GrantKey, GrantRef, GrantSlot};
+use agent_ebpf::abi::{Admission, ConnectionEntry, GrantKey, GrantRef};
 use agent_ebpf::verdict::Slot;
-use aya_ebpf::maps::Array;
 
-use crate::maps;
+use crate::{context, maps};
 
 /// What a look-up found, with a value in any case. The compiler leaves the inside of a `None` unset, and may load it early
 /// where it is not used later; Linux 5.10 refuses a program that does.
@@ -48,18 +47,15 @@ pub(crate) fn grant(key: GrantKey) -> Option<GrantRef> {
 /// The epoch last: see [`Slot`].
 #[inline(always)]
 pub(crate) fn slot(index: u32) -> Option<Slot> {
-    let deadline = maps::DEADLINES.get_ptr(index)?;
-    let idle_limit = maps::IDLE_LIMITS.get_ptr(index)?;
-    let active = maps::LAST_ACTIVE.get_ptr(index)?;
-    let epoch = maps::EPOCHS.get_ptr(index)?;
-    // SAFETY: the pointers are to aligned 8-byte elements of array maps, valid for the program's run. Volatile, so that each
-    // is read once, and in this order.
+    let slot = maps::SLOTS.get_ptr(index)?;
+    // SAFETY: the pointer is to an aligned element of an array map, valid for the program's run. Volatile, so that each word is
+    // read once, and in this order.
     unsafe {
         Some(Slot {
-            deadline_boot_ns: deadline.read_volatile(),
-            idle_limit_ns: idle_limit.read_volatile(),
-            active_boot_ns: active.read_volatile(),
-            epoch: epoch.read_volatile(),
+            deadline_boot_ns: (&raw const (*slot).deadline_boot_ns).read_volatile(),
+            idle_limit_ns: (&raw const (*slot).idle_limit_ns).read_volatile(),
+            active_boot_ns: (&raw const (*slot).last_active_boot_ns).read_volatile(),
+            epoch: (&raw const (*slot).epoch).read_volatile(),
         })
     }
 }
@@ -88,19 +84,31 @@ pub(crate) fn inherit(cookie: u64, found: &mut Admission) -> bool {
     true
 }
 
-/// Writes down what the slot is called now. Nothing: it has no name.
+/// Writes down what the slot is called now. All 0: it has no name.
 #[inline(always)]
 pub(crate) fn write_name(index: u32, name: &mut [u8; 16]) {
-    if let Some(GrantSlot { grant }) = maps::SLOTS.get(index) {
-        *name = *grant;
+    if let Some(slot) = maps::SLOTS.get_ptr(index) {
+        // SAFETY: the pointer is to an aligned element of an array map, valid for the program's run; the name lies at a
+        // multiple of 8 bytes, and so it is copied by words.
+        let words = unsafe { (&raw const (*slot).grant).cast::<[u64; 2]>().read() };
+        *name = context::bytes_of(words);
     }
 }
 
-/// Writes down that something happened by a slot just now. Several CPUs may at once: any of their times is right.
+/// Writes down that the slot let something through just now. Several CPUs may at once: any of their times is right.
 #[inline(always)]
-pub(crate) fn note(times: &Array<u64>, slot: u32, now_boot_ns: u64) {
-    if let Some(last) = times.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to an aligned 8-byte element of an array map, valid for the program's run.
-        unsafe { last.write_volatile(now_boot_ns) };
+pub(crate) fn note_admitted(index: u32, now_boot_ns: u64) {
+    if let Some(slot) = maps::SLOTS.get_ptr_mut(index) {
+        // SAFETY: the pointer is to an aligned element of an array map, valid for the program's run.
+        unsafe { (&raw mut (*slot).last_admitted_boot_ns).write_volatile(now_boot_ns) };
+    }
+}
+
+/// The same of activity, as an idle limit counts it.
+#[inline(always)]
+pub(crate) fn note_active(index: u32, now_boot_ns: u64) {
+    if let Some(slot) = maps::SLOTS.get_ptr_mut(index) {
+        // SAFETY: as in `note_admitted`.
+        unsafe { (&raw mut (*slot).last_active_boot_ns).write_volatile(now_boot_ns) };
     }
 }

@@ -19,8 +19,8 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::error;
 
 use crate::context::{self, Destination};
-use crate::grants::{Found, grant, note, slot, write_name};
-use crate::resources::protecting;
+use crate::grants::{Found, grant, note_admitted, slot, write_name};
+use crate::resources::{class, resource};
 use crate::subjects::caller;
 use crate::{maps, record};
 
@@ -33,7 +33,8 @@ const REFUSE: i32 = 0;
 #[inline(always)]
 fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     // Most traffic ends here, after one array look-up.
-    let Some(resource) = protecting(destination) else { return GO_ON };
+    let Some(class) = class(destination.protocol, destination.port) else { return GO_ON };
+    let Some(resource) = resource(class, destination.address) else { return GO_ON };
 
     let cgroup_id = context::cgroup_id();
     let caller = caller(cgroup_id);
@@ -50,8 +51,17 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
     if reason == Reason::LookupFailed {
         error!(ctx, "a grant's slot could not be read");
     }
-    let attempt =
-        Attempt { ctx, hook, destination, resource, subject, cgroup_id, grant: grant.get(), now_boot_ns };
+    let attempt = Attempt {
+        ctx,
+        hook,
+        destination,
+        class,
+        resource,
+        subject,
+        cgroup_id,
+        grant: grant.get(),
+        now_boot_ns,
+    };
     if let (Reason::Granted, Some(grant)) = (reason, grant.get()) {
         // Room for the record first: who may not pass without one has not passed before there is.
         reason = match record::reserve() {
@@ -91,6 +101,8 @@ struct Attempt<'a> {
     ctx: &'a SockAddrContext,
     hook: Hook,
     destination: &'a Destination,
+    /// Of the port.
+    class: u32,
     resource: ResourceEntry,
     /// 0: nobody's.
     subject: u32,
@@ -114,7 +126,7 @@ impl Attempt<'_> {
             }
             bind(admission, &self.resource, self.subject, grant);
         }
-        note(&maps::LAST_ADMITTED, grant.slot, self.now_boot_ns);
+        note_admitted(grant.slot, self.now_boot_ns);
         // Datagrams of an unconnected socket are judged one by one, and never ended.
         if !self.is_connection() {
             return Reason::Granted;
@@ -176,19 +188,21 @@ impl Attempt<'_> {
     fn remember(&self, grant: GrantRef, flags: u8) -> Result<(), i32> {
         let mut connection = ConnectionEntry {
             epoch: grant.epoch,
-            admitted_boot_ns: self.now_boot_ns,
-            netns_cookie: context::netns_cookie(self.ctx),
             address: self.destination.address,
-            grant: [0; 16],
             slot: grant.slot,
             resource: self.resource.number,
             subject: self.subject,
-            pid: context::pid(),
             port: self.destination.port,
             protocol: self.destination.protocol,
             flags,
+            admitted_boot_ns: self.now_boot_ns,
+            netns_cookie: context::netns_cookie(self.ctx),
+            grant: [0; 16],
+            pid: context::pid(),
             seen: 0,
             bytes: 0,
+            class: self.class,
+            guard: self.resource.flags,
         };
         if flags & ConnectionEntry::OBSERVED == 0 {
             write_name(grant.slot, &mut connection.grant);

@@ -12,7 +12,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
 const NO_PREALLOC: u32 = 1;
-/// `BPF_F_MMAPABLE`: the agent compares whole arrays with what it has written there, again and again. Linux 5.5 and newer.
+/// `BPF_F_MMAPABLE`: the agent compares whole arrays with what it has written there, again and again, and writes single words.
+/// Linux 5.5 and newer.
 const IN_MEMORY: u32 = 1 << 10;
 
 // Written by the agent.
@@ -34,15 +35,6 @@ pub(crate) static SUBJECTS: HashMap<u64, SubjectEntry> = HashMap::with_max_entri
 pub(crate) static GRANTS: HashMap<GrantKey, GrantRef> = HashMap::with_max_entries(abi::GRANTS_MAX, 0);
 
 #[map]
-pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
-
-#[map]
-pub(crate) static DEADLINES: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
-
-#[map]
-pub(crate) static EPOCHS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
-
-#[map]
 pub(crate) static EXEMPT_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(abi::EXEMPT_CGROUPS_MAX, 0);
 
 #[map]
@@ -52,16 +44,10 @@ pub(crate) static UNIX_SOCKETS: HashMap<u64, ResourceEntry> =
 #[map]
 pub(crate) static UNIX_GUARDED: Array<u32> = Array::with_max_entries(1, 0);
 
-#[map]
-pub(crate) static IDLE_LIMITS: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
-
 // Written by both.
 
 #[map]
-pub(crate) static LAST_ACTIVE: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
-
-#[map]
-pub(crate) static LAST_ADMITTED: Array<u64> = Array::with_max_entries(abi::GRANTS_MAX, 0);
+pub(crate) static SLOTS: Array<GrantSlot> = Array::with_max_entries(abi::GRANTS_MAX, IN_MEMORY);
 
 // Written by the programs.
 

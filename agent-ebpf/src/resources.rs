@@ -11,9 +11,13 @@ use crate::maps;
 /// The resource that the destination belongs to.
 #[inline(always)]
 pub(crate) fn protecting(destination: &Destination) -> Option<ResourceEntry> {
-    let class = class(destination.protocol, destination.port)?;
-    let key = AddressKey { class, address: destination.address };
-    maps::RESOURCES.get(Key::new(CLASS_BITS + 128, key)).copied()
+    resource(class(destination.protocol, destination.port)?, destination.address)
+}
+
+/// The resource that an address belongs to, on the ports of this class.
+#[inline(always)]
+pub(crate) fn resource(class: u32, address: [u8; 16]) -> Option<ResourceEntry> {
+    maps::RESOURCES.get(Key::new(CLASS_BITS + 128, AddressKey { class, address })).copied()
 }
 
 /// Whether a resource that is not served everywhere is served at this address.

@@ -20,6 +20,7 @@ mod predecessors;
 mod reading;
 mod rings;
 mod senders;
+mod slots;
 mod statistics;
 mod succession;
 mod sys;
@@ -34,8 +35,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, GrantSlot, PeerKey,
-    RESOURCE_BITS, ResourceEntry, Ring, RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, PeerKey, RESOURCE_BITS,
+    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -61,6 +62,7 @@ use datagrams::Datagrams;
 use lsm::{Exempt, Tier};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
+use slots::{Slots, Word};
 use sys::{AttachType, CgroupPlace};
 use tamper::Tamper;
 
@@ -117,12 +119,7 @@ pub struct Gate {
     peers: LpmTrie<MapData, PeerKey, u32>,
     subjects: HashMap<MapData, u64, SubjectEntry>,
     grants: HashMap<MapData, GrantKey, GrantRef>,
-    slots: Array<MapData, GrantSlot>,
-    deadlines: Array<MapData, u64>,
-    epochs: Array<MapData, u64>,
-    idle_limits: Array<MapData, u64>,
-    last_active: Array<MapData, u64>,
-    last_admitted: Array<MapData, u64>,
+    slots: Slots,
     connections: HashMap<MapData, u64, ConnectionEntry>,
     counters: PerCpuArray<MapData, RingCounters>,
     exempt: Exempt,
@@ -194,7 +191,8 @@ impl Gate {
         pins.check_access()?;
         let predecessors = Predecessor::find(settings)?;
         let took_over = pins.check_maps(settings)?;
-        let mut ebpf = load(settings, &pins)?;
+        let mut loader = loader(settings, &pins);
+        let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
         let diagnostics = Diagnostics::init(&mut ebpf);
         let streams = Streams {
             rings: Rings {
@@ -217,18 +215,15 @@ impl Gate {
         // version: families are this host's to refuse and not the control plane's, and who was let through to what, the tier
         // learns only from programs that are attached later.
         let tier = Tier::attach(settings, &pins)?;
+        let mut maps = Vec::new();
+        hold_maps(&mut maps, &pins, settings)?;
         let mut gate = Self {
             ports: typed(&mut ebpf, map::PORT_CLASSES)?,
             resources: typed(&mut ebpf, map::RESOURCES)?,
             peers: typed(&mut ebpf, map::PEERS)?,
             subjects: typed(&mut ebpf, map::SUBJECTS)?,
             grants: typed(&mut ebpf, map::GRANTS)?,
-            slots: typed(&mut ebpf, map::SLOTS)?,
-            deadlines: typed(&mut ebpf, map::DEADLINES)?,
-            epochs: typed(&mut ebpf, map::EPOCHS)?,
-            idle_limits: typed(&mut ebpf, map::IDLE_LIMITS)?,
-            last_active: typed(&mut ebpf, map::LAST_ACTIVE)?,
-            last_admitted: typed(&mut ebpf, map::LAST_ADMITTED)?,
+            slots: Slots::open(held(&maps, map::SLOTS)?)?,
             connections: typed(&mut ebpf, map::CONNECTIONS)?,
             counters: typed(&mut ebpf, map::COUNTERS)?,
             exempt,
@@ -239,7 +234,7 @@ impl Gate {
             datagrams: Datagrams::new(&pins),
             cgroup_root: root,
             pins,
-            maps: Vec::new(),
+            maps,
             senders: None,
             tier,
             tamper: Tamper::default(),
@@ -248,13 +243,12 @@ impl Gate {
             settings: settings.clone(),
             took_over,
         };
-        gate.hold_maps()?;
         // Before any program of the gate is attached, as the LSM tier.
         gate.raise_tamper()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
             gate.attach_arrivals()?;
-            gate.raise_optional()?;
+            gate.raise_optional(&mut loader)?;
         }
         Ok((gate, streams))
     }
@@ -268,30 +262,20 @@ impl Gate {
     /// Puts up what not every kernel has: the check of senders; and the LSM tier for good, in the place of an earlier
     /// agent's. No sooner than programs of this gate are: should the process end before, the tier that is left is that of the
     /// gate that is left.
-    fn raise_optional(&mut self) -> Result<(), KernelError> {
+    fn raise_optional(&mut self, loader: &mut EbpfLoader<'_>) -> Result<(), KernelError> {
         self.missing.clear();
-        match senders::raise(&self.settings, &self.cgroup_root, &self.pins) {
+        match senders::raise(loader, &self.cgroup_root, &self.pins) {
             Ok(program) => self.senders = Some(program),
             Err(part) => self.missing.push(part),
         }
         let root = self.arrivals.program.place.cgroup_id;
-        self.datagrams.load(&self.settings, &self.pins, root);
+        self.datagrams.load(loader, root);
         self.attach_datagrams()?;
         // It has one that no other program has.
-        self.hold_maps()?;
+        hold_maps(&mut self.maps, &self.pins, &self.settings)?;
         self.tier.pin(&self.settings, &self.pins)?;
         self.tamper.pin(&self.settings, &self.pins)?;
         self.prove_tamper();
-        Ok(())
-    }
-
-    /// Holds the pinned maps that are not held yet.
-    fn hold_maps(&mut self) -> Result<(), KernelError> {
-        for shape in pins::shapes(&self.settings) {
-            if self.maps.iter().all(|map| map.name != shape.name) {
-                self.maps.extend(self.pins.hold_map(&shape)?);
-            }
-        }
         Ok(())
     }
 
@@ -382,21 +366,21 @@ impl Gate {
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
             }
             Write::UnbindCgroup { id } => (map::SUBJECTS, self.subjects.remove(&id)),
-            Write::NameSlot { slot, value } => (map::SLOTS, self.slots.set(slot, value, 0)),
+            Write::NameSlot { slot, grant } => return self.slots.set_name(slot, grant),
             Write::SetDeadline { slot, deadline_boot_ns } => {
-                (map::DEADLINES, self.deadlines.set(slot, deadline_boot_ns, 0))
+                return self.slots.set(slot, Word::DEADLINE, deadline_boot_ns);
             }
             Write::SetIdleLimit { slot, limit_ns } => {
-                (map::IDLE_LIMITS, self.idle_limits.set(slot, limit_ns, 0))
+                return self.slots.set(slot, Word::IDLE_LIMIT, limit_ns);
             }
             Write::BeginSlot { slot, boot_ns } => {
-                let begin = self.last_admitted.set(slot, 0, 0);
-                (map::LAST_ACTIVE, begin.and_then(|()| self.last_active.set(slot, boot_ns, 0)))
+                self.slots.set(slot, Word::LAST_ADMITTED, 0)?;
+                return self.slots.set(slot, Word::LAST_ACTIVE, boot_ns);
             }
             Write::RestartIdling { slot, boot_ns } => {
-                (map::LAST_ACTIVE, self.last_active.set(slot, boot_ns, 0))
+                return self.slots.set(slot, Word::LAST_ACTIVE, boot_ns);
             }
-            Write::SetEpoch { slot, epoch } => (map::EPOCHS, self.epochs.set(slot, epoch, 0)),
+            Write::SetEpoch { slot, epoch } => return self.slots.set(slot, Word::EPOCH, epoch),
             Write::PutGrant { key, value } => (map::GRANTS, self.grants.insert(key, value, 0)),
             Write::RemoveGrant { key } => (map::GRANTS, self.grants.remove(&key)),
         };
@@ -417,12 +401,12 @@ impl Gate {
 
     /// When something was last let through by a slot, `CLOCK_BOOTTIME` in nanoseconds; 0: never.
     pub fn last_admitted_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
-        self.last_admitted.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ADMITTED, error))
+        self.slots.get(slot, Word::LAST_ADMITTED)
     }
 
     /// When payload was last sent or received by a slot that has an idle limit, `CLOCK_BOOTTIME` in nanoseconds.
     pub fn last_active_boot_ns(&self, slot: u32) -> Result<u64, KernelError> {
-        self.last_active.get(&slot, 0).map_err(|error| KernelError::read(map::LAST_ACTIVE, error))
+        self.slots.get(slot, Word::LAST_ACTIVE)
     }
 
     /// How many records each ring has lost since it was made, summed over the CPUs.
@@ -506,15 +490,16 @@ const INGRESS: (&str, AttachType) = ("ingress", AttachType::INGRESS);
 
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
-    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(KernelError::load)?;
+    let mut loader = EbpfLoader::new();
+    let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
     let names = PROGRAMS.into_iter().chain([INGRESS]).map(|(name, _)| name);
     let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
     // What a kernel may lack says so elsewhere: see `Gate::missing`.
-    if let Ok(mut ebpf) = senders::load(EbpfLoader::new()) {
+    if let Ok(mut ebpf) = senders::load(&mut loader) {
         let optional = [senders::ENLIST, senders::SEND];
         costs.extend(optional.into_iter().filter_map(|name| cost(&mut ebpf, name).ok()));
     }
-    if let Ok(mut ebpf) = datagrams::load(EbpfLoader::new()) {
+    if let Ok(mut ebpf) = datagrams::load(&mut loader) {
         costs.extend(cost(&mut ebpf, datagrams::DATAGRAM).ok());
     }
     Ok(costs)
@@ -530,11 +515,8 @@ fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError>
     })
 }
 
-fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, KernelError> {
-    loader(settings, pins).load(OBJECT).map_err(KernelError::load)
-}
-
-/// Makes maps where they are to be pinned, or takes those that are pinned there.
+/// Makes maps where they are to be pinned, or takes those that are pinned there. To be used for as many objects as can be: aya
+/// reads the whole description of the kernel's types for each loader, which takes longer than all else.
 fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for shape in pins::shapes(settings) {
@@ -542,6 +524,20 @@ fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
     loader
+}
+
+/// Holds the pinned maps that are not held yet.
+fn hold_maps(maps: &mut Vec<HeldMap>, pins: &Pins, settings: &Settings) -> Result<(), KernelError> {
+    for shape in pins::shapes(settings) {
+        if maps.iter().all(|map| map.name != shape.name) {
+            maps.extend(pins.hold_map(&shape)?);
+        }
+    }
+    Ok(())
+}
+
+fn held<'a>(maps: &'a [HeldMap], name: &'static str) -> Result<&'a HeldMap, KernelError> {
+    maps.iter().find(|map| map.name == name).ok_or(KernelError::Missing(name))
 }
 
 /// A program, loaded, for a place at the cgroup of this id.

@@ -25,6 +25,7 @@ use tests::probe::{self, Attempt};
 use tests::process::{Background, wait_for};
 use tests::runner::Test;
 use tests::sandbox::{Sandbox, remove_cgroup};
+use tests::tampering::{Pinned, map_by_id};
 
 use crate::fixture::{Fixture, HOUR, RESOURCE, grant, reaches, resource};
 
@@ -41,6 +42,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::maps_of_another_shape_are_refused", maps_of_another_shape_are_refused),
     ("life::pins_want_a_bpf_file_system", pins_want_a_bpf_file_system),
     ("life::lowering_opens", lowering_opens),
+    ("life::what_was_lowered_leaves_nothing_in_the_kernel", what_was_lowered_leaves_nothing_in_the_kernel),
     ("life::what_cannot_be_detached_is_unlinked", what_cannot_be_detached_is_unlinked),
 ];
 
@@ -72,7 +74,7 @@ fn a_taken_over_gate_keeps_its_grants() -> Result<()> {
     ensure_eq!(next.took_over(), true);
     let mut read = next.read()?;
     // Slots and epochs that nothing refers to need not come back.
-    read.slots.retain(|slot, _| fixture.entries.slots.contains_key(slot));
+    read.names.retain(|slot, _| fixture.entries.names.contains_key(slot));
     read.deadlines.retain(|slot, _| fixture.entries.deadlines.contains_key(slot));
     // Nor does it matter when something was active that may be idle.
     let mut held = fixture.entries.clone();
@@ -482,6 +484,20 @@ fn wait_until_gone(link: u64) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(())),
             Err(error) => Err(error.into()),
         }
+    })
+}
+
+/// A map that something still holds keeps some 20 MiB of the kernel's memory.
+fn what_was_lowered_leaves_nothing_in_the_kernel() -> Result<()> {
+    let Fixture { gate, allow, deny, closed, sandbox, settings, .. } = Fixture::new()?;
+    let maps = Pinned::at(&settings.pin_dir).map_ids()?;
+    ensure_eq!(maps.len() > 10, true);
+    drop((gate, allow, deny, closed));
+    lower(&settings.pin_dir)?;
+    drop(sandbox);
+    wait_for("the kernel to free the maps", Duration::from_secs(20), || {
+        let left: Vec<u32> = maps.iter().copied().filter(|id| map_by_id(*id).is_ok()).collect();
+        Ok(left.is_empty().then_some(()))
     })
 }
 

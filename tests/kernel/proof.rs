@@ -32,7 +32,7 @@ use tests::process::wait_for;
 use tests::runner::{Choosy, Outcome, Test};
 use tests::sandbox::{Cgroup, Sandbox};
 use tests::stranger::Stranger;
-use tests::tampering::{Does, Pinned, attach_connect4, connect4_program};
+use tests::tampering::{Does, Pinned, Word, attach_connect4, connect4_program};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
@@ -264,14 +264,12 @@ fn a_whole_gate_is_enforcing() -> Result<()> {
     let nobody = running.sandbox.make_cgroup("nobody")?;
     ensure_eq!(reaches(&nobody, Attempt::Tcp, listener.address(), &listener)?, false);
     // The round with a grant: its slot has a deadline, and once it is over another epoch.
-    let slot = 0u32.to_ne_bytes();
+    let word = |word| Ok::<_, anyhow::Error>(running.pinned.slot(0)?.map(|slot| slot.word(word)));
     wait_for("the canary's grant", STATE_TIMEOUT, || {
-        let deadline: Option<[u8; 8]> = running.pinned.lookup(map::DEADLINES, &slot)?;
-        Ok(deadline.filter(|deadline| u64::from_ne_bytes(*deadline) > now_boot_ns()))
+        Ok(word(Word::Deadline)?.filter(|deadline| *deadline > now_boot_ns()))
     })?;
     wait_for("the end of the canary's grant", STATE_TIMEOUT, || {
-        let epoch: Option<[u8; 8]> = running.pinned.lookup(map::EPOCHS, &slot)?;
-        Ok(epoch.filter(|epoch| u64::from_ne_bytes(*epoch) > 0))
+        Ok(word(Word::Epoch)?.filter(|epoch| *epoch > 0))
     })?;
     ensure_eq!(running.report(), Report { state: HostState::Enforcing, detail: String::new() });
     // Nothing of it is in the record, and nothing is left of it.
@@ -426,7 +424,7 @@ fn a_forged_grant_ends_with_its_connections() -> Result<()> {
     })?;
     ensure_eq!(reaches(&cgroup, Attempt::Tcp, listener.address(), &listener)?, false);
 
-    running.pinned.update(map::DEADLINES, &SLOT.to_ne_bytes(), &u64::MAX.to_ne_bytes())?;
+    running.pinned.set_slot(SLOT, Word::Deadline, u64::MAX)?;
     running.pinned.update(map::GRANTS, &pair(SUBJECT, RESOURCE), &reference(SLOT, 0))?;
     let began = Instant::now();
     let mut command = probe::command(&cgroup, Attempt::TcpStream, listener.address(), "forged")?;
@@ -441,7 +439,7 @@ fn a_forged_grant_ends_with_its_connections() -> Result<()> {
     running.wait(HostState::Enforcing, "")?;
     let drifts = running.drifts()?;
     ensure_told(&drifts, "map GRANTS: 1 added")?;
-    ensure_told(&drifts, "map DEADLINES: 1 added (slot 77)")
+    ensure_told(&drifts, "map SLOTS: 1 added (deadline of slot 77)")
 }
 
 fn an_opened_port_is_closed_again() -> Result<()> {
@@ -478,11 +476,12 @@ fn every_map_is_watched() -> Result<()> {
     let std::net::IpAddr::V4(address) = at.ip() else { bail!("not IPv4") };
     prefix[8..].copy_from_slice(&address.to_ipv6_mapped().octets());
     let (grant, cgroup_id) = (pair(SUBJECT, RESOURCE), cgroup.id()?.to_ne_bytes());
-    let slot: [u8; 4] = {
+    let slot = {
         let reference: [u8; 16] = pinned.lookup(map::GRANTS, &grant)?.context("the grant is there")?;
-        reference[..4].try_into()?
+        u32::from_ne_bytes(reference[..4].try_into()?)
     };
-    let far = 60_000u32.to_ne_bytes();
+    const FAR: u32 = 60_000;
+    let far = FAR.to_ne_bytes();
 
     let told = |words: &str| {
         let began = Instant::now();
@@ -499,14 +498,14 @@ fn every_map_is_watched() -> Result<()> {
     told("map SUBJECTS: 1 added (cgroup 1)")?;
     pinned.delete(map::GRANTS, &grant)?;
     told("map GRANTS: 1 removed")?;
-    pinned.update(map::SLOTS, &far, &[7; 16])?;
-    told("map SLOTS: 1 added (slot 60000)")?;
-    pinned.update(map::DEADLINES, &slot, &u64::MAX.to_ne_bytes())?;
-    told("map DEADLINES: 1")?;
-    pinned.update(map::IDLE_LIMITS, &far, &5u64.to_ne_bytes())?;
-    told("map IDLE_LIMITS: 1 added (slot 60000)")?;
-    pinned.update(map::EPOCHS, &far, &5u64.to_ne_bytes())?;
-    told("map EPOCHS: 1 changed (slot 60000)")?;
+    pinned.set_slot(FAR, Word::Grant, 7)?;
+    told("map SLOTS: 1 added (name of slot 60000)")?;
+    pinned.set_slot(slot, Word::Deadline, u64::MAX)?;
+    told(&format!("map SLOTS: 1 changed (deadline of slot {slot})"))?;
+    pinned.set_slot(FAR, Word::IdleLimit, 5)?;
+    told("map SLOTS: 1 added (idle limit of slot 60000)")?;
+    pinned.set_slot(FAR, Word::Epoch, 5)?;
+    told("map SLOTS: 1 changed (epoch of slot 60000)")?;
     pinned.update(map::PORT_CLASSES, &far, &1u32.to_ne_bytes())?;
     told("map PORT_CLASSES: 1 added")?;
     pinned.update(map::EXEMPT_CGROUPS, &1u64.to_ne_bytes(), &[0; 4])?;
@@ -518,11 +517,10 @@ fn every_map_is_watched() -> Result<()> {
     ensure_eq!(pinned.lookup::<8>(map::SUBJECTS, &1u64.to_ne_bytes())?, None);
     ensure_eq!(pinned.lookup::<8>(map::SUBJECTS, &cgroup_id)?, Some(pair(SUBJECT, 0)));
     let held: [u8; 16] = pinned.lookup(map::GRANTS, &grant)?.context("the grant is there again")?;
-    let deadline: [u8; 8] = pinned.lookup(map::DEADLINES, &held[..4])?.context("it has a deadline")?;
-    let left_ns = u64::from_ne_bytes(deadline).saturating_sub(now_boot_ns());
+    let slot = pinned.slot(u32::from_ne_bytes(held[..4].try_into()?))?.context("its slot is there")?;
+    let left_ns = slot.word(Word::Deadline).saturating_sub(now_boot_ns());
     ensure_eq!(left_ns > 0 && Duration::from_nanos(left_ns) < HOUR, true, "{left_ns} ns are left");
-    let epoch: [u8; 8] = pinned.lookup(map::EPOCHS, &held[..4])?.context("it has an epoch")?;
-    ensure_eq!(epoch[..], held[8..]);
+    ensure_eq!(slot.word(Word::Epoch).to_ne_bytes()[..], held[8..]);
     Ok(())
 }
 
@@ -543,8 +541,8 @@ fn fifty_thousand_grants_are_watched() -> Result<()> {
     let key = pair(SUBJECTS, RESOURCES);
     let held: [u8; 16] = running.pinned.lookup(map::GRANTS, &key)?.context("the last grant")?;
     let began = Instant::now();
-    running.pinned.update(map::EPOCHS, &held[..4], &99u64.to_ne_bytes())?;
-    running.wait(HostState::NotEnforcing, "map EPOCHS: 1 ")?;
+    running.pinned.set_slot(u32::from_ne_bytes(held[..4].try_into()?), Word::Epoch, 99)?;
+    running.wait(HostState::NotEnforcing, "map SLOTS: 1 ")?;
     if began.elapsed() > REPAIRED_WITHIN {
         bail!("it took {:?}", began.elapsed());
     }

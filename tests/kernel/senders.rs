@@ -107,7 +107,7 @@ fn is_refused_at(
     ensure_eq!((record.cgroup_id, record.pid, record.subject), (nobody.id()?, streaming.pid(), 0));
     let port = server.address().port();
     ensure_eq!((record.resource, record.port, record.protocol), (RESOURCE, port, protocol));
-    let name = fixture.entries.slots.values().next().map(|slot| slot.grant);
+    let name = fixture.entries.names.values().next().copied();
     ensure_eq!((Some(record.grant), record.socket_cookie != 0), (name, true));
     Ok(())
 }

@@ -4,11 +4,13 @@
 //! agent's own code is used, so that a mistake there is not repeated here.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use agent_ebpf::abi::map;
 
 use crate::raw;
 
@@ -26,9 +28,14 @@ const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
 const LINK_DETACH: i32 = 34;
 
-/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, `BPF_CGROUP_INET4_CONNECT`.
-const SOCK_ADDR: u64 = 18;
-const CONNECT4: u64 = 10;
+/// A kind of program, from `enum bpf_prog_type`, and where it is attached, from `enum bpf_attach_type`.
+type Place = (u64, u64);
+
+const CONNECT4: Place = (18, 10);
+
+/// Where a gate has its programs: `sock_create`, `sock_ops` (twice), `sock_release`, `connect`, `sendmsg`, `egress`.
+const OF_GATE: [Place; 9] =
+    [(9, 2), (13, 3), (13, 3), (9, 34), CONNECT4, (18, 11), (18, 14), (18, 15), (8, 1)];
 
 /// The pins of a gate.
 pub struct Pinned {
@@ -51,11 +58,36 @@ impl Pinned {
         self.dir.join("maps").join(name)
     }
 
+    /// The kernel's numbers of all maps.
+    pub fn map_ids(&self) -> io::Result<Vec<u32>> {
+        let pins = fs::read_dir(self.dir.join("maps"))?;
+        pins.map(|pin| {
+            let map = open(&pin?.path())?;
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+            let id = info.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok());
+            id.ok_or_else(|| io::Error::other("the kernel does not say a map's number"))
+        })
+        .collect()
+    }
+
     /// Writes an element.
     pub fn update(&self, map: &str, key: &[u8], value: &[u8]) -> io::Result<()> {
         let map = open(&self.map(map))?;
         let mut attributes = [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0];
         raw::bpf_done(MAP_UPDATE_ELEM, &mut attributes)
+    }
+
+    /// The words of a slot; None: there is no such slot.
+    pub fn slot(&self, index: u32) -> io::Result<Option<Slot>> {
+        let value: Option<[u8; 64]> = self.lookup(map::SLOTS, &index.to_ne_bytes())?;
+        Ok(value.map(|bytes| Slot { bytes }))
+    }
+
+    /// Changes a word of a slot.
+    pub fn set_slot(&self, index: u32, word: Word, value: u64) -> io::Result<()> {
+        let mut slot = self.slot(index)?.ok_or(io::ErrorKind::NotFound)?;
+        slot.bytes[word as usize..][..8].copy_from_slice(&value.to_ne_bytes());
+        self.update(map::SLOTS, &index.to_ne_bytes(), &slot.bytes)
     }
 
     /// Removes an element.
@@ -84,6 +116,29 @@ impl Pinned {
     /// Has the link of `connect4` attach another program.
     pub fn replace_connect4(&self, program: &OwnedFd) -> io::Result<()> {
         replace(&open(&self.link("connect4"))?, program)
+    }
+}
+
+/// Where a word of a slot begins.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "named as what they are")]
+pub enum Word {
+    Epoch = 0,
+    Deadline = 8,
+    IdleLimit = 24,
+    Grant = 40,
+}
+
+/// A slot as it lies in its map.
+pub struct Slot {
+    bytes: [u8; 64],
+}
+
+impl Slot {
+    /// One of its words.
+    pub fn word(&self, word: Word) -> u64 {
+        let bytes = &self.bytes[word as usize..];
+        u64::from_ne_bytes(*bytes.first_chunk().expect("a word lies within the slot"))
     }
 }
 
@@ -138,6 +193,15 @@ pub enum Does {
 
 /// Loads it, under the name `stranger`.
 pub fn connect4_program(does: Does) -> io::Result<OwnedFd> {
+    load(CONNECT4, does)
+}
+
+/// Attaches programs that do nothing wherever a gate has one; gone as soon as the descriptors are closed.
+pub fn attach_idle(cgroup: &Path) -> io::Result<Vec<OwnedFd>> {
+    OF_GATE.into_iter().map(|place| attach(place, &load(place, Does::Nothing)?, cgroup)).collect()
+}
+
+fn load((kind, attach_type): Place, does: Does) -> io::Result<OwnedFd> {
     const fn instruction(opcode: u64, destination: u64, immediate: u64) -> u64 {
         opcode | destination << 8 | immediate << 32
     }
@@ -154,7 +218,7 @@ pub fn connect4_program(does: Does) -> io::Result<OwnedFd> {
     let [name_start, name_end] =
         [&name[..8], &name[8..]].map(|part| u64::from_ne_bytes(part.try_into().expect("8 bytes")));
     let mut attributes = [
-        SOCK_ADDR | (code.len() as u64) << 32,
+        kind | (code.len() as u64) << 32,
         code.as_ptr() as u64,
         license.as_ptr() as u64,
         0,
@@ -162,14 +226,18 @@ pub fn connect4_program(does: Does) -> io::Result<OwnedFd> {
         0,
         name_start,
         name_end,
-        CONNECT4 << 32,
+        attach_type << 32,
     ];
     raw::bpf(PROG_LOAD, &mut attributes)
 }
 
 /// Attaches it at a cgroup; gone as soon as the descriptor is closed.
 pub fn attach_connect4(program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
+    attach(CONNECT4, program, cgroup)
+}
+
+fn attach((_, attach_type): Place, program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
     let cgroup = File::open(cgroup)?;
     let (program, cgroup) = (program.as_raw_fd() as u64, cgroup.as_raw_fd() as u64);
-    raw::bpf(LINK_CREATE, &mut [program | cgroup << 32, CONNECT4])
+    raw::bpf(LINK_CREATE, &mut [program | cgroup << 32, attach_type])
 }

@@ -14,11 +14,11 @@ use aya_ebpf::programs::SkBuffContext;
 
 use super::{GO_ON, REFUSE, bind};
 use crate::context::{self, Destination};
-use crate::grants::{Found, connection, grant, inherit, note, slot, write_name};
+use crate::grants::{Found, connection, grant, inherit, note_active, note_admitted, slot, write_name};
 use crate::packet::{self, Opening, Packet, Segment, opening};
-use crate::resources::protecting;
+use crate::record;
+use crate::resources::{class, resource};
 use crate::subjects::of_socket;
-use crate::{maps, record};
 
 const SOCK_RAW: u32 = 3;
 
@@ -40,21 +40,25 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
     // Most packets end here, after one array look-up. An answer to a connection request is nobody's access.
-    let Some(resource) = protecting(&segment.destination) else { return GO_ON };
+    let Destination { address, port, protocol } = segment.destination;
+    let Some(class) = class(protocol, port) else { return GO_ON };
     if segment.is_answer {
         return GO_ON;
     }
+    // SAFETY: the helper takes the context that the kernel handed us.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let connection = if protocol == protocol::TCP { connection(cookie) } else { None };
+    // Of nearly all packets of a connection it is known where they lead.
+    let known =
+        connection.as_ref().and_then(|connection| connection.leads_to(class, protocol, &address, port));
+    let Some(resource) = known.or_else(|| resource(class, address)) else { return GO_ON };
     let now_boot_ns = context::now_boot_ns();
     let sk = packet::full_socket(ctx);
     let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
     if sk.is_null() {
         return packet.refuse_unknown(ctx);
     }
-    // SAFETY: the helper takes the context that the kernel handed us.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if segment.destination.protocol == protocol::TCP
-        && let Some(connection) = connection(cookie)
-    {
+    if let Some(connection) = connection {
         return judge_connection(ctx, segment, &packet, sk, cookie, connection);
     }
     // A connection that is closed with a reset is forgotten before that leaves.
@@ -89,9 +93,9 @@ fn judge_connection(
     if reason == Reason::Granted
         && let Some(slot) = slot.get()
     {
-        note(&maps::LAST_ADMITTED, found.slot, packet.now_boot_ns);
+        note_admitted(found.slot, packet.now_boot_ns);
         if slot.idle_limit_ns != 0 && has_activity(sk, &mut connection.bytes, segment) {
-            note(&maps::LAST_ACTIVE, found.slot, packet.now_boot_ns);
+            note_active(found.slot, packet.now_boot_ns);
         }
         return GO_ON;
     }
@@ -177,10 +181,10 @@ fn judge_socket(
     if reason == Reason::Granted
         && let Some(slot) = slot.get()
     {
-        note(&maps::LAST_ADMITTED, found.slot, packet.now_boot_ns);
+        note_admitted(found.slot, packet.now_boot_ns);
         admission.bytes += u64::from(segment.payload_bytes);
         if slot.idle_limit_ns != 0 && segment.payload_bytes > 0 {
-            note(&maps::LAST_ACTIVE, found.slot, packet.now_boot_ns);
+            note_active(found.slot, packet.now_boot_ns);
         }
         return GO_ON;
     }

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
-use crate::grants::{Found, note, slot, write_name};
+use crate::grants::{Found, note_active, note_admitted, slot, write_name};
 use crate::resources::{guarding, guards_unix};
 use crate::unix_paths::{UnixSocket, cookie};
 use crate::{GO_ON, REFUSE, context, inner, maps, record, subjects};
@@ -99,9 +99,9 @@ fn judge(
         reason = decide_send(sender, admission.subject);
     }
     if reason == Reason::Granted {
-        note(&maps::LAST_ADMITTED, admission.slot, now_boot_ns);
+        note_admitted(admission.slot, now_boot_ns);
         if slot.get().unwrap_or_default().idle_limit_ns != 0 {
-            note(&maps::LAST_ACTIVE, admission.slot, now_boot_ns);
+            note_active(admission.slot, now_boot_ns);
         }
         return GO_ON;
     }

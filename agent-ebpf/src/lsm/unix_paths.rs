@@ -15,7 +15,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_unix_sock};
 
-use crate::grants::{Found, grant, note, slot, write_name};
+use crate::grants::{Found, grant, note_admitted, slot, write_name};
 use crate::resources::guarding;
 use crate::subjects::caller;
 use crate::{GO_ON, REFUSE, context, maps, record};
@@ -225,7 +225,7 @@ impl Attempt {
                 return Reason::LookupFailed;
             }
         }
-        note(&maps::LAST_ADMITTED, bound.grant.slot, now_boot_ns);
+        note_admitted(bound.grant.slot, now_boot_ns);
         Reason::Granted
     }
 

@@ -5,12 +5,12 @@
 
 use std::os::fd::AsFd;
 
-use aya::{Ebpf, EbpfError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::error::in_full;
 use super::pins::{Attachable, Pins};
 use super::sys::AttachType;
-use super::{Gate, KernelError, Missing, Settings, attachable, loader};
+use super::{Gate, KernelError, Missing, attachable};
 
 /// The program, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-datagrams"));
@@ -38,8 +38,8 @@ impl Datagrams {
     }
 
     /// Loads it. The gate's maps must be pinned already.
-    pub(super) fn load(&mut self, settings: &Settings, pins: &Pins, root: u64) {
-        let program = load(loader(settings, pins))
+    pub(super) fn load(&mut self, loader: &mut EbpfLoader<'_>, root: u64) {
+        let program = load(loader)
             .map_err(KernelError::load)
             .and_then(|mut ebpf| attachable(&mut ebpf, (DATAGRAM, AttachType::EGRESS), root));
         match program {
@@ -56,7 +56,7 @@ impl Datagrams {
 }
 
 /// The program, loaded with the gate's maps or with maps of its own.
-pub(super) fn load(mut loader: aya::EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
+pub(super) fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
     loader.load(OBJECT)
 }
 

@@ -124,6 +124,15 @@ pub enum KernelError {
     /// The kernel does not count and time programs.
     #[error("cannot turn the kernel's statistics of programs on: Linux 5.8 or newer and root are needed")]
     Statistics(#[source] io::Error),
+    /// There is no such slot.
+    #[error(
+        "there is no slot {slot} in map {}: the agent's picture of the gate is wrong, restart it",
+        map::SLOTS
+    )]
+    NoSlot {
+        /// Its number.
+        slot: u32,
+    },
     /// A map cannot be written.
     #[error("cannot write map {name}")]
     Write {

@@ -15,7 +15,7 @@ use agent_ebpf::abi::{Hook, map};
 use agent_ebpf::family;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{Lsm, ProgramError};
-use aya::{Btf, Ebpf};
+use aya::{Btf, Ebpf, EbpfLoader};
 use nix::errno::Errno;
 
 use super::error::in_full;
@@ -92,8 +92,10 @@ impl Tier {
     fn attach_all(&mut self, settings: &Settings, pins: &Pins) -> Result<(), String> {
         let types =
             Btf::from_sys_fs().map_err(|error| format!("the kernel's types cannot be read: {error}"))?;
+        let mut loader = loader(settings, pins);
+        loader.override_global("FAMILIES", &settings.lsm.families, true);
         for (hook, part) in PARTS {
-            match attach(hook, settings, pins, &types) {
+            match attach(hook, &mut loader, &types) {
                 Ok(link) => self.links.push((hook.as_str(), link)),
                 Err(why) => self.missing.push(Missing { part, why }),
             }
@@ -200,24 +202,17 @@ fn all_missing(why: &str) -> Vec<Missing> {
 }
 
 /// Loads and attaches one program. The error is why that cannot be.
-fn attach(hook: Hook, settings: &Settings, pins: &Pins, types: &Btf) -> Result<OwnedFd, String> {
-    let attempt = |knows_ancestors| {
-        let mut object = load(settings, pins, knows_ancestors).map_err(|error| in_full(&error))?;
+fn attach(hook: Hook, loader: &mut EbpfLoader<'_>, types: &Btf) -> Result<OwnedFd, String> {
+    let mut attempt = |knows_ancestors: &'static u8| {
+        loader.override_global("KNOWS_ANCESTORS", knows_ancestors, true);
+        let object = loader.load(OBJECT).map_err(KernelError::load);
+        let mut object = object.map_err(|error| in_full(&error))?;
         let link = load_and_attach(lsm_program(&mut object, hook.as_str())?, hook.as_str(), types);
         link.map_err(|error| format!("the kernel refuses the program `{}`: {error}", hook.as_str()))
     };
     // Old kernels let no LSM program ask for the cgroups above a task's own: an exemption is then for processes in that very
     // cgroup. A program that cannot do without is refused either way.
-    attempt(true).or_else(|_| attempt(false))
-}
-
-/// The object, its maps being the gate's.
-fn load(settings: &Settings, pins: &Pins, knows_ancestors: bool) -> Result<Ebpf, KernelError> {
-    let knows_ancestors = u8::from(knows_ancestors);
-    let mut loader = loader(settings, pins);
-    loader.override_global("FAMILIES", &settings.lsm.families, true);
-    loader.override_global("KNOWS_ANCESTORS", &knows_ancestors, true);
-    loader.load(OBJECT).map_err(KernelError::load)
+    attempt(&1).or_else(|_| attempt(&0))
 }
 
 fn lsm_program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Lsm, String> {

@@ -64,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 24] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 19] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -93,11 +93,6 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 24] {
             settings.grants_max,
         ),
         array(map::SLOTS, size_of::<GrantSlot>(), settings.grants_max),
-        array(map::DEADLINES, size_of::<u64>(), settings.grants_max),
-        array(map::EPOCHS, size_of::<u64>(), settings.grants_max),
-        array(map::IDLE_LIMITS, size_of::<u64>(), settings.grants_max),
-        array(map::LAST_ACTIVE, size_of::<u64>(), settings.grants_max),
-        array(map::LAST_ADMITTED, size_of::<u64>(), settings.grants_max),
         // Its capacity is that of the kernel's memory.
         shape(map::ADMISSIONS, MapType::SkStorage, 4, size(size_of::<Admission>()), 0),
         shape(

@@ -8,7 +8,9 @@
 
 use std::mem::size_of;
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, Hook, Ring, RingCounters, VerdictRecord, map};
+use agent_ebpf::abi::{
+    ClosedRecord, ConnectionEntry, GrantSlot, Hook, Ring, RingCounters, VerdictRecord, map,
+};
 use agent_ebpf::verdict::Verdict;
 use aya::maps::{Map, MapData, MapType, PerCpuArray};
 
@@ -88,14 +90,14 @@ impl Predecessor {
             );
             return Ok(Vec::new());
         };
-        let epochs = Words::new(map::EPOCHS, open(map::EPOCHS, MapType::Array)?);
-        let deadlines = Words::new(map::DEADLINES, open(map::DEADLINES, MapType::Array)?);
-        let last_admitted = Words::new(map::LAST_ADMITTED, open(map::LAST_ADMITTED, MapType::Array)?);
+        let slots = open(map::SLOTS, MapType::Array)?;
+        let slots = slots.filter(|map| map.value_bytes >= GrantSlot::COMMON_BYTES);
         let mut found = Vec::new();
         for (cookie, entry) in entries(&connections)? {
-            let in_time = deadlines.get(entry.slot)?.is_some_and(|deadline| now_boot_ns < deadline);
-            let alive = in_time && epochs.get(entry.slot)? == Some(entry.epoch);
-            let last_admitted_boot_ns = last_admitted.get(entry.slot)?.unwrap_or(0);
+            let slot = slots.as_ref().map_or(Ok(None), |slots| read_slot(slots, entry.slot))?;
+            // Of one that is not understood nothing counts.
+            let [epoch, deadline_boot_ns, last_admitted_boot_ns] = slot.unwrap_or_default();
+            let alive = now_boot_ns < deadline_boot_ns && epoch == entry.epoch;
             found.push(Inherited { cookie, entry, alive, last_admitted_boot_ns });
         }
         Ok(found)
@@ -181,23 +183,13 @@ const CALLS: [AttachType; 7] = [
     AttachType::SENDMSG6,
 ];
 
-/// An array of 8-byte words, if there is one.
-struct Words {
-    name: &'static str,
-    map: Option<RawMap>,
-}
-
-impl Words {
-    fn new(name: &'static str, map: Option<RawMap>) -> Self {
-        Self { name, map: map.filter(|map| map.value_bytes == size_of::<u64>()) }
-    }
-
-    fn get(&self, index: u32) -> Result<Option<u64>, KernelError> {
-        let Some(map) = &self.map else { return Ok(None) };
-        let value =
-            map.get(&index.to_ne_bytes()).map_err(|source| KernelError::raw_read(self.name, source))?;
-        Ok(value.and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes))
-    }
+/// The part of a slot that every version lays out alike: epoch, deadline, and when something was last admitted. None: there is
+/// no such slot.
+fn read_slot(slots: &RawMap, index: u32) -> Result<Option<[u64; 3]>, KernelError> {
+    let value =
+        slots.get(&index.to_ne_bytes()).map_err(|source| KernelError::raw_read(map::SLOTS, source))?;
+    let words = value.and_then(|bytes| bytes.as_chunks().0.first_chunk::<3>().copied());
+    Ok(words.map(|words| words.map(u64::from_ne_bytes)))
 }
 
 /// The elements of a map of connections. One that is removed meanwhile may be missing, or come twice.

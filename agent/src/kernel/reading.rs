@@ -5,8 +5,7 @@
 use std::os::fd::AsFd;
 
 use agent_ebpf::abi::{
-    AddressKey, CLASS_BITS, GrantKey, GrantRef, GrantSlot, PeerKey, RESOURCE_BITS, ResourceEntry,
-    SubjectEntry, map,
+    AddressKey, CLASS_BITS, GrantKey, GrantRef, PeerKey, RESOURCE_BITS, ResourceEntry, SubjectEntry, map,
 };
 use aya::Pod;
 
@@ -41,17 +40,7 @@ impl Gate {
             Part::Grants => {
                 entries.grants = self.pairs::<GrantKey, GrantRef>(map::GRANTS)?.into_iter().collect();
             }
-            Part::Slots => {
-                let names = self.non_zero::<[u8; 16]>(map::SLOTS, 0, u32::MAX)?;
-                entries.slots = names.map(|(slot, grant)| (slot, GrantSlot { grant })).collect();
-            }
-            Part::Deadlines => {
-                entries.deadlines = self.non_zero::<u64>(map::DEADLINES, 0, u32::MAX)?.collect();
-            }
-            Part::IdleLimits => {
-                entries.idle_limits = self.non_zero::<u64>(map::IDLE_LIMITS, 0, u32::MAX)?.collect();
-            }
-            Part::Epochs => entries.epochs = self.non_zero::<u64>(map::EPOCHS, 0, u32::MAX)?.collect(),
+            Part::Slots => self.slots.read(entries),
         }
         Ok(())
     }
@@ -100,6 +89,6 @@ impl Gate {
     }
 
     fn held(&self, name: &'static str) -> Result<&HeldMap, KernelError> {
-        self.maps.iter().find(|map| map.name == name).ok_or(KernelError::Missing(name))
+        super::held(&self.maps, name)
     }
 }

@@ -5,19 +5,17 @@
 //! Invariant: connections are put where their writers are judged only after there is a program that judges them.
 
 use std::fs::File;
-use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use agent_ebpf::abi::map;
 use aya::maps::{MapData, SockHash};
-use aya::programs::{ProgramError, SkMsg};
-use aya::{Ebpf, EbpfError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::error::in_full;
 use super::pins::{Attachable, Pins};
 use super::sys::AttachType;
-use super::{KernelError, Missing, Settings, attachable, load_patiently, loaded, loader, typed};
+use super::{KernelError, Missing, attachable, loaded, sys, typed};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-senders"));
@@ -31,35 +29,32 @@ pub(super) const ENLIST: &str = "enlist";
 pub const PART: &str = "the check of senders";
 
 /// The check, or why there is none. The gate's maps must be pinned already.
-pub(super) fn raise(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<Attachable, Missing> {
-    attach_all(settings, cgroup_root, pins).map_err(|error| Missing { part: PART, why: in_full(&error) })
+pub(super) fn raise(
+    loader: &mut EbpfLoader<'_>,
+    cgroup_root: &File,
+    pins: &Pins,
+) -> Result<Attachable, Missing> {
+    attach_all(loader, cgroup_root, pins).map_err(|error| Missing { part: PART, why: in_full(&error) })
 }
 
 /// The programs, loaded with the gate's maps or with maps of their own.
-pub(super) fn load(mut loader: aya::EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
+pub(super) fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, EbpfError> {
     loader.load(OBJECT)
 }
 
-fn attach_all(settings: &Settings, cgroup_root: &File, pins: &Pins) -> Result<Attachable, KernelError> {
-    let mut ebpf = load(loader(settings, pins)).map_err(KernelError::load)?;
+fn attach_all(
+    loader: &mut EbpfLoader<'_>,
+    cgroup_root: &File,
+    pins: &Pins,
+) -> Result<Attachable, KernelError> {
+    let mut ebpf = load(loader).map_err(KernelError::load)?;
     let senders: SockHash<MapData, u64> = typed(&mut ebpf, map::SENDERS)?;
     loaded(&mut ebpf, ENLIST)?;
-    judge(&mut ebpf, &senders)?;
+    let judge = loaded(&mut ebpf, SEND)?.fd().map_err(|source| KernelError::program(SEND, source))?;
+    sys::attach_to_sockets(senders.fd().as_fd(), judge.as_fd())
+        .map_err(|source| KernelError::attach(SEND, source))?;
     let root = cgroup_root.metadata().map_err(|source| KernelError::attach(ENLIST, source))?.ino();
     let mut program = attachable(&mut ebpf, (ENLIST, AttachType::SOCK_OPS), root)?;
     pins.attach(&mut program, cgroup_root.as_fd())?;
     Ok(program)
-}
-
-/// Puts the program that judges in the place of the one that was there. It belongs to the map from then on, and stays with it.
-fn judge(ebpf: &mut Ebpf, senders: &SockHash<MapData, u64>) -> Result<(), KernelError> {
-    let of_program = |source: ProgramError| KernelError::program(SEND, source);
-    let program = ebpf.program_mut(SEND).ok_or(KernelError::Missing(SEND))?;
-    let program: &mut SkMsg = program.try_into().map_err(of_program)?;
-    load_patiently(|| program.load()).map_err(of_program)?;
-    let map = senders.fd().try_clone().map_err(|error| KernelError::read(map::SENDERS, error.into()))?;
-    let id = program.attach(&map).map_err(of_program)?;
-    // Dropped, it would be detached.
-    mem::forget(program.take_link(id).map_err(of_program)?);
-    Ok(())
 }

@@ -9,8 +9,9 @@ use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantRef, NEVER, Ring, Verd
 
 use super::pins::Attachable;
 use super::predecessors::{Inherited, Predecessor, Superseded};
+use super::slots::Word;
 use super::sys::{self, AttachType};
-use super::{Gate, KernelError};
+use super::{Gate, KernelError, loader};
 use crate::clock::now_boot_ns;
 
 impl Gate {
@@ -54,7 +55,7 @@ impl Gate {
             self.inherit(&connection, &heir)?;
         }
         // Before packets are judged: from then on this gate stands, and nothing of it is tried again.
-        self.raise_optional()?;
+        self.raise_optional(&mut loader(&self.settings, &self.pins))?;
         // Sooner than the last of the others, for the same reason.
         self.attach_arrivals()?;
         self.attach(judges_packets)?;
@@ -105,8 +106,7 @@ impl Gate {
         if self.last_admitted_boot_ns(slot)? >= boot_ns {
             return Ok(());
         }
-        let result = self.last_admitted.set(slot, boot_ns, 0);
-        result.or_else(|error| KernelError::from_write(map::LAST_ADMITTED, &self.settings, error))
+        self.slots.set(slot, Word::LAST_ADMITTED, boot_ns)
     }
 
     /// Takes down the gates of other ABI versions, beside which this one stands. Their records can be read afterwards.

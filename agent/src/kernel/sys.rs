@@ -11,6 +11,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use aya::Pod;
 use nix::unistd::Pid;
@@ -21,6 +23,7 @@ mod command {
     pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
+    pub(super) const PROG_ATTACH: u32 = 8;
     pub(super) const PROG_GET_FD_BY_ID: u32 = 13;
     pub(super) const MAP_GET_FD_BY_ID: u32 = 14;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -118,6 +121,23 @@ pub(super) fn link_create_at_kernel(program: BorrowedFd<'_>) -> io::Result<Owned
     // SAFETY: the structure is what `RAW_TRACEPOINT_OPEN` takes, and holds no pointer.
     let fd = unsafe { bpf(command::RAW_TRACEPOINT_OPEN, &mut attributes) }?;
     Ok(owned(fd))
+}
+
+/// Has a program judge what is written on the sockets of a map, in the place of the one that did. It belongs to the map from
+/// then on, and stays with it.
+pub(super) fn attach_to_sockets(map: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    const SK_MSG_VERDICT: u32 = 7;
+    #[repr(C)]
+    struct Attributes {
+        target: u32,
+        program: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut attributes =
+        Attributes { target: raw(map), program: raw(program), attach_type: SK_MSG_VERDICT, flags: 0 };
+    // SAFETY: the structure is what `PROG_ATTACH` takes, and holds no pointer.
+    unsafe { bpf(command::PROG_ATTACH, &mut attributes) }.map(drop)
 }
 
 /// Exchanges the program of a link, in one step. The kernel compares the programs' types only: that the program belongs at
@@ -407,6 +427,51 @@ fn mapped_elements<V: Pod>(map: BorrowedFd<'_>, total: u32, range: Range<u32>) -
     // SAFETY: the mapping made above, to which nothing refers any more.
     unsafe { libc::munmap(address, length) };
     Ok(elements)
+}
+
+/// An array map, made for it, as words in memory that its programs share.
+pub(super) struct SharedWords {
+    address: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the memory belongs to no thread, and is only ever read and written atomically.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Of a map that has `count` words; the kernel refuses one that has fewer.
+    pub(super) fn of_map(map: &OwnedFd, count: usize) -> io::Result<Self> {
+        let bytes = count * size_of::<AtomicU64>();
+        // SAFETY: a new mapping, anywhere, of a file that the caller has open; the kernel checks length and kind.
+        let address = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { address, count })
+    }
+
+    pub(super) fn all(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping has so many words, is aligned to a page, and lasts as long as this. Whoever else writes there
+        // is the kernel's to order.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.count) }
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&AtomicU64> {
+        self.all().get(index)
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made above, to which nothing refers any more.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
+    }
 }
 
 /// The same by asking the kernel for many at a time.

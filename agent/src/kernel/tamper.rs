@@ -23,7 +23,7 @@ use aya::maps::{Array, Map, MapData, MapError};
 
 use super::error::in_full;
 use super::pins::Pins;
-use super::{Demand, Fault, Gate, KernelError, Missing, Settings, sys};
+use super::{Demand, Fault, Gate, KernelError, Missing, Settings, hold_maps, sys};
 use crate::clock::now_boot_ns;
 use crate::observe;
 use executable::Executable;
@@ -232,7 +232,7 @@ impl Gate {
     pub(super) fn raise_tamper(&mut self) -> Result<(), KernelError> {
         self.tamper = Tamper::attach(&self.settings, &self.pins);
         // It has maps of its own.
-        self.hold_maps()?;
+        hold_maps(&mut self.maps, &self.pins, &self.settings)?;
         self.prove_tamper();
         match (self.settings.tamper, &self.tamper.missing) {
             (Demand::Require, Some(why)) => Err(KernelError::Tamper { why: why.clone() }),

@@ -25,24 +25,12 @@ pub enum Part {
     Subjects,
     Grants,
     Slots,
-    Deadlines,
-    IdleLimits,
-    Epochs,
 }
 
 impl Part {
     /// Those that are a whole map.
-    const MAPS: [Self; 9] = [
-        Self::Resources,
-        Self::Peers,
-        Self::UnixSockets,
-        Self::Subjects,
-        Self::Grants,
-        Self::Slots,
-        Self::Deadlines,
-        Self::IdleLimits,
-        Self::Epochs,
-    ];
+    const MAPS: [Self; 6] =
+        [Self::Resources, Self::Peers, Self::UnixSockets, Self::Subjects, Self::Grants, Self::Slots];
 
     /// How many there are.
     pub const COUNT: usize = protocol::ALL.len() + Self::MAPS.len();
@@ -72,9 +60,6 @@ impl Part {
             Self::Subjects => map::SUBJECTS,
             Self::Grants => map::GRANTS,
             Self::Slots => map::SLOTS,
-            Self::Deadlines => map::DEADLINES,
-            Self::IdleLimits => map::IDLE_LIMITS,
-            Self::Epochs => map::EPOCHS,
         }
     }
 }
@@ -92,6 +77,8 @@ pub struct Drift {
     pub removed: usize,
     /// One of them, for people.
     pub example: String,
+    /// It may have let somebody through, or kept somebody out.
+    pub is_grave: bool,
 }
 
 impl Display for Drift {
@@ -133,20 +120,18 @@ pub fn drift(part: Part, known: &Entries, read: &Entries) -> Option<Drift> {
         Part::Grants => compare(map, pairs(&known.grants), pairs(&read.grants), |key| {
             format!("subject {} to resource {}", key.subject, key.resource)
         }),
-        Part::Slots => compare(map, pairs(&known.slots), pairs(&read.slots), slot),
-        Part::Deadlines => compare(map, set(&known.deadlines), set(&read.deadlines), slot),
-        Part::IdleLimits => compare(map, set(&known.idle_limits), set(&read.idle_limits), slot),
-        Part::Epochs => compare(map, set(&known.epochs), set(&read.epochs), slot),
+        Part::Slots => {
+            let name = |(word, slot)| format!("{word} of slot {slot}");
+            let counts = |((word, _), _): &((Word, u32), u128)| *word != Word::Name;
+            let is_grave = !words(known).filter(counts).eq(words(read).filter(counts));
+            compare(map, words(known), words(read), name).map(|drift| Drift { is_grave, ..drift })
+        }
     }
 }
 
 /// How the cgroups that are exempt from the LSM tier differ.
 pub fn exempt_drift(known: &BTreeSet<u64>, read: &BTreeSet<u64>) -> Option<Drift> {
     compare(map::EXEMPT_CGROUPS, members(known), members(read), |id| format!("cgroup {id}"))
-}
-
-fn slot(number: u32) -> String {
-    format!("slot {number}")
 }
 
 fn prefixes(entries: &Entries) -> impl Iterator<Item = ((u32, AddressPrefix), ResourceEntry)> {
@@ -165,9 +150,39 @@ fn pairs<K: Copy, V: Copy>(entries: &BTreeMap<K, V>) -> impl Iterator<Item = (K,
     entries.iter().map(|(key, value)| (*key, *value))
 }
 
-/// Of an array: 0 is no element.
-fn set(entries: &BTreeMap<u32, u64>) -> impl Iterator<Item = (u32, u64)> {
-    pairs(entries).filter(|(_, value)| *value != 0)
+/// What the agent writes to slots; 0 is nothing. What matters least comes last.
+fn words(entries: &Entries) -> impl Iterator<Item = ((Word, u32), u128)> {
+    let of = |word, values: &BTreeMap<u32, u64>| -> Vec<_> {
+        pairs(values).map(|(slot, value)| ((word, slot), u128::from(value))).collect()
+    };
+    let words = [
+        of(Word::Epoch, &entries.epochs),
+        of(Word::Deadline, &entries.deadlines),
+        of(Word::IdleLimit, &entries.idle_limits),
+    ];
+    let names = pairs(&entries.names).map(|(slot, name)| ((Word::Name, slot), u128::from_ne_bytes(name)));
+    words.into_iter().flatten().chain(names).filter(|(_, value)| *value != 0)
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Word {
+    Epoch,
+    Deadline,
+    IdleLimit,
+    /// Opens nothing.
+    Name,
+}
+
+impl Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Epoch => "epoch",
+            Self::Deadline => "deadline",
+            Self::IdleLimit => "idle limit",
+            Self::Name => "name",
+        })
+    }
 }
 
 fn members(ids: &BTreeSet<u64>) -> impl Iterator<Item = (u64, ())> {
@@ -181,7 +196,7 @@ fn compare<K: Copy + Ord, V: PartialEq>(
     read: impl Iterator<Item = (K, V)>,
     name: impl Fn(K) -> String,
 ) -> Option<Drift> {
-    let mut drift = Drift { map, added: 0, changed: 0, removed: 0, example: String::new() };
+    let mut drift = Drift { map, added: 0, changed: 0, removed: 0, example: String::new(), is_grave: true };
     let (mut known, mut read) = (known.peekable(), read.peekable());
     loop {
         let order = match (known.peek(), read.peek()) {

@@ -10,8 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use agent_ebpf::abi::{GrantKey, GrantRef, GrantSlot, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol};
+use agent_ebpf::abi::{GrantKey, GrantRef, ResourceEntry, UNIX_SOCKETS_MAX, port_index, protocol};
 use proto::types::{
     GrantId, Prefix, Protocol, Refused, RefusedItem, Resource, ResourceMode, ResourceNumber, SubjectNumber,
 };
@@ -55,8 +56,8 @@ pub struct Entries {
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
     pub grants: BTreeMap<GrantKey, GrantRef>,
-    /// Slot → what it is called; also those that nothing refers to.
-    pub slots: BTreeMap<u32, GrantSlot>,
+    /// Slot → which grant it is called after, a UUID; also those that nothing refers to.
+    pub names: BTreeMap<u32, [u8; 16]>,
     /// Slot → deadline on the boot clock in nanoseconds; also those that nothing refers to.
     pub deadlines: BTreeMap<u32, u64>,
     /// Slot → idle limit in nanoseconds; also those that nothing refers to.
@@ -211,7 +212,7 @@ pub enum Write {
     },
     NameSlot {
         slot: u32,
-        value: GrantSlot,
+        grant: [u8; 16],
     },
     SetDeadline {
         slot: u32,
@@ -314,7 +315,7 @@ impl Entries {
             Write::JudgeDatagrams { on } => self.judges_datagrams = on,
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
-            Write::NameSlot { slot, value } => drop(self.slots.insert(slot, value)),
+            Write::NameSlot { slot, grant } => drop(self.names.insert(slot, grant)),
             Write::SetDeadline { slot, deadline_boot_ns } => {
                 self.deadlines.insert(slot, deadline_boot_ns);
             }
@@ -678,19 +679,25 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     }
 
     /// Gives each wanted class the number of a present one with the same contents, or one that is not in use.
+    ///
+    /// A number stands for its contents also when the class is long gone: connections remember the class by which they were let
+    /// through, and take for granted what it said. So it is not the next number that is free, but one made from the contents.
     fn name_classes(&self, wanted: Vec<Class>) -> Vec<(u32, Class)> {
         let known: HashMap<&Class, u32> =
             self.present.classes.iter().map(|(number, prefixes)| (prefixes, *number)).collect();
-        let taken: BTreeSet<u32> =
+        let mut taken: BTreeSet<u32> =
             self.present.classes.keys().chain(self.present.ports.values()).copied().collect();
-        let mut free = (1..=u32::MAX).filter(|number| !taken.contains(number));
-        wanted
-            .into_iter()
-            .filter_map(|prefixes| match known.get(&prefixes) {
-                Some(number) => Some((*number, prefixes)),
-                None => free.next().map(|number| (number, prefixes)),
-            })
-            .collect()
+        let mut name = |prefixes: &Class| {
+            let free = |number: &u32| *number != 0 && !taken.contains(number);
+            let number = numbers_of(prefixes).find(free)?;
+            taken.insert(number);
+            Some(number)
+        };
+        let named = wanted.into_iter().filter_map(|prefixes| {
+            let number = known.get(&prefixes).copied().or_else(|| name(&prefixes))?;
+            Some((number, prefixes))
+        });
+        named.collect()
     }
 
     /// Returns whether the class is there as a whole.
@@ -793,7 +800,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     /// Whether the reference leads to this grant and no other.
     fn is_exactly(&self, reference: GrantRef, grant: &WantedGrant) -> bool {
         self.present.epoch(reference.slot) == reference.epoch
-            && self.present.slots.get(&reference.slot) == Some(&name_of(grant))
+            && self.present.names.get(&reference.slot) == Some(&name_of(grant))
             && self.present.deadlines.get(&reference.slot) == Some(&grant.expires_at_boot_ns)
             && self.idle_limit(reference.slot) == grant.idle_limit_ns
     }
@@ -806,7 +813,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     fn ended_idle(&self, grant: &WantedGrant) -> bool {
         self.present.grants.get(&key_of(grant)).is_some_and(|held| {
             self.present.epoch(held.slot) == held.epoch
-                && self.present.slots.get(&held.slot) == Some(&name_of(grant))
+                && self.present.names.get(&held.slot) == Some(&name_of(grant))
                 && self.present.is_idle(held.slot, self.now_boot_ns)
         })
     }
@@ -822,7 +829,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         let (item, slot) = (RefusedItem::Grant(grant.id), held.slot);
         let moved = self.limit(item, slot, grant.idle_limit_ns)
             && self.offer(item, Write::SetDeadline { slot, deadline_boot_ns: grant.expires_at_boot_ns })
-            && self.offer(item, Write::NameSlot { slot, value: name_of(grant) });
+            && self.offer(item, Write::NameSlot { slot, grant: name_of(grant) });
         if !moved {
             // Whatever the slot says now is not what is wanted.
             self.raise_epoch(slot);
@@ -845,7 +852,7 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     fn put_grant(&mut self, key: GrantKey, grant: &WantedGrant, slot: u32) -> bool {
         let item = RefusedItem::Grant(grant.id);
         let value = GrantRef { slot, reserved: 0, epoch: self.present.epoch(slot) };
-        self.offer(item, Write::NameSlot { slot, value: name_of(grant) })
+        self.offer(item, Write::NameSlot { slot, grant: name_of(grant) })
             && self.offer(item, Write::BeginSlot { slot, boot_ns: self.now_boot_ns })
             && (self.idle_limit(slot) == grant.idle_limit_ns
                 || self.offer(item, Write::SetIdleLimit { slot, limit_ns: grant.idle_limit_ns }))
@@ -854,8 +861,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     }
 }
 
-fn name_of(grant: &WantedGrant) -> GrantSlot {
-    GrantSlot { grant: *grant.id.as_bytes() }
+fn name_of(grant: &WantedGrant) -> [u8; 16] {
+    *grant.id.as_bytes()
 }
 
 /// Which ports share which addresses: ports on which the same prefixes are protected are one class.
@@ -918,6 +925,15 @@ fn runs(resources: &[Resource], protocol: Protocol) -> Vec<(u16, u16, Vec<usize>
             (!covering.is_empty()).then_some((first, last, covering))
         })
         .collect()
+}
+
+/// The numbers that a class may have, the likeliest first: always the same ones for the same contents, and others for others, by
+/// all likelihood.
+fn numbers_of(prefixes: &Class) -> impl Iterator<Item = u32> + use<> {
+    let mut hasher = DefaultHasher::new();
+    prefixes.hash(&mut hasher);
+    let first = hasher.finish() as u32;
+    (0..=u32::MAX).map(move |further| first.wrapping_add(further))
 }
 
 /// The prefixes of all these resources. The control plane lets no two claim the same one on the same port; should it, the

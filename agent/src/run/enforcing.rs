@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{
-    ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, map, protocol,
+    ClosedRecord, ConnectionEntry, EndedBy, GrantKey, ResourceEntry, Ring, VerdictRecord, protocol,
 };
 use agent_ebpf::verdict::Reason;
 use proto::types::{
@@ -425,9 +425,9 @@ impl Enforcing {
         let now_boot_ns = now_boot_ns();
         for (pair, reference) in &self.entries.grants {
             if self.entries.counts(reference.slot, reference.epoch, now_boot_ns)
-                && let Some(name) = self.entries.slots.get(&reference.slot)
+                && let Some(name) = self.entries.names.get(&reference.slot)
             {
-                let period = Period { pair: *pair, grant: name.grant };
+                let period = Period { pair: *pair, grant: *name };
                 self.periods.insert((reference.slot, reference.epoch), period);
             }
         }
@@ -629,9 +629,7 @@ impl Enforcing {
         self.unconfirmed = true;
         for drift in &drifts {
             tracing::error!(%drift, "somebody has changed the gate's maps");
-            // Names of grants open nothing.
-            let is_grave = drift.map != map::SLOTS;
-            let flaw = Flaw { is_grave, text: format!("{drift}; put right") };
+            let flaw = Flaw { is_grave: drift.is_grave, text: format!("{drift}; put right") };
             self.health.gate.push(flaw.clone());
             self.drifted.push(flaw);
         }

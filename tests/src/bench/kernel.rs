@@ -7,6 +7,7 @@ use super::machine::Machine;
 use super::place::Place;
 use super::report::{Report, Table, complain, progress};
 use super::{Effort, hooks, pooler, rates, verdicts};
+use crate::tampering::attach_idle;
 
 // Where each place has its servers. "Far" ones are outside the gate, the others within, as on a host that connects to itself.
 
@@ -50,7 +51,10 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let mut among_many = Place::new(&many.subject, many.sandbox.address(), &[(&far, &[GRANTED_FAR])])?;
     filtered.filter(&outside, &format!("{GRANTED}-{}", GRANTED + 199), &dir)?;
     proxied.proxy(PROXIED, FREE, &dir)?;
-    let mut places = [bare, gated, filtered, proxied];
+    let idle = few.sandbox.make_cgroup("idle")?;
+    let _programs = attach_idle(&idle.directory)?;
+    let idle = Place::new(&idle, address, &[(&idle, &[FREE])])?;
+    let mut places = [bare, gated, filtered, proxied, idle];
 
     let mut tables = Vec::new();
     let mut part = |name: &str, measure: &mut dyn FnMut() -> Result<Table>| {

@@ -64,9 +64,9 @@ type Links = Vec<(&'static str, OwnedFd)>;
 /// The programs, attached and seen to run. The error is why that cannot be.
 pub(super) fn attach(settings: &Settings, pins: &Pins, types: &Btf) -> Result<(Links, Probe), String> {
     let offsets = Offsets::of_kernel().map_err(|error| in_full(&error))?;
+    let mut loader = loader(settings, pins);
+    offsets.tell(&mut loader);
     let attach = |name: &'static str| {
-        let mut loader = loader(settings, pins);
-        offsets.tell(&mut loader);
         let mut object = loader.load(OBJECT).map_err(|error| in_full(&KernelError::load(error)))?;
         let link = load_and_attach(lsm_program(&mut object, name)?, name, types);
         let link = link.map_err(|error| {

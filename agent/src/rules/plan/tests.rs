@@ -80,9 +80,9 @@ fn some_peers() -> impl Strategy<Value = BTreeSet<AddressPrefix>> {
 /// The grant and deadline that the maps find for a pair, as the kernel does it.
 pub(in crate::rules) fn granted(entries: &Entries, key: GrantKey) -> Option<([u8; 16], u64)> {
     let reference = entries.grants.get(&key)?;
-    let slot = entries.slots.get(&reference.slot)?;
+    let name = entries.names.get(&reference.slot)?;
     let deadline = entries.deadlines.get(&reference.slot)?;
-    (entries.epoch(reference.slot) == reference.epoch).then_some((slot.grant, *deadline))
+    (entries.epoch(reference.slot) == reference.epoch).then_some((*name, *deadline))
 }
 
 #[track_caller]
