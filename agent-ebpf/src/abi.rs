@@ -698,8 +698,6 @@ pub struct VerdictRecord {
     pub resource: u32,
     /// 0: nobody's.
     pub subject: u32,
-    /// CPU that wrote it.
-    pub cpu: u32,
     /// Destination; at [`Hook::Tamper`] the number of a signal.
     pub port: u16,
     /// IANA's number; [`protocol::UNIX`] of a unix socket.
@@ -713,7 +711,7 @@ pub struct VerdictRecord {
     /// Address family of the socket at [`Hook::SocketCreate`]; a [`Tampering`] at [`Hook::Tamper`]; 0 elsewhere.
     pub family: u8,
     /// 0.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 9],
     /// Who sent it, at [`Hook::Ingress`]: network order, IPv4 as mapped IPv6. All 0 elsewhere. Programs of earlier agents, of
     /// this ABI version too, wrote records that end before it.
     pub peer: [u8; 16],
@@ -754,14 +752,13 @@ impl VerdictRecord {
         uid: 0,
         resource: 0,
         subject: 0,
-        cpu: 0,
         port: 0,
         protocol: 0,
         hook: 0,
         verdict: 0,
         reason: 0,
         family: 0,
-        reserved: [0; 5],
+        reserved: [0; 9],
         peer: [0; 16],
     };
 }
@@ -828,8 +825,6 @@ pub struct ClosedRecord {
     pub subject: u32,
     /// Of the task that connected.
     pub pid: u32,
-    /// CPU that wrote it.
-    pub cpu: u32,
     /// Destination.
     pub port: u16,
     /// IANA's number.
@@ -837,7 +832,7 @@ pub struct ClosedRecord {
     /// An [`EndedBy`].
     pub ended_by: u8,
     /// 0.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 8],
 }
 
 impl ClosedRecord {
@@ -860,11 +855,10 @@ impl ClosedRecord {
             resource: entry.resource,
             subject: entry.subject,
             pid: entry.pid,
-            cpu: 0,
             port: entry.port,
             protocol: entry.protocol,
             ended_by: EndedBy::Reset as u8,
-            reserved: [0; 4],
+            reserved: [0; 8],
         }
     }
 }
@@ -1055,7 +1049,6 @@ mod tests {
             offset_of!(VerdictRecord, uid),
             offset_of!(VerdictRecord, resource),
             offset_of!(VerdictRecord, subject),
-            offset_of!(VerdictRecord, cpu),
             offset_of!(VerdictRecord, port),
             offset_of!(VerdictRecord, protocol),
             offset_of!(VerdictRecord, hook),
@@ -1067,10 +1060,7 @@ mod tests {
         ];
         assert_eq!(
             offsets,
-            [
-                0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 116, 118, 119, 120, 121, 122, 123,
-                128
-            ]
+            [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 114, 115, 116, 117, 118, 119, 128]
         );
     }
 
@@ -1090,12 +1080,11 @@ mod tests {
             offset_of!(ClosedRecord, resource),
             offset_of!(ClosedRecord, subject),
             offset_of!(ClosedRecord, pid),
-            offset_of!(ClosedRecord, cpu),
             offset_of!(ClosedRecord, port),
             offset_of!(ClosedRecord, protocol),
             offset_of!(ClosedRecord, ended_by),
             offset_of!(ClosedRecord, reserved),
         ];
-        assert_eq!(offsets, [0, 8, 16, 24, 32, 40, 48, 56, 72, 88, 92, 96, 100, 104, 106, 107, 108]);
+        assert_eq!(offsets, [0, 8, 16, 24, 32, 40, 48, 56, 72, 88, 92, 96, 100, 102, 103, 104]);
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! Owns: every read of a context and every helper about the caller. Must not know: rules, maps.
 
-use agent_ebpf::abi::{Admission, CGROUP_LEVELS_MAX, VerdictRecord, protocol};
+use core::ffi::c_void;
+
+use agent_ebpf::abi::{Admission, CGROUP_LEVELS_MAX, protocol};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::bpf_get_current_cgroup_id;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_netns_cookie, bpf_get_smp_processor_id,
-    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
-    bpf_skb_cgroup_id,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
+    bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
-use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 
 /// Where a connection or datagram is to go. Aligned, so that the address is copied by words: the compiler does it byte by
@@ -137,19 +138,6 @@ pub(crate) fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// The CPU that runs the program.
-#[inline(always)]
-pub(crate) fn cpu() -> u32 {
-    // SAFETY: a helper without preconditions.
-    unsafe { bpf_get_smp_processor_id() }
-}
-
-/// Thread group id of the calling task.
-#[inline(always)]
-pub(crate) fn pid() -> u32 {
-    (bpf_get_current_pid_tgid() >> 32) as u32
-}
-
 /// The calling task's cgroup.
 #[inline(always)]
 pub(crate) fn cgroup_id() -> u64 {
@@ -178,31 +166,14 @@ fn storage<'a>(sk: *mut bpf_sock, flags: u64) -> Option<&'a mut Admission> {
     unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags).cast::<Admission>().as_mut() }
 }
 
-/// Writes down who calls, and by which socket.
+/// Reads a field of a structure of the kernel's, so many bytes from its beginning. Volatile, so that it is one read of this width.
+///
+/// # Safety
+/// The kernel has such a field there.
 #[inline(always)]
-pub(crate) fn describe_caller(ctx: &SockAddrContext, record: &mut VerdictRecord) {
-    describe_task(record);
-    record.socket_cookie = socket_cookie(ctx);
-    record.netns_cookie = netns_cookie(ctx);
-}
-
-/// Writes down who calls.
-#[inline(always)]
-pub(crate) fn describe_task(record: &mut VerdictRecord) {
-    identify_task(record);
-    // SAFETY: the helper is open to socket address and LSM programs from Linux 5.10 on. It is given the field to fill and its
-    // size; should it fail, it leaves zeros.
-    unsafe {
-        bpf_get_current_comm(record.command.as_mut_ptr().cast(), size_of_val(&record.command) as u32);
-    }
-}
-
-/// The same without its name, which sk_msg programs cannot ask for everywhere: Linux 6.1 refuses it.
-#[inline(always)]
-pub(crate) fn identify_task(record: &mut VerdictRecord) {
-    record.uid = bpf_get_current_uid_gid() as u32;
-    record.cpu = cpu();
-    record.pid = pid();
+pub(crate) unsafe fn field<T>(structure: *const c_void, offset: u32) -> T {
+    // SAFETY: the caller promises it.
+    unsafe { structure.cast::<u8>().add(offset as usize).cast::<T>().read_volatile() }
 }
 
 /// `CLOCK_BOOTTIME` in nanoseconds: no clock step moves it, and suspend counts.

@@ -33,6 +33,9 @@ mod resources;
 #[cfg(target_arch = "bpf")]
 #[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod subjects;
+#[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
+mod task;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]

@@ -22,6 +22,7 @@ use crate::context::{self, Destination};
 use crate::grants::{Found, grant, note_admitted, slot, write_name};
 use crate::resources::{class, resource};
 use crate::subjects::caller;
+use crate::task::Task;
 use crate::{maps, record};
 
 /// What a program returns to let a call or packet go on.
@@ -59,6 +60,9 @@ fn judge(ctx: &SockAddrContext, hook: Hook, destination: &Destination) -> i32 {
         resource,
         subject,
         cgroup_id,
+        task: Task::current(),
+        socket_cookie: context::socket_cookie(ctx),
+        netns_cookie: context::netns_cookie(ctx),
         grant: grant.get(),
         now_boot_ns,
     };
@@ -107,6 +111,10 @@ struct Attempt<'a> {
     /// 0: nobody's.
     subject: u32,
     cgroup_id: u64,
+    // Each question costs some 30 ns, and these are asked for the connection and for the record.
+    task: Task,
+    socket_cookie: u64,
+    netns_cookie: u64,
     grant: Option<GrantRef>,
     now_boot_ns: u64,
 }
@@ -179,7 +187,7 @@ impl Attempt<'_> {
     fn close_earlier(&self, admission: &mut Admission) {
         if admission.may_be_remembered() {
             let carried = Carried { sent: admission.bytes, received: ClosedRecord::UNKNOWN };
-            close(context::socket_cookie(self.ctx), None, true, carried, self.now_boot_ns);
+            close(self.socket_cookie, None, true, carried, self.now_boot_ns);
         }
         admission.bytes = 0;
     }
@@ -196,9 +204,9 @@ impl Attempt<'_> {
             protocol: self.destination.protocol,
             flags,
             admitted_boot_ns: self.now_boot_ns,
-            netns_cookie: context::netns_cookie(self.ctx),
+            netns_cookie: self.netns_cookie,
             grant: [0; 16],
-            pid: context::pid(),
+            pid: self.task.pid(),
             seen: 0,
             bytes: 0,
             class: self.class,
@@ -207,7 +215,7 @@ impl Attempt<'_> {
         if flags & ConnectionEntry::OBSERVED == 0 {
             write_name(grant.slot, &mut connection.grant);
         }
-        maps::CONNECTIONS.insert(context::socket_cookie(self.ctx), connection, 0)
+        maps::CONNECTIONS.insert(self.socket_cookie, connection, 0)
     }
 
     #[inline(always)]
@@ -236,7 +244,9 @@ impl Attempt<'_> {
         record.hook = self.hook as u8;
         record.verdict = reason.verdict(Some(&self.resource)) as u8;
         record.reason = reason as u8;
-        context::describe_caller(self.ctx, record);
+        record.socket_cookie = self.socket_cookie;
+        record.netns_cookie = self.netns_cookie;
+        self.task.describe(record);
     }
 }
 
@@ -264,7 +274,6 @@ fn close(cookie: u64, state: Option<u32>, is_released: bool, carried: Carried, n
         record.bytes_sent = carried.sent;
         record.bytes_received = carried.received;
         record.ended_by = ended_by(&end, now_boot_ns) as u8;
-        record.cpu = context::cpu();
     });
 }
 

@@ -37,6 +37,9 @@ mod socket_sendmsg;
 #[allow(dead_code, reason = "some of it is for the gate's programs")]
 mod subjects;
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "some of it is for the gate's programs")]
+mod task;
+#[cfg(target_arch = "bpf")]
 #[path = "lsm/unix_may_send.rs"]
 mod unix_may_send;
 #[cfg(target_arch = "bpf")]

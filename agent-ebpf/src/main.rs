@@ -26,6 +26,8 @@ mod record;
 mod resources;
 #[cfg(target_arch = "bpf")]
 mod subjects;
+#[cfg(target_arch = "bpf")]
+mod task;
 
 /// The helpers we call include some that the kernel gives to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]

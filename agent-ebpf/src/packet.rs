@@ -34,6 +34,14 @@ pub(crate) struct Segment {
     options_bytes: u32,
 }
 
+impl Segment {
+    /// TCP, asks for no connection, and carries no payload.
+    #[inline(always)]
+    pub(crate) fn carries_nothing(&self) -> bool {
+        self.destination.protocol == protocol::TCP && self.payload_bytes == 0 && !self.is_request
+    }
+}
+
 /// What a request for a TCP connection asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Opening {

@@ -33,6 +33,9 @@ mod reach;
 #[cfg(target_arch = "bpf")]
 #[allow(dead_code, reason = "most of it is for the gate's programs")]
 mod record;
+#[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "most of it is for the gate's programs")]
+mod task;
 
 /// What a program returns to let a call go on.
 #[cfg(target_arch = "bpf")]

@@ -25,6 +25,7 @@ mod statistics;
 mod succession;
 mod sys;
 mod tamper;
+mod tasks;
 mod types;
 
 use std::collections::BTreeSet;
@@ -491,6 +492,7 @@ const INGRESS: (&str, AttachType) = ("ingress", AttachType::INGRESS);
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut loader = EbpfLoader::new();
+    tasks::tell(&mut loader);
     let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
     let names = PROGRAMS.into_iter().chain([INGRESS]).map(|(name, _)| name);
     let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
@@ -519,6 +521,7 @@ fn cost(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramCost, KernelError>
 /// reads the whole description of the kernel's types for each loader, which takes longer than all else.
 fn loader(settings: &Settings, pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    tasks::tell(&mut loader);
     for shape in pins::shapes(settings) {
         loader.map_max_entries(shape.name, shape.max_entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));

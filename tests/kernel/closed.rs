@@ -61,11 +61,10 @@ fn a_connection_that_this_side_ends() -> Result<()> {
         resource: RESOURCE,
         subject: SUBJECT,
         pid: allow.pid,
-        cpu: end.cpu,
         port: listener.address().port(),
         protocol: protocol::TCP,
         ended_by: EndedBy::Own as u8,
-        reserved: [0; 4],
+        reserved: [0; 8],
     };
     ensure_eq!(end, expected);
     // The other side's farewell may count, if it came in time.

@@ -1,8 +1,8 @@
 //! Connections that are up when their grant ends: nothing of them arrives any more, a later grant revives nothing, and both
 //! ends are told.
 
-use std::io::{BufRead, BufReader, Lines};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, ErrorKind, Lines, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("connections::an_ended_connection_is_closed_on_both_sides", closed_on_both_sides),
     ("connections::an_ended_connection_is_closed_in_another_network_namespace", closed_in_another_namespace),
     ("connections::who_was_connected_to_is_unharmed", who_was_connected_to_is_unharmed),
+    ("connections::who_writes_to_one_that_is_over_is_told", who_writes_to_one_that_is_over_is_told),
 ];
 
 /// The promise of SPECIFICATION.md: nothing arrives later than this after the end.
@@ -231,4 +232,21 @@ fn who_was_connected_to_is_unharmed() -> Result<()> {
     // The client's address is 127.0.0.1: without the server's acknowledgements nothing would go on.
     let after_a_while = server.arrived() + 500;
     wait_for("half a second's bytes", SOON, || Ok((server.arrived() > after_a_while).then_some(())))
+}
+
+/// The kernel answers for a connection that is not there any more, by a socket of its own: nobody's access, and no denial.
+fn who_writes_to_one_that_is_over_is_told() -> Result<()> {
+    let mut fixture = Fixture::new()?;
+    let listener = TcpListener::bind((fixture.sandbox.address(), 0))?;
+    let address = listener.local_addr()?;
+    fixture.wanted.resources.push(resource(RESOURCE, address, Protocol::Tcp)?);
+    let cgroup = fixture.subject("subject")?;
+    fixture.grant(HOUR)?;
+    ensure_eq!(probe::run(&cgroup, Attempt::TcpVanish, address, "x")?, "ok");
+    let (mut accepted, _) = listener.accept()?;
+    accepted.write_all(b"y")?;
+    let error = wait_for("the answer to what nobody reads", SOON, || Ok(accepted.take_error()?))?;
+    ensure_eq!(error.kind(), ErrorKind::ConnectionReset);
+    ensure_eq!(fixture.denials(), []);
+    Ok(())
 }

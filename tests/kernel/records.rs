@@ -57,7 +57,6 @@ fn a_denial_says_who_and_where() -> Result<()> {
         pid,
         uid: UID,
         resource: RESOURCE,
-        cpu: record.cpu,
         port: listener.address().port(),
         protocol: 6,
         hook: Hook::Connect4 as u8,

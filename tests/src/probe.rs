@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use proto::types::Protocol;
 
 use crate::listener::StreamServer;
 use crate::process::{in_cgroup, output};
+use crate::raw;
 use crate::sandbox::Cgroup;
 
 /// The first argument of a probe.
@@ -36,6 +38,8 @@ pub enum Attempt {
     UdpStream,
     /// Connect, send the marker, read until the other side closes.
     TcpRead,
+    /// Connect, send the marker, and be gone without a word: the socket is taken away, and says no farewell.
+    TcpVanish,
     /// Connect with a keepalive each second, print `connected`, then read until that fails or the other side closes.
     TcpListen,
     /// The same as [`Attempt::TcpStream`], to a server of its own in a network namespace of its own; prints `arrived N`, how
@@ -44,7 +48,7 @@ pub enum Attempt {
 }
 
 impl Attempt {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Tcp,
         Self::UdpSend,
         Self::UdpConnect,
@@ -52,6 +56,7 @@ impl Attempt {
         Self::TcpStream,
         Self::UdpStream,
         Self::TcpRead,
+        Self::TcpVanish,
         Self::TcpListen,
         Self::TcpStreamInNewNamespace,
     ];
@@ -65,6 +70,7 @@ impl Attempt {
             Self::TcpStream => "tcp-stream",
             Self::UdpStream => "udp-stream",
             Self::TcpRead => "tcp-read",
+            Self::TcpVanish => "tcp-vanish",
             Self::TcpListen => "tcp-listen",
             Self::TcpStreamInNewNamespace => "tcp-stream-in-new-namespace",
         }
@@ -117,6 +123,7 @@ fn attempt_from(arguments: Vec<String>) -> Result<()> {
         Attempt::UdpSend => writeln!(out, "{}", name(udp_send(to, marker)))?,
         Attempt::UdpConnect => writeln!(out, "{}", name(udp_connect(to, marker)))?,
         Attempt::TcpRead => writeln!(out, "{}", name(tcp_read(to, marker)))?,
+        Attempt::TcpVanish => writeln!(out, "{}", name(tcp_vanish(to, marker)))?,
         Attempt::TcpListen => {
             let mut stream = TcpStream::connect(to)?;
             let every = Duration::from_secs(1);
@@ -178,6 +185,12 @@ fn tcp_read(to: SocketAddr, marker: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
     stream.write_all(marker.as_bytes())?;
     stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn tcp_vanish(to: SocketAddr, marker: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    stream.write_all(marker.as_bytes())?;
+    raw::set_option(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, &1i32.to_ne_bytes())
 }
 
 fn udp_send(to: SocketAddr, marker: &str) -> io::Result<()> {

@@ -84,7 +84,22 @@ const MAY_SKIP: &[Skip] = &[
     no_unix("unix::somebody_else_does_not_write"),
     no_unix("unix::it_stays_without_an_agent"),
     no_unix("unix::changed_maps_are_put_right"),
+    no_mptcp("bypass::mptcp_connect"),
+    no_mptcp("bypass::mptcp_connect_to_a_tcp_service"),
+    no_mptcp("bypass::mptcp_kept_past_the_deadline"),
+    no_mptcp("bypass::mptcp_later_subflow"),
+    no_mptcp("bypass::mptcp_fast_open_sendto"),
+    no_polled_io_uring("bypass::io_uring_connect_polled"),
+    no_polled_io_uring("bypass::io_uring_udp_sendmsg_polled"),
 ];
+
+const fn no_mptcp(test: &'static str) -> Skip {
+    Skip { run: "5.10", test, reason: "Debian builds it without MPTCP" }
+}
+
+const fn no_polled_io_uring(test: &'static str) -> Skip {
+    Skip { run: "5.10", test, reason: "before Linux 5.11 only root has an io_uring with SQPOLL" }
+}
 
 /// A test of the LSM tier, or of the tamper tier.
 const fn no_lsm(test: &'static str) -> Skip {

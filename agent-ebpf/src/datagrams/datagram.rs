@@ -19,6 +19,7 @@ use crate::packet::{self, Packet, Segment};
 use crate::record;
 use crate::resources::protecting;
 use crate::subjects::caller;
+use crate::task::Task;
 
 /// What a program returns to let a packet go on.
 const GO_ON: i32 = 1;
@@ -80,7 +81,7 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         record.hook = Hook::Datagram as u8;
         record.verdict = verdict as u8;
         record.reason = reason as u8;
-        context::identify_task(record);
+        Task::current().identify(record);
     });
     if verdict.lets_through() { GO_ON } else { REFUSE }
 }

@@ -53,16 +53,19 @@ fn judge(ctx: &SkBuffContext, segment: &Segment) -> i32 {
         connection.as_ref().and_then(|connection| connection.leads_to(class, protocol, &address, port));
     let Some(resource) = known.or_else(|| resource(class, address)) else { return GO_ON };
     let now_boot_ns = context::now_boot_ns();
-    let sk = packet::full_socket(ctx);
     let packet = Judged { destination: &segment.destination, resource: Some(&resource), now_boot_ns };
+    if let Some(connection) = connection {
+        return judge_connection(ctx, segment, &packet, cookie, connection);
+    }
+    let sk = packet::full_socket(ctx);
     if sk.is_null() {
         return packet.refuse_unknown(ctx);
     }
-    if let Some(connection) = connection {
-        return judge_connection(ctx, segment, &packet, sk, cookie, connection);
-    }
-    // A connection that is closed with a reset is forgotten before that leaves.
-    if segment.is_farewell && is_closed_tcp(sk) {
+    // A connection that is closed with a reset is forgotten before that leaves. And what arrives for one that is over is
+    // answered for it, so that the other side learns.
+    if segment.is_farewell && is_closed_tcp(sk)
+        || segment.carries_nothing() && answers_for_the_kernel(ctx, sk)
+    {
         return GO_ON;
     }
     judge_socket(ctx, segment, &packet, sk, cookie)
@@ -74,7 +77,6 @@ fn judge_connection(
     ctx: &SkBuffContext,
     segment: &Segment,
     packet: &Judged<'_>,
-    sk: *mut bpf_sock,
     cookie: u64,
     connection: &mut ConnectionEntry,
 ) -> i32 {
@@ -82,7 +84,7 @@ fn judge_connection(
     let slot = Found::from(slot(found.slot));
     let mut creator = Creator::Same;
     if !connection.is_seen(cookie) {
-        creator = creator_of(ctx, segment, sk, found.subject);
+        creator = creator_of(ctx, segment, found.subject);
         if creator == Creator::Same {
             connection.see(cookie);
         }
@@ -94,7 +96,7 @@ fn judge_connection(
         && let Some(slot) = slot.get()
     {
         note_admitted(found.slot, packet.now_boot_ns);
-        if slot.idle_limit_ns != 0 && has_activity(sk, &mut connection.bytes, segment) {
+        if slot.idle_limit_ns != 0 && has_activity(ctx, &mut connection.bytes, segment) {
             note_active(found.slot, packet.now_boot_ns);
         }
         return GO_ON;
@@ -104,12 +106,12 @@ fn judge_connection(
         connection.epoch = NEVER;
     }
     let was_told = connection.has(ConnectionEntry::OBSERVED);
-    packet.refuse(ctx, segment, sk, &found, reason, was_told)
+    packet.refuse(ctx, segment, &found, reason, was_told)
 }
 
 /// Who made the socket of a connection that was let through for this subject.
 #[inline(always)]
-fn creator_of(ctx: &SkBuffContext, segment: &Segment, sk: *mut bpf_sock, subject: u32) -> Creator {
+fn creator_of(ctx: &SkBuffContext, segment: &Segment, subject: u32) -> Creator {
     let creator = Creator::of(of_socket(ctx), subject);
     if creator == Creator::Other {
         return creator;
@@ -120,7 +122,7 @@ fn creator_of(ctx: &SkBuffContext, segment: &Segment, sk: *mut bpf_sock, subject
         Opening::Join => Creator::Other,
         // The kernel writes on it: that is not to be judged.
         Opening::Mptcp => {
-            if let Some(admission) = context::admission_or_new(sk) {
+            if let Some(admission) = storage(ctx) {
                 admission.flags |= Admission::SUBFLOW;
             }
             creator
@@ -188,7 +190,7 @@ fn judge_socket(
         }
         return GO_ON;
     }
-    packet.refuse(ctx, segment, sk, &found, reason, false)
+    packet.refuse(ctx, segment, &found, reason, false)
 }
 
 /// Whose the cgroup is that the socket was made in, as its storage has it.
@@ -203,16 +205,26 @@ fn made_by(admission: &Admission) -> Caller {
 /// Whether there was activity, as an idle limit counts it: payload sent, or received since the last look. A bare
 /// acknowledgement or a keepalive probe is none.
 #[inline(always)]
-fn has_activity(sk: *mut bpf_sock, bytes: &mut u64, segment: &Segment) -> bool {
-    let Some(received) = bytes_received(sk) else { return segment.payload_bytes > 0 };
+fn has_activity(ctx: &SkBuffContext, bytes: &mut u64, segment: &Segment) -> bool {
+    let Some(received) = bytes_received(packet::full_socket(ctx)) else { return segment.payload_bytes > 0 };
     let has_received = received != *bytes;
     *bytes = received;
     has_received || segment.payload_bytes > 0
 }
 
-/// Bytes that a TCP connection has received. None: it is none, as a raw socket's.
+/// What is known of the packet's socket, made if it was not there. None: it is no whole socket, or there is no memory.
+#[inline(always)]
+fn storage<'a>(ctx: &SkBuffContext) -> Option<&'a mut Admission> {
+    let sk = packet::full_socket(ctx);
+    if sk.is_null() { None } else { context::admission_or_new(sk) }
+}
+
+/// Bytes that a TCP connection has received. None: it is none, as a raw socket's, or not a whole socket.
 #[inline(always)]
 fn bytes_received(sk: *mut bpf_sock) -> Option<u64> {
+    if sk.is_null() {
+        return None;
+    }
     // SAFETY: `sk` is a full socket; the helper gives null or a pointer of which this field may be read.
     unsafe {
         let tcp = bpf_tcp_sock(sk);
@@ -231,6 +243,20 @@ fn is_closed_tcp(sk: *mut bpf_sock) -> bool {
             && (&raw const (*sk).protocol).read_volatile() == u32::from(protocol::TCP)
             && (&raw const (*sk).state).read_volatile() == CLOSED
     }
+}
+
+/// Whether this is a socket by which the kernel answers for connections that are over. It made them when it began, so they lie
+/// in the root cgroup; those of other network namespaces lie where whoever made that lived, on Linux before 5.18 and for IPv6.
+/// Nobody else's are like this, but for raw sockets of somebody in the root cgroup.
+#[inline(always)]
+fn answers_for_the_kernel(ctx: &SkBuffContext, sk: *mut bpf_sock) -> bool {
+    const ROOT_CGROUP: u64 = 1;
+    // SAFETY: as in `is_closed_tcp`.
+    let is_raw_tcp = unsafe {
+        (&raw const (*sk).type_).read_volatile() == SOCK_RAW
+            && (&raw const (*sk).protocol).read_volatile() == u32::from(protocol::TCP)
+    };
+    is_raw_tcp && context::socket_cgroup_id(ctx) == ROOT_CGROUP
 }
 
 /// Whether neither `connect` nor `sendmsg` programs see such a socket.
@@ -264,7 +290,6 @@ impl Judged<'_> {
         &self,
         ctx: &SkBuffContext,
         segment: &Segment,
-        sk: *mut bpf_sock,
         found: &Admission,
         reason: Reason,
         was_told: bool,
@@ -279,7 +304,7 @@ impl Judged<'_> {
         }
         let told = if verdict.lets_through() { Admission::OBSERVED } else { Admission::TOLD };
         // Once for each socket: it goes on trying.
-        let is_first = match context::admission_or_new(sk) {
+        let is_first = match storage(ctx) {
             Some(admission) => {
                 let is_first = admission.flags & told == 0;
                 admission.flags |= told;
@@ -350,7 +375,6 @@ impl Judged<'_> {
         record.hook = Hook::Egress as u8;
         record.verdict = reason.verdict(self.resource) as u8;
         record.reason = reason as u8;
-        record.cpu = context::cpu();
         // SAFETY: helpers that take the context that the kernel handed us.
         unsafe {
             record.cgroup_id = bpf_skb_cgroup_id(ctx.skb.skb);

@@ -132,7 +132,6 @@ fn own_port(ctx: &SkBuffContext) -> Option<(u8, u16)> {
 fn describe(ctx: &SkBuffContext, reason: Reason, record: &mut VerdictRecord) {
     record.hook = Hook::Ingress as u8;
     record.reason = reason as u8;
-    record.cpu = context::cpu();
     // SAFETY: helpers that take the context that the kernel handed us.
     unsafe {
         record.cgroup_id = bpf_skb_cgroup_id(ctx.skb.skb);

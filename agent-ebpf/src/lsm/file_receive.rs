@@ -12,6 +12,7 @@ use aya_ebpf::programs::LsmContext;
 use crate::context::{self, Destination};
 use crate::grants::write_name;
 use crate::resources::{guarding, protecting};
+use crate::task::Task;
 use crate::{GO_ON, REFUSE, inner, maps, record, subjects};
 
 #[lsm(hook = "file_receive")]
@@ -70,7 +71,7 @@ pub(crate) fn file_receive(ctx: LsmContext) -> i32 {
         record.hook = Hook::FileReceive as u8;
         record.verdict = verdict as u8;
         record.reason = reason as u8;
-        context::describe_task(record);
+        Task::current().describe(record);
     });
     if verdict.lets_through() {
         return GO_ON;

@@ -8,6 +8,7 @@ use aya_ebpf::Global;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
+use crate::task::Task;
 use crate::{GO_ON, REFUSE, context, maps, record};
 
 /// The families that everybody may have, as a set; the agent writes it before the program is loaded.
@@ -36,7 +37,7 @@ pub(crate) fn socket_create(ctx: LsmContext) -> i32 {
             record.hook = Hook::SocketCreate as u8;
             record.verdict = Verdict::Deny as u8;
             record.reason = reason as u8;
-            context::describe_task(record);
+            Task::current().describe(record);
         });
     }
     REFUSE

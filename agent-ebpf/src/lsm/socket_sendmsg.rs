@@ -11,8 +11,9 @@ use aya_ebpf::programs::LsmContext;
 
 use crate::grants::{Found, note_active, note_admitted, slot, write_name};
 use crate::resources::{guarding, guards_unix};
+use crate::task::Task;
 use crate::unix_paths::{UnixSocket, cookie};
-use crate::{GO_ON, REFUSE, context, inner, maps, record, subjects};
+use crate::{GO_ON, REFUSE, context, inner, record, subjects};
 
 /// `socket.type`, in bytes from the beginning.
 #[unsafe(no_mangle)]
@@ -131,7 +132,7 @@ fn judge(
             record.hook = Hook::UnixSend as u8;
             record.verdict = verdict as u8;
             record.reason = reason as u8;
-            context::describe_task(record);
+            Task::current().describe(record);
         });
     }
     if verdict.lets_through() { GO_ON } else { REFUSE }

@@ -15,10 +15,12 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_unix_sock};
 
+use crate::context::{self, field};
 use crate::grants::{Found, grant, note_admitted, slot, write_name};
 use crate::resources::guarding;
 use crate::subjects::caller;
-use crate::{GO_ON, REFUSE, context, maps, record};
+use crate::task::Task;
+use crate::{GO_ON, REFUSE, record};
 
 // In bytes, from the beginning of the structure.
 
@@ -65,7 +67,7 @@ impl UnixSocket {
     #[inline(always)]
     pub(crate) fn peer(self) -> Option<*mut bpf_sock> {
         // SAFETY: the verifier permits this read only if there is a pointer there.
-        let peer: *mut bpf_sock = unsafe { read(self.0, UNIX_SOCK_PEER.load()) };
+        let peer: *mut bpf_sock = unsafe { field(self.0, UNIX_SOCK_PEER.load()) };
         (!peer.is_null()).then_some(peer)
     }
 
@@ -77,15 +79,15 @@ impl UnixSocket {
         // SAFETY: the verifier permits these reads only if there are such fields; where a pointer leads nowhere any more, the
         // kernel makes of the read a 0.
         unsafe {
-            let mut dentry: *const c_void = read(self.0, UNIX_SOCK_DENTRY.load());
+            let mut dentry: *const c_void = field(self.0, UNIX_SOCK_DENTRY.load());
             if dentry.is_null() {
                 return None;
             }
-            let super_block: *const c_void = read(dentry, DENTRY_SUPER_BLOCK.load());
-            let mut key = KeyBuilder::new(read(super_block, SUPER_BLOCK_DEVICE.load()));
+            let super_block: *const c_void = field(dentry, DENTRY_SUPER_BLOCK.load());
+            let mut key = KeyBuilder::new(field(super_block, SUPER_BLOCK_DEVICE.load()));
             let mut names = 0;
             loop {
-                let parent: *const c_void = read(dentry, DENTRY_PARENT.load());
+                let parent: *const c_void = field(dentry, DENTRY_PARENT.load());
                 // The root of the file system is its own parent.
                 if parent == dentry {
                     return if names > 0 { Some(key.build()) } else { None };
@@ -93,14 +95,14 @@ impl UnixSocket {
                 if names == NAMES_MAX {
                     return None;
                 }
-                let length: u32 = read(dentry, DENTRY_NAME_LENGTH.load());
+                let length: u32 = field(dentry, DENTRY_NAME_LENGTH.load());
                 if length > NAME_MAX_BYTES as u32 {
                     return None;
                 }
                 let mut index = 0;
                 // The kernel permits a read of one byte at a time.
                 while index < NAME_MAX_BYTES as u32 && index < length {
-                    key = key.byte(read(dentry, DENTRY_NAME.load() + index));
+                    key = key.byte(field(dentry, DENTRY_NAME.load() + index));
                     index += 1;
                 }
                 key = key.end_of_name();
@@ -116,16 +118,6 @@ impl UnixSocket {
         let key = self.key()?;
         Some((key, guarding(key)?))
     }
-}
-
-/// Reads a field. Volatile, so that it is one read of this width.
-///
-/// # Safety
-/// The kernel has such a field there.
-#[inline(always)]
-unsafe fn read<T>(structure: *const c_void, offset: u32) -> T {
-    // SAFETY: the caller promises it.
-    unsafe { structure.cast::<u8>().add(offset as usize).cast::<T>().read_volatile() }
 }
 
 /// Somebody who connects or sends to a unix socket that is protected.
@@ -262,7 +254,7 @@ impl Attempt {
         record.hook = self.hook as u8;
         record.verdict = reason.verdict(Some(&self.resource)) as u8;
         record.reason = reason as u8;
-        context::describe_task(record);
+        Task::current().describe(record);
     }
 }
 

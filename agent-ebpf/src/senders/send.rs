@@ -11,6 +11,7 @@ use crate::grants::write_name;
 use crate::record;
 use crate::resources::protecting;
 use crate::subjects::caller;
+use crate::task::Task;
 
 /// `SK_DROP`: the writer gets EACCES.
 const REFUSE: u32 = 0;
@@ -65,7 +66,7 @@ pub(crate) fn send(ctx: SkMsgContext) -> u32 {
         record.hook = Hook::Send as u8;
         record.verdict = verdict as u8;
         record.reason = reason as u8;
-        context::identify_task(record);
+        Task::current().identify(record);
     });
     if verdict.lets_through() { GO_ON } else { REFUSE }
 }

@@ -10,6 +10,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 
 use crate::kernel::{self, Pointer};
+use crate::task::Task;
 use crate::{GO_ON, REFUSE, context, record};
 
 #[map]
@@ -58,7 +59,7 @@ pub(crate) fn judge(is_the_gates: bool, tampering: Tampering, detail: u16) -> i3
     let Some(reason) = decide_reach(is_the_gates, context::now_boot_ns, lifted_until, is_agent) else {
         return GO_ON;
     };
-    let by_helper = state(tamper_state::HELPER) == u64::from(context::pid());
+    let by_helper = state(tamper_state::HELPER) == u64::from(Task::current().pid());
     if by_helper {
         let index = tamper_state::REFUSED + tampering as u32;
         set_state(index, state(index) + 1);
@@ -72,7 +73,7 @@ pub(crate) fn judge(is_the_gates: bool, tampering: Tampering, detail: u16) -> i3
         record.hook = Hook::Tamper as u8;
         record.verdict = Verdict::Deny as u8;
         record.reason = reason as u8;
-        context::describe_task(record);
+        Task::current().describe(record);
     });
     REFUSE
 }

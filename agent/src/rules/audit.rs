@@ -274,14 +274,13 @@ mod tests {
             uid: 1000,
             resource: 1,
             subject: 2,
-            cpu: 0,
             port: 5432,
             protocol: 6,
             hook: Hook::Connect4 as u8,
             verdict: Verdict::Deny as u8,
             reason: Reason::NoLiveGrant as u8,
             family: 0,
-            reserved: [0; 5],
+            reserved: [0; 9],
             peer: [0; 16],
         }
     }

@@ -104,6 +104,7 @@ fn effective(entries: &Entries) -> Entries {
     let mut entries = entries.clone();
     entries.deadlines.retain(|_, deadline| *deadline != 0);
     entries.epochs.retain(|_, epoch| *epoch != 0);
+    entries.names.retain(|_, name| *name != [0; 16]);
     // The kernel moves it on, so it is not compared.
     entries.active.clear();
     entries.classes.retain(|_, prefixes| !prefixes.is_empty());
