@@ -9,12 +9,12 @@
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
-mod arrivals;
 mod datagrams;
 mod error;
 mod guard;
 mod lsm;
 mod netns;
+mod on_demand;
 mod pins;
 mod predecessors;
 mod reading;
@@ -45,22 +45,20 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
-pub use datagrams::PART as CHECK_OF_DATAGRAMS;
 pub use error::KernelError;
 pub use guard::Fault;
 pub use lsm::unix::PART as UNIX_SOCKETS;
 pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
+pub use on_demand::part as part_of_check;
 pub use rings::{Diagnostics, RecordRing};
-pub use senders::PART as CHECK_OF_SENDERS;
 pub use statistics::{ProgramTime, Statistics};
 pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 
 use crate::rules::drift::Part;
-use crate::rules::plan::{AddressPrefix, Entries, Write};
-use arrivals::Arrivals;
-use datagrams::Datagrams;
+use crate::rules::plan::{AddressPrefix, Check, Entries, Write};
 use lsm::{Exempt, Tier};
+use on_demand::{INGRESS, OnDemand};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
 use slots::{Slots, Word};
@@ -127,17 +125,15 @@ pub struct Gate {
     unix_sockets: HashMap<MapData, u64, ResourceEntry>,
     unix_guarded: Array<MapData, u32>,
     programs: Vec<Attachable>,
-    arrivals: Arrivals,
-    datagrams: Datagrams,
+    on_demand: [OnDemand; Check::ALL.len()],
     cgroup_root: File,
+    /// Its id.
+    root_id: u64,
     pins: Pins,
     /// All that are pinned.
     maps: Vec<HeldMap>,
-    /// The check of senders. None: it is missing, or not up yet.
-    senders: Option<Attachable>,
     tier: Tier,
     tamper: Tamper,
-    missing: Vec<Missing>,
     predecessors: Vec<Predecessor>,
     settings: Settings,
     took_over: bool,
@@ -210,7 +206,10 @@ impl Gate {
         let root_id = root.metadata().map_err(of_root)?.ino();
         let programs = PROGRAMS.into_iter().map(|program| attachable(&mut ebpf, program, root_id));
         let programs = programs.collect::<Result<_, _>>()?;
-        let arrivals = Arrivals::new(attachable(&mut ebpf, INGRESS, root_id)?, &pins);
+        let mut on_demand = OnDemand::all(&pins);
+        let ingress = attachable(&mut ebpf, (INGRESS, AttachType::INGRESS), root_id)?;
+        let mut arrivals = on_demand.iter_mut().filter(|one| one.check() == Check::Arrivals);
+        arrivals.next().ok_or(KernelError::Missing(INGRESS))?.loaded(Ok(ingress));
         // Before any other program is attached: where all of the tier is required and something is missing, the gate that is
         // up stays as it is, of whichever ABI version. That the tier decides from here on does no harm beside one of another
         // version: families are this host's to refuse and not the control plane's, and who was let through to what, the tier
@@ -231,15 +230,13 @@ impl Gate {
             unix_sockets: typed(&mut ebpf, map::UNIX_SOCKETS)?,
             unix_guarded: typed(&mut ebpf, map::UNIX_GUARDED)?,
             programs,
-            arrivals,
-            datagrams: Datagrams::new(&pins),
+            on_demand,
             cgroup_root: root,
+            root_id,
             pins,
             maps,
-            senders: None,
             tier,
             tamper: Tamper::default(),
-            missing: Vec::new(),
             predecessors,
             settings: settings.clone(),
             took_over,
@@ -248,7 +245,6 @@ impl Gate {
         gate.raise_tamper()?;
         if !gate.is_waiting() {
             gate.attach(|_| true)?;
-            gate.attach_arrivals()?;
             gate.raise_optional(&mut loader)?;
         }
         Ok((gate, streams))
@@ -260,19 +256,21 @@ impl Gate {
         programs.try_for_each(|program| self.pins.attach(program, self.cgroup_root.as_fd()))
     }
 
-    /// Puts up what not every kernel has: the check of senders; and the LSM tier for good, in the place of an earlier
+    /// Puts up what not every kernel has, and what not every host wants; and the LSM tier for good, in the place of an earlier
     /// agent's. No sooner than programs of this gate are: should the process end before, the tier that is left is that of the
     /// gate that is left.
     fn raise_optional(&mut self, loader: &mut EbpfLoader<'_>) -> Result<(), KernelError> {
-        self.missing.clear();
-        match senders::raise(loader, &self.cgroup_root, &self.pins) {
-            Ok(program) => self.senders = Some(program),
-            Err(part) => self.missing.push(part),
+        let root = self.root_id;
+        for one in &mut self.on_demand {
+            match one.check() {
+                // One of those that every kernel has.
+                Check::Arrivals => {}
+                Check::Datagrams => one.loaded(datagrams::load_for(loader, root)),
+                Check::Senders => one.loaded(senders::load_for(loader, root)),
+            }
         }
-        let root = self.arrivals.program.place.cgroup_id;
-        self.datagrams.load(loader, root);
-        self.attach_datagrams()?;
-        // It has one that no other program has.
+        self.attach_on_demand()?;
+        // There is one that no other program has.
         hold_maps(&mut self.maps, &self.pins, &self.settings)?;
         self.tier.pin(&self.settings, &self.pins)?;
         self.tamper.pin(&self.settings, &self.pins)?;
@@ -292,14 +290,13 @@ impl Gate {
 
     /// How many programs are attached by this gate, but for the LSM tier.
     pub fn attached(&self) -> usize {
-        let on_demand = [&self.arrivals.program].into_iter().chain(&self.datagrams.program);
-        let programs = self.programs.iter().chain(&self.senders).chain(on_demand);
+        let programs = self.programs.iter().chain(self.on_demand_programs());
         programs.filter(|program| program.link.is_some()).count()
     }
 
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&mut self) -> Vec<Missing> {
-        let parts = self.missing.iter().cloned().chain(self.datagrams.missing());
+        let parts = self.on_demand.iter().filter_map(OnDemand::missing);
         parts.chain(self.tier.missing()).chain(self.tamper.missing()).collect()
     }
 
@@ -326,8 +323,7 @@ impl Gate {
     pub fn read_whole(&self) -> Result<Entries, KernelError> {
         let mut entries = Entries::default();
         Part::all().try_for_each(|part| self.read_part(part, &mut entries))?;
-        entries.judges_arrivals = self.arrivals.wanted;
-        entries.judges_datagrams = self.datagrams.wanted;
+        entries.judged = self.on_demand.iter().filter(|one| one.wanted).map(OnDemand::check).collect();
         for slot in entries.idle_limits.keys().copied().collect::<Vec<_>>() {
             entries.active.insert(slot, self.last_active_boot_ns(slot)?);
         }
@@ -360,8 +356,7 @@ impl Gate {
             Write::RemovePeer { resource, prefix } => {
                 (map::PEERS, self.peers.remove(&peer_key(resource, prefix)))
             }
-            Write::JudgeArrivals { on } => return self.judge_arrivals(on),
-            Write::JudgeDatagrams { on } => return self.judge_datagrams(on),
+            Write::Judge { check, on } => return self.judge(check, on),
             Write::BindCgroup { id, subject } => {
                 let entry = SubjectEntry { number: subject, reserved: 0 };
                 (map::SUBJECTS, self.subjects.insert(id, entry, 0))
@@ -486,15 +481,12 @@ const PROGRAMS: [(&str, AttachType); 8] = [
     ("egress", AttachType::EGRESS),
 ];
 
-/// Judges what arrives.
-const INGRESS: (&str, AttachType) = ("ingress", AttachType::INGRESS);
-
 /// Loads every program without attaching it, and asks the kernel what it made of it.
 pub fn program_costs() -> Result<Vec<ProgramCost>, KernelError> {
     let mut loader = EbpfLoader::new();
     tasks::tell(&mut loader);
     let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
-    let names = PROGRAMS.into_iter().chain([INGRESS]).map(|(name, _)| name);
+    let names = PROGRAMS.into_iter().map(|(name, _)| name).chain([INGRESS]);
     let mut costs = names.map(|name| cost(&mut ebpf, name)).collect::<Result<Vec<_>, _>>()?;
     // What a kernel may lack says so elsewhere: see `Gate::missing`.
     if let Ok(mut ebpf) = senders::load(&mut loader) {

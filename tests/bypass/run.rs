@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver as Lines, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use agent::kernel::{CHECK_OF_DATAGRAMS, CHECK_OF_SENDERS, Missing};
+use agent::kernel::{Missing, part_of_check};
+use agent::rules::plan::Check;
 use agent::rules::plan::ResourceOptions;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -247,14 +248,12 @@ impl Stage<'_> {
         if self.tier.is_some() {
             return Ok(None);
         }
-        if fixture.gate.missing().iter().any(|missing| missing.part == CHECK_OF_SENDERS) {
-            return Ok(None);
-        }
         fixture.guard(RESOURCE, ResourceOptions { per_send: true, ..ResourceOptions::default() })?;
         // Asked for only now, and missing only then.
         let is_datagram = self.technique.service == Service::Udp;
-        let lacks = |missing: &Missing| missing.part == CHECK_OF_DATAGRAMS;
-        if is_datagram && fixture.gate.missing().iter().any(lacks) {
+        let check = if is_datagram { Check::Datagrams } else { Check::Senders };
+        let lacks = |missing: &Missing| missing.part == part_of_check(check);
+        if fixture.gate.missing().iter().any(lacks) {
             fixture.guard(RESOURCE, ResourceOptions::default())?;
             return Ok(None);
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use agent::kernel::Gate;
-use agent::rules::plan::ResourceOptions;
+use agent::rules::plan::{Check, ResourceOptions};
 use agent_ebpf::abi::{Hook, VerdictRecord};
 use agent_ebpf::verdict::{Reason, Verdict};
 use anyhow::{Context, Result, bail};
@@ -398,7 +398,7 @@ fn it_outlives_its_agent() -> Result<()> {
     let (gate, streams) = runtime.block_on(async { Gate::raise(&settings, sandbox.cgroup_root()) })?;
     ensure_eq!((gate.took_over(), gate.attached()), (true, attached));
     ensure_eq!(gate.read()?.peers, entries.peers);
-    ensure_eq!(gate.read()?.judges_arrivals, true);
+    ensure_eq!(gate.read()?.judged, [Check::Arrivals].into());
     ensure_eq!(arrive()?, [true, false], "taken over");
     let agent::kernel::Rings { allow, deny, closed } = streams.rings;
     let entries = gate.read()?;

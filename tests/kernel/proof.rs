@@ -80,8 +80,10 @@ impl Running {
     fn start() -> Result<(Self, Listener)> {
         let sandbox = Sandbox::new()?;
         let listener = Listener::start(Protocol::Tcp, SocketAddr::new(sandbox.address().into(), 0))?;
-        let set = set_of(vec![resource(RESOURCE, listener.address(), Protocol::Tcp)?], 1, vec![])?;
-        Ok((Self::with(sandbox, set, |_| {})?, listener))
+        let mut resource = resource(RESOURCE, listener.address(), Protocol::Tcp)?;
+        // So that all programs are there that every kernel can have.
+        resource.options.check_senders = true;
+        Ok((Self::with(sandbox, set_of(vec![resource], 1, vec![])?, |_| {})?, listener))
     }
 
     fn with(sandbox: Sandbox, set: GrantSet, change: impl FnOnce(&mut Settings)) -> Result<Self> {
@@ -287,10 +289,7 @@ fn a_detached_program_is_put_back() -> Result<()> {
     let (running, listener) = Running::start()?;
     running.wait(HostState::Enforcing, "")?;
     let nobody = running.sandbox.make_cgroup("nobody")?;
-    let mut programs = vec!["connect4", "sendmsg6", "egress", "sock_create"];
-    // Where the kernel can have the check of senders.
-    programs.extend(Some("enlist").filter(|program| running.pinned.link(program).exists()));
-    for program in programs {
+    for program in ["connect4", "sendmsg6", "egress", "sock_create", "enlist"] {
         running.pinned.detach(program)?;
         running.wait(HostState::NotEnforcing, &format!("{program} was detached; put back"))?;
         running.wait(HostState::Enforcing, "")?;

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use agent::kernel::CHECK_OF_DATAGRAMS;
-use agent::rules::plan::ResourceOptions;
+use agent::kernel::part_of_check;
+use agent::rules::plan::{Check, ResourceOptions};
 use agent_ebpf::abi::Hook;
 use agent_ebpf::verdict::{Reason, Verdict};
 use anyhow::{Result, bail};
@@ -19,7 +19,7 @@ use crate::connections::{SOON, Streaming, stage, wait_for_bytes};
 use crate::fixture::{Fixture, HOUR, RESOURCE, SUBJECT, reaches};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("senders::the_kernel_has_the_check", the_kernel_has_the_check),
+    ("senders::the_kernel_has_the_check_and_only_while_wanted", the_kernel_has_the_check),
     ("senders::whom_it_was_let_through_for_writes", whom_it_was_let_through_for_writes),
     ("senders::somebody_else_does_not", somebody_else_does_not),
     ("senders::somebody_else_does_where_it_is_only_observed", somebody_else_does_where_only_observed),
@@ -36,9 +36,17 @@ const CHECKED: ResourceOptions = ResourceOptions { observe: false, strict_audit:
 const OBSERVED: ResourceOptions = ResourceOptions { observe: true, ..CHECKED };
 const UNCHECKED: ResourceOptions = ResourceOptions { per_send: false, ..CHECKED };
 
+/// Before anybody wants it, and after, it costs nothing.
 fn the_kernel_has_the_check() -> Result<()> {
     let mut fixture = Fixture::new()?;
+    let _tcp = fixture.protected(Protocol::Tcp)?;
+    let without = fixture.gate.attached();
+    fixture.guard(RESOURCE, CHECKED)?;
     ensure_eq!(fixture.gate.missing(), []);
+    ensure_eq!(fixture.gate.attached(), without + 1);
+    ensure_eq!(fixture.gate.read_whole()?.judged, [Check::Senders].into());
+    fixture.guard(RESOURCE, UNCHECKED)?;
+    ensure_eq!((fixture.gate.attached(), fixture.gate.read_whole()?.judged), (without, [].into()));
     Ok(())
 }
 
@@ -167,7 +175,7 @@ const DATAGRAM: (Hook, &str, u8) = (Hook::Datagram, "EPERM", 17);
 fn lacks_datagrams(fixture: &mut Fixture) -> Result<bool> {
     match fixture.gate.missing().as_slice() {
         [] => Ok(false),
-        [missing] if missing.part == CHECK_OF_DATAGRAMS => Ok(true),
+        [missing] if missing.part == part_of_check(Check::Datagrams) => Ok(true),
         missing => bail!("{missing:?}"),
     }
 }
@@ -229,7 +237,7 @@ fn the_check_of_datagrams_only_while_wanted() -> Result<()> {
     fixture.guard(RESOURCE, CHECKED)?;
     let lacks = lacks_datagrams(&mut fixture)?;
     ensure_eq!(fixture.gate.attached(), without + usize::from(!lacks));
-    ensure_eq!(fixture.gate.read_whole()?.judges_datagrams, true);
+    ensure_eq!(fixture.gate.read_whole()?.judged.contains(&Check::Datagrams), true);
     // Another test's gate may stand at the machine's root meanwhile.
     let mut faults = fixture.gate.inspect();
     faults.retain(|fault| !fault.text.contains("runs after ours"));
@@ -253,7 +261,7 @@ fn taking_over_goes_on_checking_datagrams() -> Result<()> {
     fixture.gate = next;
     ensure_eq!(fixture.gate.attached(), attached);
     // Of what the kernel lacks nothing is left: the next agent wants it anew, and is told.
-    ensure_eq!(fixture.gate.read()?.judges_datagrams, !lacks);
+    ensure_eq!(fixture.gate.read()?.judged.contains(&Check::Datagrams), !lacks);
     match lacks {
         true => Ok(()),
         false => is_refused_at(DATAGRAM, &mut fixture, &server, &mut streaming, &nobody),

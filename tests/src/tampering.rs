@@ -33,9 +33,8 @@ type Place = (u64, u64);
 
 const CONNECT4: Place = (18, 10);
 
-/// Where a gate has its programs: `sock_create`, `sock_ops` (twice), `sock_release`, `connect`, `sendmsg`, `egress`.
-const OF_GATE: [Place; 9] =
-    [(9, 2), (13, 3), (13, 3), (9, 34), CONNECT4, (18, 11), (18, 14), (18, 15), (8, 1)];
+/// Where a gate has its programs: `sock_create`, `sock_ops`, `sock_release`, `connect`, `sendmsg`, `egress`.
+const OF_GATE: [Place; 8] = [(9, 2), (13, 3), (9, 34), CONNECT4, (18, 11), (18, 14), (18, 15), (8, 1)];
 
 /// The pins of a gate.
 pub struct Pinned {

@@ -68,10 +68,10 @@ impl Gate {
     }
 
     fn inspect_links(&mut self) -> Vec<Fault> {
-        let Self { programs, arrivals, datagrams, senders, pins, cgroup_root, .. } = self;
+        let Self { programs, on_demand, pins, cgroup_root, .. } = self;
         let inspect = |program| inspect_link(program, pins, cgroup_root.as_fd());
-        let on_demand = [&mut arrivals.program].into_iter().chain(&mut datagrams.program);
-        programs.iter_mut().chain(on_demand).chain(senders).filter_map(inspect).collect()
+        let on_demand = on_demand.iter_mut().filter_map(|one| one.program.as_mut());
+        programs.iter_mut().chain(on_demand).filter_map(inspect).collect()
     }
 
     /// Whether the cgroups are exempt from the LSM tier that should be, and no others.
@@ -93,10 +93,9 @@ impl Gate {
     /// there the first refusal is the last word.
     fn strangers(&self) -> Vec<Fault> {
         let predecessors = self.predecessors.iter().flat_map(Predecessor::programs);
-        let own: Vec<u32> =
-            predecessors.chain(self.datagrams.program.iter().map(|program| program.id)).collect();
+        let own: Vec<u32> = predecessors.chain(self.on_demand_programs().map(|program| program.id)).collect();
         let mut found: Vec<(u32, &'static str)> = Vec::new();
-        let programs = self.programs.iter().chain([&self.arrivals.program]);
+        let programs = self.programs.iter().chain(self.on_demand_programs());
         for program in programs.filter(|program| program.link.is_some() && decides(program)) {
             let at = |query| {
                 let programs = sys::programs_at(self.cgroup_root.as_fd(), program.place.attach_type, query);
@@ -118,8 +117,7 @@ impl Gate {
 
     /// Whether links and maps have their names in the file system; gives them anew.
     fn inspect_pins(&self) -> Option<Fault> {
-        let on_demand = [&self.arrivals.program].into_iter().chain(&self.datagrams.program);
-        let programs = self.programs.iter().chain(on_demand).chain(&self.senders);
+        let programs = self.programs.iter().chain(self.on_demand_programs());
         let programs = programs.filter_map(|program| Some((program.name, program.link.as_ref()?.as_fd())));
         // The kernel lets nobody detach these or give them another program: what is to be looked at are their names.
         let tier = self.tier.links().chain(self.tamper.links()).filter(|_| self.stands());

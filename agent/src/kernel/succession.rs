@@ -56,8 +56,6 @@ impl Gate {
         }
         // Before packets are judged: from then on this gate stands, and nothing of it is tried again.
         self.raise_optional(&mut loader(&self.settings, &self.pins))?;
-        // Sooner than the last of the others, for the same reason.
-        self.attach_arrivals()?;
         self.attach(judges_packets)?;
         sys::wait_for_programs();
         let superseded = Superseded { calls_boot_ns, packets_boot_ns: now_boot_ns() };

@@ -179,7 +179,7 @@ impl Gate {
             belongings.objects.extend(id.ok().map(|id| ObjectKey { kind, id }));
         };
         self.maps.iter().for_each(|map| add(ObjectKey::MAP, sys::map_id(map.fd.as_fd())));
-        let own = self.programs.iter().chain(&self.senders);
+        let own = self.programs.iter().chain(self.on_demand_programs());
         own.clone().for_each(|program| add(ObjectKey::PROGRAM, Ok(program.id)));
         let own = own.filter_map(|program| Some(program.link.as_ref()?.as_fd()));
         let lsm = self.tier.links().chain(self.tamper.links()).map(|(_, link)| link);

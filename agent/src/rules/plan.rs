@@ -37,6 +37,35 @@ impl From<Prefix> for AddressPrefix {
 /// with other contents is another class, and so a resource gets another mode by one write for each of its ports.
 pub type Class = BTreeMap<AddressPrefix, ResourceEntry>;
 
+/// What is judged only while some resource wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Check {
+    /// What arrives: while it is not, every resource is served everywhere.
+    Arrivals,
+    /// Who sends datagrams.
+    Datagrams,
+    /// Who writes on connections.
+    Senders,
+}
+
+impl Check {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Arrivals, Self::Datagrams, Self::Senders];
+    /// Those of whoever writes, and on which ports that matters.
+    const OF_WRITES: [(Self, Protocol); 2] =
+        [(Self::Datagrams, Protocol::Udp), (Self::Senders, Protocol::Tcp)];
+}
+
+impl Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Arrivals => "what arrives",
+            Self::Datagrams => "who sends datagrams",
+            Self::Senders => "who writes on connections",
+        })
+    }
+}
+
 /// What the maps hold. Absent is 0 or no entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
@@ -48,10 +77,8 @@ pub struct Entries {
     pub unix_sockets: BTreeMap<u64, ResourceEntry>,
     /// Resource number → from where it is served, if its entries say that this matters.
     pub peers: BTreeMap<u32, BTreeSet<AddressPrefix>>,
-    /// What arrives is judged: while it is not, every resource is served everywhere.
-    pub judges_arrivals: bool,
-    /// Who sends datagrams is judged, where a resource wants it and the kernel can.
-    pub judges_datagrams: bool,
+    /// What is judged besides, where the kernel can.
+    pub judged: BTreeSet<Check>,
     /// Cgroup id → subject number.
     pub cgroups: BTreeMap<u64, u32>,
     /// Pair → where its grant lies.
@@ -103,11 +130,11 @@ impl Wanted {
         wanted
     }
 
-    /// Whether there are UDP ports where each write is to be judged.
-    fn judges_datagrams(&self) -> bool {
+    /// Whether there are ports of this protocol where each write is to be judged.
+    fn judges_writes(&self, protocol: Protocol) -> bool {
         let is_judged = |resource: &&Resource| {
             self.options.get(&resource.number).is_some_and(|options| options.per_send)
-                && resource.ports.iter().any(|range| range.protocol() == Protocol::Udp)
+                && resource.ports.iter().any(|range| range.protocol() == protocol)
         };
         self.resources.iter().any(|resource| is_judged(&resource))
     }
@@ -195,12 +222,9 @@ pub enum Write {
         resource: u32,
         prefix: AddressPrefix,
     },
-    /// What arrives is judged from now on, or not any more.
-    JudgeArrivals {
-        on: bool,
-    },
-    /// Who sends datagrams is judged from now on, or not any more.
-    JudgeDatagrams {
+    /// Something is judged from now on, or not any more.
+    Judge {
+        check: Check,
         on: bool,
     },
     BindCgroup {
@@ -258,10 +282,8 @@ impl Display for Write {
             Self::FreeUnix { key } => write!(f, "stop protecting the unix socket of key {key:#x}"),
             Self::AddPeer { resource, .. } => write!(f, "serve resource {resource} to a peer"),
             Self::RemovePeer { resource, .. } => write!(f, "stop serving resource {resource} to a peer"),
-            Self::JudgeArrivals { on: true } => write!(f, "begin to judge what arrives"),
-            Self::JudgeArrivals { on: false } => write!(f, "cease to judge what arrives"),
-            Self::JudgeDatagrams { on: true } => write!(f, "begin to judge who sends datagrams"),
-            Self::JudgeDatagrams { on: false } => write!(f, "cease to judge who sends datagrams"),
+            Self::Judge { check, on: true } => write!(f, "begin to judge {check}"),
+            Self::Judge { check, on: false } => write!(f, "cease to judge {check}"),
             Self::BindCgroup { id, subject } => write!(f, "bind cgroup {id} to subject {subject}"),
             Self::UnbindCgroup { id } => write!(f, "unbind cgroup {id}"),
             Self::NameSlot { slot, .. } => write!(f, "name slot {slot}"),
@@ -311,8 +333,8 @@ impl Entries {
                     }
                 }
             }
-            Write::JudgeArrivals { on } => self.judges_arrivals = on,
-            Write::JudgeDatagrams { on } => self.judges_datagrams = on,
+            Write::Judge { check, on: true } => drop(self.judged.insert(check)),
+            Write::Judge { check, on: false } => drop(self.judged.remove(&check)),
             Write::BindCgroup { id, subject } => drop(self.cgroups.insert(id, subject)),
             Write::UnbindCgroup { id } => drop(self.cgroups.remove(&id)),
             Write::NameSlot { slot, grant } => drop(self.names.insert(slot, grant)),
@@ -367,9 +389,10 @@ impl Entries {
         held.map(|held| held.slot).filter(|slot| self.is_idle(*slot, now_boot_ns)).collect()
     }
 
-    /// Whether a UDP port leads to a resource where each write is judged: what could not be removed may still do.
-    fn has_judged_datagrams(&self) -> bool {
-        let (first, last) = (port_index(protocol::UDP, 0), port_index(protocol::UDP, u16::MAX));
+    /// Whether a port of this protocol leads to a resource where each write is judged: what could not be removed may still do.
+    fn has_judged_writes(&self, protocol: Protocol) -> bool {
+        let protocol = number_of(protocol);
+        let (first, last) = (port_index(protocol, 0), port_index(protocol, u16::MAX));
         let (Some(first), Some(last)) = (first, last) else { return false };
         let classes: BTreeSet<u32> = self.ports.range(first..=last).map(|(_, class)| *class).collect();
         let entries = classes.iter().filter_map(|class| self.classes.get(class)).flat_map(BTreeMap::values);
@@ -560,9 +583,10 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     /// the ports, each in one write from its old class to its new one; then what no port refers to any more, more peers, and
     /// those of resources that are served everywhere now.
     fn protect(&mut self, wanted: &Wanted) {
-        let judges_datagrams = wanted.judges_datagrams();
-        if judges_datagrams && !self.present.judges_datagrams {
-            self.must(Write::JudgeDatagrams { on: true });
+        for (check, protocol) in Check::OF_WRITES {
+            if wanted.judges_writes(protocol) && !self.present.judged.contains(&check) {
+                self.must(Write::Judge { check, on: true });
+            }
         }
         let more = self.serve_fewer(&wanted.peers);
         let layout = Layout::of(wanted);
@@ -596,8 +620,11 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
                 self.add_peer(number, prefix);
             }
             self.drop_peers(&wanted.peers);
-            if !judges_datagrams && self.present.judges_datagrams && !self.present.has_judged_datagrams() {
-                self.must(Write::JudgeDatagrams { on: false });
+            for (check, protocol) in Check::OF_WRITES {
+                let is_wanted = wanted.judges_writes(protocol) || self.present.has_judged_writes(protocol);
+                if !is_wanted && self.present.judged.contains(&check) {
+                    self.must(Write::Judge { check, on: false });
+                }
             }
         } else {
             for (number, _) in more {
@@ -611,8 +638,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
     /// are to be served to besides, where this matters already: a port may still refer to one that will be another's.
     fn serve_fewer(&mut self, wanted: &Peers) -> Vec<(ResourceNumber, AddressPrefix)> {
         if !wanted.is_empty()
-            && !self.present.judges_arrivals
-            && let Err(error) = self.try_write(Write::JudgeArrivals { on: true })
+            && !self.present.judged.contains(&Check::Arrivals)
+            && let Err(error) = self.try_write(Write::Judge { check: Check::Arrivals, on: true })
         {
             wanted.keys().for_each(|number| self.refuse(RefusedItem::Resource(*number), error.clone()));
         }
@@ -652,8 +679,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
         let is_limited = |class: &Class| class.values().any(|entry| entry.has(ResourceEntry::PEERS));
         let any_limited = self.present.classes.values().any(is_limited);
         // What could not be removed may still be limited.
-        if wanted.is_empty() && !any_limited && self.present.judges_arrivals {
-            self.must(Write::JudgeArrivals { on: false });
+        if wanted.is_empty() && !any_limited && self.present.judged.contains(&Check::Arrivals) {
+            self.must(Write::Judge { check: Check::Arrivals, on: false });
         }
     }
 

@@ -36,7 +36,9 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let mut machine = Machine::look();
     progress("putting up two gates, proxies, a filter");
     let mut few = gate(10)?;
-    few.check_senders((CHECKED.into(), u32::from(CHECKED) + 99))?;
+    // By itself: what judges writes is attached only where some resource wants it.
+    let mut strict = gate(10)?;
+    strict.check_senders((CHECKED.into(), u32::from(CHECKED) + 99))?;
     let many = gate(effort.many_grants)?;
     let dir = few.sandbox.dir().to_owned();
     let address = few.sandbox.address();
@@ -44,7 +46,7 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let far = few.sandbox.make_cgroup("far")?;
 
     let bare = Place::new(&outside, address, &[(&outside, &[FREE])])?;
-    let inside = [(&few.subject, [FREE, GRANTED, CHECKED].as_slice()), (&far, &[FREE_FAR, GRANTED_FAR])];
+    let inside = [(&few.subject, [FREE, GRANTED].as_slice()), (&far, &[FREE_FAR, GRANTED_FAR])];
     let gated = Place::new(&few.subject, address, &inside)?;
     let filtered = Place::new(&outside, address, &[(&outside, &[GRANTED])])?;
     let mut proxied = Place::new(&outside, address, &[(&outside, &[FREE])])?;
@@ -54,7 +56,8 @@ pub fn measure(effort: Effort, only: &str) -> Result<Report> {
     let idle = few.sandbox.make_cgroup("idle")?;
     let _programs = attach_idle(&idle.directory)?;
     let idle = Place::new(&idle, address, &[(&idle, &[FREE])])?;
-    let mut places = [bare, gated, filtered, proxied, idle];
+    let judged = Place::new(&strict.subject, strict.sandbox.address(), &[(&strict.subject, &[CHECKED])])?;
+    let mut places = [bare, gated, filtered, proxied, idle, judged];
 
     let mut tables = Vec::new();
     let mut part = |name: &str, measure: &mut dyn FnMut() -> Result<Table>| {

@@ -54,7 +54,7 @@ fn covers(prefix: &AddressPrefix, address: [u8; 16]) -> bool {
 fn serves(entries: &Entries, (protocol, port, address): (u8, u16, [u8; 16]), peer: [u8; 16]) -> bool {
     let Some(entry) = entry_of(entries, protocol, port, address) else { return true };
     let is_peer = |peers: &BTreeSet<AddressPrefix>| peers.iter().any(|prefix| covers(prefix, peer));
-    !entries.judges_arrivals
+    !entries.judged.contains(&Check::Arrivals)
         || !entry.has(ResourceEntry::PEERS)
         || entries.peers.get(&entry.number).is_some_and(is_peer)
 }
@@ -155,8 +155,8 @@ fn removals_come_first() {
             | Write::RemoveAddress { .. }
             | Write::GuardUnix { .. }
             | Write::FreeUnix { .. } => "protect",
-            Write::AddPeer { .. } | Write::RemovePeer { .. } | Write::JudgeArrivals { .. } => "serve",
-            Write::JudgeDatagrams { .. } => "judge datagrams",
+            Write::AddPeer { .. } | Write::RemovePeer { .. } => "serve",
+            Write::Judge { .. } => "judge",
         })
         .collect();
     assert_eq!(
@@ -244,8 +244,8 @@ fn peers_come_before_the_port_and_go_after_it() {
     settle(&mut present, &open);
     let kinds = |writes: Vec<Write>| -> Vec<&str> {
         let kind = |write: &Write| match write {
-            Write::JudgeArrivals { on: true } => "judge",
-            Write::JudgeArrivals { on: false } => "cease",
+            Write::Judge { on: true, .. } => "judge",
+            Write::Judge { on: false, .. } => "cease",
             Write::AddPeer { .. } => "add peer",
             Write::RemovePeer { .. } => "remove peer",
             Write::AddAddress { .. } => "add address",
@@ -283,7 +283,7 @@ fn peers_that_cannot_be_written_are_refused_by_name() {
         assert_eq!(flags.collect::<Vec<_>>(), [ResourceEntry::PEERS], "{unwritten}");
         // And it is tried again.
         settle(&mut present, &wanted);
-        assert!(present.judges_arrivals && present.peers.len() == 1);
+        assert!(present.judged.contains(&Check::Arrivals) && present.peers.len() == 1);
     }
 }
 
@@ -506,8 +506,12 @@ proptest! {
             let peers: BTreeMap<u32, BTreeSet<AddressPrefix>> =
                 wanted.peers.iter().map(|(number, peers)| (number.get(), peers.clone())).collect();
             prop_assert_eq!(&present.peers, &peers);
-            prop_assert_eq!(present.judges_arrivals, !peers.is_empty());
-            prop_assert_eq!(present.judges_datagrams, wanted.judges_datagrams());
+            let is_wanted = |check: &Check| match check {
+                Check::Arrivals => !peers.is_empty(),
+                Check::Datagrams => wanted.judges_writes(Protocol::Udp),
+                Check::Senders => wanted.judges_writes(Protocol::Tcp),
+            };
+            prop_assert_eq!(&present.judged, &Check::ALL.into_iter().filter(is_wanted).collect());
             let cgroups: BTreeMap<u64, u32> = wanted.cgroups.iter().map(|(id, subject)| (*id, subject.get())).collect();
             prop_assert_eq!(&present.cgroups, &cgroups);
             let best = unions(&wanted.grants, |_| false);
@@ -555,8 +559,7 @@ proptest! {
                     Write::SetEpoch { .. }
                         | Write::RemoveGrant { .. }
                         | Write::RemovePeer { .. }
-                        | Write::JudgeArrivals { .. }
-                        | Write::JudgeDatagrams { .. }
+                        | Write::Judge { .. }
                 );
                 if may_fail && fails.next() == Some(true) {
                     return Err("no room");
@@ -566,10 +569,11 @@ proptest! {
                     assert!(protecting(&seen, *protocol, *port, *address).is_some(), "open after {write}");
                 }
                 assert!(always_unix.iter().all(|key| seen.unix_sockets.contains_key(key)), "open after {write}");
-                for (protocol, port, address) in destinations().filter(|(protocol, ..)| *protocol == protocol::UDP) {
+                for (protocol, port, address) in destinations() {
+                    let check = if protocol == protocol::UDP { Check::Datagrams } else { Check::Senders };
                     let entry = entry_of(&seen, protocol, port, address);
                     let is_judged = entry.is_some_and(|entry| entry.has(ResourceEntry::SENDERS));
-                    assert!(!is_judged || seen.judges_datagrams, "senders are not judged after {write}");
+                    assert!(!is_judged || seen.judged.contains(&check), "senders are not judged after {write}");
                 }
                 for (destination, peer) in &unserved {
                     assert!(!serves(&seen, *destination, *peer), "served after {write}");
