@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use agent::kernel::{Demand, Gate, KernelError, Lowered, Settings, lift_tamper};
+use agent::rules::plan::ResourceOptions;
 use agent_ebpf::abi::{Hook, Tampering, VerdictRecord};
 use agent_ebpf::verdict::{Reason, Verdict};
 use anyhow::{Context, Result, bail};
@@ -22,7 +23,7 @@ use tests::runner::{Choosy, Outcome, Test};
 use tests::stranger::{Holder, Stranger, copy_to};
 use tests::tampering::{Pinned, open};
 
-use crate::fixture::{Fixture, HOUR, reaches};
+use crate::fixture::{Fixture, HOUR, RESOURCE, reaches};
 use crate::life::{link_dir, raise};
 
 pub(crate) const TESTS: &[Test] = &[("tamper::what_is_missing_is_said", what_is_missing_is_said)];
@@ -110,6 +111,8 @@ fn attacks(fixture: &Fixture) -> Result<Vec<(Vec<String>, Tampering)>> {
     let bpffs = pin_dir.parent().context("it lies on a file system")?;
     let pinned = Pinned::at(pin_dir);
     let (connect4, egress, map) = (pinned.link("connect4"), pinned.link("egress"), pinned.map("GRANTS"));
+    // There only because a resource wants it.
+    let enlist = pinned.link("enlist");
     let links = link_dir(&fixture.settings);
     let version = links.parent().context("it lies in the version's")?;
     let text = |path: &Path| path.display().to_string();
@@ -118,6 +121,8 @@ fn attacks(fixture: &Fixture) -> Result<Vec<(Vec<String>, Tampering)>> {
         of(&["open-map", &id(&map, "map_id")?], Tampering::OpenMap),
         of(&["open-program", &id(&connect4, "prog_id")?], Tampering::OpenProgram),
         of(&["open-link", &id(&connect4, "link_id")?], Tampering::OpenLink),
+        of(&["open-program", &id(&enlist, "prog_id")?], Tampering::OpenProgram),
+        of(&["open-link", &id(&enlist, "link_id")?], Tampering::OpenLink),
         of(&["open-pin", &text(&map)], Tampering::OpenPin),
         of(&["open-pin", &text(&connect4)], Tampering::OpenPin),
         of(&["detach", &text(&connect4)], Tampering::OpenPin),
@@ -142,6 +147,7 @@ fn root_is_kept_from_the_gate() -> Result<Outcome> {
     let stranger = Stranger::new(fixture.sandbox.dir())?;
     let listener = fixture.protected(Protocol::Tcp)?;
     let (granted, nobody) = (fixture.subject("subject")?, fixture.sandbox.make_cgroup("nobody")?);
+    fixture.guard(RESOURCE, ResourceOptions { per_send: true, ..ResourceOptions::default() })?;
     fixture.grant(HOUR)?;
     let bpffs = fixture.settings.pin_dir.parent().context("it lies on a file system")?.to_owned();
 

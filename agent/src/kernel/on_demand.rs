@@ -87,7 +87,12 @@ impl Gate {
                 program.link = None;
             }
         }
-        if on && self.stands() { self.attach_on_demand() } else { Ok(()) }
+        if on && self.stands() {
+            self.attach_on_demand()?;
+            // It has a link more to keep.
+            self.prove_tamper();
+        }
+        Ok(())
     }
 
     /// Attaches what is wanted and there; or gives the links that an earlier agent left their new programs.
