@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 
+use agent_ebpf::abi::{GrantRef, ResourceEntry, port_index, protocol};
 use proptest::prelude::*;
-use proto::types::{NewResource, PortRange};
+use proto::types::{GrantId, NewResource, PortRange, Prefix, Protocol, Resource, ResourceNumber};
 
+use super::layout::number_of;
+use super::pairs::most_patient;
 use super::*;
 
 pub(in crate::rules) const SLOTS: u32 = 8;
