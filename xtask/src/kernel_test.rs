@@ -95,6 +95,12 @@ const MAY_SKIP: &[Skip] = &[
     no_mptcp("bypass::mptcp_kept_past_the_deadline"),
     no_mptcp("bypass::mptcp_later_subflow"),
     no_mptcp("bypass::mptcp_fast_open_sendto"),
+    no_mptcp("bypass::passed_mptcp_connection"),
+    Skip {
+        run: "5.10",
+        test: "bypass::connect_program_that_forgives",
+        reason: "before Linux 5.18 programs cannot change a verdict",
+    },
     no_polled_io_uring("bypass::io_uring_connect_polled"),
     no_polled_io_uring("bypass::io_uring_udp_sendmsg_polled"),
 ];

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use socket2::Type;
 
@@ -70,7 +71,10 @@ fn sctp(probe: &mut Probe) -> io::Result<()> {
 }
 
 fn sctp_to_many(probe: &mut Probe) -> io::Result<()> {
-    probe.send_to(ip_socket(probe.to(), Type::SEQPACKET, SCTP)?, probe.to(), 0)
+    let socket = ip_socket(probe.to(), Type::SEQPACKET, SCTP)?;
+    // Linux 5.10 does not tell that the first packet was refused, and tries again for minutes.
+    socket.set_write_timeout(Some(Duration::from_secs(5)))?;
+    probe.send_to(socket, probe.to(), 0)
 }
 
 fn dccp(probe: &mut Probe) -> io::Result<()> {

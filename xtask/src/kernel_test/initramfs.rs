@@ -19,7 +19,7 @@ use crate::sh;
 
 /// Loaded before the tests, where a kernel has them as modules. One that it lacks is told once; a
 /// test that wants it has to find out for itself.
-const MODULES: [&str; 26] = [
+const MODULES: [&str; 28] = [
     // SOCK_DESTROY, which terminates connections, and listings of sockets.
     "inet_diag",
     "tcp_diag",
@@ -37,10 +37,13 @@ const MODULES: [&str; 26] = [
     "veth",
     "dummy",
     "tun",
+    "vxlan",
     "af_packet_diag",
     // Sockets between a host and its guests.
     "vsock",
     "vsock_loopback",
+    // Sockets that go on over another kind of network, if there is one.
+    "smc",
     // Rules that rewrite addresses on the way.
     "nf_tables",
     "nf_nat",
