@@ -101,12 +101,21 @@ const MAY_SKIP: &[Skip] = &[
         test: "bypass::connect_program_that_forgives",
         reason: "before Linux 5.18 programs cannot change a verdict",
     },
+    Skip { run: "6.18", test: "bypass::dccp_connect", reason: "Linux 6.16 has done away with DCCP" },
+    Skip { run: "7", test: "bypass::dccp_connect", reason: "Linux 6.16 has done away with DCCP" },
+    no_udp_lite("bypass::udplite_sendto"),
+    no_udp_lite("bypass::udplite_connect_send"),
+    no_udp_lite("bypass::udplite_routing_header_by_another_address"),
     no_polled_io_uring("bypass::io_uring_connect_polled"),
     no_polled_io_uring("bypass::io_uring_udp_sendmsg_polled"),
 ];
 
 const fn no_mptcp(test: &'static str) -> Skip {
     Skip { run: "5.10", test, reason: "Debian builds it without MPTCP" }
+}
+
+const fn no_udp_lite(test: &'static str) -> Skip {
+    Skip { run: "7", test, reason: "it has done away with UDP-Lite" }
 }
 
 const fn no_polled_io_uring(test: &'static str) -> Skip {

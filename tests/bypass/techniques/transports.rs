@@ -72,7 +72,7 @@ fn sctp(probe: &mut Probe) -> io::Result<()> {
 
 fn sctp_to_many(probe: &mut Probe) -> io::Result<()> {
     let socket = ip_socket(probe.to(), Type::SEQPACKET, SCTP)?;
-    // Linux 5.10 does not tell that the first packet was refused, and tries again for minutes.
+    // The kernel need not tell that the first packet was refused, and tries again for minutes.
     socket.set_write_timeout(Some(Duration::from_secs(5)))?;
     probe.send_to(socket, probe.to(), 0)
 }
