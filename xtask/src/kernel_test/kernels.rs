@@ -23,13 +23,18 @@ const INDEX_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long a kernel is taken for the newest of its series.
 const KERNEL_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Not unpacked: what no test loads, nine tenths of a package. Drivers are kept for networks only.
-const EXCLUDED: [&str; 8] = [
+/// Not unpacked: what no test loads, nine tenths of a package. Drivers are kept for networks without hardware only.
+const EXCLUDED: [&str; 13] = [
     "*/kernel/sound/*",
     "*/kernel/fs/*",
-    "*/kernel/drivers/[!n]*",
+    "*/kernel/drivers/[!din]*",
+    "*/kernel/drivers/d[!i]*",
+    "*/kernel/drivers/di[!b]*",
+    "*/kernel/drivers/i[!n]*",
+    "*/kernel/drivers/input/*",
+    "*/kernel/drivers/infiniband/[!c]*",
     "*/kernel/drivers/n[!e]*",
-    "*/kernel/drivers/net/*/*",
+    "*/kernel/drivers/net/[!v]*/*",
     "*/share/*",
     "*/System.map*",
     "*/config*",
@@ -204,10 +209,13 @@ impl Kernels {
 }
 
 fn cache(checkout: &Checkout) -> PathBuf {
+    /// Counted up when other parts of a package are wanted, see [`EXCLUDED`].
+    const PARTS: &str = "2";
     let of_user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     of_user
         .or_else(|| Some(env::home_dir()?.join(".cache")))
         .map_or_else(|| checkout.target.join("kernels"), |cache| cache.join("portcullis/kernels"))
+        .join(PARTS)
 }
 
 /// A kernel that is there, and how long ago it was fetched.
