@@ -96,6 +96,7 @@ const MAY_SKIP: &[Skip] = &[
     no_mptcp("bypass::mptcp_later_subflow"),
     no_mptcp("bypass::mptcp_fast_open_sendto"),
     no_mptcp("bypass::passed_mptcp_connection"),
+    Skip { run: "6.1", test: "bypass::mptcp_fast_open_sendto", reason: "its MPTCP has no Fast Open" },
     Skip {
         run: "5.10",
         test: "bypass::connect_program_that_forgives",
