@@ -23,7 +23,7 @@ use tests::tampering::Pinned;
 use tests::{ensure_eq, netlink};
 
 use crate::connections::{Streaming, wait_for_bytes};
-use crate::fixture::{Fixture, HOUR, RESOURCE};
+use crate::fixture::{Fixture, HOUR, RESOURCE, own_faults};
 
 pub(crate) const TESTS: &[Test] = &[
     ("ingress::a_peer_is_served_and_nobody_else_is", a_peer_is_served_and_nobody_else_is),
@@ -418,7 +418,7 @@ fn what_was_detached_is_put_back() -> Result<()> {
     ensure_eq!(stage.arrive(Attempt::UdpSend, &to, &listener)?, [false]);
     Pinned::at(&stage.fixture.settings.pin_dir).detach(Hook::Ingress.as_str())?;
     ensure_eq!(stage.arrive(Attempt::UdpSend, &to, &listener)?, [true]);
-    let faults = stage.fixture.gate.inspect();
+    let faults = own_faults(&mut stage.fixture.gate);
     let [fault] = faults.as_slice() else { bail!("{faults:?}") };
     ensure_eq!((fault.text.as_str(), fault.opens), ("ingress was detached; put back", true));
     ensure_eq!(stage.arrive(Attempt::UdpSend, &to, &listener)?, [false]);

@@ -180,6 +180,8 @@ fn cell(rows: &[&Row], of: fn(&Row) -> &Seen, through: fn(&Row) -> &'static str)
     let word = |row: &Row| match of(row) {
         Seen::NotTried => "—".to_owned(),
         Seen::Stopped(said) if said == "ok" => "stopped, silently".to_owned(),
+        // With the numbers of a process and a descriptor, which are others each time.
+        Seen::Stopped(said) if said.starts_with("the lender says") => "stopped, not handed over".to_owned(),
         Seen::Stopped(said) => format!("stopped, {said}"),
         Seen::Through(_) => through(row).to_owned(),
     };
@@ -187,12 +189,13 @@ fn cell(rows: &[&Row], of: fn(&Row) -> &Seen, through: fn(&Row) -> &'static str)
     match words.as_slice() {
         [] => "no kernel has it".to_owned(),
         [word] => word.clone(),
-        _ => rows
-            .iter()
-            .map(|row| format!("{}: {}", series(&row.kernel), word(row)))
-            .collect::<Vec<_>>()
-            .join("; "),
+        _ => in_order(rows.iter().map(|row| format!("{}: {}", label(row), word(row)))).join("; "),
     }
+}
+
+/// The kernel's series, and whether the LSM tier was up.
+fn label(row: &Row) -> String {
+    format!("{}{}", series(&row.kernel), if row.tier { "+lsm" } else { "" })
 }
 
 /// `6.18` of `6.18.44-cloud-amd64`.
@@ -208,7 +211,7 @@ fn not_tried(rows: &[Row]) -> String {
         }
     }
     let lines = reasons.iter().map(|((kernel, reason), names)| {
-        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        let names = in_order(names.iter().map(|name| format!("`{name}`")));
         format!("\n- {kernel}: {reason}: {}.", names.join(", "))
     });
     let lines: String = lines.collect();

@@ -104,6 +104,7 @@ const MAY_SKIP: &[Skip] = &[
     },
     Skip { run: "6.18", test: "bypass::dccp_connect", reason: "Linux 6.16 has done away with DCCP" },
     Skip { run: "7", test: "bypass::dccp_connect", reason: "Linux 6.16 has done away with DCCP" },
+    Skip { run: "6.18", test: "bypass::smc_connect", reason: "Debian builds it without SMC" },
     Skip { run: "7", test: "bypass::smc_connect", reason: "Debian builds it without SMC" },
     no_udp_lite("bypass::udplite_sendto"),
     no_udp_lite("bypass::udplite_connect_send"),
