@@ -1,5 +1,5 @@
 //! The bare `bpf` calls that aya lacks: links that can be pinned more than once, the programs that run at a cgroup, maps whose
-//! shape is known only when they are met, and many elements in one call.
+//! shape is known only when they are met, maps in memory, and many elements in one call.
 //!
 //! Owns: the layout of the kernel's arguments. Must not know: what a link or map is for.
 
@@ -390,45 +390,6 @@ impl RawMap {
     }
 }
 
-/// Elements that are asked for in one call: some 100 µs of the kernel's time.
-const BATCH: usize = 4096;
-
-/// Elements `first` to `end`, not included, of an array map of `total`. In memory, where the map was made for it: the kernel
-/// takes a hundred times as long to hand out each by itself.
-pub(super) fn array_elements<V: Pod>(
-    map: BorrowedFd<'_>,
-    total: u32,
-    first: u32,
-    end: u32,
-) -> io::Result<Vec<V>> {
-    let end = end.min(total);
-    mapped_elements(map, total, first..end).or_else(|_| asked_elements(map, first..end))
-}
-
-fn mapped_elements<V: Pod>(map: BorrowedFd<'_>, total: u32, range: Range<u32>) -> io::Result<Vec<V>> {
-    /// An array's elements are this far apart, or a multiple of it.
-    const STRIDE: usize = 8;
-    const { assert!(align_of::<V>() <= STRIDE) };
-    let stride = size_of::<V>().next_multiple_of(STRIDE);
-    let length = total as usize * stride;
-    // SAFETY: a new mapping, anywhere, of a file that the caller has open; the kernel checks length and kind.
-    let address = unsafe {
-        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, map.as_raw_fd(), 0)
-    };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let element = |index: u32| {
-        // SAFETY: `range` ends at `total` at the latest, so the element lies within the mapping, which is aligned to a page;
-        // every pattern is a value of a `Pod`. Somebody may write to it meanwhile: volatile, so that it is read once.
-        unsafe { address.cast::<u8>().add(index as usize * stride).cast::<V>().read_volatile() }
-    };
-    let elements = range.map(element).collect();
-    // SAFETY: the mapping made above, to which nothing refers any more.
-    unsafe { libc::munmap(address, length) };
-    Ok(elements)
-}
-
 /// An array map, made for it, as words in memory that its programs share.
 pub(super) struct SharedWords {
     address: NonNull<AtomicU64>,
@@ -472,6 +433,45 @@ impl Drop for SharedWords {
         // SAFETY: the mapping made above, to which nothing refers any more.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
     }
+}
+
+/// Elements that are asked for in one call: some 100 µs of the kernel's time.
+const BATCH: usize = 4096;
+
+/// Elements `first` to `end`, not included, of an array map of `total`. In memory, where the map was made for it: the kernel
+/// takes a hundred times as long to hand out each by itself.
+pub(super) fn array_elements<V: Pod>(
+    map: BorrowedFd<'_>,
+    total: u32,
+    first: u32,
+    end: u32,
+) -> io::Result<Vec<V>> {
+    let end = end.min(total);
+    mapped_elements(map, total, first..end).or_else(|_| asked_elements(map, first..end))
+}
+
+fn mapped_elements<V: Pod>(map: BorrowedFd<'_>, total: u32, range: Range<u32>) -> io::Result<Vec<V>> {
+    /// An array's elements are this far apart, or a multiple of it.
+    const STRIDE: usize = 8;
+    const { assert!(align_of::<V>() <= STRIDE) };
+    let stride = size_of::<V>().next_multiple_of(STRIDE);
+    let length = total as usize * stride;
+    // SAFETY: a new mapping, anywhere, of a file that the caller has open; the kernel checks length and kind.
+    let address = unsafe {
+        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, map.as_raw_fd(), 0)
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let element = |index: u32| {
+        // SAFETY: `range` ends at `total` at the latest, so the element lies within the mapping, which is aligned to a page;
+        // every pattern is a value of a `Pod`. Somebody may write to it meanwhile: volatile, so that it is read once.
+        unsafe { address.cast::<u8>().add(index as usize * stride).cast::<V>().read_volatile() }
+    };
+    let elements = range.map(element).collect();
+    // SAFETY: the mapping made above, to which nothing refers any more.
+    unsafe { libc::munmap(address, length) };
+    Ok(elements)
 }
 
 /// The same by asking the kernel for many at a time.
