@@ -17,7 +17,7 @@ use core::mem::{align_of, size_of};
 /// - `resource` and `subject` are the control plane's numbers.
 ///
 /// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
-/// do not understand.
+/// do not understand. This holds from version 4 on; earlier ones were never released, and what one of them had let through ends.
 pub const ABI_VERSION: u32 = 4;
 
 /// Map names, as the loader and the pins use them.
@@ -712,8 +712,7 @@ pub struct VerdictRecord {
     pub family: u8,
     /// 0.
     pub reserved: [u8; 9],
-    /// Who sent it, at [`Hook::Ingress`]: network order, IPv4 as mapped IPv6. All 0 elsewhere. Programs of earlier agents, of
-    /// this ABI version too, wrote records that end before it.
+    /// Who sent it, at [`Hook::Ingress`]: network order, IPv4 as mapped IPv6. All 0 elsewhere.
     pub peer: [u8; 16],
 }
 

@@ -125,6 +125,38 @@ fn ports_of_the_same_resources_share_a_class() {
     assert_eq!(present, Entries::default());
 }
 
+/// Connections remember a class by its number, and take for granted what it said.
+#[test]
+fn a_class_is_never_called_what_another_was() {
+    let mut present = Entries::default();
+    let mut seen: BTreeMap<u32, Class> = BTreeMap::new();
+    let of = |number: u32, addresses: &[&str], observe| Wanted {
+        options: [(
+            number.try_into().expect("not 0"),
+            ResourceOptions { observe, ..ResourceOptions::default() },
+        )]
+        .into(),
+        resources: vec![resource(number, addresses, &["tcp/5432"])],
+        ..Wanted::default()
+    };
+    let steps = [
+        of(1, &["10.0.0.1"], false),
+        of(1, &["10.0.0.1"], true),
+        Wanted::default(),
+        of(2, &["10.0.0.1"], false),
+        of(1, &["10.0.0.1", "10.0.0.2"], false),
+        Wanted::default(),
+        of(1, &["10.0.0.1"], false),
+    ];
+    for wanted in &steps {
+        settle(&mut present, wanted);
+        for (number, class) in &present.classes {
+            assert_eq!(seen.entry(*number).or_insert_with(|| class.clone()), class);
+        }
+    }
+    assert_eq!(seen.len(), 4);
+}
+
 #[test]
 fn removals_come_first() {
     let mut present = Entries::default();
