@@ -1,6 +1,7 @@
 //! A whole installation on this machine: control plane, agent and the people who use them, with the real binaries.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -47,7 +48,7 @@ impl Stage {
     /// The same, with more lines in the agent's configuration.
     pub fn start_with(agent_configuration: &str) -> Result<Self> {
         let mut stage = Self { control_plane: None, agent: None, sandbox: Sandbox::new()? };
-        stage.write_configurations(agent_configuration)?;
+        stage.write_control_plane_configuration()?;
         output(
             Command::new(binary("portcullis-control-plane")?)
                 .args(["init", "--quiet", "--config"])
@@ -56,25 +57,52 @@ impl Stage {
                 .arg(stage.token_file(ADMIN)),
         )?;
         stage.start_control_plane()?;
-        let token_file = stage.path("agent.token").display().to_string();
-        stage.cli(ADMIN)?.run(&["host", "add", HOST, "--new-token-file", &token_file])?;
+        stage.write_agent_configuration(agent_configuration)?;
+        let token = stage.cli(ADMIN)?.run(&["host", "add", HOST])?;
+        stage.join_with(&token)?;
         stage.start_agent()?;
         stage.wait_for_host("enforcing")?;
         Ok(stage)
     }
 
-    fn write_configurations(&self, agent_configuration: &str) -> Result<()> {
+    /// Where agents find the control plane: an address of this installation alone.
+    fn control_plane_address(&self) -> SocketAddr {
+        SocketAddr::new(self.sandbox.address().into(), 7400)
+    }
+
+    fn write_control_plane_configuration(&self) -> Result<()> {
         let dir = self.sandbox.dir().display();
-        let control_plane =
-            format!("listen = \"unix:{dir}/socket\"\ndatabase = \"{dir}/control-plane.db\"\n");
+        let control_plane = format!(
+            "listen = [\"unix:{dir}/socket\", \"{}\"]\ndatabase = \"{dir}/control-plane.db\"\n",
+            self.control_plane_address()
+        );
         fs::write(self.path("control-plane.toml"), control_plane)?;
+        Ok(())
+    }
+
+    fn write_agent_configuration(&self, more: &str) -> Result<()> {
+        let dir = self.sandbox.dir().display();
         let agent = format!(
-            "host = \"{HOST}\"\ncontrol_plane = \"unix:{dir}/socket\"\ntoken_file = \"{dir}/agent.token\"\n\
-             state_dir = \"{dir}/agent\"\n{agent_configuration}\n[kernel]\npin_dir = \"{}\"\n",
+            "host = \"{HOST}\"\ncontrol_plane = \"https://{}\"\nstate_dir = \"{dir}/agent\"\n{more}\n\
+             [kernel]\npin_dir = \"{}\"\n",
+            self.control_plane_address(),
             self.sandbox.pin_dir().display()
         );
         fs::write(self.path("agent.toml"), agent)?;
         Ok(())
+    }
+
+    /// Has the host join again, as an operator does.
+    pub fn join(&self) -> Result<()> {
+        self.join_with(&self.cli(ADMIN)?.run(&["host", "join-token", HOST])?)
+    }
+
+    fn join_with(&self, token: &str) -> Result<()> {
+        let file = self.path("join.token");
+        fs::write(&file, token)?;
+        let mut command = Command::new(binary("portcullis-agent")?);
+        command.args(["join", "--config"]).arg(self.path("agent.toml")).arg("--token-file").arg(&file);
+        output(&mut command).map(drop)
     }
 
     /// What it stands on.
