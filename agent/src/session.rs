@@ -37,6 +37,8 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// A session that lived this long was a good one: the pauses start anew.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// How often a host without an identity looks whether it has one now.
+const LOOK_FOR_IDENTITY: Duration = Duration::from_secs(1);
 /// The pause after a certificate could not be renewed; there is half of its life for it.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// Messages that wait to be sent. The main loop waits when it is full, which it is only when the stream does not move.
@@ -130,7 +132,9 @@ pub async fn keep(access: Access, hello: watch::Receiver<Hello>, incoming: mpsc:
     while !incoming.is_closed() {
         let began = tokio::time::Instant::now();
         let hello_now = hello.borrow().clone();
-        match session(&access, &mut refusals, hello_now, &incoming).await {
+        let ended = session(&access, &mut refusals, hello_now, &incoming).await;
+        let has_none = matches!(ended, Err(SessionError::NotJoined | SessionError::Over));
+        match ended {
             // The next one has only to be opened.
             Ok(Ended::Renewed) => pause = BACK_OFF_MIN,
             Ok(Ended::Left) => break,
@@ -145,8 +149,22 @@ pub async fn keep(access: Access, hello: watch::Receiver<Hello>, incoming: mpsc:
         if began.elapsed() >= GOOD_SESSION {
             pause = BACK_OFF_MIN;
         }
-        tokio::time::sleep(jittered(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            () = comes(&access.identities), if has_none => pause = BACK_OFF_MIN,
+        }
         pause = (pause * 2).min(BACK_OFF_MAX);
+    }
+}
+
+/// Resolves when there is an identity that counts: an operator has let this host join.
+async fn comes(identities: &Identities) {
+    loop {
+        tokio::time::sleep(LOOK_FOR_IDENTITY).await;
+        let now = clock::now_wall();
+        if identities.read().is_ok_and(|known| known.iter().any(|identity| identity.ends_at > now)) {
+            return;
+        }
     }
 }
 
