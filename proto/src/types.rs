@@ -10,6 +10,7 @@ mod grant;
 mod host;
 mod ids;
 mod labels;
+mod outage;
 mod request;
 mod resource;
 mod session;
@@ -24,6 +25,7 @@ pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
 pub use labels::{Label, Labels};
+pub use outage::Outage;
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

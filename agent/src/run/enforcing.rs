@@ -102,6 +102,7 @@ impl Enforcing {
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
+        grants.hear_from_maps(&entries);
         let health = Health::default();
         let addresses = LocalAddresses::default();
         let bound = BTreeMap::new();
@@ -278,6 +279,13 @@ impl Enforcing {
         let refused = self.health.refused.clone();
         tracing::info!(generation, refused = refused.len(), "grant set applied");
         Applied { generation, refused }
+    }
+
+    /// The control plane was there at `boot_ns`.
+    pub(super) fn heard(&mut self, boot_ns: u64) {
+        if self.grants.hear(boot_ns) {
+            self.reconcile();
+        }
     }
 
     /// What the kernel holds now, read from its maps. None: there is no set yet, or the maps cannot be read, which the next
