@@ -98,7 +98,7 @@ fn partition() -> Result<()> {
         SOON * 2,
         || Ok((who_passes()? == [true, false, true]).then_some(())),
     )?;
-    let confirmed = wait_for("the host to be found right", SOON * 2, || {
+    let confirmed = wait_for("the host to be found right", SOON, || {
         let confirmed =
             admin.json(&["status"])?[0]["confirmed"].as_str().map(str::parse::<Timestamp>).transpose()?;
         Ok(confirmed.filter(|confirmed| *confirmed > healed))
