@@ -4,7 +4,7 @@
 //! `bench` of the package `tests`, which stands on the same ground as the tests.
 
 use anyhow::{Result, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
     setup::{self, Thing},
@@ -16,19 +16,31 @@ use crate::{
 pub(crate) enum What {
     /// The gate in the kernel: nanoseconds per program, rates, latency, throughput, records
     Kernel {
-        /// Fewer and shorter rounds, for a look: 20 seconds in place of three minutes
-        #[arg(long)]
-        quick: bool,
+        #[command(flatten)]
+        how: How,
         /// Only the parts with this word in their names
-        #[arg(long, value_name = "WORD")]
+        #[arg(long, value_name = "WORD", conflicts_with = "write")]
         only: Option<String>,
-        /// How to print it
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-        /// Also put the figures into docs/benchmarks.md
-        #[arg(long, conflicts_with_all = ["quick", "only"])]
-        write: bool,
     },
+    /// One control plane with 10,000 agents: connecting after a restart, memory, how fast grants are with their hosts
+    Fleet {
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+/// How it is measured and told.
+#[derive(Debug, Args)]
+pub(crate) struct How {
+    /// Fewer and shorter rounds, for a look: some 20 seconds in place of three minutes
+    #[arg(long)]
+    quick: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Also put the figures into docs/benchmarks.md
+    #[arg(long, conflicts_with = "quick")]
+    write: bool,
 }
 
 /// How figures are printed.
@@ -39,24 +51,20 @@ pub(crate) enum Output {
 }
 
 pub(crate) fn run(checkout: &Checkout, what: &What) -> Result<()> {
-    let What::Kernel { quick, only, output, write } = what;
-    if !sh::is_root() {
-        bail!(
-            "it loads programs into the kernel, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
-        );
+    let (name, how, only) = match what {
+        What::Kernel { how, only } => ("kernel", how, only.as_deref()),
+        What::Fleet { how } => ("fleet", how, None),
+    };
+    setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker])?;
+    if name == "kernel" {
+        if !sh::is_root() {
+            bail!(
+                "it loads programs into the kernel, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
+            );
+        }
+        let compared = [Thing::Postgres, Thing::HaProxy, Thing::PgBouncer, Thing::Nftables, Thing::Iproute];
+        setup::ensure(checkout, &compared)?;
     }
-    setup::ensure(
-        checkout,
-        &[
-            Thing::RustComponents,
-            Thing::BpfLinker,
-            Thing::Postgres,
-            Thing::HaProxy,
-            Thing::PgBouncer,
-            Thing::Nftables,
-            Thing::Iproute,
-        ],
-    )?;
     eprintln!("building (some minutes the first time) …");
     sh::run(checkout.cargo().args([
         "build",
@@ -67,18 +75,22 @@ pub(crate) fn run(checkout: &Checkout, what: &What) -> Result<()> {
         "--bin",
         "bench",
     ]))?;
+    if name == "fleet" {
+        let control_plane = ["build", "--quiet", "--release", "--package", "control-plane", "--bins"];
+        sh::run(checkout.cargo().args(control_plane))?;
+    }
     let mut bench = sh::command(checkout.target.join("release/bench"));
-    bench.arg("kernel");
-    if *quick {
+    bench.arg(name);
+    if how.quick {
         bench.arg("--quick");
     }
     if let Some(only) = only {
         bench.args(["--only", only]);
     }
-    if *output == Output::Json {
+    if how.output == Output::Json {
         bench.args(["--output", "json"]);
     }
-    if *write {
+    if how.write {
         bench.arg("--write").arg(checkout.root.join("docs/benchmarks.md"));
     }
     sh::run(&mut bench)

@@ -189,15 +189,17 @@ impl Report {
         text
     }
 
-    /// Puts the figures between the two markers of a file; what is around them stays.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        const BEGIN: &str = "<!-- begin: cargo xtask bench kernel --write -->\n";
-        const END: &str = "<!-- end: cargo xtask bench kernel --write -->";
+    /// Puts the figures of the benchmark `name` between its two markers of a file; what is around them stays.
+    pub fn write(&self, name: &str, path: &Path) -> Result<()> {
+        let begin = &format!("<!-- begin: cargo xtask bench {name} --write -->\n");
+        let end = &format!("<!-- end: cargo xtask bench {name} --write -->");
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        let parts = text
+            .split_once(begin.as_str())
+            .and_then(|(before, rest)| Some((before, rest.split_once(end.as_str())?.1)));
         let (before, after) =
-            parts.with_context(|| format!("{} has not the two markers {BEGIN}{END}", path.display()))?;
-        let text = format!("{before}{BEGIN}\n{}\n{END}{after}", self.markdown());
+            parts.with_context(|| format!("{} has not the two markers {begin}{end}", path.display()))?;
+        let text = format!("{before}{begin}\n{}\n{end}{after}", self.markdown());
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 }

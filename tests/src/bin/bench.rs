@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use tests::bench::{Effort, kernel, worker};
+use tests::bench::fleet::Size;
+use tests::bench::{Effort, fleet, kernel, worker};
 use tests::cleanup;
 use tests::machine::cannot_enforce;
 
@@ -22,22 +23,44 @@ struct Arguments {
 enum What {
     /// What the gate in the kernel costs
     Kernel {
-        /// Fewer and shorter rounds, for a look
-        #[arg(long)]
-        quick: bool,
-        /// Only so much that everything was run once; the figures say nothing
-        #[arg(long, conflicts_with = "quick")]
-        smoke: bool,
+        #[command(flatten)]
+        how: How,
         /// Only the parts with this word in their names
         #[arg(long, value_name = "WORD", default_value = "")]
         only: String,
-        /// How to print it
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-        /// Also put the figures between the markers of this file
-        #[arg(long, value_name = "FILE")]
-        write: Option<PathBuf>,
     },
+    /// What one control plane can carry
+    Fleet {
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(clap::Args)]
+struct How {
+    /// Fewer and shorter rounds, for a look
+    #[arg(long)]
+    quick: bool,
+    /// Only so much that everything was run once; the figures say nothing
+    #[arg(long, conflicts_with = "quick")]
+    smoke: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Also put the figures between the markers of this file
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+impl How {
+    /// Which of the three is meant.
+    fn pick<T>(&self, full: T, quick: T, smoke: T) -> T {
+        match (self.quick, self.smoke) {
+            (_, true) => smoke,
+            (true, _) => quick,
+            _ => full,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,20 +84,21 @@ fn main() -> ExitCode {
 }
 
 fn measure(what: &What) -> Result<()> {
-    if let Some(reason) = cannot_enforce() {
-        bail!("the benchmark loads programs into the kernel, and cannot do that here: {reason}");
-    }
-    let What::Kernel { quick, smoke, only, output, write } = what;
-    let effort = match (quick, smoke) {
-        (_, true) => Effort::SMOKE,
-        (true, _) => Effort::QUICK,
-        _ => Effort::FULL,
+    let (name, report, how) = match what {
+        What::Kernel { how, only } => {
+            if let Some(reason) = cannot_enforce() {
+                bail!("the benchmark loads programs into the kernel, and cannot do that here: {reason}");
+            }
+            ("kernel", kernel::measure(how.pick(Effort::FULL, Effort::QUICK, Effort::SMOKE), only)?, how)
+        }
+        What::Fleet { how } => {
+            ("fleet", fleet::measure(how.pick(Size::FULL, Size::QUICK, Size::SMOKE))?, how)
+        }
     };
-    let report = kernel::measure(effort, only)?;
-    let text = match output {
+    let text = match how.output {
         Output::Table => report.text(),
         Output::Json => format!("{:#}\n", report.json()),
     };
     io::stdout().write_all(text.as_bytes())?;
-    write.as_ref().map_or(Ok(()), |path| report.write(path))
+    how.write.as_ref().map_or(Ok(()), |path| report.write(name, path))
 }
