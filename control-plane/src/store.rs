@@ -7,6 +7,7 @@
 //! (synchronous=FULL).
 
 mod access;
+mod acknowledgements;
 mod agents;
 mod audit;
 mod decode;
@@ -44,6 +45,7 @@ pub struct Store {
     readers: SqlitePool,
     timeline: Uuid,
     signals: Arc<Signals>,
+    waiting: Arc<acknowledgements::Waiting>,
     /// As it was last read.
     directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
     /// Held as long as the store: keeps a second process off the database.

@@ -122,32 +122,6 @@ impl Store {
         tx.commit().await
     }
 
-    /// A host's kernel holds a set that was sent to it, without what was left out of it.
-    pub async fn agent_applied(
-        &self,
-        name: &HostName,
-        applied: &Applied,
-        left_out: &[GrantId],
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        let (number, before) = host(tx.sql(), name).await?;
-        sqlx::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ?")
-            .bind(decode::sql(applied.generation))
-            .bind(now.unix_ms())
-            .bind(number)
-            .execute(tx.sql())
-            .await
-            .map_err(StoreError::sql("note what an agent applied"))?;
-        replace_refusals(tx.sql(), number, applied).await?;
-        tx.note_state(name, &before, now).await?;
-        let open = open_grants(tx.sql(), name).await?;
-        for (grant, answer) in placement::answers(applied, left_out, &open) {
-            tx.heard(grant, name, answer, now).await?;
-        }
-        tx.commit().await
-    }
-
     /// A host has ended grants by itself. What it was not given, or has said before, changes nothing.
     pub async fn agent_ended(
         &self,
@@ -185,7 +159,7 @@ impl Tx {
     }
 
     /// Writes down that what may be claimed of a host is not what it was.
-    async fn note_state(
+    pub(super) async fn note_state(
         &mut self,
         name: &HostName,
         before: &HostRecord,
@@ -222,7 +196,7 @@ async fn set_generation(
     Ok(())
 }
 
-async fn replace_refusals(
+pub(super) async fn replace_refusals(
     sql: &mut SqliteConnection,
     host: i64,
     applied: &Applied,
@@ -271,7 +245,7 @@ async fn known_items(
 }
 
 /// The grants that a host's kernel may hold.
-async fn open_grants(
+pub(super) async fn open_grants(
     sql: &mut SqliteConnection,
     name: &HostName,
 ) -> Result<Vec<(GrantId, Span)>, StoreError> {

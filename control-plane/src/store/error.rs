@@ -29,6 +29,9 @@ pub enum StoreError {
         /// What is wrong with it.
         source: Invalid,
     },
+    /// The control plane is being torn down.
+    #[error("the change was abandoned")]
+    Abandoned,
     /// There is a database where a new one was to be made.
     #[error("database `{0}` exists already")]
     Exists(PathBuf),
@@ -79,6 +82,7 @@ impl StoreError {
             Self::Sql { source: sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, .. } => {
                 ErrorKind::Unavailable
             }
+            Self::Abandoned => ErrorKind::Unavailable,
             Self::Sql { .. }
             | Self::Broken { .. }
             | Self::Exists(_)
@@ -98,7 +102,11 @@ impl StoreError {
             Self::Absent(_) => "make it with `portcullis-control-plane init`",
             Self::Incomplete(_) => "if it was left by an interrupted `init`, remove it and run `init` again",
             Self::InUse(_) => "stop the other control plane first",
-            Self::Sql { .. } | Self::Broken { .. } | Self::File { .. } | Self::Migrate { .. } => "",
+            Self::Sql { .. }
+            | Self::Abandoned
+            | Self::Broken { .. }
+            | Self::File { .. }
+            | Self::Migrate { .. } => "",
         }
     }
 }

@@ -73,6 +73,7 @@ impl Store {
             readers,
             timeline,
             signals: Arc::new(Signals::new()),
+            waiting: Arc::default(),
             directory: Arc::default(),
             _lock: Arc::new(lock),
         })
@@ -86,8 +87,15 @@ async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), Stor
     let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     let signals = Arc::new(Signals::new());
     let readers = writer.clone();
-    let store =
-        Store { writer, readers, timeline, signals, directory: Arc::default(), _lock: Arc::new(lock) };
+    let store = Store {
+        writer,
+        readers,
+        timeline,
+        signals,
+        waiting: Arc::default(),
+        directory: Arc::default(),
+        _lock: Arc::new(lock),
+    };
 
     let mut tx = store.write().await?;
     sqlx::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")

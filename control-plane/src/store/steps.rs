@@ -16,9 +16,10 @@ use crate::rules::grant::{Answer, Holding, Life, NotLive, Step, Stepped};
 const EXPIRE_BATCH: u32 = 100;
 
 /// Who or what makes a step, for the record.
-struct Cause<'a> {
+#[derive(Clone)]
+struct Cause {
     actor: String,
-    comment: &'a str,
+    comment: String,
 }
 
 impl Store {
@@ -39,8 +40,8 @@ impl Store {
         {
             return Err(Refusal::NotHolder { caller: caller.clone(), grant: id }.into());
         }
-        let cause = Cause { actor: caller.to_string(), comment };
-        tx.step(kept, Step::End(reason), &cause, now).await?;
+        let cause = Cause { actor: caller.to_string(), comment: comment.to_owned() };
+        tx.step(kept, Step::End(reason), cause, now).await?;
         let grant = grant(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(grant)
@@ -65,8 +66,8 @@ impl Store {
         let over = read(tx.sql(), query).await?;
         let may_be_more = over.len() == EXPIRE_BATCH as usize;
         for kept in over {
-            let cause = Cause { actor: SYSTEM.to_owned(), comment: "" };
-            tx.step(kept, Step::Wait, &cause, now).await?;
+            let cause = Cause { actor: SYSTEM.to_owned(), comment: String::new() };
+            tx.step(kept, Step::Wait, cause, now).await?;
         }
         tx.commit().await?;
         Ok(may_be_more)
@@ -82,26 +83,48 @@ impl Tx {
         answer: Answer,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let comment = match &answer {
-            Answer::Refuses(error) => error.clone(),
-            Answer::Holds | Answer::Lacks | Answer::Blank | Answer::Ends(_) => String::new(),
-        };
-        let cause = Cause { actor: format!("host:{host}"), comment: &comment };
-        let kept = kept(self.sql(), id).await?;
-        self.step(kept, Step::Heard(host.clone(), answer), &cause, now).await
+        self.heard_from(id, vec![(host.clone(), answer)], now).await
     }
 
-    /// Makes a step and writes down what it changed.
-    async fn step(
+    /// The agents of these hosts said something about a grant, in this order.
+    pub(super) async fn heard_from(
+        &mut self,
+        id: GrantId,
+        answers: Vec<(HostName, Answer)>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let step = |(host, answer): (HostName, Answer)| {
+            let comment = match &answer {
+                Answer::Refuses(error) => error.clone(),
+                Answer::Holds | Answer::Lacks | Answer::Blank | Answer::Ends(_) => String::new(),
+            };
+            (Cause { actor: format!("host:{host}"), comment }, Step::Heard(host, answer))
+        };
+        let kept = kept(self.sql(), id).await?;
+        self.steps(kept, answers.into_iter().map(step).collect(), now).await
+    }
+
+    /// Makes one step and writes down what it changed.
+    async fn step(&mut self, kept: Kept, step: Step, cause: Cause, now: Timestamp) -> Result<(), StoreError> {
+        self.steps(kept, vec![(cause, step)], now).await
+    }
+
+    /// Makes steps, one after the other, and writes down what they changed.
+    async fn steps(
         &mut self,
         kept: Kept,
-        step: Step,
-        cause: &Cause<'_>,
+        steps: Vec<(Cause, Step)>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let Kept { grant, life: before, .. } = kept;
         let refused = |NotLive(state)| Refusal::NotLive { grant: grant.id, state };
-        let Stepped { life, entered } = before.clone().step(step, now).map_err(refused)?;
+        let mut life = before.clone();
+        let mut entered = Vec::new();
+        for (cause, step) in steps {
+            let stepped: Stepped = life.step(step, now).map_err(refused)?;
+            life = stepped.life;
+            entered.extend(stepped.entered.into_iter().map(|state| (state, cause.clone())));
+        }
         if life == before {
             return Ok(());
         }
@@ -111,7 +134,10 @@ impl Tx {
             }
         }
         match (before.state().end_reason(), life.state().end_reason()) {
-            (None, Some(_)) => self.take_out(&grant, &entered).await?,
+            (None, Some(_)) => {
+                let is_early = entered.iter().any(|(state, _)| matches!(state, GrantState::Ending(_)));
+                self.take_out(&grant, is_early).await?;
+            }
             // It goes on, but for hosts that have ended it by themselves.
             (None, None) => {
                 let may_hold =
@@ -127,8 +153,8 @@ impl Tx {
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
         }
-        for state in entered {
-            self.record_step(&grant, state, cause, now).await?;
+        for (state, cause) in entered {
+            self.record_step(&grant, state, &cause, now).await?;
         }
         self.wake_access();
         Ok(())
@@ -157,8 +183,7 @@ impl Tx {
 
     /// Takes a grant out of its hosts' sets. If it was ended before its deadline, the sets are sent anew; at its deadline
     /// the kernels end it by themselves, and the next set will be without it.
-    async fn take_out(&mut self, grant: &Grant, entered: &[GrantState]) -> Result<(), StoreError> {
-        let is_early = entered.iter().any(|state| matches!(state, GrantState::Ending(_)));
+    async fn take_out(&mut self, grant: &Grant, is_early: bool) -> Result<(), StoreError> {
         if is_early {
             for host in &grant.hosts {
                 self.raise(&host.name).await?;
@@ -219,7 +244,7 @@ impl Tx {
         &mut self,
         grant: &Grant,
         state: GrantState,
-        cause: &Cause<'_>,
+        cause: &Cause,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let kind = match state {
@@ -231,7 +256,7 @@ impl Tx {
         self.record_grant(kind, grant, now, |event| {
             event.reason = state.end_reason().map(|reason| reason.to_string()).unwrap_or_default();
             event.actor.clone_from(&cause.actor);
-            event.comment = cause.comment.to_owned();
+            event.comment.clone_from(&cause.comment);
         })
         .await
     }
