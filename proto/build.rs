@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "portcullis/access/v1/access.proto",
         "portcullis/agent/v1/agent.proto",
         "portcullis/audit/v1/audit.proto",
+        "portcullis/identity/v1/identity.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -2,8 +2,13 @@
 //!
 //! Owns: what an operator may write. Must not know: what the rest does with it.
 
+mod providers;
+
+pub use providers::IdentityProvider;
+
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,6 +24,8 @@ pub struct Config {
     pub database: PathBuf,
     /// The longest that a grant may live: whole seconds, at least one.
     pub max_grant_duration: Duration,
+    /// Whom people sign in with; at most 16.
+    pub identity_providers: Vec<IdentityProvider>,
 }
 
 /// Where callers find us. There is no encryption yet, so nothing but this machine can be allowed.
@@ -34,7 +41,8 @@ pub enum Listen {
 const MAX_GRANT_DURATION_DEFAULT: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Above a year, access is not just in time.
-const MAX_GRANT_DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+const MAX_GRANT_DURATION: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 60 * 60);
 
 /// The file as it is written.
 #[derive(Deserialize)]
@@ -43,6 +51,8 @@ struct Raw {
     listen: String,
     database: PathBuf,
     max_grant_duration: Option<String>,
+    #[serde(default)]
+    identity_provider: Vec<providers::Raw>,
 }
 
 /// Why a configuration cannot be used.
@@ -79,7 +89,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file. A relative database path is seen from the file's folder.
+    /// Reads and checks a file, and those that it names. Relative paths are seen from the file's folder.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -103,19 +113,33 @@ impl Config {
         }
         let max_grant_duration = match raw.max_grant_duration {
             None => MAX_GRANT_DURATION_DEFAULT,
-            Some(text) => duration(&text).map_err(|problem| refuse("max_grant_duration", &text, problem))?,
+            Some(text) => duration_between(&text, &MAX_GRANT_DURATION)
+                .map_err(|problem| refuse("max_grant_duration", &text, problem))?,
         };
-        Ok(Self { listen, database: raw.database, max_grant_duration })
+        let identity_providers = providers::check(raw.identity_provider, path)?;
+        Ok(Self { listen, database: raw.database, max_grant_duration, identity_providers })
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A duration in whole seconds, within bounds.
+fn duration_between(text: &str, bounds: &RangeInclusive<Duration>) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("is not a duration such as `12h` or `30m`: {error}"))?;
-    let is_possible = (Duration::from_secs(1)..=MAX_GRANT_DURATION_MAX).contains(&duration);
-    match is_possible && duration.subsec_nanos() == 0 {
+    match bounds.contains(&duration) && duration.subsec_nanos() == 0 {
         true => Ok(duration),
-        false => Err("is not a whole number of seconds from 1s to 366days".to_owned()),
+        false => {
+            let [least, most] = [bounds.start(), bounds.end()].map(|bound| shown(*bound));
+            Err(format!("is not a whole number of seconds from {least} to {most}"))
+        }
+    }
+}
+
+/// As people write it: humantime would show 366 days as a year and 18 hours.
+fn shown(duration: Duration) -> String {
+    const DAY_S: u64 = 24 * 60 * 60;
+    match duration.as_secs().checked_rem(DAY_S) {
+        Some(0) => format!("{}days", duration.as_secs() / DAY_S),
+        _ => humantime::format_duration(duration).to_string(),
     }
 }
 

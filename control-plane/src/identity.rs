@@ -1,12 +1,14 @@
-//! Who is calling: from a token to a caller.
+//! Who is calling: from a token to a caller, from an ID token of a provider to a person.
 //!
-//! Owns: tokens and what they prove. Must not know: what a caller may do, grants.
+//! Owns: tokens and what they prove; what is said to identity providers. Must not know: what a caller may do, grants.
 
+pub mod oidc;
 mod token;
 
 pub use token::{Token, TokenHash};
 
 use proto::status::ErrorKind;
+use proto::types::Timestamp;
 use tonic::metadata::MetadataMap;
 
 use crate::rules::calls::Caller;
@@ -22,7 +24,7 @@ pub enum IdentityError {
     #[error("the `authorization` header is not `Bearer TOKEN`")]
     Malformed,
     /// The token is nobody's, or not any more.
-    #[error("the token is not known")]
+    #[error("the token is not known, or not any more")]
     Unknown,
     /// The record could not be asked.
     #[error(transparent)]
@@ -40,7 +42,11 @@ impl IdentityError {
 }
 
 /// Who speaks, by the bearer token of a call's headers; and the hash of the token, by which it can be asked again.
-pub async fn identify(store: &Store, headers: &MetadataMap) -> Result<(Caller, TokenHash), IdentityError> {
+pub async fn identify(
+    store: &Store,
+    headers: &MetadataMap,
+    now: Timestamp,
+) -> Result<(Caller, TokenHash), IdentityError> {
     let header = headers.get("authorization").ok_or(IdentityError::Absent)?;
     let header = header.to_str().map_err(|_| IdentityError::Malformed)?;
     let (scheme, token) = header.split_once(' ').ok_or(IdentityError::Malformed)?;
@@ -48,6 +54,6 @@ pub async fn identify(store: &Store, headers: &MetadataMap) -> Result<(Caller, T
         return Err(IdentityError::Malformed);
     }
     let token = TokenHash::of(token.trim());
-    let caller = store.caller(&token).await?.ok_or(IdentityError::Unknown)?;
+    let caller = store.caller(&token, now).await?.ok_or(IdentityError::Unknown)?;
     Ok((caller, token))
 }

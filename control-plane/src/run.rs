@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::MESSAGE_MAX_BYTES;
+use proto::types::ID_TOKEN_MAX_BYTES;
 use proto::wire::access::access_service_server::AccessServiceServer;
 use proto::wire::access::directory_service_server::DirectoryServiceServer;
 use proto::wire::agent::agent_service_server::AgentServiceServer;
 use proto::wire::audit::audit_service_server::AuditServiceServer;
+use proto::wire::identity::identity_service_server::IdentityServiceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
@@ -17,8 +19,9 @@ use tonic::transport::server::Router;
 
 use crate::config::{Config, Listen};
 use crate::deadlines;
+use crate::identity::oidc::{FetchError, Providers};
 use crate::listen::{ListenError, Listener};
-use crate::rpc::{Gate, access, agent, audit, directory};
+use crate::rpc::{Gate, access, agent, audit, directory, identity};
 use crate::rules::policy::Policy;
 use crate::store::{Store, StoreError};
 
@@ -32,6 +35,9 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 /// The largest message that callers other than agents may send. The largest honest one, a request that names 1000 hosts,
 /// has 70 KiB.
 const CALL_MAX_BYTES: usize = 1024 * 1024;
+
+/// The largest message of somebody who may be anybody: an ID token, and what comes with it.
+const NEWCOMER_MAX_BYTES: usize = 2 * ID_TOKEN_MAX_BYTES;
 
 /// The largest header list: a token and what gRPC adds.
 const HEADERS_MAX_BYTES: u32 = 16 * 1024;
@@ -48,6 +54,9 @@ pub enum ServeError {
     /// Nobody could reach us.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Identity providers cannot be asked.
+    #[error(transparent)]
+    Providers(#[from] FetchError),
     /// The server stopped by itself.
     #[error("cannot serve")]
     Transport(#[from] tonic::transport::Error),
@@ -59,6 +68,7 @@ impl ServeError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Listen(_) => "choose another `listen` in the configuration, or stop what uses it",
+            Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
             Self::Transport(_) => "",
         }
     }
@@ -70,6 +80,7 @@ pub async fn serve(
     ready: impl FnOnce(&Listen),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let providers = Providers::new(config.identity_providers)?;
     let store = Store::open(&config.database).await?;
     let listener = Listener::bind(&config.listen).await?;
     let bound = listener.bound();
@@ -81,6 +92,7 @@ pub async fn serve(
         policy: Policy { max_grant_duration: config.max_grant_duration },
         stopping: stopping.clone(),
         throttle: Arc::default(),
+        providers: Arc::new(providers),
     };
     let (running, mut sessions) = mpsc::channel(1);
     let background =
@@ -121,6 +133,9 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router {
     let audit = AuditServiceServer::new(audit::Audit(gate.clone()))
         .max_decoding_message_size(CALL_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let identity = IdentityServiceServer::new(identity::SignIns(gate.clone()))
+        .max_decoding_message_size(NEWCOMER_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let agent = AgentServiceServer::new(agent::Agent { gate, running })
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -132,5 +147,6 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router {
         .add_service(directory)
         .add_service(access)
         .add_service(audit)
+        .add_service(identity)
         .add_service(agent)
 }

@@ -16,6 +16,7 @@ mod grants;
 mod hosts;
 mod requests;
 mod setup;
+mod sign_ins;
 mod signals;
 mod steps;
 mod tokens;
@@ -25,6 +26,7 @@ pub use audit::Stored;
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};
+pub use sign_ins::Entry;
 pub use signals::Signals;
 
 use std::fs::File;

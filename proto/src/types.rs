@@ -5,6 +5,7 @@
 mod audit;
 mod grant;
 mod host;
+mod identity;
 mod ids;
 mod request;
 mod resource;
@@ -15,7 +16,10 @@ mod time;
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
-pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
+pub use identity::{Credential, ID_TOKEN_MAX_BYTES, Identity, NewSignIn, PROVIDERS_MAX, Provider, SignIn};
+pub use ids::{
+    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,
+};
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

@@ -17,6 +17,11 @@ impl Token {
         Self::random("pct_")
     }
 
+    /// A new one for the session of somebody who signed in with a provider: `pcs_…`.
+    pub fn for_session() -> Self {
+        Self::random("pcs_")
+    }
+
     /// A new one for a host's agent: `pch_…`.
     pub fn for_host() -> Self {
         Self::random("pch_")
@@ -41,7 +46,7 @@ impl Token {
 }
 
 impl TokenHash {
-    /// Of a token as it came with a call.
+    /// Of a token as it came with a call, or of an ID token.
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.as_bytes()).into())
     }

@@ -29,7 +29,7 @@ impl Access {
         let comment = Reason::optional("comment", comment).map_err(invalid)?;
         let whose = caller.whose()?;
         let ended =
-            self.0.store.end_grant(id, reason, caller.subject()?, &whose, &comment, clock::now()).await;
+            self.0.store.end_grant(id, reason, &caller.subject()?, &whose, &comment, clock::now()).await;
         match ended {
             Ok(grant) => Ok(grant),
             Err(error) => Err(self.0.answer(caller, error).await),
@@ -46,11 +46,11 @@ impl AccessService for Access {
         let caller = self.0.admit(request.metadata(), Method::CreateRequest).await?;
         let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
         let requester = caller.subject()?;
-        let subject = match self.0.policy.judge(&new, requester, caller.reach) {
+        let subject = match self.0.policy.judge(&new, &requester.id, caller.reach) {
             Ok(subject) => subject,
             Err(refusal) => return Err(self.0.refuse(&caller, refusal).await),
         };
-        match self.0.store.create_request(new, &subject, requester, clock::now()).await {
+        match self.0.store.create_request(new, &subject, &requester, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::CreateRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -97,7 +97,7 @@ impl AccessService for Access {
         let wire::ApproveRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.approve(id, caller.subject()?, &comment, clock::now()).await {
+        match self.0.store.approve(id, &caller.subject()?, &comment, clock::now()).await {
             Ok((request, grant)) => Ok(Response::new(wire::ApproveRequestResponse {
                 request: Some(request.into()),
                 grant: Some(grant.into()),
@@ -114,7 +114,7 @@ impl AccessService for Access {
         let wire::DenyRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.deny(id, caller.subject()?, &comment, clock::now()).await {
+        match self.0.store.deny(id, &caller.subject()?, &comment, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::DenyRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }

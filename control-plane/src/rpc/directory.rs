@@ -42,7 +42,7 @@ impl DirectoryService for Directory {
         let caller = self.0.admit(request.metadata(), Method::AddResource).await?;
         let resource = request.into_inner().resource.ok_or_else(|| missing("resource"))?;
         let new: NewResource = resource.try_into().map_err(within("resource"))?;
-        match self.0.store.add_resource(new, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.add_resource(new, &caller.actor()?, clock::now()).await {
             Ok(resource) => Ok(Response::new(wire::AddResourceResponse { resource: Some(resource.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -68,7 +68,7 @@ impl DirectoryService for Directory {
     ) -> Result<Response<wire::SetResourceResponse>, Status> {
         let caller = self.0.admit(request.metadata(), Method::SetResource).await?;
         let change: ResourceChange = request.into_inner().try_into().map_err(invalid)?;
-        match self.0.store.set_resource(&change, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.set_resource(&change, &caller.actor()?, clock::now()).await {
             Ok(resource) => Ok(Response::new(wire::SetResourceResponse { resource: Some(resource.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -80,7 +80,7 @@ impl DirectoryService for Directory {
     ) -> Result<Response<wire::RemoveResourceResponse>, Status> {
         let caller = self.0.admit(request.metadata(), Method::RemoveResource).await?;
         let name: ResourceName = request.into_inner().name.parse().map_err(invalid)?;
-        match self.0.store.remove_resource(&name, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.remove_resource(&name, &caller.actor()?, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::RemoveResourceResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -93,7 +93,7 @@ impl DirectoryService for Directory {
         let caller = self.0.admit(request.metadata(), Method::AddSubject).await?;
         let subject = request.into_inner().subject.ok_or_else(|| missing("subject"))?;
         let new: NewSubject = subject.try_into().map_err(within("subject"))?;
-        match self.0.store.add_subject(new, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.add_subject(new, &caller.actor()?, clock::now()).await {
             Ok(subject) => Ok(Response::new(wire::AddSubjectResponse { subject: Some(subject.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -120,8 +120,8 @@ impl DirectoryService for Directory {
         let caller = self.0.admit(request.metadata(), Method::IssueToken).await?;
         let subject: SubjectId = request.into_inner().subject.parse().map_err(invalid)?;
         let token = Token::for_subject();
-        let actor = caller.subject()?.as_str();
-        match self.0.store.issue_token(&subject, &token.hash(), actor, clock::now()).await {
+        let actor = caller.actor()?;
+        match self.0.store.issue_token(&subject, &token.hash(), &actor, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::IssueTokenResponse { token: token.reveal() })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -135,8 +135,8 @@ impl DirectoryService for Directory {
         let name: HostName = request.into_inner().name.parse().map_err(invalid)?;
         let token = Token::for_host();
         let store = &self.0.store;
-        let actor = caller.subject()?.as_str();
-        let host = match store.add_host(&name, &token.hash(), actor, clock::now()).await {
+        let actor = caller.actor()?;
+        let host = match store.add_host(&name, &token.hash(), &actor, clock::now()).await {
             Ok(()) => store.host(&name).await,
             Err(error) => Err(error),
         };

@@ -171,7 +171,7 @@ impl Session {
         if hello.host == self.host {
             return Ok(hello);
         }
-        self.gate.refused(&self.caller.caller.to_string(), "permission_denied", self.caller.method).await;
+        self.gate.note_denied(&self.caller).await;
         let message = format!("this token is of host `{}`, not of `{}`", self.host, hello.host);
         Err(End::Refused(status(
             ErrorKind::PermissionDenied,

@@ -4,28 +4,46 @@
 
 use std::fmt::{self, Display};
 
-use proto::types::{HostName, SubjectId, SubjectRole};
+use proto::types::{Credential, HostName, SubjectId, SubjectRole};
+
+use super::actor::{Acting, Actor};
 
 /// Who speaks, as its token says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
+    /// Somebody who shows no token.
+    Nobody,
     /// A person or service.
     Subject {
         /// Which one.
         id: SubjectId,
         /// What it may do here.
         role: SubjectRole,
+        /// By what it was recognised.
+        credential: Credential,
     },
     /// The agent of a host.
     Host(HostName),
 }
 
-impl Display for Caller {
-    /// As audit events name who caused something.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Caller {
+    /// As the record names who caused something; None: nobody that it could name.
+    pub fn actor(&self) -> Option<Actor> {
         match self {
-            Self::Subject { id, .. } => f.pad(id.as_str()),
-            Self::Host(name) => write!(f, "host:{name}"),
+            Self::Nobody => None,
+            Self::Subject { id, credential, .. } => {
+                Some(Acting { id: id.clone(), credential: *credential }.into())
+            }
+            Self::Host(name) => Some(Actor::Host(name.clone())),
+        }
+    }
+}
+
+impl Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.actor() {
+            None => f.pad("nobody"),
+            Some(actor) => actor.fmt(f),
         }
     }
 }
@@ -43,7 +61,7 @@ pub enum Reach {
 
 /// Declares the methods and, in the same row, who may call each.
 macro_rules! calls {
-    ($($method:ident = $name:literal: $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
+    ($($method:ident = $name:literal: $nobody:ident $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
         /// A method of one of the services.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(missing_docs, reason = "the .proto files say it")]
@@ -64,12 +82,20 @@ macro_rules! calls {
 
             /// For whom this caller may call it.
             pub fn reach(self, caller: &Caller) -> Reach {
-                let [member, approver, auditor, administrator, host] = match self {
+                let [nobody, member, approver, auditor, administrator, host] = match self {
                     $(Self::$method => {
-                        [Reach::$member, Reach::$approver, Reach::$auditor, Reach::$administrator, Reach::$host]
+                        [
+                            Reach::$nobody,
+                            Reach::$member,
+                            Reach::$approver,
+                            Reach::$auditor,
+                            Reach::$administrator,
+                            Reach::$host,
+                        ]
                     })*
                 };
                 match caller {
+                    Caller::Nobody => nobody,
                     Caller::Subject { role: SubjectRole::Member, .. } => member,
                     Caller::Subject { role: SubjectRole::Approver, .. } => approver,
                     Caller::Subject { role: SubjectRole::Auditor, .. } => auditor,
@@ -82,26 +108,30 @@ macro_rules! calls {
 }
 
 calls! {
-    // method                                       member approver auditor administrator host
-    AddResource = "DirectoryService.AddResource":     No     No       No      All           No;
-    ListResources = "DirectoryService.ListResources": All    All      All     All           No;
-    SetResource = "DirectoryService.SetResource":     No     No       No      All           No;
-    RemoveResource = "DirectoryService.RemoveResource": No   No       No      All           No;
-    AddSubject = "DirectoryService.AddSubject":       No     No       No      All           No;
-    ListSubjects = "DirectoryService.ListSubjects":   No     No       No      All           No;
-    IssueToken = "DirectoryService.IssueToken":       No     No       No      All           No;
-    AddHost = "DirectoryService.AddHost":             No     No       No      All           No;
-    ListHosts = "DirectoryService.ListHosts":         All    All      All     All           No;
-    CreateRequest = "AccessService.CreateRequest":    Own    Own      Own     All           No;
-    ListRequests = "AccessService.ListRequests":      Own    All      All     All           No;
-    WatchRequest = "AccessService.WatchRequest":      Own    All      All     All           No;
-    ApproveRequest = "AccessService.ApproveRequest":  No     All      No      All           No;
-    DenyRequest = "AccessService.DenyRequest":        No     All      No      All           No;
-    ListGrants = "AccessService.ListGrants":          Own    All      All     All           No;
-    RevokeGrant = "AccessService.RevokeGrant":        No     All      No      All           No;
-    ReleaseGrant = "AccessService.ReleaseGrant":      Own    Own      Own     Own           No;
-    Tail = "AuditService.Tail":                       No     No       All     All           No;
-    Session = "AgentService.Session":                 No     No       No      No            Own;
+    // method                                           nobody member approver auditor administrator host
+    AddResource = "DirectoryService.AddResource":       No     No     No       No      All           No;
+    ListResources = "DirectoryService.ListResources":   No     All    All      All     All           No;
+    SetResource = "DirectoryService.SetResource":       No     No     No       No      All           No;
+    RemoveResource = "DirectoryService.RemoveResource": No     No     No       No      All           No;
+    AddSubject = "DirectoryService.AddSubject":         No     No     No       No      All           No;
+    ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
+    IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
+    AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
+    ListHosts = "DirectoryService.ListHosts":           No     All    All      All     All           No;
+    CreateRequest = "AccessService.CreateRequest":      No     Own    Own      Own     All           No;
+    ListRequests = "AccessService.ListRequests":        No     Own    All      All     All           No;
+    WatchRequest = "AccessService.WatchRequest":        No     Own    All      All     All           No;
+    ApproveRequest = "AccessService.ApproveRequest":    No     No     All      No      All           No;
+    DenyRequest = "AccessService.DenyRequest":          No     No     All      No      All           No;
+    ListGrants = "AccessService.ListGrants":            No     Own    All      All     All           No;
+    RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
+    ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
+    Tail = "AuditService.Tail":                         No     No     No       All     All           No;
+    Session = "AgentService.Session":                   No     No     No       No      No            Own;
+    ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
+    SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
+    SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
+    WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
 }
 
 #[cfg(test)]
@@ -110,8 +140,11 @@ mod tests {
 
     fn callers() -> Vec<(&'static str, Caller)> {
         let id: SubjectId = "user:alice".parse().expect("valid");
-        let subject = |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role });
-        let mut callers: Vec<_> = SubjectRole::ALL.into_iter().map(subject).collect();
+        let credential = Credential::Token;
+        let subject =
+            |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role, credential });
+        let mut callers = vec![("nobody", Caller::Nobody)];
+        callers.extend(SubjectRole::ALL.into_iter().map(subject));
         callers.push(("host", Caller::Host("db-7".parse().expect("valid"))));
         callers
     }

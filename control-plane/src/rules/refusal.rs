@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::status::ErrorKind;
 use proto::types::{
-    GrantId, GrantState, HostName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
+    GrantId, GrantState, HostName, ProviderName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -59,6 +59,16 @@ pub enum Refusal {
     NotLive { grant: GrantId, state: GrantState },
     #[error("subject `{caller}` does not hold grant {grant} and did not ask for it")]
     NotHolder { caller: SubjectId, grant: GrantId },
+    #[error("identity provider `{0}` is not known")]
+    UnknownProvider(ProviderName),
+    #[error("`{0}` is not let in: no group of theirs has a role, and they are not in the directory")]
+    NotLetIn(SubjectId),
+    #[error("the ID token was used before")]
+    IdTokenUsed,
+    #[error("this is a static token, which has no session to end")]
+    NoSession,
+    #[error("too many callers without a token")]
+    TooManyNewcomers,
     #[error("after_position: {asked} lies beyond the newest event, {newest}")]
     BeyondNewest { asked: u64, newest: u64 },
     #[error("audit.events[{index}].{field}: {problem}")]
@@ -88,7 +98,8 @@ impl Refusal {
             | Self::UnknownSubject(_)
             | Self::UnknownHost(_)
             | Self::UnknownRequest(_)
-            | Self::UnknownGrant(_) => ErrorKind::NotFound,
+            | Self::UnknownGrant(_)
+            | Self::UnknownProvider(_) => ErrorKind::NotFound,
             Self::ResourceExists(_)
             | Self::SubjectExists(_)
             | Self::HostExists(_)
@@ -98,11 +109,15 @@ impl Refusal {
             | Self::ResourceRemoved { .. }
             | Self::NoHost
             | Self::AlreadyDecided { .. }
-            | Self::NotLive { .. } => ErrorKind::FailedPrecondition,
+            | Self::NotLive { .. }
+            | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
-            Self::ForSomebodyElse { .. } | Self::OwnRequest { .. } | Self::NotHolder { .. } => {
-                ErrorKind::PermissionDenied
-            }
+            Self::ForSomebodyElse { .. }
+            | Self::OwnRequest { .. }
+            | Self::NotHolder { .. }
+            | Self::NotLetIn(_) => ErrorKind::PermissionDenied,
+            Self::IdTokenUsed => ErrorKind::Unauthenticated,
+            Self::TooManyNewcomers => ErrorKind::ResourceExhausted,
             Self::BeyondNewest { .. } => ErrorKind::OutOfRange,
         }
     }
@@ -134,6 +149,15 @@ impl Refusal {
             Self::AlreadyDecided { .. } => "make a new request",
             Self::NotLive { .. } => "",
             Self::NotHolder { .. } => "an approver can revoke it",
+            Self::UnknownProvider(_) => "list what there is with `portcullis login --help`",
+            Self::NotLetIn(_) => {
+                "ask an administrator to add the subject, or the identity provider's to add you to a group that has a role"
+            }
+            Self::IdTokenUsed => "run `portcullis login` again",
+            Self::NoSession => {
+                "an administrator ends a static token by issuing another with `portcullis subject token`"
+            }
+            Self::TooManyNewcomers => "try again in a moment",
             Self::BeyondNewest { .. } => {
                 "the record is not the one that this position came from: start again from 0"
             }

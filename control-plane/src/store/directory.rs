@@ -10,17 +10,18 @@ use proto::types::{
 use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
 
 use super::grants::{GRANTS, read};
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 
 impl Store {
     /// Adds a resource; every host's set is another one then.
     pub async fn add_resource(
         &self,
         new: NewResource,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
@@ -52,7 +53,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceAdded, now, |event| {
             event.resource = resource.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
@@ -65,7 +66,7 @@ impl Store {
     pub async fn set_resource(
         &self,
         change: &ResourceChange,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
@@ -88,7 +89,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceChanged, now, |event| {
             event.resource = after.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.changes = changes(&before.options, &after.options);
         })
         .await?;
@@ -100,7 +101,7 @@ impl Store {
     pub async fn remove_resource(
         &self,
         name: &ResourceName,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -120,7 +121,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceRemoved, now, |event| {
             event.resource = resource.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = resource.destination();
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
@@ -137,7 +138,7 @@ impl Store {
     pub async fn add_subject(
         &self,
         new: NewSubject,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Subject, StoreError> {
         let mut tx = self.write().await?;
@@ -157,7 +158,7 @@ impl Store {
         &self,
         name: &proto::types::HostName,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -173,7 +174,7 @@ impl Store {
         }
         tx.record(EventKind::HostAdded, now, |event| {
             event.host = name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
         })
         .await?;
         tx.issue_host_token(name, token, actor, now).await?;
@@ -221,7 +222,7 @@ impl Tx {
     pub(super) async fn add_subject(
         &mut self,
         new: NewSubject,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Subject, StoreError> {
         let number: Option<i64> = sqlx::query_scalar(
@@ -241,7 +242,7 @@ impl Tx {
         let subject = Subject::numbered(decode::id_number("number", number)?, new);
         self.record(EventKind::SubjectAdded, now, |event| {
             event.subject = subject.id.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = format!("role {}", subject.role);
         })
         .await?;

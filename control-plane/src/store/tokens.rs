@@ -1,16 +1,42 @@
 //! Tokens' rows: hashes, and whose they are.
 
-use proto::types::{EventKind, HostName, SubjectId, SubjectRole, Timestamp};
+use proto::types::{Credential, EventKind, HostName, SubjectId, Timestamp};
 
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 use crate::rules::calls::Caller;
 
 impl Store {
-    /// Whose token this is; None: nobody's.
-    pub async fn caller(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
+    /// Whose token this is; None: nobody's, or not any more.
+    pub async fn caller(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
+        match self.holder(token).await? {
+            Some(caller) => Ok(Some(caller)),
+            None => self.signed_in(token, now).await,
+        }
+    }
+
+    /// Whose session this is.
+    async fn signed_in(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT subjects.id, sign_ins.role FROM sign_ins
+             JOIN subjects ON subjects.number = sign_ins.subject
+             WHERE hash = ? AND expires_ms > ?",
+        )
+        .bind(token.as_bytes().as_slice())
+        .bind(now.unix_ms())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(StoreError::sql("look up a session"))?;
+        let Some((id, role)) = row else { return Ok(None) };
+        let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
+        Ok(Some(Caller::Subject { id, role, credential: Credential::Session }))
+    }
+
+    /// Whose static token this is.
+    async fn holder(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
         let row: Option<(Option<String>, Option<String>, Option<String>)> = sqlx::query_as(
             "SELECT subjects.id, subjects.role, hosts.name FROM tokens
              LEFT JOIN subjects ON subjects.number = tokens.subject
@@ -23,8 +49,8 @@ impl Store {
         .map_err(StoreError::sql("look up a token"))?;
         match row {
             Some((Some(id), Some(role), _)) => {
-                let role = decode::text::<SubjectRole>("role", &role)?;
-                Ok(Some(Caller::Subject { id: decode::text("subject", &id)?, role }))
+                let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
+                Ok(Some(Caller::Subject { id, role, credential: Credential::Token }))
             }
             Some((_, _, Some(host))) => Ok(Some(Caller::Host(decode::text("host", &host)?))),
             Some(_) | None => Ok(None),
@@ -36,7 +62,7 @@ impl Store {
         &self,
         subject: &SubjectId,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -50,7 +76,7 @@ impl Tx {
         &mut self,
         subject: &SubjectId,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let given = sqlx::query(
@@ -68,7 +94,7 @@ impl Tx {
         }
         self.record(EventKind::TokenIssued, now, |event| {
             event.subject = subject.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
         })
         .await
     }
@@ -77,7 +103,7 @@ impl Tx {
         &mut self,
         host: &HostName,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
@@ -91,7 +117,7 @@ impl Tx {
         .map_err(StoreError::sql("store a token"))?;
         self.record(EventKind::TokenIssued, now, |event| {
             event.host = host.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
         })
         .await
     }

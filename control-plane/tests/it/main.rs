@@ -5,6 +5,8 @@ mod audit;
 mod binary;
 mod expiry;
 mod histories;
+mod provider;
 mod sessions;
+mod sign_in;
 mod store;
 mod world;

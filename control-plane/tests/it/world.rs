@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use control_plane::clock;
-use control_plane::config::{Config, Listen};
+use control_plane::config::{Config, IdentityProvider, Listen};
 use control_plane::identity::Token;
 use control_plane::store::Store;
 use proto::status::ErrorKind;
@@ -20,6 +20,7 @@ use proto::wire::agent::session_request::Message as Said;
 use proto::wire::agent::session_response::Message as Answer;
 use proto::wire::audit as audit_wire;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
+use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,6 +36,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) admin: Caller,
+    providers: Vec<IdentityProvider>,
     server: Option<Server>,
 }
 
@@ -46,12 +48,17 @@ struct Server {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::with_providers(Vec::new()).await
+    }
+
+    /// Where people can sign in with these.
+    pub(crate) async fn with_providers(providers: Vec<IdentityProvider>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let token = Token::for_subject();
         Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
-        let server = start(&folder).await;
+        let server = start(&folder, &providers).await;
         let admin = Caller::connect(&server.address, token.reveal()).await;
-        Self { folder, admin, server: Some(server) }
+        Self { folder, admin, providers, server: Some(server) }
     }
 
     pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
@@ -59,6 +66,7 @@ impl World {
             listen: Listen::Tcp("127.0.0.1:0".parse().expect("valid")),
             database: folder.path().join("cp.db"),
             max_grant_duration: Duration::from_secs(3600),
+            identity_providers: Vec::new(),
         }
     }
 
@@ -80,7 +88,7 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self) {
-        let server = start(&self.folder).await;
+        let server = start(&self.folder, &self.providers).await;
         self.admin = Caller::connect(&server.address, self.admin.token.clone()).await;
         self.server = Some(server);
     }
@@ -142,10 +150,10 @@ pub(crate) struct Story {
     pub(crate) dora: Caller,
 }
 
-async fn start(folder: &tempfile::TempDir) -> Server {
+async fn start(folder: &tempfile::TempDir, providers: &[IdentityProvider]) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let config = World::config(folder);
+    let config = Config { identity_providers: providers.to_vec(), ..World::config(folder) };
     let task = tokio::spawn(async move {
         let ready = |listen: &Listen| ready.send(listen.to_string()).expect("somebody waits");
         let shutdown = async move {
@@ -195,6 +203,7 @@ pub(crate) struct Caller {
     pub(crate) access: AccessServiceClient<Wire>,
     pub(crate) audit: AuditServiceClient<Wire>,
     pub(crate) agent: AgentServiceClient<Wire>,
+    pub(crate) identity: IdentityServiceClient<Wire>,
 }
 
 impl Caller {
@@ -207,7 +216,8 @@ impl Caller {
             directory: DirectoryServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            agent: AgentServiceClient::with_interceptor(channel, bearer),
+            agent: AgentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            identity: IdentityServiceClient::with_interceptor(channel, bearer),
         }
     }
 
