@@ -1,17 +1,22 @@
 //! Tokens and the file that `login` keeps them in.
 //!
-//! Invariants: a token is never printed by `Debug`, and a file that holds one is created readable by its owner only.
+//! Invariants: a token is never printed by `Debug`, and a file that holds one is created readable by its owner only. Who renews
+//! a session holds the lock: a provider that sees a refresh token twice ends them all.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::connect::Server;
 use crate::error::{Error, Problem};
+
+/// How long a run waits while another one renews the session: two answers of a provider, and one of the control plane.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Far above any token; a larger file is something else.
 const TOKEN_MAX_BYTES: usize = 4096;
@@ -71,6 +76,42 @@ pub struct Credentials {
     pub server: Server,
     /// What it knows us by.
     pub token: Token,
+    /// How the token was got, if it is a session's; None: a static token.
+    pub(crate) session: Option<Session>,
+}
+
+/// How a session was begun, and how it is renewed.
+#[derive(Clone, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Session {
+    /// The provider's name at the control plane.
+    pub(crate) provider: String,
+    /// When it ends.
+    pub(crate) expires: String,
+    /// Who has the refresh token; nobody else is ever shown it.
+    pub(crate) issuer: String,
+    pub(crate) client_id: String,
+    pub(crate) client_secret: Option<String>,
+    /// None: the provider gave none, and it cannot be renewed.
+    pub(crate) refresh_token: Option<String>,
+    /// A renewed ID token may repeat it.
+    pub(crate) nonce: Option<String>,
+    /// Certificates that are taken for the provider's, beside the system's.
+    pub(crate) provider_ca_file: Option<PathBuf>,
+}
+
+impl Session {
+    /// When it ends, as a moment.
+    pub(crate) fn expires(&self) -> Result<jiff::Timestamp, Problem> {
+        let problem = |_| Problem(format!("expires = \"{}\" is not a moment", self.expires));
+        self.expires.parse().map_err(problem)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("provider", &self.provider).finish_non_exhaustive()
+    }
 }
 
 #[derive(Deserialize, Serialize)]
@@ -78,6 +119,7 @@ pub struct Credentials {
 struct Stored {
     server: String,
     token: String,
+    session: Option<Session>,
 }
 
 fn file(config_dir: &Path) -> PathBuf {
@@ -99,7 +141,10 @@ pub(crate) fn load(config_dir: &Path, err: &mut dyn Write) -> Result<Option<Cred
     let stored = toml::from_str::<Stored>(&text).map_err(|error| Problem(error.message().to_owned()));
     let checked = stored.and_then(|stored| {
         let server = stored.server.parse().map_err(Problem)?;
-        Ok(Credentials { server, token: Token::new(&stored.token)? })
+        if let Some(session) = &stored.session {
+            session.expires()?;
+        }
+        Ok(Credentials { server, token: Token::new(&stored.token)?, session: stored.session })
     });
     checked.map(Some).map_err(|source| Error::BadFile { what, path, source })
 }
@@ -109,11 +154,48 @@ pub(crate) fn store(config_dir: &Path, credentials: &Credentials) -> Result<Path
     let (what, path) = ("credentials file", file(config_dir));
     let failed = |source| Error::WriteFile { what, path: path.clone(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(config_dir).map_err(failed)?;
-    let stored =
-        Stored { server: credentials.server.to_string(), token: credentials.token.expose().to_owned() };
+    let stored = Stored {
+        server: credentials.server.to_string(),
+        token: credentials.token.expose().to_owned(),
+        session: credentials.session.clone(),
+    };
     let text = toml::to_string(&stored).map_err(|error| failed(io::Error::other(error)))?;
     SecretFile::create(what, &path)?.commit(&text)?;
     Ok(path)
+}
+
+/// Takes away what `login` stored; false: there was nothing.
+pub(crate) fn remove(config_dir: &Path) -> Result<bool, Error> {
+    let path = file(config_dir);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::WriteFile { what: "credentials file", path, source }),
+    }
+}
+
+/// While it is held, no other run renews or ends the session. Dropped, it is free; so it is when the process ends.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "the file is the lock")] File);
+
+/// Waits until no other run holds the lock.
+pub(crate) async fn lock(config_dir: &Path) -> Result<Lock, Error> {
+    let path = config_dir.join("credentials.lock");
+    let failed = |source| Error::WriteFile { what: "lock file", path: path.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(config_dir).map_err(failed)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(failed)?;
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
 }
 
 /// A file for a secret that is still to come. It takes its name, in one step, only when the secret is written; until then
@@ -184,7 +266,18 @@ mod tests {
         let credentials = Credentials {
             server: "unix:/run/portcullis.sock".parse().expect("valid"),
             token: Token("secret".to_owned()),
+            session: Some(Session {
+                provider: "corp".to_owned(),
+                expires: "2026-11-22T11:00:00Z".to_owned(),
+                issuer: "https://login.example.com".to_owned(),
+                client_id: "portcullis".to_owned(),
+                client_secret: None,
+                refresh_token: Some("hush".to_owned()),
+                nonce: None,
+                provider_ca_file: None,
+            }),
         };
+        assert!(!format!("{credentials:?}").contains("hush"));
         assert!(load(&config_dir, &mut Vec::new()).expect("nothing there").is_none());
         for _ in 0..2 {
             let path = store(&config_dir, &credentials).expect("stored");
@@ -193,7 +286,8 @@ mod tests {
         }
         let mut warnings = Vec::new();
         let loaded = load(&config_dir, &mut warnings).expect("readable").expect("is there");
-        assert_eq!((loaded.server, loaded.token), (credentials.server, credentials.token));
+        assert_eq!((&loaded.server, &loaded.token), (&credentials.server, &credentials.token));
+        assert_eq!(loaded.session, credentials.session);
         assert!(warnings.is_empty());
         assert_eq!(fs::read_dir(&config_dir).expect("is there").count(), 1, "no draft is left");
 

@@ -14,6 +14,8 @@ pub mod error;
 pub mod output;
 
 mod backoff;
+mod oidc;
+mod renew;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -41,6 +43,8 @@ pub struct Surroundings<'a> {
     pub zone: jiff::tz::TimeZone,
     /// Where `credentials.toml` lies; None: neither `XDG_CONFIG_HOME` nor `HOME` is set.
     pub config_dir: Option<PathBuf>,
+    /// The program that shows an address to people; None: there is none, or nobody sits before it.
+    pub browser: Option<OsString>,
 }
 
 /// Runs one command line and gives its exit code. Errors are printed to `err` here.
@@ -97,17 +101,26 @@ impl Context<'_> {
         let server = self.global.server.clone();
         let server = server.or_else(|| stored.as_ref().map(|stored| stored.server.clone()));
         let server = server.unwrap_or_else(Server::standard);
-        let token = match (&self.global.token_file, stored) {
-            (Some(path), _) => Token::read(path, self.surroundings.input)?,
+        match (&self.global.token_file, stored) {
+            (Some(path), _) => {
+                let token = Token::read(path, self.surroundings.input)?;
+                Ok(Credentials { server, token, session: None })
+            }
             // A token is for the control plane that issued it: it is never shown to another one.
-            (None, Some(stored)) if stored.server == server => stored.token,
-            (None, _) => return Err(Error::NoToken { server }),
-        };
-        Ok(Credentials { server, token })
+            (None, Some(stored)) if stored.server == server => Ok(stored),
+            (None, _) => Err(Error::NoToken { server }),
+        }
     }
 
+    /// With the session renewed, if it is nearly over.
     async fn connect(&mut self) -> Result<ControlPlane, Error> {
-        ControlPlane::connect(&self.credentials()?).await
+        let credentials = self.credentials()?;
+        let credentials = renew::if_nearly_over(self, credentials).await?;
+        ControlPlane::connect(&credentials).await
+    }
+
+    fn config_dir(&self) -> Result<PathBuf, Error> {
+        self.surroundings.config_dir.clone().ok_or(Error::NoConfigDir)
     }
 
     fn view(&self) -> View {
