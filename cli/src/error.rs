@@ -326,6 +326,11 @@ impl Error {
         sent.or_else(|| self.kind().hint().map(str::to_owned))
     }
 
+    /// The error and what is next behind it, in one line.
+    pub(crate) fn with_cause(&self) -> String {
+        self.source().map_or(self.to_string(), |cause| format!("{self}: {cause}"))
+    }
+
     /// Whether the same may succeed later: the way to the control plane is broken, or it is busy.
     pub(crate) fn worth_retrying(&self) -> bool {
         match self {

@@ -55,7 +55,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, mut surroundings: Sur
         Err(error) => return tell_usage(&mut surroundings, &error),
     };
     let Arguments { global, command } = arguments;
-    let mut context = Context { global, surroundings };
+    let mut context = Context { global, surroundings, presented: None };
     let result = commands::run(command, &mut context).await;
     let Surroundings { out, err, .. } = context.surroundings;
     let result = result.and_then(|()| out.flush().map_err(Error::Output));
@@ -86,6 +86,8 @@ fn tell_usage(surroundings: &mut Surroundings<'_>, error: &clap::Error) -> u8 {
 pub struct Context<'a> {
     global: args::Global,
     surroundings: Surroundings<'a>,
+    /// The token that was last signed in with.
+    presented: Option<Token>,
 }
 
 impl Context<'_> {
@@ -116,7 +118,23 @@ impl Context<'_> {
     async fn connect(&mut self) -> Result<ControlPlane, Error> {
         let credentials = self.credentials()?;
         let credentials = renew::if_nearly_over(self, credentials).await?;
+        self.presented = Some(credentials.token.clone());
         ControlPlane::connect(&credentials).await
+    }
+
+    /// What takes long outlives its session: after `error` connects anew, if the session was over and there is another one by
+    /// now. Else gives the error back.
+    async fn reconnect(&mut self, error: Error) -> Result<ControlPlane, Error> {
+        if error.kind() != Kind::Unauthenticated {
+            return Err(error);
+        }
+        let before = self.presented.clone();
+        // Who reads the token from standard input cannot read it again.
+        if self.global.token_file.is_some() {
+            return Err(error);
+        }
+        let control_plane = self.connect().await?;
+        if self.presented == before { Err(error) } else { Ok(control_plane) }
     }
 
     fn config_dir(&self) -> Result<PathBuf, Error> {

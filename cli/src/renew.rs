@@ -32,7 +32,7 @@ pub(crate) async fn if_nearly_over(
     let config_dir = context.config_dir()?;
     let lock = credentials::lock(&config_dir).await?;
     // Another run may have renewed it while this one waited.
-    let stored = credentials::load(&config_dir, context.surroundings.err)?;
+    let stored = credentials::load(&config_dir, &mut std::io::sink())?;
     let credentials = stored.filter(|stored| stored.server == credentials.server).unwrap_or(credentials);
     if !is_nearly_over(context, &credentials) {
         return Ok(credentials);

@@ -209,14 +209,19 @@ impl Machine<'_> {
     }
 
     /// Begins a `login`, which waits for somebody.
-    pub(crate) fn login(&self, arguments: &[&str]) -> Result<Login> {
-        fs::create_dir_all(&self.home)?;
-        let said = self.home.join("login.log");
+    pub(crate) fn login(&self, arguments: &[&str]) -> Result<Waiting> {
         let authority = self.office.path("ca.pem").display().to_string();
         let common = ["login", "--provider-ca-file", &authority];
-        let mut command = self.command(&[&common, arguments].concat())?;
+        self.start(&[&common, arguments].concat())
+    }
+
+    /// Begins a command that waits.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Result<Waiting> {
+        fs::create_dir_all(&self.home)?;
+        let said = self.home.join("said.log");
+        let mut command = self.command(arguments)?;
         let child = command.stdout(Stdio::null()).stderr(fs::File::create(&said)?).spawn()?;
-        Ok(Login { child, said })
+        Ok(Waiting { child, said })
     }
 
     pub(crate) fn credentials(&self) -> PathBuf {
@@ -243,40 +248,44 @@ fn told(output: &Output) -> Result<(i32, String)> {
     Ok((code, String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
-/// A `login` that waits. Dropped, it is ended.
-pub(crate) struct Login {
+/// A command that waits. Dropped, it is ended.
+pub(crate) struct Waiting {
     child: Child,
     said: PathBuf,
 }
 
-impl Login {
+impl Waiting {
     /// What it has said so far.
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.said).unwrap_or_default()
     }
 
-    /// Waits until it has shown an address, and gives the last one.
-    pub(crate) fn address(&mut self, words: &str) -> Result<String> {
-        wait_for("an address to open", SOON, || {
+    /// Waits until it has said a line with these words, and gives it.
+    pub(crate) fn wait_for(&mut self, words: &str) -> Result<String> {
+        wait_for(words, SOON, || {
             let said = self.said();
             if let Some(status) = self.child.try_wait()? {
                 bail!("it ended ({status}): {said}");
             }
-            let line = said.lines().find(|line| line.contains(words) && line.contains("https://"));
-            Ok(line
-                .and_then(|line| line.split(' ').find(|word| word.starts_with("https://")))
-                .map(str::to_owned))
+            Ok(said.lines().find(|line| line.contains(words)).map(str::to_owned))
         })
+    }
+
+    /// The same, and gives the address in that line.
+    pub(crate) fn address(&mut self, words: &str) -> Result<String> {
+        let line = self.wait_for(words)?;
+        let address = line.split(' ').find(|word| word.starts_with("https://"));
+        address.map(str::to_owned).with_context(|| format!("there is no address in: {line}"))
     }
 
     /// Waits until it ends: its exit code, and all that it said.
     pub(crate) fn wait(mut self) -> Result<(i32, String)> {
-        let status = wait_for("the login to end", SOON, || Ok(self.child.try_wait()?))?;
+        let status = wait_for("the command to end", SOON, || Ok(self.child.try_wait()?))?;
         Ok((status.code().context("no signal ended it")?, self.said()))
     }
 }
 
-impl Drop for Login {
+impl Drop for Waiting {
     fn drop(&mut self) {
         // It has ended by itself, or does now.
         let _ = self.child.kill();

@@ -1,6 +1,7 @@
 //! The stories.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -20,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_person_who_says_no_is_not_signed_in", a_person_who_says_no_is_not_signed_in),
     ("only_the_answer_that_is_waited_for_counts", only_the_answer_that_is_waited_for_counts),
     ("a_session_is_renewed_until_the_provider_says_no", a_session_is_renewed_until_the_provider_says_no),
+    ("what_takes_long_outlives_its_session", what_takes_long_outlives_its_session),
     ("a_session_outlives_an_outage_of_the_provider", a_session_outlives_an_outage_of_the_provider),
     ("logging_out_ends_the_session_and_its_renewal", logging_out_ends_the_session_and_its_renewal),
     ("strangers_are_refused_by_name", strangers_are_refused_by_name),
@@ -188,6 +190,33 @@ fn a_session_is_renewed_until_the_provider_says_no() -> Result<()> {
         ensure_eq!(code, 6, "{said}");
         ensure!(said.contains("no group of theirs has a role"), "{said}");
         ensure_eq!(office.last("sign_in.refused")?["reason"], "not_let_in");
+        Ok(())
+    })
+}
+
+fn what_takes_long_outlives_its_session() -> Result<()> {
+    story("", |office| {
+        // 1. Dora watches for a request of hers to be approved, longer than her session lasts.
+        let admin = office.machine("admin");
+        let token = office.path("admin.token").display().to_string();
+        let as_admin = |arguments: &[&str]| admin.run(&[arguments, &["--token-file", &token]].concat());
+        as_admin(&["resource", "add", "db", "--address", "10.0.0.7", "--port", "tcp/5432"])?;
+        as_admin(&["host", "add", "db-7"])?;
+        let laptop = office.machine("laptop");
+        sign_in(office, &laptop, "dora")?;
+        let mut waiting =
+            laptop.start(&["request", "db", "--for", "10m", "--reason", "a story", "--wait"])?;
+        waiting.wait_for("is pending")?;
+        // 2. Another command of hers renews the session; the one before is over.
+        laptop.let_the_session_end()?;
+        laptop.run(&["whoami"])?;
+        // 3. The request is turned down a while later, and she hears of it.
+        std::thread::sleep(Duration::from_secs(4));
+        let requests = admin.json(&["requests", "--token-file", &token])?;
+        as_admin(&["deny", requests[0]["id"].as_str().unwrap_or_default(), "--comment", "not now"])?;
+        let (code, said) = waiting.wait()?;
+        ensure_eq!(code, 10, "{said}");
+        ensure!(said.contains("not now"), "{said}");
         Ok(())
     })
 }

@@ -1,5 +1,7 @@
 //! Tables and JSON of every result.
 
+use std::os::unix::fs::PermissionsExt;
+
 use proto::wire::access::{Host, HostState};
 use proto::wire::identity::Provider;
 
@@ -101,7 +103,6 @@ async fn check_of_status() {
 
 #[tokio::test]
 async fn new_tokens_in_files() {
-    use std::os::unix::fs::PermissionsExt;
     let world = World::start(Canned::default()).await;
     let path = world.path("agent.token");
     std::fs::write(&path, "an older and longer one, which others can read").unwrap();
@@ -169,6 +170,7 @@ async fn logout() {
     let store = |expires: &str| {
         let text = format!("server = '{server}'\ntoken = 'pct_admin'\n{session}expires = '{expires}'\n");
         std::fs::write(&stored, text).unwrap();
+        std::fs::set_permissions(&stored, std::fs::Permissions::from_mode(0o600)).unwrap();
     };
     store("2026-11-22T09:59:59Z");
     text += &world.run_bare(&["grants"], &["grants"]).await;

@@ -101,7 +101,7 @@ impl TestProvider {
 
     /// These are its keys from now on.
     pub(crate) fn publish(&self, keys: &[&Key]) {
-        *self.shared.keys.lock().unwrap() = keys.iter().map(|key| key.public()).collect();
+        *self.shared.keys.lock().expect("no holder panics") = keys.iter().map(|key| key.public()).collect();
     }
 
     /// How often its keys were asked for.
@@ -153,7 +153,7 @@ async fn metadata(State(shared): State<Arc<Shared>>) -> Json<Value> {
 
 async fn published(State(shared): State<Arc<Shared>>) -> Json<Value> {
     shared.asked.fetch_add(1, Ordering::SeqCst);
-    Json(json!({ "keys": *shared.keys.lock().unwrap() }))
+    Json(json!({ "keys": *shared.keys.lock().expect("no holder panics") }))
 }
 
 /// A port behind TLS.
