@@ -24,7 +24,7 @@ CREATE TABLE sign_ins (
 CREATE INDEX sign_ins_by_subject ON sign_ins (subject, began_ms);
 CREATE INDEX sign_ins_by_end ON sign_ins (expires_ms);
 
--- ID tokens that were taken, by their SHA-256: none is taken twice. Remembered until they are too old to be taken anyway.
+-- ID tokens that were taken, by the SHA-256 of what is signed in them: none is taken twice. Remembered until they are too old to be taken anyway.
 CREATE TABLE used_id_tokens (
     hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
     usable_until_ms INTEGER NOT NULL

@@ -26,6 +26,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
+use super::TokenHash;
 use crate::config::IdentityProvider;
 use crate::rules::claims::Expected;
 use fetch::Fetcher;
@@ -160,6 +161,11 @@ impl Known {
         Ok(Self { provider, expected, session_lifetime, algorithms, fetcher, keys, refreshes, asking })
     }
 
+    /// By what it is known whether a token was used before.
+    pub fn mark(token: &str) -> TokenHash {
+        TokenHash::of(keys::signed_part(token))
+    }
+
     /// The claims of a token that this provider has signed. What they say is not looked at.
     pub async fn claims(&self, token: &str) -> Result<Map<String, Value>, TokenError> {
         let (algorithm, key_id) = self.header(token)?;
@@ -171,6 +177,9 @@ impl Known {
         let header = keys::header(token)?;
         let known = self.algorithms.iter().find(|known| keys::name(**known) == header.alg);
         let algorithm = known.ok_or_else(|| TokenError::WrongAlgorithm(keys::shown(&header.alg)))?;
+        if !header.may_be_id_token() {
+            return Err(TokenError::Malformed("its header says that it is another kind of token (`typ`)"));
+        }
         if header.crit.is_some() {
             return Err(TokenError::Malformed("its header demands what is not understood (`crit`)"));
         }

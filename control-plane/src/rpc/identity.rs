@@ -75,7 +75,7 @@ impl SignIns {
             provider: &known.provider.name,
             expected: &known.expected,
             lifetime: known.session_lifetime,
-            id_token: TokenHash::of(&new.id_token),
+            id_token: Known::mark(&new.id_token),
             token: token.hash(),
             replaces: new.replaces.as_deref().map(TokenHash::of),
         };

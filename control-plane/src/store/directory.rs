@@ -219,6 +219,7 @@ impl Tx {
         .into())
     }
 
+    /// Whom only a sign-in has put into the directory, an administrator can still add.
     pub(super) async fn add_subject(
         &mut self,
         new: NewSubject,
@@ -227,7 +228,8 @@ impl Tx {
     ) -> Result<Subject, StoreError> {
         let number: Option<i64> = sqlx::query_scalar(
             "INSERT INTO subjects (id, role, added_ms) VALUES (?, ?, ?)
-             ON CONFLICT (id) DO NOTHING RETURNING number",
+             ON CONFLICT (id) DO UPDATE SET role = excluded.role, provider = NULL WHERE provider IS NOT NULL
+             RETURNING number",
         )
         .bind(new.id.as_str())
         .bind(new.role.as_str())

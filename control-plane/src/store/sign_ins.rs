@@ -28,7 +28,7 @@ pub struct Entry<'a> {
     pub expected: &'a Expected,
     /// How long the session lasts.
     pub lifetime: Duration,
-    /// Of the ID token, which is used up.
+    /// By what the ID token is known, which is used up.
     pub id_token: TokenHash,
     /// Of the new session's token.
     pub token: TokenHash,

@@ -67,7 +67,13 @@ impl Key {
 
     /// A token with this key's signature.
     pub(crate) fn sign(&self, claims: &Value) -> String {
-        let header = Header { kid: Some(self.id.clone()), ..Header::new(Algorithm::ES256) };
+        self.sign_as("JWT", claims)
+    }
+
+    /// The same, of another kind of token.
+    pub(crate) fn sign_as(&self, kind: &str, claims: &Value) -> String {
+        let typ = Some(kind.to_owned());
+        let header = Header { kid: Some(self.id.clone()), typ, ..Header::new(Algorithm::ES256) };
         jsonwebtoken::encode(&header, claims, &self.signing()).expect("signed")
     }
 }

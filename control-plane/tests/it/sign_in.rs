@@ -199,6 +199,9 @@ async fn roles_follow_the_groups() {
     let event = office.last(EventKind::SignInRefused).await;
     assert_eq!((event.reason.as_str(), event.actor.as_str()), ("not_let_in", ""));
     assert!(event.comment.contains("`user:alice@example.com` is not let in"), "{}", event.comment);
+    // Whom only her groups have put there, an administrator can still add.
+    office.world.subject("user:alice@example.com", SubjectRole::Member).await;
+    assert_eq!(role(office.sign_in(json!({ "groups": [] })).await.1), SubjectRole::Member);
     // Whom an administrator has added needs no group, but a group comes before what the directory says.
     office.world.subject("user:bob@example.com", SubjectRole::Auditor).await;
     let bob = |groups: Value| json!({ "email": "bob@example.com", "sub": "00u3", "groups": groups });
@@ -274,6 +277,7 @@ async fn bad_tokens_are_refused_and_on_record() {
         ("bad_signature", "is not the provider's", stranger.sign(&claims(json!({})))),
         ("bad_signature", "is not the provider's", cut.to_owned()),
         ("bad_signature", "is not the provider's", [parts[0], &another, parts[2]].join(".")),
+        ("malformed", "another kind of token", office.key.sign_as("at+jwt", &claims(json!({})))),
         ("malformed", "not three parts", "no-token".to_owned()),
         ("malformed", "`exp` is not a moment", of(json!({ "exp": "soon" }))),
         ("malformed", "`sub` is missing", of(json!({ "sub": null }))),
@@ -293,12 +297,35 @@ async fn bad_tokens_are_refused_and_on_record() {
     office.present(good).await.expect("the good one is taken");
 }
 
+/// (r, s) and (r, n - s) are signatures of the same.
+fn with_other_signature(token: &str) -> String {
+    const N: [u8; 32] = [
+        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa,
+        0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    ];
+    let (signed, signature) = token.rsplit_once('.').expect("three parts");
+    let mut signature = BASE64_URL_SAFE_NO_PAD.decode(signature).expect("base64url");
+    let mut borrow = 0;
+    for (digit, n) in signature[32..].iter_mut().zip(N).rev() {
+        let difference = i16::from(n) - i16::from(*digit) - borrow;
+        borrow = i16::from(difference < 0);
+        *digit = difference.rem_euclid(256) as u8;
+    }
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
 #[tokio::test]
 async fn an_id_token_is_taken_once() {
     let mut office = Office::open().await;
     let token = office.token(json!({}));
     office.present(token.clone()).await.expect("is let in");
     refused(office.present(token.clone()).await, ErrorKind::Unauthenticated, "was used before");
+    // The same token with the other of the two signatures that there are for every one of ECDSA.
+    refused(
+        office.present(with_other_signature(&token)).await,
+        ErrorKind::Unauthenticated,
+        "was used before",
+    );
     office.world.restart().await;
     office.nobody = office.world.caller("").await;
     refused(office.present(token).await, ErrorKind::Unauthenticated, "was used before");

@@ -34,6 +34,15 @@ pub(super) struct Header {
     pub(super) alg: String,
     pub(super) kid: Option<String>,
     pub(super) crit: Option<Value>,
+    typ: Option<String>,
+}
+
+impl Header {
+    /// Access tokens and logout tokens of the same issuer say what they are (`at+jwt`, `logout+jwt`); ID tokens say `JWT`, or
+    /// nothing.
+    pub(super) fn may_be_id_token(&self) -> bool {
+        self.typ.as_deref().is_none_or(|kind| kind.eq_ignore_ascii_case("JWT"))
+    }
 }
 
 impl From<Published> for Keys {
@@ -109,6 +118,12 @@ pub(super) fn header(token: &str) -> Result<Header, TokenError> {
     let json = BASE64_URL_SAFE_NO_PAD.decode(header);
     let json = json.map_err(|_| TokenError::Malformed("its header is not base64url"))?;
     serde_json::from_slice(&json).map_err(|_| TokenError::Malformed("its header is not understood"))
+}
+
+/// The part of a token that its signature is over, which nobody else can change. The signature itself can be written in more
+/// than one way (ECDSA: by the other of two numbers), so it says nothing about whether a token is another one.
+pub(super) fn signed_part(token: &str) -> &str {
+    token.rsplit_once('.').map_or(token, |(signed, _)| signed)
 }
 
 /// The claims, if the signature is that of the key.
