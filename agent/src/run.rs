@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
+use crate::identity::Identities;
 use crate::kernel::{Gate, KernelError};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, ObserveError};
@@ -80,9 +81,6 @@ pub enum RunError {
     /// A ring cannot be awaited.
     #[error("cannot wait for the kernel's records")]
     Ring(#[source] io::Error),
-    /// The token is not one.
-    #[error(transparent)]
-    Token(#[from] session::BadToken),
 }
 
 /// Keeps two agents from using one state directory.
@@ -146,8 +144,8 @@ impl Ground {
 }
 
 /// Runs until `shutdown` resolves. The gate stays up after it.
-pub async fn run(config: Config, token: String, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    run_on(Ground::of_host()?, config, token, shutdown, drop).await
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    run_on(Ground::of_host()?, config, shutdown, drop).await
 }
 
 /// The same on some ground; a part of the host only for tests, several of which run on one machine. `watch` is given what the
@@ -155,7 +153,6 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
 pub async fn run_on(
     ground: Ground,
     config: Config,
-    token: String,
     shutdown: impl Future<Output = ()>,
     watch: impl FnOnce(watch::Receiver<Hello>),
 ) -> Result<(), RunError> {
@@ -180,7 +177,12 @@ pub async fn run_on(
     let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
     watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
-    let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
+    let access = session::Access {
+        endpoint: config.control_plane.clone(),
+        identities: Identities::new(&config.state_dir),
+        join_token_file: config.join_token_file.clone(),
+    };
+    let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
     let mut look = every(LOOK_EVERY);
@@ -196,7 +198,7 @@ pub async fn run_on(
             () = &mut shutdown => Event::Shutdown,
             message = incoming.recv() => match message {
                 Some(message) => Event::Session(message),
-                None => return session.await.unwrap_or(Ok(())).map_err(Into::into),
+                None => return Ok(()),
             },
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
@@ -210,7 +212,7 @@ pub async fn run_on(
                 result.map_err(RunError::Ring)?;
                 continue;
             }
-            result = &mut session => return result.unwrap_or(Ok(())).map_err(Into::into),
+            _ = &mut session => return Ok(()),
         };
         if let Event::Shutdown = event {
             // An upgrade may just have put the next agent's program in place: the tamper tier must know it.
@@ -285,6 +287,7 @@ impl Agent {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: observe::kernel_release(),
             report: enforcing.report(auditing.error()),
+            instance: Some(Uuid::from_u128(rand::random())),
         });
         let mut agent =
             Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello, canary };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connect::Server;
+use crate::connect::{Authorities, Server};
 use crate::error::{Error, Problem};
 
 /// How long a run waits while another one renews the session: two answers of a provider, and one of the control plane.
@@ -76,6 +76,8 @@ pub struct Credentials {
     pub server: Server,
     /// What it knows us by.
     pub token: Token,
+    /// Whom to believe that it is the one; None: the authorities of this system.
+    pub authorities: Option<Authorities>,
     /// How the token was got, if it is a session's; None: a static token.
     pub(crate) session: Option<Session>,
 }
@@ -119,6 +121,8 @@ impl fmt::Debug for Session {
 struct Stored {
     server: String,
     token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authorities: Option<String>,
     session: Option<Session>,
 }
 
@@ -141,10 +145,11 @@ pub(crate) fn load(config_dir: &Path, err: &mut dyn Write) -> Result<Option<Cred
     let stored = toml::from_str::<Stored>(&text).map_err(|error| Problem(error.message().to_owned()));
     let checked = stored.and_then(|stored| {
         let server = stored.server.parse().map_err(Problem)?;
+        let authorities = stored.authorities.as_deref().map(Authorities::new).transpose()?;
         if let Some(session) = &stored.session {
             session.expires()?;
         }
-        Ok(Credentials { server, token: Token::new(&stored.token)?, session: stored.session })
+        Ok(Credentials { server, token: Token::new(&stored.token)?, authorities, session: stored.session })
     });
     checked.map(Some).map_err(|source| Error::BadFile { what, path, source })
 }
@@ -157,6 +162,7 @@ pub(crate) fn store(config_dir: &Path, credentials: &Credentials) -> Result<Path
     let stored = Stored {
         server: credentials.server.to_string(),
         token: credentials.token.expose().to_owned(),
+        authorities: credentials.authorities.as_ref().map(|authorities| authorities.as_str().to_owned()),
         session: credentials.session.clone(),
     };
     let text = toml::to_string(&stored).map_err(|error| failed(io::Error::other(error)))?;
@@ -266,6 +272,7 @@ mod tests {
         let credentials = Credentials {
             server: "unix:/run/portcullis.sock".parse().expect("valid"),
             token: Token("secret".to_owned()),
+            authorities: None,
             session: Some(Session {
                 provider: "corp".to_owned(),
                 expires: "2026-11-22T11:00:00Z".to_owned(),

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 
 use args::{Arguments, Format};
-use connect::{ControlPlane, Server};
+use connect::{Authorities, ControlPlane, Server};
 use credentials::{Credentials, Token};
 use error::{Error, Kind};
 use output::{Row, View};
@@ -82,6 +82,14 @@ fn tell_usage(surroundings: &mut Surroundings<'_>, error: &clap::Error) -> u8 {
     }
 }
 
+/// A control plane, and what is known of it.
+struct Place {
+    server: Server,
+    authorities: Option<Authorities>,
+    /// What the last `login` stored, if it was there.
+    stored: Option<Credentials>,
+}
+
 /// What every command works with.
 pub struct Context<'a> {
     global: args::Global,
@@ -91,9 +99,9 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The session's server and token: the arguments before the environment before what `login` stored.
-    fn credentials(&mut self) -> Result<Credentials, Error> {
-        // Who names both needs no stored ones, and a broken file must not stand in the way.
+    /// Which control plane: the arguments before the environment before what `login` stored; and what is stored about it.
+    fn place(&mut self) -> Result<Place, Error> {
+        // Who names all needs no stored ones, and a broken file must not stand in the way.
         let stored = match &self.surroundings.config_dir {
             Some(dir) if self.global.server.is_none() || self.global.token_file.is_none() => {
                 credentials::load(dir, self.surroundings.err)?
@@ -103,14 +111,26 @@ impl Context<'_> {
         let server = self.global.server.clone();
         let server = server.or_else(|| stored.as_ref().map(|stored| stored.server.clone()));
         let server = server.unwrap_or_else(Server::standard);
+        // A token is for the control plane that issued it: it is never shown to another one; nor is what was stored about
+        // one believed of another.
+        let stored = stored.filter(|stored| stored.server == server);
+        let authorities = match &self.global.ca_file {
+            Some(path) => Some(Authorities::read(path)?),
+            None => stored.as_ref().and_then(|stored| stored.authorities.clone()),
+        };
+        Ok(Place { server, authorities, stored })
+    }
+
+    /// The server, and with what to sign in there.
+    fn credentials(&mut self) -> Result<Credentials, Error> {
+        let Place { server, authorities, stored } = self.place()?;
         match (&self.global.token_file, stored) {
             (Some(path), _) => {
                 let token = Token::read(path, self.surroundings.input)?;
-                Ok(Credentials { server, token, session: None })
+                Ok(Credentials { server, token, authorities, session: None })
             }
-            // A token is for the control plane that issued it: it is never shown to another one.
-            (None, Some(stored)) if stored.server == server => Ok(stored),
-            (None, _) => Err(Error::NoToken { server }),
+            (None, Some(stored)) => Ok(Credentials { authorities, ..stored }),
+            (None, None) => Err(Error::NoToken { server }),
         }
     }
 

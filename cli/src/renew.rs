@@ -8,15 +8,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use proto::types::{Identity, Provider, SignIn};
+use proto::types::{Provider, SignIn, SubjectIdentity};
 use proto::wire::identity as wire;
 
-use crate::Context;
-use crate::connect::{Server, call, newcomer};
+use crate::connect::{call, newcomer};
 use crate::credentials::{self, Credentials, Session, Token};
 use crate::error::{Error, Problem};
 use crate::oidc::{Issuer, Tokens, has_nonce};
-use crate::output;
+use crate::{Context, Place, output};
 
 /// So long before its end a session is renewed: a command should not end in the middle of one.
 const NEARLY_OVER: Duration = Duration::from_secs(60);
@@ -82,8 +81,9 @@ async fn renew(config_dir: &Path, credentials: &Credentials) -> Result<Credentia
         session.refresh_token = Some(next.clone());
         credentials::store(config_dir, &kept)?;
     }
-    let Some(session) = kept.session else { return Err(over(None)) };
-    let began = begin(&kept.server, session, tokens, Some(&kept.token)).await;
+    let Some(session) = kept.session.clone() else { return Err(over(None)) };
+    let (server, authorities) = (kept.server.clone(), kept.authorities.clone());
+    let began = begin(Place { server, authorities, stored: Some(kept) }, session, tokens).await;
     let (renewed, _) = began.map_err(|error| match error.kind() {
         crate::error::Kind::Unauthenticated => over(Some(error)),
         _ => error,
@@ -127,24 +127,25 @@ impl Session {
 
 /// Signs in at the control plane with what the provider gave. A session that is replaced ends there.
 pub(crate) async fn begin(
-    server: &Server,
+    place: Place,
     session: Session,
     tokens: Tokens,
-    replaces: Option<&Token>,
-) -> Result<(Credentials, Identity), Error> {
+) -> Result<(Credentials, SubjectIdentity), Error> {
+    let Place { server, authorities, stored } = place;
     let what = format!("sign in at `{server}`");
     let malformed =
         |problem: &str| Error::Malformed { what: what.clone(), source: Problem(problem.to_owned()) };
     let id_token = tokens.id_token.ok_or_else(|| malformed("the identity provider gave no ID token"))?;
     let nonce = session.nonce.clone().filter(|_| has_nonce(&id_token));
+    let replaced = stored.as_ref().filter(|stored| stored.session.is_some());
     let message = wire::SignInRequest {
         provider: session.provider.clone(),
         id_token,
         nonce: nonce.unwrap_or_default(),
-        replaces: replaces.map(|token| token.expose().to_owned()).unwrap_or_default(),
+        replaces: replaced.map(|replaced| replaced.token.expose().to_owned()).unwrap_or_default(),
     };
-    let answer = call(&what, newcomer(server).await?.sign_in(message)).await?;
-    let identity: Identity = crate::commands::checked(&what, answer.identity)?;
+    let answer = call(&what, newcomer(&server, authorities.as_ref()).await?.sign_in(message)).await?;
+    let identity: SubjectIdentity = crate::commands::checked(&what, answer.identity)?;
     let Some(SignIn { expires, .. }) = identity.sign_in else {
         return Err(malformed("the answer breaks the contract: it is of no session"));
     };
@@ -155,5 +156,5 @@ pub(crate) async fn begin(
         refresh_token: tokens.refresh_token.or(session.refresh_token),
         ..session
     };
-    Ok((Credentials { server: server.clone(), token, session: Some(session) }, identity))
+    Ok((Credentials { server, token, authorities, session: Some(session) }, identity))
 }

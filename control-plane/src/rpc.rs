@@ -2,12 +2,14 @@
 //!
 //! Owns: the translation between the wire and the store. Must not know: SQL, rules.
 //!
-//! Invariant: every method begins with [`Gate::admit`], and there is no other way to a [`Caller`].
+//! Invariant: every call comes through [`admission`], which alone makes an [`Admitted`]; without one no method does anything.
 
 pub(crate) mod access;
+pub(crate) mod admission;
 pub(crate) mod agent;
 pub(crate) mod audit;
 pub(crate) mod directory;
+pub(crate) mod enrolment;
 pub(crate) mod identity;
 mod session;
 
@@ -19,25 +21,25 @@ use proto::status::{ErrorKind, status};
 use proto::types::{HostName, Invalid, SubjectRole};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
-use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 use crate::clock;
+use crate::identity::authority::Authority;
 use crate::identity::oidc::Providers;
-use crate::identity::{IdentityError, TokenHash, identify};
+use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::{Caller, Method, Reach};
 use crate::rules::policy::Policy;
-use crate::rules::throttle::{Refused, Throttle};
+use crate::rules::throttle::{Key, Throttle};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, Whose};
 
 /// How many answers of a stream wait for a slow reader.
 const STREAM_ANSWERS: usize = 8;
 
-/// How often it is checked that the token which opened a stream is still one: so long does a stream outlive it.
-const TOKEN_CHECK: Duration = Duration::from_secs(2);
+/// How often it is checked that what opened a stream still counts: so long does a stream outlive it.
+const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
 
 /// The answers of a stream.
 pub(crate) type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -48,6 +50,10 @@ pub(crate) struct Gate {
     pub(crate) store: Store,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) policy: Policy,
+    pub(crate) authority: Arc<Authority>,
+    /// How long a host's certificate counts.
+    pub(crate) host_certificate_lifetime: Duration,
+    pub(crate) limits: Arc<admission::Limits>,
     /// Becomes true when the control plane stops.
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) throttle: Arc<Mutex<Throttle>>,
@@ -58,8 +64,7 @@ pub(crate) struct Gate {
 #[derive(Clone, Debug)]
 pub(crate) struct Admitted {
     caller: Caller,
-    /// None: the caller is nobody.
-    token: Option<TokenHash>,
+    credential: Credential,
     method: Method,
     pub(crate) reach: Reach,
 }
@@ -69,21 +74,8 @@ impl Admitted {
     fn subject(&self) -> Result<Acting, Status> {
         match &self.caller {
             Caller::Subject { id, credential, .. } => Ok(Acting { id: id.clone(), credential: *credential }),
-            Caller::Host(_) | Caller::Nobody => Err(no_subject()),
+            Caller::Nobody | Caller::Host(_) => Err(no_subject()),
         }
-    }
-
-    /// What the subject that calls may do.
-    fn role(&self) -> Result<SubjectRole, Status> {
-        match &self.caller {
-            Caller::Subject { role, .. } => Ok(*role),
-            Caller::Host(_) | Caller::Nobody => Err(no_subject()),
-        }
-    }
-
-    /// Of the token that came with the call.
-    fn token(&self) -> Result<&TokenHash, Status> {
-        self.token.as_ref().ok_or_else(no_subject)
     }
 
     /// The same, as the record names it.
@@ -91,11 +83,27 @@ impl Admitted {
         self.subject().map(Into::into)
     }
 
-    /// The host that calls. The table of calls keeps everybody else out of the methods for hosts.
+    /// What the subject that calls may do.
+    fn role(&self) -> Result<SubjectRole, Status> {
+        match &self.caller {
+            Caller::Subject { role, .. } => Ok(*role),
+            Caller::Nobody | Caller::Host(_) => Err(no_subject()),
+        }
+    }
+
+    /// Of the token that came with the call.
+    fn token(&self) -> Result<&TokenHash, Status> {
+        match &self.credential {
+            Credential::Token(token) => Ok(token),
+            Credential::None | Credential::Certificate(_) => Err(no_subject()),
+        }
+    }
+
+    /// The host that calls. The table of calls keeps subjects out of the methods for hosts.
     fn host(&self) -> Result<&HostName, Status> {
         match &self.caller {
             Caller::Host(name) => Ok(name),
-            Caller::Subject { .. } | Caller::Nobody => {
+            Caller::Nobody | Caller::Subject { .. } => {
                 Err(status(ErrorKind::PermissionDenied, "only an agent can do this", ""))
             }
         }
@@ -111,54 +119,14 @@ impl Admitted {
 }
 
 impl Gate {
-    /// The one place where it is checked who calls and whether they may.
-    async fn admit(&self, headers: &MetadataMap, method: Method) -> Result<Admitted, Status> {
-        let (caller, token) = match identify(&self.store, headers, clock::now()).await {
-            Ok((caller, token)) => (caller, Some(token)),
-            // Who shows nothing at all is nobody, and may do what nobody may; who shows something wrong is told so.
-            Err(IdentityError::Absent) if method.reach(&Caller::Nobody) != Reach::No => {
-                (Caller::Nobody, None)
-            }
-            Err(IdentityError::Store(error)) => return Err(failed(&error)),
-            Err(error) => {
-                self.refused(Refused { actor: None, method, reason: "unauthenticated" }, "").await;
-                return Err(status(error.kind(), error.to_string(), self.sign_in_hint()));
-            }
-        };
-        let reach = method.reach(&caller);
-        let admitted = Admitted { caller, token, method, reach };
-        if reach == Reach::No {
-            self.note_denied(&admitted).await;
-            let message = format!("`{}` may not call {}", admitted.caller, method.as_str());
-            return Err(status(ErrorKind::PermissionDenied, message, "ask an administrator"));
-        }
-        Ok(admitted)
-    }
-
-    /// As [`Gate::admit`], for the methods that anybody may call: not too often.
-    async fn admit_newcomer(&self, headers: &MetadataMap, method: Method) -> Result<Admitted, Status> {
-        if !self.providers.limits.allow_call() {
-            self.refused(Refused { actor: None, method, reason: "too_many" }, "").await;
-            return Err(failed(&Refusal::TooManyNewcomers.into()));
-        }
-        self.admit(headers, method).await
-    }
-
-    /// How somebody who is not known becomes known here.
-    fn sign_in_hint(&self) -> &'static str {
-        match self.providers.is_empty() {
-            true => "sign in with `portcullis login --token-file FILE`",
-            false => "sign in with `portcullis login`",
-        }
-    }
-
     /// The status for what the store or the rules did not do. A call refused for who called is put on record.
     async fn answer(&self, admitted: &Admitted, error: StoreError) -> Status {
-        if let StoreError::Refused(refusal) = &error
-            && refusal.kind() == ErrorKind::PermissionDenied
-        {
-            self.note_denied(admitted).await;
-        }
+        let reason = match error.kind() {
+            ErrorKind::PermissionDenied => "permission_denied",
+            ErrorKind::Unauthenticated => "unauthenticated",
+            _ => return failed(&error),
+        };
+        self.refused(admitted.caller.actor(), reason, admitted.method).await;
         failed(&error)
     }
 
@@ -167,31 +135,40 @@ impl Gate {
         self.answer(admitted, refusal.into()).await
     }
 
-    /// Puts on record that a caller is known and may not do what it asked for.
-    async fn note_denied(&self, admitted: &Admitted) {
-        let (actor, method) = (admitted.caller.actor(), admitted.method);
-        self.refused(Refused { actor, method, reason: "permission_denied" }, "").await;
+    async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
+        self.put_on_record(Key { caller, reason, what: method.as_str() }, "").await;
     }
 
-    /// Puts on record that a call was refused; `detail` is for people, and may be empty.
-    async fn refused(&self, refused: Refused, detail: &str) {
-        let line = self.throttle().note(refused.clone(), clock::now());
+    /// Puts on record that a caller is known and may not do what it asked for.
+    async fn note_denied(&self, admitted: &Admitted) {
+        self.refused(admitted.caller.actor(), "permission_denied", admitted.method).await;
+    }
+
+    /// `detail` is for people, and may be empty.
+    async fn put_on_record(&self, key: Key, detail: &str) {
+        let line = self.throttle().note(key.clone(), clock::now());
         if let Some(others) = line {
-            self.record_refused(refused, detail, others).await;
+            self.record_refused(key, detail, others).await;
         }
     }
 
-    async fn record_refused(&self, refused: Refused, detail: &str, others: u64) {
-        let mut comment = refused.method.as_str().to_owned();
+    /// A connection that was closed before anything was said on it. It gets its line within a second or two.
+    pub(crate) fn connection_refused(&self, problem: &'static str) {
+        let key = Key { caller: None, reason: "connection_refused", what: problem };
+        self.throttle().count(key, clock::now());
+    }
+
+    async fn record_refused(&self, key: Key, detail: &str, others: u64) {
+        let mut comment = key.what.to_owned();
         if !detail.is_empty() {
             comment += &format!(": {detail}");
         }
         if others > 0 {
             comment += &format!(" ({others} more since the last of these lines)");
         }
-        let recorded = self.store.call_refused(&refused, comment, clock::now()).await;
+        let recorded = self.store.call_refused(&key, comment, clock::now()).await;
         if let Err(error) = recorded {
-            tracing::error!(error = &error as &dyn Error, ?refused, "cannot record a refused call");
+            tracing::error!(error = &error as &dyn Error, ?key, "cannot record a refused call");
         }
     }
 
@@ -201,9 +178,10 @@ impl Gate {
         loop {
             tick.tick().await;
             let due = self.throttle().due(clock::now());
-            for (refused, others) in due {
-                self.record_refused(refused, "", others).await;
+            for (key, others) in due {
+                self.record_refused(key, "", others).await;
             }
+            self.limits.forget_the_quiet();
         }
     }
 
@@ -212,18 +190,25 @@ impl Gate {
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when the token of a caller has ended, or cannot be checked. Nobody's has no end.
-    async fn token_ended(&self, token: Option<&TokenHash>) -> Status {
-        let Some(token) = token else { return std::future::pending().await };
+    /// Resolves when what a caller proved itself by has ended, or cannot be checked.
+    async fn credential_ended(&self, credential: &Credential) -> Status {
         loop {
-            tokio::time::sleep(TOKEN_CHECK).await;
-            match self.store.caller(token, clock::now()).await {
-                Ok(Some(_)) => {}
-                Ok(None) => {
+            tokio::time::sleep(CREDENTIAL_CHECK).await;
+            match credential.caller(&self.store, clock::now()).await {
+                Ok(_) => {}
+                Err(IdentityError::Store(error)) => return failed(&error),
+                Err(_) => {
                     return status(ErrorKind::Unauthenticated, "the token has ended", self.sign_in_hint());
                 }
-                Err(error) => return failed(&error),
             }
+        }
+    }
+
+    /// How somebody who is not known becomes known here.
+    fn sign_in_hint(&self) -> &'static str {
+        match self.providers.is_empty() {
+            true => "sign in with `portcullis login --token-file FILE`",
+            false => "sign in with `portcullis login`",
         }
     }
 
@@ -243,6 +228,12 @@ fn stopping() -> Status {
     status(ErrorKind::Unavailable, "the control plane is stopping", "try again in a moment")
 }
 
+/// Who calls, as [`admission`] found out.
+fn admitted<T>(request: &Request<T>) -> Result<Admitted, Status> {
+    let admitted = request.extensions().get::<Admitted>().cloned();
+    admitted.ok_or_else(|| status(ErrorKind::Internal, "nobody has looked at who calls", ""))
+}
+
 /// The status for a value that breaks a rule of the contract.
 fn invalid(error: Invalid) -> Status {
     status(ErrorKind::InvalidArgument, error.to_string(), "")
@@ -256,7 +247,7 @@ fn failed(error: &StoreError) -> Status {
     status(error.kind(), error.to_string(), error.hint())
 }
 
-/// Gives the caller a stream that `feed` fills; it ends when the caller leaves, its token ends or the control plane stops.
+/// Gives the caller a stream that `feed` fills; it ends when the caller leaves, its token or certificate ends, or the control plane stops.
 fn stream<T, F>(
     gate: Gate,
     caller: Admitted,
@@ -273,7 +264,7 @@ where
             end = feeding => end,
             () = sender.closed() => return,
             () = gate.stopped() => Err(stopping()),
-            status = gate.token_ended(caller.token.as_ref()) => Err(status),
+            status = gate.credential_ended(&caller.credential) => Err(status),
         };
         if let Err(status) = end {
             // A caller that left needs no status.

@@ -11,6 +11,7 @@ mod agents;
 mod audit;
 mod decode;
 mod directory;
+mod enrolment;
 mod error;
 mod grants;
 mod hosts;
@@ -23,6 +24,7 @@ mod tokens;
 mod tx;
 
 pub use audit::Stored;
+pub use enrolment::{NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};

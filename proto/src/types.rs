@@ -3,10 +3,12 @@
 //! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
 
 mod audit;
+mod enrolment;
 mod grant;
 mod host;
 mod identity;
 mod ids;
+mod labels;
 mod request;
 mod resource;
 mod session;
@@ -14,12 +16,16 @@ mod subject;
 mod time;
 
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
+pub use enrolment::{Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
-pub use identity::{Credential, ID_TOKEN_MAX_BYTES, Identity, NewSignIn, PROVIDERS_MAX, Provider, SignIn};
+pub use identity::{
+    Credential, ID_TOKEN_MAX_BYTES, NewSignIn, PROVIDERS_MAX, Provider, SignIn, SubjectIdentity,
+};
 pub use ids::{
     GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,
 };
+pub use labels::{Label, Labels};
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

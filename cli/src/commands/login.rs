@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use proto::types::{Identity, Provider, ProviderName};
+use proto::types::{Provider, ProviderName, SubjectIdentity};
 use proto::wire::identity::{ListProvidersRequest, WhoAmIRequest};
 
-use crate::Context;
 use crate::args::checked;
-use crate::connect::{ControlPlane, Server, call, newcomer};
+use crate::connect::{ControlPlane, call, newcomer};
 use crate::credentials::{self, Credentials, Session};
 use crate::error::Error;
 use crate::oidc::{Issuer, Tokens, browser, device};
 use crate::renew;
+use crate::{Context, Place};
 
 /// Sign in, so that later calls need neither server nor token
 ///
@@ -20,15 +20,15 @@ use crate::renew;
 /// one, and waits. The session is short; later calls renew it while the provider lets them. With `--token-file`, a static token is
 /// checked instead: an administrator issues those to begin with, for services, and to break glass.
 ///
-/// Server and token are kept in `$XDG_CONFIG_HOME/portcullis/credentials.toml` (else ~/.config), which only you can read. Nothing
-/// is stored unless signing in succeeds.
+/// Server and token are kept in `$XDG_CONFIG_HOME/portcullis/credentials.toml` (else ~/.config), which only you can read, and the
+/// authority of `--ca-file` with them. Nothing is stored unless signing in succeeds.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  portcullis login --server unix:/run/portcullis/api.sock
-  portcullis login --provider corp --device
+  portcullis login --server https://portcullis.example:7400
+  portcullis login --server https://10.0.0.7:7400 --ca-file ca.pem --provider corp --device
   portcullis login --token-file alice.token
-  pass portcullis | portcullis login --token-file -")]
+  pass portcullis | portcullis login --token-file - --server unix:/run/portcullis/api.sock")]
 pub struct Arguments {
     /// With which identity provider, if the control plane has several
     #[arg(long, value_name = "NAME", value_parser = checked::<ProviderName>)]
@@ -53,7 +53,7 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     let lock = credentials::lock(&config_dir).await?;
     let path = credentials::store(&config_dir, &credentials)?;
     drop(lock);
-    let Identity { subject, role, sign_in } = identity;
+    let SubjectIdentity { subject, role, sign_in } = identity;
     let until = match sign_in {
         Some(sign_in) => format!(" until {}", context.view().clock(sign_in.expires)),
         None => String::new(),
@@ -69,7 +69,7 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
 async fn with_token(
     arguments: &Arguments,
     context: &mut Context<'_>,
-) -> Result<(Credentials, Identity), Error> {
+) -> Result<(Credentials, SubjectIdentity), Error> {
     let Arguments { provider, device, no_browser, provider_ca_file } = arguments;
     if provider.is_some() || *device || *no_browser || provider_ca_file.is_some() {
         let problem = "`--token-file` (or PORTCULLIS_TOKEN_FILE) signs in without a provider: leave out the one or the other";
@@ -85,12 +85,9 @@ async fn with_token(
 async fn with_provider(
     arguments: Arguments,
     context: &mut Context<'_>,
-) -> Result<(Credentials, Identity), Error> {
-    let stored = credentials::load(&context.config_dir()?, context.surroundings.err)?;
-    let server = context.global.server.clone();
-    let server = server.or_else(|| stored.as_ref().map(|stored| stored.server.clone()));
-    let server = server.unwrap_or_else(Server::standard);
-    let provider = choose(&server, arguments.provider.as_ref()).await?;
+) -> Result<(Credentials, SubjectIdentity), Error> {
+    let place = context.place()?;
+    let provider = choose(&place, arguments.provider.as_ref()).await?;
     let authority = arguments.provider_ca_file.map(std::path::absolute).transpose();
     let authority = authority.map_err(|error| Error::Usage(format!("--provider-ca-file: {error}")))?;
     let issuer = Issuer::discover(provider.clone(), authority.as_deref()).await?;
@@ -99,14 +96,15 @@ async fn with_provider(
         false => by_browser(&issuer, arguments.no_browser, context).await?,
     };
     let session = Session::new(&provider, nonce, authority.as_deref());
-    let replaced = stored.filter(|stored| stored.server == server && stored.session.is_some());
-    renew::begin(&server, session, tokens, replaced.as_ref().map(|stored| &stored.token)).await
+    renew::begin(place, session, tokens).await
 }
 
 /// The provider of this name, or the only one.
-async fn choose(server: &Server, wanted: Option<&ProviderName>) -> Result<Provider, Error> {
+async fn choose(place: &Place, wanted: Option<&ProviderName>) -> Result<Provider, Error> {
+    let Place { server, authorities, .. } = place;
     let what = format!("ask `{server}` for its identity providers");
-    let answer = call(&what, newcomer(server).await?.list_providers(ListProvidersRequest {})).await?;
+    let mut newcomer = newcomer(server, authorities.as_ref()).await?;
+    let answer = call(&what, newcomer.list_providers(ListProvidersRequest {})).await?;
     let mut providers: Vec<Provider> = super::rows::<_, Provider, Provider>(&what, answer.providers)?;
     let names: Vec<String> = providers.iter().map(|known| format!("`{}`", known.name)).collect();
     let at = match wanted {

@@ -1,6 +1,6 @@
 //! `portcullis whoami`
 
-use proto::types::Identity;
+use proto::types::SubjectIdentity;
 use proto::wire::identity::WhoAmIRequest;
 
 use crate::Context;
@@ -23,6 +23,6 @@ pub(super) async fn run(_: Arguments, context: &mut Context<'_>) -> Result<(), E
     let what = "ask who you are";
     let mut identity = context.connect().await?.identity();
     let answer = call(what, identity.who_am_i(WhoAmIRequest {})).await?;
-    let identity: Identity = super::checked(what, answer.identity)?;
+    let identity: SubjectIdentity = super::checked(what, answer.identity)?;
     context.print_one(&IdentityRow::from(identity))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, Grant, GrantState, Host, Identity, Request, Resource, SignIn, Subject};
+use proto::types::{EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity};
 use serde::Serialize;
 
 use super::text::{cut, words};
@@ -123,8 +123,8 @@ pub struct IdentityRow {
     sign_in: Option<SignIn>,
 }
 
-impl From<Identity> for IdentityRow {
-    fn from(identity: Identity) -> Self {
+impl From<SubjectIdentity> for IdentityRow {
+    fn from(identity: SubjectIdentity) -> Self {
         let sign_in = identity.sign_in.as_ref();
         Self {
             subject: identity.subject.to_string(),
@@ -168,6 +168,8 @@ pub struct HostRow {
     pub agent_version: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kernel_release: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     #[serde(skip)]
     host: Host,
 }
@@ -183,6 +185,7 @@ impl From<Host> for HostRow {
             seen: host.seen.map(utc),
             agent_version: host.agent_version.clone(),
             kernel_release: host.kernel_release.clone(),
+            labels: host.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             host,
         }
     }

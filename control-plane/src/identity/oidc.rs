@@ -105,7 +105,7 @@ impl TokenError {
 #[derive(Debug)]
 pub struct Providers {
     known: Vec<Known>,
-    /// How often callers that show no token may try.
+    /// How many may try at once.
     pub limits: Limits,
 }
 

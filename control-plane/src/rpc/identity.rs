@@ -1,19 +1,19 @@
 //! `IdentityService`: signing in with an identity provider, and out again.
 
 use proto::status::{ErrorKind, status};
-use proto::types::{Identity, NewSignIn, ProviderName};
+use proto::types::{NewSignIn, ProviderName, SubjectIdentity};
 use proto::wire::identity as wire;
 use proto::wire::identity::identity_service_server::IdentityService;
 use tonic::{Request, Response, Status};
 
-use super::{Gate, failed, invalid};
+use super::{Gate, admitted, failed, invalid};
 use crate::clock;
 use crate::identity::oidc::{Known, TokenError};
 use crate::identity::{Token, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::calls::Method;
 use crate::rules::claims::{self, ClaimsError, Proven};
-use crate::rules::throttle::Refused;
+use crate::rules::throttle::Key;
 use crate::store::{Entry, StoreError};
 
 /// Answers for those who sign in.
@@ -46,7 +46,7 @@ impl NotSignedIn {
             Self::Refusal(Refusal::UnknownProvider(_)) => Some("unknown_provider"),
             Self::Refusal(Refusal::IdTokenUsed) => Some("replayed"),
             Self::Refusal(Refusal::NotLetIn(_)) => Some("not_let_in"),
-            Self::Refusal(Refusal::TooManyNewcomers) => Some("too_many"),
+            Self::Refusal(Refusal::TooManySignIns) => Some("too_many"),
             Self::Refusal(_) => Some("refused"),
             Self::Token(error) => Some(error.reason()),
             Self::Claims(error) => Some(error.reason()),
@@ -66,7 +66,7 @@ impl NotSignedIn {
 }
 
 impl SignIns {
-    async fn enter(&self, new: &NewSignIn, token: &Token) -> Result<Identity, NotSignedIn> {
+    async fn enter(&self, new: &NewSignIn, token: &Token) -> Result<SubjectIdentity, NotSignedIn> {
         let known = self.known(&new.provider)?;
         let now = clock::now();
         let proven = prove(known, new, now).await?;
@@ -89,7 +89,7 @@ impl SignIns {
         let known = providers.get(name).ok_or_else(unknown)?;
         match providers.limits.allow_sign_in(name) {
             true => Ok(known),
-            false => Err(NotSignedIn::Refusal(Refusal::TooManyNewcomers)),
+            false => Err(NotSignedIn::Refusal(Refusal::TooManySignIns)),
         }
     }
 
@@ -98,7 +98,8 @@ impl SignIns {
         let status = error.status();
         if let Some(reason) = error.reason() {
             let detail = format!("provider `{provider}`: {}", status.message());
-            self.0.refused(Refused { actor: None, method: Method::SignIn, reason }, &detail).await;
+            let key = Key { caller: None, reason, what: Method::SignIn.as_str() };
+            self.0.put_on_record(key, &detail).await;
         }
         status
     }
@@ -116,7 +117,7 @@ impl IdentityService for SignIns {
         &self,
         request: Request<wire::ListProvidersRequest>,
     ) -> Result<Response<wire::ListProvidersResponse>, Status> {
-        self.0.admit_newcomer(request.metadata(), Method::ListProviders).await?;
+        admitted(&request)?;
         let providers = self.0.providers.iter().map(|known| known.provider.clone().into()).collect();
         Ok(Response::new(wire::ListProvidersResponse { providers }))
     }
@@ -125,7 +126,7 @@ impl IdentityService for SignIns {
         &self,
         request: Request<wire::SignInRequest>,
     ) -> Result<Response<wire::SignInResponse>, Status> {
-        self.0.admit_newcomer(request.metadata(), Method::SignIn).await?;
+        admitted(&request)?;
         let new: NewSignIn = request.into_inner().try_into().map_err(invalid)?;
         let token = Token::for_session();
         match self.enter(&new, &token).await {
@@ -141,7 +142,7 @@ impl IdentityService for SignIns {
         &self,
         request: Request<wire::SignOutRequest>,
     ) -> Result<Response<wire::SignOutResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::SignOut).await?;
+        let caller = admitted(&request)?;
         match self.0.store.sign_out(caller.token()?, &caller.subject()?, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::SignOutResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
@@ -152,13 +153,13 @@ impl IdentityService for SignIns {
         &self,
         request: Request<wire::WhoAmIRequest>,
     ) -> Result<Response<wire::WhoAmIResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::WhoAmI).await?;
+        let caller = admitted(&request)?;
         let session = self.0.store.session(caller.token()?, clock::now()).await;
         let sign_in = match session {
             Ok(sign_in) => sign_in,
             Err(error) => return Err(self.0.answer(&caller, error).await),
         };
-        let identity = Identity { subject: caller.subject()?.id, role: caller.role()?, sign_in };
+        let identity = SubjectIdentity { subject: caller.subject()?.id, role: caller.role()?, sign_in };
         Ok(Response::new(wire::WhoAmIResponse { identity: Some(identity.into()) }))
     }
 }

@@ -18,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::{Admitted, Gate, failed, invalid, stopping};
 use crate::clock;
+use crate::identity::IdentityError;
 use crate::rules::placement::Sent;
 use crate::sessions::Seat;
 use crate::store::StoreError;
@@ -27,6 +28,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long an agent may be silent: three of its reports.
 const SILENCE_LIMIT: Duration = Duration::from_secs(45);
+
+/// How long a session goes on whose certificate should be over and is not.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the session before this one has to write down its end.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
@@ -133,7 +137,7 @@ impl Session {
             Ok(hello) => hello,
             Err(end) => return self.say_goodbye(&end).await,
         };
-        let (seat, notices) = self.gate.sessions.take(&self.host, clock::now());
+        let (seat, notices) = self.gate.sessions.take(&self.host, hello.instance, clock::now());
         if let Some(before_gone) = notices.before_gone {
             // It says so in the record first, so that the record tells the story in order.
             let _ = timeout(HANDOVER_LIMIT, before_gone.given()).await;
@@ -142,6 +146,10 @@ impl Session {
             return self.say_goodbye(&error.into()).await;
         }
         tracing::info!(host = %self.host, "agent connected");
+        if notices.takes_turns {
+            let comment = format!("boot {}, instance {}", hello.boot_id, hello.instance.unwrap_or_default());
+            self.gate.key_copied(&self.host, "two_agents", &comment).await;
+        }
         let gate = self.gate.clone();
         let end = tokio::select! {
             Err(end) = self.converse(&seat) => end,
@@ -172,12 +180,9 @@ impl Session {
             return Ok(hello);
         }
         self.gate.note_denied(&self.caller).await;
-        let message = format!("this token is of host `{}`, not of `{}`", self.host, hello.host);
-        Err(End::Refused(status(
-            ErrorKind::PermissionDenied,
-            message,
-            "use the token that came with the host",
-        )))
+        let message = format!("this certificate is of host `{}`, not of `{}`", self.host, hello.host);
+        let hint = "`host` in the agent's configuration is the name under which it has joined";
+        Err(End::Refused(status(ErrorKind::PermissionDenied, message, hint)))
     }
 
     /// Talks until something ends it. Dropped at any point, nothing is half done: what was not committed did not happen,
@@ -189,6 +194,7 @@ impl Session {
         changed.mark_unchanged();
         self.send_set().await?;
         let mut silence = std::pin::pin!(sleep(SILENCE_LIMIT));
+        let mut over = std::pin::pin!(sleep(self.caller.credential.lifetime(clock::now())));
         loop {
             tokio::select! {
                 said = self.incoming.message() => {
@@ -200,10 +206,25 @@ impl Session {
                 // The sender lives in the store that the gate holds.
                 Ok(()) = changed.changed() => {
                     changed.mark_unchanged();
+                    self.still_counts().await?;
                     self.send_set().await?;
                 }
                 () = &mut silence => return Err(End::Silent),
+                // A clock that was set is why the record is asked, too.
+                () = &mut over => {
+                    self.still_counts().await?;
+                    over.set(sleep(LOOK_AGAIN));
+                }
             }
+        }
+    }
+
+    /// The session ends with what it was opened by.
+    async fn still_counts(&self) -> Result<(), End> {
+        match self.caller.credential.caller(&self.gate.store, clock::now()).await {
+            Ok(_) => Ok(()),
+            Err(IdentityError::Store(error)) => Err(error.into()),
+            Err(error) => Err(End::Refused(status(error.kind(), error.to_string(), ""))),
         }
     }
 

@@ -8,10 +8,10 @@ use proto::types::{Credential, HostName, SubjectId, SubjectRole};
 
 use super::actor::{Acting, Actor};
 
-/// Who speaks, as its token says.
+/// Who speaks, as its token or certificate says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
-    /// Somebody who shows no token.
+    /// Somebody who has shown neither.
     Nobody,
     /// A person or service.
     Subject {
@@ -80,18 +80,19 @@ macro_rules! calls {
                 }
             }
 
+            /// By the path of its calls: `/PACKAGE.SERVICE/METHOD`.
+            pub fn by_path(path: &str) -> Option<Self> {
+                let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
+                let service = service.rsplit('.').next()?;
+                let named = |known: &&Self| known.as_str().split_once('.') == Some((service, method));
+                Self::ALL.iter().find(named).copied()
+            }
+
             /// For whom this caller may call it.
             pub fn reach(self, caller: &Caller) -> Reach {
                 let [nobody, member, approver, auditor, administrator, host] = match self {
                     $(Self::$method => {
-                        [
-                            Reach::$nobody,
-                            Reach::$member,
-                            Reach::$approver,
-                            Reach::$auditor,
-                            Reach::$administrator,
-                            Reach::$host,
-                        ]
+                        [Reach::$nobody, Reach::$member, Reach::$approver, Reach::$auditor, Reach::$administrator, Reach::$host]
                     })*
                 };
                 match caller {
@@ -108,7 +109,7 @@ macro_rules! calls {
 }
 
 calls! {
-    // method                                           nobody member approver auditor administrator host
+    // method                                       nobody member approver auditor administrator host
     AddResource = "DirectoryService.AddResource":       No     No     No       No      All           No;
     ListResources = "DirectoryService.ListResources":   No     All    All      All     All           No;
     SetResource = "DirectoryService.SetResource":       No     No     No       No      All           No;
@@ -117,6 +118,8 @@ calls! {
     ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
     IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
     AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
+    IssueJoinToken = "DirectoryService.IssueJoinToken": No     No     No       No      All           No;
+    RevokeHost = "DirectoryService.RevokeHost":         No     No     No       No      All           No;
     ListHosts = "DirectoryService.ListHosts":           No     All    All      All     All           No;
     CreateRequest = "AccessService.CreateRequest":      No     Own    Own      Own     All           No;
     ListRequests = "AccessService.ListRequests":        No     Own    All      All     All           No;
@@ -128,10 +131,20 @@ calls! {
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
     Tail = "AuditService.Tail":                         No     No     No       All     All           No;
     Session = "AgentService.Session":                   No     No     No       No      No            Own;
+    Join = "EnrolmentService.Join":                     Own    No     No       No      No            No;
+    Renew = "EnrolmentService.Renew":                   No     No     No       No      No            Own;
     ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
     SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
+}
+
+/// What the table lacks of these methods (`SERVICE.METHOD`), and what it has besides. Both empty: it is whole.
+pub fn compare(methods: &[String]) -> (Vec<String>, Vec<&'static str>) {
+    let known = |method: &&String| !Method::ALL.iter().any(|known| known.as_str() == method.as_str());
+    let lacking = methods.iter().filter(known).cloned().collect();
+    let besides = Method::ALL.iter().map(|known| known.as_str());
+    (lacking, besides.filter(|known| !methods.iter().any(|method| method == known)).collect())
 }
 
 #[cfg(test)]
@@ -163,5 +176,24 @@ mod tests {
         }
         let table: Vec<&str> = table.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(table.join("\n"));
+    }
+
+    #[test]
+    fn the_table_is_whole() {
+        assert_eq!(compare(&proto::methods()), (Vec::new(), Vec::new()));
+        let methods = ["AccessService.Bypass".to_owned()];
+        let (lacking, besides) = compare(&methods);
+        assert_eq!(lacking, methods);
+        assert_eq!(besides.len(), Method::ALL.len());
+    }
+
+    #[test]
+    fn methods_are_found_by_their_paths() {
+        assert_eq!(Method::by_path("/portcullis.audit.v1.AuditService/Tail"), Some(Method::Tail));
+        for path in
+            ["", "/", "/Tail", "/portcullis.audit.v1.AuditService/", "/portcullis.audit.v1.AuditService/Head"]
+        {
+            assert_eq!(Method::by_path(path), None, "{path}");
+        }
     }
 }

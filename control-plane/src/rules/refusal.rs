@@ -67,10 +67,26 @@ pub enum Refusal {
     IdTokenUsed,
     #[error("this is a static token, which has no session to end")]
     NoSession,
-    #[error("too many callers without a token")]
-    TooManyNewcomers,
+    #[error("too many people sign in with this provider at once")]
+    TooManySignIns,
     #[error("after_position: {asked} lies beyond the newest event, {newest}")]
     BeyondNewest { asked: u64, newest: u64 },
+    #[error("the join token is not known: it counts once, and ends when another one is issued")]
+    UnknownJoinToken,
+    #[error("the join token is over")]
+    JoinTokenOver,
+    #[error("the join token is not for host `{asking}`")]
+    OtherHost { asking: HostName },
+    #[error("the certificate of host `{0}` is not known here")]
+    UnknownCertificate(HostName),
+    #[error("the certificate of host `{0}` was revoked")]
+    RevokedCertificate(HostName),
+    #[error(
+        "the certificate of host `{0}` was replaced by another one, which was used since: this is a copy"
+    )]
+    SupersededCertificate(HostName),
+    #[error("the certificate of host `{0}` is over")]
+    ExpiredCertificate(HostName),
     #[error("audit.events[{index}].{field}: {problem}")]
     BadEvent { index: usize, field: &'static str, problem: String },
 }
@@ -115,9 +131,16 @@ impl Refusal {
             Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
-            | Self::NotLetIn(_) => ErrorKind::PermissionDenied,
-            Self::IdTokenUsed => ErrorKind::Unauthenticated,
-            Self::TooManyNewcomers => ErrorKind::ResourceExhausted,
+            | Self::NotLetIn(_)
+            | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
+            Self::TooManySignIns => ErrorKind::ResourceExhausted,
+            Self::IdTokenUsed
+            | Self::UnknownJoinToken
+            | Self::JoinTokenOver
+            | Self::UnknownCertificate(_)
+            | Self::RevokedCertificate(_)
+            | Self::SupersededCertificate(_)
+            | Self::ExpiredCertificate(_) => ErrorKind::Unauthenticated,
             Self::BeyondNewest { .. } => ErrorKind::OutOfRange,
         }
     }
@@ -157,9 +180,18 @@ impl Refusal {
             Self::NoSession => {
                 "an administrator ends a static token by issuing another with `portcullis subject token`"
             }
-            Self::TooManyNewcomers => "try again in a moment",
+            Self::TooManySignIns => "try again in a moment",
             Self::BeyondNewest { .. } => {
                 "the record is not the one that this position came from: start again from 0"
+            }
+            Self::UnknownJoinToken | Self::JoinTokenOver | Self::OtherHost { .. } => {
+                "an administrator issues one with `portcullis host join-token HOST`"
+            }
+            Self::UnknownCertificate(_)
+            | Self::RevokedCertificate(_)
+            | Self::SupersededCertificate(_)
+            | Self::ExpiredCertificate(_) => {
+                "the host has to join again: `portcullis host join-token HOST`, then `portcullis-agent join` on it"
             }
             Self::BadEvent { .. } => "",
         }

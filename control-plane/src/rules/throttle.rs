@@ -8,27 +8,26 @@ use std::time::Duration;
 use proto::types::Timestamp;
 
 use super::actor::Actor;
-use super::calls::Method;
 
-/// One line in this time for each caller, method and reason; what comes in between is counted in the next line.
+/// One line in this time for each caller and what it was refused; what comes in between is counted in the next line.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Who was refused what, and why.
+/// Who was refused what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Refused {
-    /// Who; None: nobody that the record could name.
-    pub actor: Option<Actor>,
-    /// What.
-    pub method: Method,
-    /// Why, as one word of a closed list.
+pub struct Key {
+    /// Who; None: nobody that is known.
+    pub caller: Option<Actor>,
+    /// One word for why.
     pub reason: &'static str,
+    /// The method, or what else was asked for.
+    pub what: &'static str,
 }
 
 /// The refusals of the last second.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// Bounded by the known callers times the methods times the reasons: unknown callers share one name.
-    recent: HashMap<Refused, Recent>,
+    /// Bounded by the known callers times the methods and reasons: unknown callers share one name.
+    recent: HashMap<Key, Recent>,
 }
 
 #[derive(Debug)]
@@ -39,7 +38,7 @@ struct Recent {
 
 impl Throttle {
     /// A refusal at `now`: whether it gets a line, and how many others this line stands for.
-    pub fn note(&mut self, key: Refused, now: Timestamp) -> Option<u64> {
+    pub fn note(&mut self, key: Key, now: Timestamp) -> Option<u64> {
         let recent = self.recent.get_mut(&key);
         match recent {
             Some(recent) if !is_over(recent.written, now) => {
@@ -57,9 +56,14 @@ impl Throttle {
         }
     }
 
+    /// A refusal at `now` that may wait for its line: it gets one with the next [`Throttle::due`], or stands in that of others.
+    pub fn count(&mut self, key: Key, now: Timestamp) {
+        self.recent.entry(key).or_insert(Recent { written: now, suppressed: 0 }).suppressed += 1;
+    }
+
     /// The refusals that were only counted and are due for a line, each with how many others its line stands for; what has
     /// been quiet is forgotten.
-    pub fn due(&mut self, now: Timestamp) -> Vec<(Refused, u64)> {
+    pub fn due(&mut self, now: Timestamp) -> Vec<(Key, u64)> {
         let over = self.recent.extract_if(|_, recent| is_over(recent.written, now));
         over.filter_map(|(key, recent)| Some((key, recent.suppressed.checked_sub(1)?))).collect()
     }
@@ -77,10 +81,10 @@ mod tests {
     #[test]
     fn one_line_a_second_and_none_forgotten() {
         let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
-        let key = |host: &str| Refused {
-            actor: host.parse().ok().map(Actor::Host),
-            method: Method::Tail,
+        let key = |host: &str| Key {
+            caller: host.parse().ok().map(Actor::Host),
             reason: "permission_denied",
+            what: "Tail",
         };
         let mut throttle = Throttle::default();
         assert_eq!(throttle.note(key("eve-1"), at(0)), Some(0));
@@ -94,5 +98,16 @@ mod tests {
         assert!(throttle.recent.is_empty());
         assert_eq!(throttle.note(key("eve-1"), at(2600)), Some(0));
         assert_eq!(throttle.note(key("eve-1"), at(0)), Some(0), "the clock was set back");
+    }
+
+    #[test]
+    fn what_is_counted_gets_its_line() {
+        let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
+        let key = || Key { caller: None, reason: "unauthenticated", what: "connection" };
+        let mut throttle = Throttle::default();
+        (0..3).for_each(|ms| throttle.count(key(), at(ms)));
+        assert_eq!(throttle.due(at(999)), Vec::new());
+        assert_eq!(throttle.due(at(1000)), [(key(), 2)], "a line for one, that stands for two others");
+        assert!(throttle.recent.is_empty());
     }
 }

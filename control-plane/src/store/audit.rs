@@ -10,7 +10,7 @@ use super::tx::caused_by;
 use super::{Store, StoreError, decode};
 use crate::rules::calls::Method;
 use crate::rules::numbering;
-use crate::rules::throttle::Refused;
+use crate::rules::throttle::Key;
 
 /// What was kept of an agent's batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,17 +61,17 @@ impl Store {
     /// Records that a call was refused; `comment` says which, and more for people.
     pub async fn call_refused(
         &self,
-        refused: &Refused,
+        refused: &Key,
         comment: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let kind = match refused.method {
-            Method::SignIn => EventKind::SignInRefused,
-            _ => EventKind::CallRefused,
+        let kind = match refused.what == Method::SignIn.as_str() {
+            true => EventKind::SignInRefused,
+            false => EventKind::CallRefused,
         };
         let mut tx = self.write().await?;
         tx.record(kind, now, |event| {
-            if let Some(actor) = &refused.actor {
+            if let Some(actor) = &refused.caller {
                 caused_by(event, actor);
             }
             event.reason = refused.reason.to_owned();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use proto::types::{HostName, HostState, Report, Timestamp};
+use proto::types::{HostName, HostState, Labels, Report, Timestamp};
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Store, StoreError, decode, directory};
@@ -28,6 +28,8 @@ pub struct HostRecord {
     pub report: Option<Report>,
     /// What its kernel could not take.
     pub missing: Vec<Missing>,
+    /// What it is.
+    pub labels: Labels,
 }
 
 #[derive(sqlx::FromRow)]
@@ -41,6 +43,7 @@ struct HostRow {
     kernel_release: String,
     reported_state: Option<String>,
     reported_detail: String,
+    labels: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -54,9 +57,9 @@ struct WantedRow {
 }
 
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
-                     kernel_release, reported_state, reported_detail FROM hosts ORDER BY name";
+                     kernel_release, reported_state, reported_detail, labels FROM hosts ORDER BY name";
 const HOST: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
-                    kernel_release, reported_state, reported_detail FROM hosts WHERE name = ?";
+                    kernel_release, reported_state, reported_detail, labels FROM hosts WHERE name = ?";
 
 impl Store {
     /// By name.
@@ -184,5 +187,6 @@ fn record(row: HostRow, missing: Vec<Missing>) -> Result<HostRecord, StoreError>
         kernel_release: row.kernel_release,
         report,
         missing,
+        labels: decode::text("labels", &row.labels)?,
     })
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proto::types::{
-    Credential, EventKind, Identity, NewSubject, ProviderName, SignIn, SubjectId, SubjectRole, Timestamp,
+    Credential, EventKind, NewSubject, ProviderName, SignIn, SubjectId, SubjectIdentity, SubjectRole,
+    Timestamp,
 };
 use sqlx::SqliteConnection;
 
@@ -38,7 +39,7 @@ pub struct Entry<'a> {
 
 impl Store {
     /// Begins a session. Somebody new gets into the directory, if the provider or the operator gives them a role.
-    pub async fn sign_in(&self, entry: &Entry<'_>, now: Timestamp) -> Result<Identity, StoreError> {
+    pub async fn sign_in(&self, entry: &Entry<'_>, now: Timestamp) -> Result<SubjectIdentity, StoreError> {
         let mut tx = self.write().await?;
         forget_what_is_over(tx.sql(), now).await?;
         tx.use_up(&entry.id_token, entry.proven.usable_until).await?;
@@ -69,7 +70,7 @@ impl Store {
         .await?;
         tx.commit().await?;
         let sign_in = SignIn { provider: entry.provider.clone(), began: now, expires };
-        Ok(Identity { subject: subject.clone(), role, sign_in: Some(sign_in) })
+        Ok(SubjectIdentity { subject: subject.clone(), role, sign_in: Some(sign_in) })
     }
 
     /// Ends a session before its time.

@@ -1,6 +1,6 @@
 //! Tokens' rows: hashes, and whose they are.
 
-use proto::types::{Credential, EventKind, HostName, SubjectId, Timestamp};
+use proto::types::{Credential, EventKind, SubjectId, Timestamp};
 
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
@@ -30,31 +30,20 @@ impl Store {
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a session"))?;
-        let Some((id, role)) = row else { return Ok(None) };
-        let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
-        Ok(Some(Caller::Subject { id, role, credential: Credential::Session }))
+        row.map(|row| subject(row, Credential::Session)).transpose()
     }
 
     /// Whose static token this is.
     async fn holder(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
-        let row: Option<(Option<String>, Option<String>, Option<String>)> = sqlx::query_as(
-            "SELECT subjects.id, subjects.role, hosts.name FROM tokens
-             LEFT JOIN subjects ON subjects.number = tokens.subject
-             LEFT JOIN hosts ON hosts.number = tokens.host
-             WHERE tokens.hash = ?",
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT subjects.id, subjects.role FROM tokens
+             JOIN subjects ON subjects.number = tokens.subject WHERE tokens.hash = ?",
         )
         .bind(token.as_bytes().as_slice())
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a token"))?;
-        match row {
-            Some((Some(id), Some(role), _)) => {
-                let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
-                Ok(Some(Caller::Subject { id, role, credential: Credential::Token }))
-            }
-            Some((_, _, Some(host))) => Ok(Some(Caller::Host(decode::text("host", &host)?))),
-            Some(_) | None => Ok(None),
-        }
+        row.map(|row| subject(row, Credential::Token)).transpose()
     }
 
     /// Gives a subject this token and ends the one before.
@@ -69,6 +58,11 @@ impl Store {
         tx.issue_subject_token(subject, token, actor, now).await?;
         tx.commit().await
     }
+}
+
+fn subject((id, role): (String, String), credential: Credential) -> Result<Caller, StoreError> {
+    let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
+    Ok(Caller::Subject { id, role, credential })
 }
 
 impl Tx {
@@ -94,29 +88,6 @@ impl Tx {
         }
         self.record(EventKind::TokenIssued, now, |event| {
             event.subject = subject.to_string();
-            caused_by(event, actor);
-        })
-        .await
-    }
-
-    pub(super) async fn issue_host_token(
-        &mut self,
-        host: &HostName,
-        token: &TokenHash,
-        actor: &Actor,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO tokens (hash, host, issued_ms) SELECT ?, number, ? FROM hosts WHERE name = ?",
-        )
-        .bind(token.as_bytes().as_slice())
-        .bind(now.unix_ms())
-        .bind(host.as_str())
-        .execute(self.sql())
-        .await
-        .map_err(StoreError::sql("store a token"))?;
-        self.record(EventKind::TokenIssued, now, |event| {
-            event.host = host.to_string();
             caused_by(event, actor);
         })
         .await

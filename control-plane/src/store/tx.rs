@@ -45,6 +45,11 @@ impl Tx {
         self.changes.events = true;
     }
 
+    /// The session of a host is woken: there is news of the host, though its set may be as it was.
+    pub(super) fn wake_session(&mut self, host: &HostName) {
+        self.changes.sets.insert(host.clone());
+    }
+
     /// Writes one line of our own into the record; `fill` says what there is to say.
     pub(super) async fn record(
         &mut self,

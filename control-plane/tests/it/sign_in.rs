@@ -8,7 +8,7 @@ use control_plane::config::IdentityProvider;
 use control_plane::rules::claims::Expected;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::status::ErrorKind;
-use proto::types::{AuditEvent, Credential, EventKind, Identity, SubjectRole};
+use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
 use proto::wire::audit::TailRequest;
 use proto::wire::identity as wire;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl Office {
     }
 
     /// Signs somebody in: their session.
-    async fn sign_in(&mut self, change: Value) -> (Caller, Identity) {
+    async fn sign_in(&mut self, change: Value) -> (Caller, SubjectIdentity) {
         let answer = self.present(self.token(change)).await.expect("is let in");
         let identity = answer.identity.expect("is there").try_into().expect("valid");
         (self.world.caller(&answer.token).await, identity)
@@ -90,7 +90,7 @@ impl Office {
     }
 }
 
-async fn whoami(caller: &mut Caller) -> Result<Identity, Status> {
+async fn whoami(caller: &mut Caller) -> Result<SubjectIdentity, Status> {
     let answer = caller.identity.who_am_i(wire::WhoAmIRequest {}).await?.into_inner();
     Ok(answer.identity.expect("is there").try_into().expect("valid"))
 }
@@ -187,7 +187,7 @@ async fn the_oldest_of_too_many_sessions_ends() {
 #[tokio::test]
 async fn roles_follow_the_groups() {
     let mut office = Office::open().await;
-    let role = |identity: Identity| identity.role;
+    let role = |identity: SubjectIdentity| identity.role;
     assert_eq!(role(office.sign_in(json!({})).await.1), SubjectRole::Approver);
     assert_eq!(
         role(office.sign_in(json!({ "groups": ["admins", "approvers"] })).await.1),

@@ -120,6 +120,14 @@ event_kinds! {
     SubjectSignedOut = "subject.signed_out",
     /// A host became known.
     HostAdded = "host.added",
+    /// A host got a certificate for a join token.
+    HostJoined = "host.joined",
+    /// A host got its next certificate.
+    HostRenewed = "host.renewed",
+    /// All that a host could prove itself by has ended.
+    HostRevoked = "host.revoked",
+    /// Somebody has a copy of a host's key.
+    HostKeyCopied = "host.key_copied",
     /// Somebody got a new token.
     TokenIssued = "token.issued",
     /// An agent took over, or put up, the gate of its host.

@@ -77,7 +77,7 @@ impl From<Credential> for wire::Credential {
 
 /// Whom the control plane takes a caller for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct SubjectIdentity {
     /// Who it is.
     pub subject: SubjectId,
     /// What it may do with this credential.
@@ -97,7 +97,7 @@ pub struct SignIn {
     pub expires: Timestamp,
 }
 
-impl Identity {
+impl SubjectIdentity {
     /// By what the subject is recognised.
     pub fn credential(&self) -> Credential {
         match self.sign_in {
@@ -107,7 +107,7 @@ impl Identity {
     }
 }
 
-impl TryFrom<wire::Identity> for Identity {
+impl TryFrom<wire::Identity> for SubjectIdentity {
     type Error = Invalid;
 
     fn try_from(wire: wire::Identity) -> Result<Self, Invalid> {
@@ -123,8 +123,8 @@ impl TryFrom<wire::Identity> for Identity {
     }
 }
 
-impl From<Identity> for wire::Identity {
-    fn from(identity: Identity) -> Self {
+impl From<SubjectIdentity> for wire::Identity {
+    fn from(identity: SubjectIdentity) -> Self {
         let credential = wire::Credential::from(identity.credential()).into();
         let (provider, signed_in, expires) = match identity.sign_in {
             None => (String::new(), None, None),
@@ -267,10 +267,10 @@ mod tests {
         };
         for sign_in in [None, Some(sign_in)] {
             let subject = "user:alice@example.com".parse().expect("valid");
-            let identity = Identity { subject, role: SubjectRole::Approver, sign_in };
-            assert_eq!(Identity::try_from(wire::Identity::from(identity.clone())), Ok(identity));
+            let identity = SubjectIdentity { subject, role: SubjectRole::Approver, sign_in };
+            assert_eq!(SubjectIdentity::try_from(wire::Identity::from(identity.clone())), Ok(identity));
         }
-        assert!(Identity::try_from(wire::Identity::default()).is_err());
+        assert!(SubjectIdentity::try_from(wire::Identity::default()).is_err());
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Hello {
     pub kernel_release: String,
     /// Whether it is enforcing.
     pub report: Report,
+    /// Which run of the agent's process this is; None: an agent that does not say.
+    pub instance: Option<Uuid>,
 }
 
 /// What an agent has just proven about its host.
@@ -139,6 +141,10 @@ impl TryFrom<wire::Hello> for Hello {
             agent_version: cut(wire.agent_version),
             kernel_release: cut(wire.kernel_release),
             report: wire.report.ok_or_else(|| Invalid::missing("report"))?.try_into()?,
+            instance: match wire.instance.is_empty() {
+                true => None,
+                false => Some(uuid("instance", &wire.instance)?),
+            },
         })
     }
 }
@@ -154,6 +160,7 @@ impl From<Hello> for wire::Hello {
             agent_version: hello.agent_version,
             kernel_release: hello.kernel_release,
             report: Some(hello.report.into()),
+            instance: hello.instance.map(|instance| instance.to_string()).unwrap_or_default(),
         }
     }
 }
