@@ -16,7 +16,7 @@ use std::time::Duration;
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use proto::types::{EventKind, Hello, Report};
+use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
@@ -39,6 +39,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
+/// How many proofs later the control plane hears again what the kernel holds: every 15 seconds.
+const PROOFS_PER_DIGEST: u32 = 3;
 /// How often a part of the maps is compared with what was written there: all of them every 3.25 s.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long the canary is given to end, and its cgroup to go.
@@ -253,6 +255,12 @@ struct Agent {
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
+    /// The control plane is to hear what the kernel holds.
+    owes_digest: bool,
+    /// The session is of a version of the protocol that has digests.
+    knows_digests: bool,
+    /// How often the gate was to be proven.
+    proofs: u32,
     hello: watch::Sender<Hello>,
     canary: mpsc::Sender<Ask>,
 }
@@ -288,9 +296,20 @@ impl Agent {
             kernel_release: observe::kernel_release(),
             report: enforcing.report(auditing.error()),
             instance: Some(Uuid::from_u128(rand::random())),
+            protocol: PROTOCOL,
         });
-        let mut agent =
-            Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello, canary };
+        let mut agent = Self {
+            enforcing,
+            auditing,
+            abi_version,
+            outgoing: None,
+            timeline: None,
+            owes_digest: false,
+            knows_digests: false,
+            proofs: 0,
+            hello,
+            canary,
+        };
         agent.refresh_hello();
         tracing::info!(host = %config.host, took_over, "the gate is up");
         Ok(agent)
@@ -327,8 +346,13 @@ impl Agent {
                 self.count_losses();
                 self.auditing.sync();
                 self.ship();
+                if self.owes_digest {
+                    self.tell_digest();
+                }
             }
             Event::Prove => {
+                self.proofs = self.proofs.wrapping_add(1);
+                self.owes_digest |= self.proofs.is_multiple_of(PROOFS_PER_DIGEST);
                 if self.enforcing.follow(true) {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                 }
@@ -352,9 +376,10 @@ impl Agent {
 
     fn hear(&mut self, incoming: Incoming) {
         match incoming {
-            Incoming::Connected { timeline, outgoing } => {
+            Incoming::Connected { timeline, outgoing, protocol } => {
                 self.timeline = Some(timeline);
                 self.outgoing = Some(outgoing);
+                self.knows_digests = protocol >= 2;
                 self.tell_ended();
                 self.auditing.rewind();
                 self.ship();
@@ -363,15 +388,17 @@ impl Agent {
                 // A session welcomes before it sends sets.
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
-                    // First, so that nobody takes what ended at once for active.
-                    self.tell_ended();
-                    self.send(Outgoing::Applied(applied));
-                    // Also what was only observed until now.
-                    self.end_connections(true);
-                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
-                    self.enforcing.remember(self.auditing.lost());
-                    self.ask_canary();
-                    self.report();
+                    self.tell_applied(applied);
+                }
+            }
+            Incoming::Delta(delta) => {
+                let Some(timeline) = self.timeline else { return };
+                match self.enforcing.change(timeline, &delta) {
+                    Ok(applied) => self.tell_applied(applied),
+                    Err(error) => {
+                        tracing::warn!(%error, "what came is no change of what is held: a whole set is asked for");
+                        self.send(Outgoing::Resync(error.to_string()));
+                    }
                 }
             }
             Incoming::AuditAck { epoch, sequence } => {
@@ -382,6 +409,30 @@ impl Agent {
                 self.outgoing = None;
                 self.auditing.rewind();
             }
+        }
+    }
+
+    fn tell_applied(&mut self, applied: Applied) {
+        // First, so that nobody takes what ended at once for active.
+        self.tell_ended();
+        self.send(Outgoing::Applied(applied));
+        // Also what was only observed until now.
+        self.end_connections(true);
+        self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+        self.enforcing.remember(self.auditing.lost());
+        self.owes_digest = true;
+        self.ask_canary();
+        self.report();
+    }
+
+    /// Tells what the kernel holds, if the control plane is to hear it.
+    fn tell_digest(&mut self) {
+        if self.knows_digests
+            && self.outgoing.is_some()
+            && let Some(digest) = self.enforcing.digest()
+        {
+            self.owes_digest = false;
+            self.send(Outgoing::Digest(digest));
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proto::MESSAGE_MAX_BYTES;
-use proto::types::{Applied, AuditEvent, EndedGrant, GrantSet, Hello, Report};
+use proto::types::{Applied, AuditEvent, Delta, Digest, EndedGrant, GrantSet, Hello, Report, Welcome};
 use proto::wire::agent as wire;
 use proto::wire::agent::agent_service_client::AgentServiceClient;
 use tokio::sync::{mpsc, watch};
@@ -55,6 +55,10 @@ pub enum Outgoing {
     Report(Report),
     /// Events, in order.
     Audit(Vec<AuditEvent>),
+    /// What the kernel holds. Only in a session that knows of digests.
+    Digest(Digest),
+    /// A whole set is needed, for this reason. As [`Outgoing::Digest`].
+    Resync(String),
 }
 
 /// What the main loop hears.
@@ -66,9 +70,13 @@ pub enum Incoming {
         timeline: Uuid,
         /// Where to send.
         outgoing: mpsc::Sender<Outgoing>,
+        /// The version of the protocol that both speak.
+        protocol: u32,
     },
     /// A new grant set.
     GrantSet(GrantSet),
+    /// A change of the set that was sent before.
+    Delta(Box<Delta>),
     /// Events are stored.
     AuditAck {
         /// Of which boot.
@@ -190,7 +198,7 @@ async fn session(
     let endpoint = &access.endpoint;
     let identity = choose(access, *refusals, &hello).await?;
     let opened = tokio::time::timeout(WELCOME_TIMEOUT, open(endpoint, &identity, hello)).await;
-    let Opened { channel, send, mut stream, timeline } =
+    let Opened { channel, send, mut stream, welcome } =
         match opened.map_err(|_| SessionError::Silent(endpoint.clone()))? {
             Ok(opened) => opened,
             Err(error) => {
@@ -198,7 +206,8 @@ async fn session(
                 return Err(error);
             }
         };
-    tracing::info!(%endpoint, %timeline, "session with the control plane");
+    let Welcome { timeline, protocol } = welcome;
+    tracing::info!(%endpoint, %timeline, protocol, "session with the control plane");
     if std::mem::take(refusals) > 0 && identity.which == Which::Current {
         tracing::warn!("the next identity was refused and is dropped");
         access.identities.drop_next()?;
@@ -206,7 +215,7 @@ async fn session(
     access.identities.welcomed(&identity)?;
 
     let (outgoing, mut to_send) = mpsc::channel(OUTGOING_MAX);
-    if incoming.send(Incoming::Connected { timeline, outgoing }).await.is_err() {
+    if incoming.send(Incoming::Connected { timeline, outgoing, protocol }).await.is_err() {
         return Ok(Ended::Left);
     }
     let mut renewal = std::pin::pin!(tokio::time::sleep(until(identity.renew_at)));
@@ -275,7 +284,7 @@ struct Opened {
     channel: Channel,
     send: mpsc::Sender<wire::SessionRequest>,
     stream: Streaming<wire::SessionResponse>,
-    timeline: Uuid,
+    welcome: Welcome,
 }
 
 /// Connects, says hello and waits for the welcome.
@@ -293,9 +302,7 @@ async fn open(endpoint: &Endpoint, identity: &Identity, hello: Hello) -> Result<
     let first = stream.next().await.ok_or(SessionError::Ended)??;
     match first.message {
         Some(wire::session_response::Message::Welcome(welcome)) => {
-            let timeline = Uuid::try_parse(&welcome.timeline)
-                .map_err(|_| proto::types::Invalid::new("timeline", "is not a UUID"))?;
-            Ok(Opened { channel, send, stream, timeline })
+            Ok(Opened { channel, send, stream, welcome: welcome.try_into()? })
         }
         _ => Err(proto::types::Invalid::new("message", "the first one is not a welcome").into()),
     }
@@ -305,6 +312,7 @@ fn check(message: wire::SessionResponse) -> Result<Incoming, SessionError> {
     use wire::session_response::Message;
     match message.message {
         Some(Message::GrantSet(set)) => Ok(Incoming::GrantSet(set.try_into()?)),
+        Some(Message::Delta(delta)) => Ok(Incoming::Delta(Box::new(delta.try_into()?))),
         Some(Message::AuditAck(ack)) => {
             let epoch = Uuid::try_parse(&ack.epoch)
                 .map_err(|_| proto::types::Invalid::new("audit_ack.epoch", "is not a UUID"))?;
@@ -321,6 +329,8 @@ fn to_wire(message: Outgoing) -> wire::SessionRequest {
         Outgoing::Applied(applied) => Message::Applied(applied.into()),
         Outgoing::Ended(ended) => Message::Ended(ended.into()),
         Outgoing::Report(report) => Message::Report(report.into()),
+        Outgoing::Digest(digest) => Message::Digest(digest.into()),
+        Outgoing::Resync(reason) => Message::Resync(wire::Resync { reason }),
         Outgoing::Audit(events) => {
             Message::Audit(wire::AuditBatch { events: events.into_iter().map(Into::into).collect() })
         }

@@ -36,3 +36,6 @@ CREATE TABLE certificates (
 CREATE INDEX certificates_by_host ON certificates (host, expires_ms);
 CREATE UNIQUE INDEX certificates_pending ON certificates (host) WHERE standing = 'pending';
 CREATE UNIQUE INDEX certificates_current ON certificates (host) WHERE standing = 'current';
+
+-- Raised with each change of resources or subjects, which are in every host's set.
+ALTER TABLE timeline ADD COLUMN directory_revision INTEGER NOT NULL DEFAULT 0;

@@ -28,6 +28,8 @@ struct Seats {
 struct Taken {
     number: u64,
     seen: Timestamp,
+    /// In what its kernel is not as it should be; None: in nothing that is known.
+    disagrees: Option<String>,
     /// Which run of an agent has it.
     instance: Option<Uuid>,
     /// The runs that had it before, newest last; at most [`INSTANCES_MAX`].
@@ -98,7 +100,10 @@ impl Sessions {
         let earlier = seats.by_host.remove(host);
         let before = earlier.as_ref().map(|taken| taken.runs_before(instance)).unwrap_or_default();
         let takes_turns = instance.is_some_and(|instance| before.contains(&instance));
-        seats.by_host.insert(host.clone(), Taken { number, seen: now, instance, before, _stop: stop, gone });
+        seats.by_host.insert(
+            host.clone(),
+            Taken { number, seen: now, disagrees: None, instance, before, _stop: stop, gone },
+        );
         let before_gone = earlier.map(|taken| Notice(taken.gone));
         let seat = Seat { sessions: Arc::clone(self), host: host.clone(), number, _gone: gone_sender };
         (seat, Notices { stopped: Notice(stopped), before_gone, takes_turns })
@@ -107,6 +112,11 @@ impl Sessions {
     /// When a connected host was last heard; None: it is not connected.
     pub(crate) fn seen(&self, host: &HostName) -> Option<Timestamp> {
         self.lock().by_host.get(host).map(|taken| taken.seen)
+    }
+
+    /// In what the kernel of a connected host is not as it should be; None: in nothing that is known.
+    pub(crate) fn disagreement(&self, host: &HostName) -> Option<String> {
+        self.lock().by_host.get(host).and_then(|taken| taken.disagrees.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Seats> {
@@ -122,6 +132,17 @@ impl Seat {
             && taken.number == self.number
         {
             taken.seen = now;
+        }
+    }
+}
+
+impl Seat {
+    /// Whether the host's kernel is as it should be, or in what it is not.
+    pub(crate) fn agrees(&self, disagrees: Option<String>) {
+        if let Some(taken) = self.sessions.lock().by_host.get_mut(&self.host)
+            && taken.number == self.number
+        {
+            taken.disagrees = disagrees;
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct Store {
     readers: SqlitePool,
     timeline: Uuid,
     signals: Arc<Signals>,
+    /// As it was last read.
+    directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
     /// Held as long as the store: keeps a second process off the database.
     _lock: Arc<File>,
 }

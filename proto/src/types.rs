@@ -3,6 +3,8 @@
 //! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
 
 mod audit;
+mod delta;
+mod digest;
 mod enrolment;
 mod grant;
 mod host;
@@ -16,6 +18,8 @@ mod subject;
 mod time;
 
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
+pub use delta::Delta;
+pub use digest::Digest;
 pub use enrolment::{Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
@@ -31,7 +35,10 @@ pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
     ResourceOptions, UnixPath,
 };
-pub use session::{Applied, EndedGrant, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
+pub use session::{
+    Applied, EndedGrant, GrantSet, Hello, LiveGrant, PROTOCOL, Refused, RefusedItem, Report, Welcome,
+    resync_reason,
+};
 pub use subject::{CgroupPath, NewSubject, Selector, Subject, SubjectRole, UnixUser};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
 

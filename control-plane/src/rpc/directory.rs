@@ -28,7 +28,13 @@ pub(crate) struct Directory(pub(crate) Gate);
 impl Directory {
     fn shown(&self, record: HostRecord) -> Host {
         let connected = self.0.sessions.seen(&record.name);
-        let (state, detail) = roster::shown(connected.is_some(), record.report.as_ref(), &record.missing);
+        let disagreement = self.0.sessions.disagreement(&record.name);
+        let (state, detail) = roster::shown(
+            connected.is_some(),
+            record.report.as_ref(),
+            &record.missing,
+            disagreement.as_deref(),
+        );
         Host {
             name: record.name,
             state,

@@ -74,6 +74,7 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::HostRenewed
         | EventKind::HostRevoked
         | EventKind::HostKeyCopied
+        | EventKind::HostDisagrees
         | EventKind::TokenIssued
         | EventKind::AgentConnected
         | EventKind::AgentDisconnected

@@ -1,8 +1,9 @@
 //! Hosts: what is wanted there, and how they were last seen.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use proto::types::{HostName, HostState, Labels, Report, Timestamp};
+use proto::types::{HostName, HostState, Labels, Report, Resource, Subject, Timestamp};
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Store, StoreError, decode, directory};
@@ -84,11 +85,12 @@ impl Store {
     /// All that a host should enforce, as of one moment.
     pub async fn plan(&self, name: &HostName) -> Result<Plan, StoreError> {
         let mut sql = self.read().await?;
-        let generation: i64 = sqlx::query_scalar("SELECT generation FROM hosts WHERE name = ?")
-            .bind(name.as_str())
-            .fetch_one(&mut *sql)
-            .await
-            .map_err(StoreError::sql("read a host's generation"))?;
+        let (generation, revision): (i64, i64) =
+            sqlx::query_as("SELECT generation, directory_revision FROM hosts, timeline WHERE name = ?")
+                .bind(name.as_str())
+                .fetch_one(&mut *sql)
+                .await
+                .map_err(StoreError::sql("read a host's generation"))?;
         let rows: Vec<WantedRow> = sqlx::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
                  requests.while_running
@@ -116,12 +118,37 @@ impl Store {
                     .transpose()?,
             })
         };
+        let Directory { resources, subjects, .. } = self.directory(&mut sql, revision).await?;
         Ok(Plan {
             generation: decode::number("generation", generation)?,
-            resources: directory::resources(&mut sql).await?,
-            subjects: directory::subjects(&mut sql).await?,
+            resources,
+            subjects,
             grants: rows.into_iter().map(wanted).collect::<Result<_, StoreError>>()?,
         })
+    }
+}
+
+/// What is in every host's set.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    revision: i64,
+    resources: Arc<[Resource]>,
+    subjects: Arc<[Subject]>,
+}
+
+impl Store {
+    /// The directory of this revision, which is the one that `sql` sees. A thousand hosts that get their sets at once read it
+    /// once.
+    async fn directory(&self, sql: &mut SqliteConnection, revision: i64) -> Result<Directory, StoreError> {
+        let mut known = self.directory.lock().await;
+        match &*known {
+            Some(directory) if directory.revision == revision => Ok(directory.clone()),
+            _ => {
+                let resources = directory::resources(sql).await?.into();
+                let subjects = directory::subjects(sql).await?.into();
+                Ok(known.insert(Directory { revision, resources, subjects }).clone())
+            }
+        }
     }
 }
 

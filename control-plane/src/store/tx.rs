@@ -80,8 +80,12 @@ impl Tx {
         decode::number("generation", raised)
     }
 
-    /// Raises the generation of every host.
+    /// Raises the generation of every host: what is in every set has changed.
     pub(super) async fn raise_all(&mut self) -> Result<(), StoreError> {
+        sqlx::query("UPDATE timeline SET directory_revision = directory_revision + 1")
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("raise the directory's revision"))?;
         let names: Vec<String> =
             sqlx::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
                 .fetch_all(self.sql())

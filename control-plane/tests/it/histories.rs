@@ -199,6 +199,7 @@ impl World {
             agent_version: String::new(),
             kernel_release: String::new(),
             instance: None,
+            protocol: 1,
             report: Report { state: HostState::Enforcing, detail: String::new() },
         };
         let ended = host.ended();

@@ -1,15 +1,15 @@
 //! Agents: who may speak for a host, what is claimed of it, what ends a session.
 
 use proto::status::ErrorKind;
-use proto::types::{EndReason, EventKind, GrantState, HostState};
+use proto::types::{Delta, Digest, EndReason, EventKind, GrantSet, GrantState, HostState, PROTOCOL};
 use proto::wire::access::{HostState as WireState, ListHostsRequest};
 use proto::wire::agent::refused::Item;
 use proto::wire::agent::session_request::Message as Said;
 use proto::wire::agent::session_response::Message as Answer;
-use proto::wire::agent::{Applied, Hello};
+use proto::wire::agent::{Applied, Hello, Resync};
 use tonic::Status;
 
-use crate::world::{Caller, FakeAgent, World, hello, refused, report, until};
+use crate::world::{Caller, FakeAgent, HostIdentity, World, hello, refused, report, until};
 
 impl World {
     async fn is_shown(&self, state: HostState, detail: &str) -> bool {
@@ -159,4 +159,81 @@ async fn sessions_end_when_the_control_plane_stops() {
     world.start().await;
     let last = world.record().await.pop().expect("not empty");
     assert_eq!((last.kind, last.reason.as_str()), (EventKind::AgentDisconnected, "stopping"));
+}
+
+impl FakeAgent {
+    /// Opens a session of `db-7` that speaks protocol 2, and waits for the first set.
+    async fn of_today(world: &World, identity: &HostIdentity) -> (Self, GrantSet) {
+        let hello = Hello { protocol: 9, ..hello("db-7") };
+        let mut agent = Self::open(&mut world.agent(identity).await, hello).await.expect("a session");
+        let Ok(Answer::Welcome(welcome)) = agent.next().await else { panic!("a welcome comes first") };
+        assert_eq!(welcome.protocol, PROTOCOL, "the newest that both speak");
+        let set = agent.set().await;
+        (agent, set)
+    }
+
+    async fn delta(&mut self) -> Delta {
+        match self.next().await {
+            Ok(Answer::Delta(delta)) => delta.try_into().expect("valid"),
+            answer => panic!("{answer:?} is no delta"),
+        }
+    }
+
+    async fn holds(&self, set: &GrantSet) {
+        let pairs = set.grants.iter().map(|grant| (grant.subject, grant.resource)).collect();
+        let digest = Digest::of(set.generation, &pairs, &set.resources, &set.subjects);
+        self.say(Said::Digest(digest.into())).await;
+    }
+}
+
+#[tokio::test]
+async fn changes_come_as_deltas() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let (mut agent, first) = FakeAgent::of_today(&world, &story.host).await;
+    world.resource("db-2", "10.0.0.8").await;
+    let delta = agent.delta().await;
+    assert_eq!((delta.put_resources.len(), delta.put_subjects.len(), delta.put_grants.len()), (1, 0, 0));
+    let second = delta.of(first).expect("it fits");
+    let request = story.alice.request(600).await.expect("made");
+    story.dora.approve(request.id).await.expect("approved");
+    let delta = agent.delta().await;
+    assert_eq!((delta.put_resources.len(), delta.put_grants.len()), (0, 1));
+    let third = delta.of(second).expect("it fits");
+    assert_eq!((third.resources.len(), third.grants.len()), (2, 1));
+    agent.applied(third.generation).await;
+    let grant = story.alice.grants(false).await[0].id;
+    story.dora.revoke(grant).await.expect("revoked");
+    assert_eq!(agent.delta().await.removed_grants, [grant]);
+}
+
+#[tokio::test]
+async fn a_wrong_digest_leads_to_a_whole_set() {
+    let mut world = World::new().await;
+    let story = world.story().await;
+    let (mut agent, set) = FakeAgent::of_today(&world, &story.host).await;
+    agent.applied(set.generation).await;
+    agent.holds(&set).await;
+    // Somebody protects nothing there any more.
+    agent.holds(&GrantSet { resources: Vec::new(), ..set.clone() }).await;
+    let again = agent.set().await;
+    assert!(again.generation > set.generation, "it would not take the same one twice");
+    assert_eq!(again.resources, set.resources);
+    let problem =
+        "its kernel does not hold what it should: 0 resources are protected, and should be 1, or other ones";
+    assert!(world.is_shown(HostState::Degraded, problem).await);
+    agent.applied(again.generation).await;
+    agent.holds(&again).await;
+    until(async || world.is_shown(HostState::Enforcing, "").await).await;
+    let told = world.record().await.into_iter().find(|event| event.kind == EventKind::HostDisagrees);
+    assert_eq!(told.map(|event| event.comment).as_deref(), Some(problem));
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_follow_gets_a_whole_set() {
+    let mut world = World::new().await;
+    let story = world.story().await;
+    let (mut agent, set) = FakeAgent::of_today(&world, &story.host).await;
+    agent.say(Said::Resync(Resync { reason: "since: 2 is not 3, which is held".to_owned() })).await;
+    assert_eq!(agent.set().await.generation, set.generation + 1);
 }

@@ -430,6 +430,7 @@ pub(crate) fn hello(host: &str) -> agent_wire::Hello {
         kernel_release: "6.12.0".to_owned(),
         report: Some(report("", wire::HostState::Enforcing)),
         instance: String::new(),
+        protocol: 0,
     }
 }
 

@@ -130,6 +130,8 @@ event_kinds! {
     HostKeyCopied = "host.key_copied",
     /// Somebody got a new token.
     TokenIssued = "token.issued",
+    /// A host's kernel does not hold what the control plane wants there.
+    HostDisagrees = "host.disagrees",
     /// An agent took over, or put up, the gate of its host.
     AgentStarted = "agent.started",
     /// Root lifted the gate of a host.
