@@ -1,6 +1,7 @@
 //! Who is calling: from a token or certificate to a caller, from an ID token of a provider to what it says.
 //!
-//! Owns: tokens, certificates, the authority that signs those, and what they prove; what is said to identity providers. Must not know: what a caller may do, grants.
+//! Owns: tokens, certificates, the authority that signs those, and what they prove; what is said to identity providers. Must not
+//! know: what a caller may do, grants.
 
 pub mod authority;
 pub mod certificate;

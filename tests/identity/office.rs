@@ -88,15 +88,19 @@ impl Office {
 
     fn write_configuration(&self, more: &str) -> Result<()> {
         let text = format!(
-            "listen = 'unix:{dir}/socket'\ndatabase = 'cp.db'\n\n[[identity_provider]]\nname = 'corp'\nissuer = '{issuer}'\n\
+            "listen = '127.0.0.1:0'\ndatabase = 'cp.db'\n\n[[identity_provider]]\nname = 'corp'\nissuer = '{issuer}'\n\
              ca_file = 'ca.pem'\nscopes = ['openid', 'email', 'groups', 'offline_access']\ngroups_prefix = 'pc-'\n\
              roles = {{ engineers = 'member', approvers = 'approver' }}\n{more}\n",
-            dir = self.folder.path().display(),
             issuer = self.issuer,
         );
         let client = if more.contains("client_id") { "" } else { "client_id = 'portcullis'\n" };
         fs::write(self.path("cp.toml"), text + client)?;
         Ok(())
+    }
+
+    /// Where the control plane listens.
+    fn server(&self) -> Result<String> {
+        Ok(format!("https://{}", read(&self.path("ready"))?.trim()))
     }
 
     fn start_control_plane(&mut self) -> Result<()> {
@@ -181,14 +185,13 @@ pub(crate) struct Machine<'a> {
 
 impl Machine<'_> {
     fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let server = format!("unix:{}", self.office.path("socket").display());
         let mut command = Command::new(binary("portcullis")?);
-        command
-            .args(arguments)
-            .env_clear()
-            .env("XDG_CONFIG_HOME", &self.home)
-            .env("PORTCULLIS_SERVER", server)
-            .stdin(Stdio::null());
+        command.args(arguments).env_clear().env("XDG_CONFIG_HOME", &self.home).stdin(Stdio::null());
+        // Who has signed in need not say where, nor whom to believe.
+        if !self.credentials().exists() {
+            command.env("PORTCULLIS_SERVER", self.office.server()?);
+            command.env("PORTCULLIS_CA_FILE", self.office.path("authority/ca.pem"));
+        }
         Ok(command)
     }
 

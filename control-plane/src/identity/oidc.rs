@@ -4,8 +4,8 @@
 //! who is in the directory.
 //!
 //! Invariants: a provider is asked over https only, at addresses that the operator or the provider itself named, for at most
-//! [`REQUEST_LIMIT`], and for its keys at most once in [`REFRESH_PAUSE`] on average, whatever tokens come. Which algorithms are taken is
-//! decided by the operator and the key, never by the token.
+//! [`REQUEST_LIMIT`], and for its keys at most once in [`REFRESH_PAUSE`] on average, whatever tokens come. Which algorithms are
+//! taken is decided by the operator and the key, never by the token.
 
 mod fetch;
 mod keys;
