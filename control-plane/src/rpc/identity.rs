@@ -12,7 +12,7 @@ use crate::identity::oidc::{Known, TokenError};
 use crate::identity::{Token, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::calls::Method;
-use crate::rules::claims::{self, ClaimsError, Proven};
+use crate::rules::claims::{self, ClaimsError};
 use crate::rules::throttle::Key;
 use crate::store::{Entry, StoreError};
 
@@ -68,8 +68,11 @@ impl NotSignedIn {
 impl SignIns {
     async fn enter(&self, new: &NewSignIn, token: &Token) -> Result<SubjectIdentity, NotSignedIn> {
         let known = self.known(&new.provider)?;
+        let claims = known.claims(&new.id_token).await.map_err(NotSignedIn::Token)?;
+        // The provider may have taken its time with its keys.
         let now = clock::now();
-        let proven = prove(known, new, now).await?;
+        let proven = claims::check(&claims, &known.expected, new.nonce.as_deref(), now);
+        let proven = proven.map_err(NotSignedIn::Claims)?;
         let entry = Entry {
             proven: &proven,
             provider: &known.provider.name,
@@ -103,12 +106,6 @@ impl SignIns {
         }
         status
     }
-}
-
-/// What an ID token proves.
-async fn prove(known: &Known, new: &NewSignIn, now: proto::types::Timestamp) -> Result<Proven, NotSignedIn> {
-    let claims = known.claims(&new.id_token).await.map_err(NotSignedIn::Token)?;
-    claims::check(&claims, &known.expected, new.nonce.as_deref(), now).map_err(NotSignedIn::Claims)
 }
 
 #[tonic::async_trait]

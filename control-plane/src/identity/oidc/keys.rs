@@ -200,6 +200,17 @@ mod tests {
         assert!(two.find(Algorithm::RS256, Some("b")).is_some());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_token_and_no_key_set_panics(header in "[-A-Za-z0-9_=.]{0,40}", key in "[{}\\[\\]\":,a-zA-Z0-9-]{0,60}") {
+            let _ = super::header(&header);
+            let _ = super::header(&format!("{}.b.c", BASE64_URL_SAFE_NO_PAD.encode(&key)));
+            if let Ok(keys) = serde_json::from_str::<Published>(&format!("{{\"keys\":[{key}]}}")) {
+                let _ = Keys::from(keys).find(Algorithm::RS256, None);
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_token_is_told() {
         for bad in ["", "a", "a.b", "a.b.c.d", "!.b.c", "e30.b.c", "bnVsbA.b.c", "\u{e4}.b.c"] {
