@@ -172,7 +172,7 @@ impl Refusal {
             Self::AlreadyDecided { .. } => "make a new request",
             Self::NotLive { .. } => "",
             Self::NotHolder { .. } => "an approver can revoke it",
-            Self::UnknownProvider(_) => "list what there is with `portcullis login --help`",
+            Self::UnknownProvider(_) => "run `portcullis login` again: it asks for those that there are now",
             Self::NotLetIn(_) => {
                 "ask an administrator to add the subject, or the identity provider's to add you to a group that has a role"
             }
