@@ -88,7 +88,7 @@ pub struct Credentials {
 pub(crate) struct Session {
     /// The provider's name at the control plane.
     pub(crate) provider: String,
-    /// When it ends.
+    /// When it ends, by the clock of this machine.
     pub(crate) expires: String,
     /// Who has the refresh token; nobody else is ever shown it.
     pub(crate) issuer: String,

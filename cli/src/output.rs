@@ -7,9 +7,8 @@ pub mod audit;
 pub mod rows;
 mod text;
 
-use text::exact;
-pub(crate) use text::utc;
 pub use text::{View, escape};
+use text::{exact, utc};
 
 use std::io::{self, Write};
 

@@ -15,7 +15,7 @@ use crate::connect::{call, newcomer};
 use crate::credentials::{self, Credentials, Session, Token};
 use crate::error::{Error, Problem};
 use crate::oidc::{Issuer, Tokens, has_nonce};
-use crate::{Context, Place, output};
+use crate::{Context, Place};
 
 /// So long before its end a session is renewed: a command should not end in the middle of one.
 const NEARLY_OVER: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ pub(crate) async fn if_nearly_over(
     if !is_nearly_over(context, &credentials) {
         return Ok(credentials);
     }
-    let renewed = renew(&config_dir, &credentials).await;
+    let renewed = renew(&config_dir, &credentials, (context.surroundings.now)()).await;
     drop(lock);
     match renewed {
         Ok(renewed) => Ok(renewed),
@@ -64,7 +64,11 @@ fn ends_within(context: &Context<'_>, credentials: &Credentials, time: Duration)
     expires.is_some_and(|expires| expires.duration_since(now) <= time.try_into().unwrap_or_default())
 }
 
-async fn renew(config_dir: &Path, credentials: &Credentials) -> Result<Credentials, Error> {
+async fn renew(
+    config_dir: &Path,
+    credentials: &Credentials,
+    now: jiff::Timestamp,
+) -> Result<Credentials, Error> {
     let server = credentials.server.clone();
     let over =
         |source: Option<Error>| Error::SessionOver { server: server.clone(), source: source.map(Box::new) };
@@ -83,7 +87,7 @@ async fn renew(config_dir: &Path, credentials: &Credentials) -> Result<Credentia
     }
     let Some(session) = kept.session.clone() else { return Err(over(None)) };
     let (server, authorities) = (kept.server.clone(), kept.authorities.clone());
-    let began = begin(Place { server, authorities, stored: Some(kept) }, session, tokens).await;
+    let began = begin(Place { server, authorities, stored: Some(kept) }, session, tokens, now).await;
     let (renewed, _) = began.map_err(|error| match error.kind() {
         crate::error::Kind::Unauthenticated => over(Some(error)),
         _ => error,
@@ -125,11 +129,18 @@ impl Session {
     }
 }
 
+/// When a session that has just begun ends, by the clock of this machine: another one's may be wrong, or ours.
+fn ends_here(sign_in: &SignIn, now: jiff::Timestamp) -> jiff::Timestamp {
+    let lifetime = sign_in.expires.since(sign_in.began);
+    now.checked_add(lifetime).unwrap_or(now)
+}
+
 /// Signs in at the control plane with what the provider gave. A session that is replaced ends there.
 pub(crate) async fn begin(
     place: Place,
     session: Session,
     tokens: Tokens,
+    now: jiff::Timestamp,
 ) -> Result<(Credentials, SubjectIdentity), Error> {
     let Place { server, authorities, stored } = place;
     let what = format!("sign in at `{server}`");
@@ -146,13 +157,13 @@ pub(crate) async fn begin(
     };
     let answer = call(&what, newcomer(&server, authorities.as_ref()).await?.sign_in(message)).await?;
     let identity: SubjectIdentity = crate::commands::checked(&what, answer.identity)?;
-    let Some(SignIn { expires, .. }) = identity.sign_in else {
+    let Some(sign_in) = &identity.sign_in else {
         return Err(malformed("the answer breaks the contract: it is of no session"));
     };
     let token =
         Token::new(&answer.token).map_err(|source| Error::Malformed { what: what.clone(), source })?;
     let session = Session {
-        expires: output::utc(expires),
+        expires: ends_here(sign_in, now).to_string(),
         refresh_token: tokens.refresh_token.or(session.refresh_token),
         ..session
     };

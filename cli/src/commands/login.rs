@@ -96,7 +96,7 @@ async fn with_provider(
         false => by_browser(&issuer, arguments.no_browser, context).await?,
     };
     let session = Session::new(&provider, nonce, authority.as_deref());
-    renew::begin(place, session, tokens).await
+    renew::begin(place, session, tokens, (context.surroundings.now)()).await
 }
 
 /// The provider of this name, or the only one.

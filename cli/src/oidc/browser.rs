@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Fault, Issuer, Tokens, random, refused};
+use super::{Fault, Issuer, Tokens, has_nonce, random, refused};
 
 /// How long somebody has in the browser: a second factor may have to be fetched.
 const BROWSER_LIMIT: Duration = Duration::from_secs(10 * 60);
@@ -98,7 +98,15 @@ impl<'a> Waiting<'a> {
             ("redirect_uri", self.redirect.as_str()),
             ("code_verifier", self.verifier.as_str()),
         ];
-        self.issuer.tokens(&form).await
+        let tokens = self.issuer.tokens(&form).await?;
+        // Here the provider has to repeat it (OpenID Connect Core, 3.1.3.6). Whether it is the same, the control plane says.
+        match tokens.id_token.as_deref().is_some_and(has_nonce) {
+            true => Ok(tokens),
+            false => Err(Fault::Malformed {
+                address: self.issuer.metadata.token_endpoint.clone(),
+                problem: "the ID token is missing, or has no nonce".to_owned(),
+            }),
+        }
     }
 }
 

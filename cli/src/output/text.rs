@@ -46,7 +46,7 @@ fn moment(time: Timestamp) -> jiff::Timestamp {
 }
 
 /// RFC 3339 in UTC, always with milliseconds, so that texts sort as times do.
-pub(crate) fn utc(time: Timestamp) -> String {
+pub(super) fn utc(time: Timestamp) -> String {
     format!("{:.3}", moment(time))
 }
 
