@@ -216,9 +216,8 @@ fn of_fault(fault: &Fault) -> Kind {
         Fault::Unreachable { .. } => Kind::Unreachable,
         Fault::Status { .. } if fault.worth_retrying() => Kind::Unreachable,
         Fault::Status { .. } | Fault::Malformed { .. } => Kind::Internal,
-        Fault::Refused { .. } => Kind::Unauthenticated,
+        Fault::Refused { .. } | Fault::TimedOut(_) => Kind::Unauthenticated,
         Fault::NotOffered(_) => Kind::Usage,
-        Fault::TimedOut(_) => Kind::WaitTimedOut,
     }
 }
 

@@ -50,6 +50,11 @@ fn accounts() -> Value {
 impl Office {
     /// As an operator sets it up, with more lines for the provider.
     pub(crate) fn open(more: &str) -> Result<Self> {
+        Self::open_with(more, Duration::from_secs(60))
+    }
+
+    /// The same, with a provider whose device codes live for so long.
+    pub(crate) fn open_with(more: &str, device_code_lifetime: Duration) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let path = |name: &str| folder.path().join(name);
         let authority = write_certificates(folder.path())?;
@@ -58,6 +63,7 @@ impl Office {
             "modules": modules().context("there is no `oidc-provider`: run `cargo xtask setup`")?,
             "certificate": path("provider.pem"), "key": path("provider.key"),
             "accounts": path("accounts.json"), "ready": path("issuer"),
+            "deviceCodeSeconds": device_code_lifetime.as_secs(),
         });
         fs::write(path("provider.json"), settings.to_string())?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("identity/provider.mjs");

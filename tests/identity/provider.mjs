@@ -1,7 +1,7 @@
 // The identity provider that the tests sign in with: npm `oidc-provider`, over https, with accounts of our own. Whoever comes to
 // an interaction is taken for the account that their `x-account` header names; the rest is as a conforming provider does it.
 //
-// node provider.mjs SETTINGS.json: { modules, certificate, key, accounts, ready }. Writes its issuer to the file `ready`.
+// node provider.mjs SETTINGS.json: { modules, certificate, key, accounts, ready, deviceCodeSeconds }. Writes its issuer to the file `ready`.
 import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -46,7 +46,7 @@ const provider = new Provider(issuer, {
   },
   interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
   findAccount: (_, id) => account(id) && { accountId: id, claims: () => ({ sub: id, ...account(id) }) },
-  ttl: { AccessToken: 300, DeviceCode: 60, Grant: 3600, IdToken: 300, Interaction: 300, RefreshToken: 3600, Session: 3600 },
+  ttl: { AccessToken: 300, DeviceCode: settings.deviceCodeSeconds, Grant: 3600, IdToken: 300, Interaction: 300, RefreshToken: 3600, Session: 3600 },
 });
 
 async function interact(request, response) {

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_code_that_somebody_else_asked_for_is_turned_down",
         a_code_that_somebody_else_asked_for_is_turned_down,
     ),
+    ("a_code_that_nobody_types_runs_out", a_code_that_nobody_types_runs_out),
     ("a_person_who_says_no_is_not_signed_in", a_person_who_says_no_is_not_signed_in),
     ("only_the_answer_that_is_waited_for_counts", only_the_answer_that_is_waited_for_counts),
     ("a_session_is_renewed_until_the_provider_says_no", a_session_is_renewed_until_the_provider_says_no),
@@ -114,6 +115,18 @@ fn a_code_that_somebody_else_asked_for_is_turned_down() -> Result<()> {
         ensure!(said.contains("the identity provider said `access_denied`"), "{said}");
         Ok(())
     })
+}
+
+fn a_code_that_nobody_types_runs_out() -> Result<()> {
+    let office = Office::open_with("", Duration::from_secs(6))?;
+    let server = office.machine("server");
+    let mut login = server.login(&["--device"])?;
+    login.wait_for("type the code")?;
+    let (code, said) = login.wait()?;
+    ensure_eq!(code, 5, "{said}");
+    ensure!(said.contains("nobody finished it within 6s"), "{said}");
+    ensure!(!server.credentials().exists(), "nothing is stored");
+    Ok(())
 }
 
 fn a_person_who_says_no_is_not_signed_in() -> Result<()> {
