@@ -401,6 +401,7 @@ impl Agent {
                     }
                 }
             }
+            Incoming::Heard { boot_ns } => self.enforcing.heard(boot_ns),
             Incoming::AuditAck { epoch, sequence } => {
                 self.auditing.acknowledged(epoch, sequence);
                 self.ship();

@@ -9,6 +9,7 @@ mod endpoint;
 mod enrolment;
 mod tls;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -83,6 +84,11 @@ pub enum Incoming {
         epoch: Uuid,
         /// Up to and including this one.
         sequence: u64,
+    },
+    /// The control plane was there at this moment of the boot clock.
+    Heard {
+        /// In nanoseconds.
+        boot_ns: u64,
     },
     /// The session ended; a next one is tried.
     Disconnected,
@@ -197,6 +203,7 @@ async fn session(
 ) -> Result<Ended, SessionError> {
     let endpoint = &access.endpoint;
     let identity = choose(access, *refusals, &hello).await?;
+    let began_boot_ns = clock::now_boot_ns();
     let opened = tokio::time::timeout(WELCOME_TIMEOUT, open(endpoint, &identity, hello)).await;
     let Opened { channel, send, mut stream, welcome } =
         match opened.map_err(|_| SessionError::Silent(endpoint.clone()))? {
@@ -215,20 +222,29 @@ async fn session(
     access.identities.welcomed(&identity)?;
 
     let (outgoing, mut to_send) = mpsc::channel(OUTGOING_MAX);
-    if incoming.send(Incoming::Connected { timeline, outgoing, protocol }).await.is_err() {
-        return Ok(Ended::Left);
+    // It was there after we had begun; when exactly is not known.
+    let heard = Incoming::Heard { boot_ns: began_boot_ns };
+    for news in [Incoming::Connected { timeline, outgoing, protocol }, heard] {
+        if incoming.send(news).await.is_err() {
+            return Ok(Ended::Left);
+        }
     }
+    let mut reports = Reports::default();
     let mut renewal = std::pin::pin!(tokio::time::sleep(until(identity.renew_at)));
     loop {
         tokio::select! {
             message = stream.next() => {
                 let message = message.ok_or(SessionError::Ended)??;
-                if incoming.send(check(message)?).await.is_err() {
+                let Some(message) = check(message, &mut reports)? else { continue };
+                if incoming.send(message).await.is_err() {
                     return Ok(Ended::Left);
                 }
             }
             message = to_send.recv() => match message {
-                Some(message) => send.send(to_wire(message)).await.map_err(|_| SessionError::Ended)?,
+                Some(message) => {
+                    let message = to_wire(message, &mut reports);
+                    send.send(message).await.map_err(|_| SessionError::Ended)?;
+                }
                 None => return Ok(Ended::Left),
             },
             () = &mut renewal => match enrolment::renew(channel.clone(), endpoint, &access.identities).await {
@@ -308,9 +324,42 @@ async fn open(endpoint: &Endpoint, identity: &Identity, hello: Hello) -> Result<
     }
 }
 
-fn check(message: wire::SessionResponse) -> Result<Incoming, SessionError> {
+/// The reports of a session that were sent and may still be answered.
+#[derive(Debug, Default)]
+struct Reports {
+    sent: u64,
+    /// Number and when it was sent, on the boot clock; the newest last.
+    waiting: VecDeque<(u64, u64)>,
+}
+
+impl Reports {
+    /// More than are sent while a connection can be silent and live.
+    const WAITING_MAX: usize = 64;
+
+    /// The number of the next one.
+    fn next(&mut self, now_boot_ns: u64) -> u64 {
+        self.sent += 1;
+        if self.waiting.len() >= Self::WAITING_MAX {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back((self.sent, now_boot_ns));
+        self.sent
+    }
+
+    /// When the report of this number was sent; None: it is not one that waits.
+    fn answered(&mut self, number: u64) -> Option<u64> {
+        let at = self.waiting.iter().position(|(sent, _)| *sent == number)?;
+        self.waiting.drain(..=at).next_back().map(|(_, boot_ns)| boot_ns)
+    }
+}
+
+/// None: there is nothing to tell.
+fn check(message: wire::SessionResponse, reports: &mut Reports) -> Result<Option<Incoming>, SessionError> {
     use wire::session_response::Message;
-    match message.message {
+    let incoming = match message.message {
+        Some(Message::Heard(heard)) => {
+            return Ok(reports.answered(heard.number).map(|boot_ns| Incoming::Heard { boot_ns }));
+        }
         Some(Message::GrantSet(set)) => Ok(Incoming::GrantSet(set.try_into()?)),
         Some(Message::Delta(delta)) => Ok(Incoming::Delta(Box::new(delta.try_into()?))),
         Some(Message::AuditAck(ack)) => {
@@ -320,15 +369,19 @@ fn check(message: wire::SessionResponse) -> Result<Incoming, SessionError> {
         }
         Some(Message::Welcome(_)) => Err(proto::types::Invalid::new("message", "a second welcome").into()),
         None => Err(proto::types::Invalid::missing("message").into()),
-    }
+    };
+    incoming.map(Some)
 }
 
-fn to_wire(message: Outgoing) -> wire::SessionRequest {
+fn to_wire(message: Outgoing, reports: &mut Reports) -> wire::SessionRequest {
     use wire::session_request::Message;
     let message = match message {
         Outgoing::Applied(applied) => Message::Applied(applied.into()),
         Outgoing::Ended(ended) => Message::Ended(ended.into()),
-        Outgoing::Report(report) => Message::Report(report.into()),
+        Outgoing::Report(report) => {
+            let number = reports.next(clock::now_boot_ns());
+            Message::Report(wire::Report { number, ..report.into() })
+        }
         Outgoing::Digest(digest) => Message::Digest(digest.into()),
         Outgoing::Resync(reason) => Message::Resync(wire::Resync { reason }),
         Outgoing::Audit(events) => {
@@ -336,4 +389,21 @@ fn to_wire(message: Outgoing) -> wire::SessionRequest {
         }
     };
     wire::SessionRequest { message: Some(message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_when_its_report_was_sent() {
+        let mut reports = Reports::default();
+        assert_eq!([reports.next(10), reports.next(20), reports.next(30)], [1, 2, 3]);
+        assert_eq!(reports.answered(2), Some(20));
+        assert_eq!(reports.answered(1), None, "an older one says nothing new");
+        assert_eq!(reports.answered(9), None, "it was not sent");
+        assert_eq!(reports.answered(3), Some(30));
+        (0..1000).for_each(|at| assert_ne!(reports.next(at), 0));
+        assert_eq!(reports.waiting.len(), Reports::WAITING_MAX);
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
-use proto::types::{Invalid, Reason, SubjectRole};
+use proto::types::{Invalid, Outage, Reason, SubjectRole};
 
 use crate::commands::Command;
 use crate::connect::Server;
@@ -96,6 +96,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         true => Err(refuse(&"a duration is 1 s or more, in whole seconds")),
         false => Ok(duration),
     }
+}
+
+/// What becomes of live grants in an outage: `hold`, `cut`, or `shrink:` and a duration.
+pub(crate) fn outage(text: &str) -> Result<Outage, String> {
+    let seconds = match text.strip_prefix("shrink:") {
+        Some(time) => Some(duration(time)?.as_secs()),
+        None => None,
+    };
+    let text = seconds.map_or_else(|| text.to_owned(), |seconds| format!("shrink:{seconds}s"));
+    checked(&text)
 }
 
 /// Roles, which `--help` lists.

@@ -39,3 +39,6 @@ CREATE UNIQUE INDEX certificates_current ON certificates (host) WHERE standing =
 
 -- Raised with each change of resources or subjects, which are in every host's set.
 ALTER TABLE timeline ADD COLUMN directory_revision INTEGER NOT NULL DEFAULT 0;
+
+-- What becomes of live grants on a host that does not hear us: `hold`, `cut`, `shrink:SECONDSs`.
+ALTER TABLE resources ADD COLUMN outage TEXT NOT NULL DEFAULT 'hold';

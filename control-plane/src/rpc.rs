@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::status::{ErrorKind, status};
-use proto::types::{HostName, Invalid, SubjectRole};
+use proto::types::{HostName, Invalid, SubjectRole, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
@@ -51,6 +51,8 @@ pub(crate) struct Gate {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) policy: Policy,
     pub(crate) authority: Arc<Authority>,
+    /// When this process began: of a host that has not been heard since, nobody can say that it has not been heard until then.
+    pub(crate) started: Timestamp,
     /// How long a host's certificate counts.
     pub(crate) host_certificate_lifetime: Duration,
     pub(crate) limits: Arc<admission::Limits>,

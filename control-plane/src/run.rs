@@ -122,6 +122,7 @@ pub async fn serve(
         sessions: Arc::default(),
         policy: Policy { max_grant_duration: config.max_grant_duration },
         authority,
+        started: clock::now(),
         host_certificate_lifetime: config.host_certificate_lifetime,
         limits: Arc::default(),
         stopping: stopping.clone(),

@@ -30,6 +30,8 @@ struct Taken {
     seen: Timestamp,
     /// In what its kernel is not as it should be; None: in nothing that is known.
     disagrees: Option<String>,
+    /// When its kernel was last found to be as it should be.
+    confirmed: Option<Timestamp>,
     /// Which run of an agent has it.
     instance: Option<Uuid>,
     /// The runs that had it before, newest last; at most [`INSTANCES_MAX`].
@@ -102,7 +104,16 @@ impl Sessions {
         let takes_turns = instance.is_some_and(|instance| before.contains(&instance));
         seats.by_host.insert(
             host.clone(),
-            Taken { number, seen: now, disagrees: None, instance, before, _stop: stop, gone },
+            Taken {
+                number,
+                seen: now,
+                disagrees: None,
+                confirmed: None,
+                instance,
+                before,
+                _stop: stop,
+                gone,
+            },
         );
         let before_gone = earlier.map(|taken| Notice(taken.gone));
         let seat = Seat { sessions: Arc::clone(self), host: host.clone(), number, _gone: gone_sender };
@@ -114,9 +125,12 @@ impl Sessions {
         self.lock().by_host.get(host).map(|taken| taken.seen)
     }
 
-    /// In what the kernel of a connected host is not as it should be; None: in nothing that is known.
-    pub(crate) fn disagreement(&self, host: &HostName) -> Option<String> {
-        self.lock().by_host.get(host).and_then(|taken| taken.disagrees.clone())
+    /// In what the kernel of a connected host is not as it should be (None: in nothing that is known), and when it was last found
+    /// to be.
+    pub(crate) fn agreement(&self, host: &HostName) -> (Option<String>, Option<Timestamp>) {
+        let seats = self.lock();
+        let taken = seats.by_host.get(host);
+        taken.map(|taken| (taken.disagrees.clone(), taken.confirmed)).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seats> {
@@ -128,21 +142,24 @@ impl Sessions {
 impl Seat {
     /// The agent was heard.
     pub(crate) fn heard(&self, now: Timestamp) {
-        if let Some(taken) = self.sessions.lock().by_host.get_mut(&self.host)
-            && taken.number == self.number
-        {
-            taken.seen = now;
-        }
+        self.update(|taken| taken.seen = now);
     }
-}
 
-impl Seat {
-    /// Whether the host's kernel is as it should be, or in what it is not.
-    pub(crate) fn agrees(&self, disagrees: Option<String>) {
+    /// The host's kernel was found to be as it should be.
+    pub(crate) fn confirm(&self, now: Timestamp) {
+        self.update(|taken| (taken.disagrees, taken.confirmed) = (None, Some(now)));
+    }
+
+    /// The host's kernel was found to be something else than it should be, in this.
+    pub(crate) fn doubt(&self, disagrees: String) {
+        self.update(|taken| taken.disagrees = Some(disagrees));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Taken)) {
         if let Some(taken) = self.sessions.lock().by_host.get_mut(&self.host)
             && taken.number == self.number
         {
-            taken.disagrees = disagrees;
+            change(taken);
         }
     }
 }

@@ -11,6 +11,7 @@ mod host;
 mod identity;
 mod ids;
 mod labels;
+mod outage;
 mod request;
 mod resource;
 mod session;
@@ -30,6 +31,7 @@ pub use ids::{
     GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,
 };
 pub use labels::{Label, Labels};
+pub use outage::Outage;
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

@@ -299,6 +299,12 @@ impl Stage {
         })
     }
 
+    /// The same beside the control plane, which no cut of the network keeps it from.
+    pub fn cli_here(&self, subject: &str) -> Result<Cli> {
+        let server = format!("unix:{}", self.path("socket").display());
+        Ok(Cli { server, netns: None, ..self.cli(subject)? })
+    }
+
     /// Asks for access as the subject, has the administrator approve, and returns when the kernel holds the grant: its id.
     pub fn grant(&self, subject: &str, resource: &str, duration: &str) -> Result<String> {
         let request = self.cli(subject)?.json(&[

@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use tests::ensure_eq;
 use tests::network::CONTROL_PLANE;
 use tests::process::{in_cgroup, wait_for};
 use tests::runner::Test;
 use tests::sandbox::Cgroup;
-use tests::stage::{ADMIN, HOST, Plan, SOON, Stage};
+use tests::stage::{ADMIN, HOST, Plan, SOON, Stage, text};
 
 pub(crate) const TESTS: &[Test] = &[
     ("hosts::a_host_joins_over_a_network_and_is_granted_access", over_a_network),
+    ("hosts::what_a_partition_does_is_what_each_resource_says", partition),
     ("hosts::a_certificate_is_renewed_and_nobody_notices", renewal),
     ("hosts::a_host_whose_certificate_ran_out_joins_again", run_out),
     ("hosts::an_agent_believes_no_other_control_plane", other_control_plane),
@@ -43,11 +45,79 @@ fn over_a_network() -> Result<()> {
     Ok(())
 }
 
+/// Three resources, by what becomes of them while the control plane cannot be heard.
+const RESOURCES: [(&str, u16, &str); 3] =
+    [("held", 5001, "hold"), ("shrunk", 5002, "shrink:25s"), ("cut", 5003, "cut")];
+
+fn partition() -> Result<()> {
+    // 1. One subject has a grant for each of three resources.
+    let stage = Stage::start_as(Plan { is_apart: true, ..Plan::default() })?;
+    let admin = stage.cli(ADMIN)?;
+    let address = stage.sandbox().address().to_string();
+    for (name, port, outage) in RESOURCES {
+        let port = format!("tcp/{port}");
+        admin.run(&["resource", "add", name, "--address", &address, "--port", &port, "--outage", outage])?;
+    }
+    let alice = stage.add_subject_with_cgroup("user:alice")?;
+    let grant = |(name, ..): &(&str, u16, &str)| stage.grant("user:alice", name, "10m");
+    let grants: Vec<String> = RESOURCES.iter().map(grant).collect::<Result<_>>()?;
+    let who_passes = || -> Result<[bool; 3]> {
+        let mut passes = [false; 3];
+        for (passes, (_, port, _)) in passes.iter_mut().zip(RESOURCES) {
+            *passes = attempt(&stage, &alice, &address, port)? == "Connection refused";
+        }
+        Ok(passes)
+    };
+    ensure_eq!(who_passes()?, [true, true, true]);
+
+    // 2. The wire is cut, and one of the grants is revoked meanwhile: the API says how long it can live on that host.
+    stage.network()?.cut()?;
+    let began = Instant::now();
+    let here = stage.cli_here(ADMIN)?;
+    here.run(&["revoke", &grants[1]])?;
+    let shown = here.json(&["grants", "--all"])?;
+    let revoked = shown.as_array().into_iter().flatten().find(|grant| grant["id"] == grants[1].as_str());
+    let revoked = revoked.context("the revoked grant is not shown")?;
+    ensure_eq!(text(revoked, "state")?, "ending");
+    let until = text(&revoked["host_until"], HOST)?;
+    ensure!(until < text(revoked, "expires")?, "nothing bounds it: {revoked}");
+    wait_for("`cut` to end", SOON * 2, || Ok((who_passes()? == [true, true, false]).then_some(())))?;
+    wait_for("`shrink` to end", SOON * 2, || Ok((who_passes()? == [true, false, false]).then_some(())))?;
+    let after = began.elapsed();
+    ensure!(after >= Duration::from_secs(15), "it ended too early: {after:?}");
+
+    // 3. It heals: the revoked grant is confirmed to have ended, what is still granted is let through again, and host and control
+    // plane find that they mean the same.
+    stage.network()?.heal()?;
+    let healed = Timestamp::now();
+    // The two ends find each other again.
+    wait_for("the way to be there", SOON, || Ok(admin.run(&["status"]).ok()))?;
+    stage.wait_for_grant(&grants[1], "ended")?;
+    wait_for(
+        "the rest to pass again",
+        SOON * 2,
+        || Ok((who_passes()? == [true, false, true]).then_some(())),
+    )?;
+    wait_for("the host to be found right", SOON, || {
+        let confirmed =
+            admin.json(&["status"])?[0]["confirmed"].as_str().map(str::parse::<Timestamp>).transpose()?;
+        Ok(confirmed.filter(|confirmed| *confirmed > healed))
+    })?;
+    let disagreements =
+        stage.events()?.into_iter().filter(|event| event["event"] == "host.disagrees").count();
+    ensure_eq!(disagreements, 0);
+    Ok(())
+}
+
 /// What a connection from the host to the resource comes to; nobody serves there.
 fn connect(stage: &Stage, cgroup: &Cgroup) -> Result<&'static str> {
+    attempt(stage, cgroup, CONTROL_PLANE, 5432)
+}
+
+fn attempt(stage: &Stage, cgroup: &Cgroup, address: &str, port: u16) -> Result<&'static str> {
     let mut command = in_cgroup(cgroup, "nsenter");
     command.arg(stage.network()?.host.path());
-    let output = command.args(["bash", "-c", &format!("exec 3<>/dev/tcp/{CONTROL_PLANE}/5432")]).output()?;
+    let output = command.args(["bash", "-c", &format!("exec 3<>/dev/tcp/{address}/{port}")]).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let known =
         ["Operation not permitted", "Connection refused"].into_iter().find(|words| said.contains(words));

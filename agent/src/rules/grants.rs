@@ -8,12 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use agent_ebpf::abi::{GrantKey, GrantRef};
 use proto::types::{
-    CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, Subject,
+    CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, ResourceNumber,
+    Subject,
 };
 use uuid::Uuid;
 
-use super::plan::WantedGrant;
+use super::plan::{Entries, WantedGrant};
 
 /// How long a grant that ran out stays in the maps, so that a denial says `expired`. The kernel lets nobody through by it.
 const LAPSED_KEPT: Duration = Duration::from_secs(10 * 60);
@@ -36,6 +38,8 @@ pub struct Grants {
     lapsed: BTreeMap<GrantId, WantedGrant>,
     /// What this host has ended by itself, until a set comes without it.
     ended: BTreeMap<GrantId, HostEnd>,
+    /// When the control plane was last heard for certain; None: that is not known.
+    heard_boot_ns: Option<u64>,
 }
 
 /// A grant of the set, with what ends it before its deadline.
@@ -244,9 +248,50 @@ impl Grants {
         &self.subjects
     }
 
-    /// What the maps should hold: the live grants, and those that ran out lately.
+    /// What the maps should hold: the live grants, and those that ran out lately. A grant of a resource that has a limit for
+    /// outages ends, in the kernel, that long after the control plane was last heard; hearing it again moves that on.
     pub fn wanted(&self) -> Vec<WantedGrant> {
-        self.grants.values().map(|held| held.wanted).chain(self.lapsed.values().copied()).collect()
+        let limits = self.outage_limits();
+        let limited = |held: &Held| {
+            let bound = limits.get(&held.wanted.resource).map(|limit| match self.heard_boot_ns {
+                Some(heard_boot_ns) => heard_boot_ns.saturating_add(*limit),
+                None => 0,
+            });
+            let expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(bound.unwrap_or(u64::MAX));
+            WantedGrant { expires_at_boot_ns, ..held.wanted }
+        };
+        self.grants.values().map(limited).chain(self.lapsed.values().copied()).collect()
+    }
+
+    /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
+    pub fn hear(&mut self, boot_ns: u64) -> bool {
+        let is_news = self.heard_boot_ns.is_none_or(|heard_boot_ns| heard_boot_ns < boot_ns);
+        if is_news {
+            self.heard_boot_ns = Some(boot_ns);
+        }
+        let limits = self.outage_limits();
+        is_news && self.grants.values().any(|held| limits.contains_key(&held.wanted.resource))
+    }
+
+    /// When an earlier agent had last heard the control plane at the least, as what it has left in the maps shows.
+    pub fn hear_from_maps(&mut self, entries: &Entries) {
+        let limits = self.outage_limits();
+        let of_pair = |(pair, held): (&GrantKey, &GrantRef)| {
+            let limit = limits.get(&pair.resource.try_into().ok()?)?;
+            entries.deadlines.get(&held.slot)?.checked_sub(*limit)
+        };
+        if let Some(heard_boot_ns) = entries.grants.iter().filter_map(of_pair).max() {
+            self.hear(heard_boot_ns);
+        }
+    }
+
+    /// In nanoseconds, of the resources that have one.
+    fn outage_limits(&self) -> BTreeMap<ResourceNumber, u64> {
+        let limits = self.resources.iter().filter_map(|resource| {
+            let limit = resource.options.outage.limit()?;
+            Some((resource.number, nanoseconds(limit)))
+        });
+        limits.collect()
     }
 
     /// The set as it can be kept on disk: with what is left of each grant at `now_boot_ns`; grants with nothing left are
@@ -278,6 +323,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 mod tests {
     use proto::types::{NewResource, NewSubject, SubjectRole};
 
+    use super::super::plan::{Wanted, reconcile};
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -395,6 +441,55 @@ mod tests {
         assert_eq!(live(&grants, 0), [(other, 60)]);
         grants.change(here, &delta(5, vec![], vec![id]), 0).expect("fits");
         assert_eq!(grants.end_of(id), None, "it knows it");
+    }
+
+    #[test]
+    fn an_outage_ends_what_it_is_to_end_and_hearing_again_goes_on() {
+        let id = GrantId::new();
+        let with = |outage: &str| {
+            let mut set = known(set(3, &[(id, 600)]));
+            set.resources[0].options.outage = outage.parse().expect("valid");
+            let mut grants = Grants::default();
+            grants.accept(Uuid::from_u128(1), set, 0);
+            grants
+        };
+        let ends = |grants: &Grants| grants.wanted()[0].expires_at_boot_ns / SECOND;
+        let mut held = with("hold");
+        assert!(!held.hear(10 * SECOND), "nothing moves by it");
+        assert_eq!(ends(&held), 600);
+        let mut cut = with("cut");
+        assert_eq!(ends(&cut), 0, "nobody knows when it was last heard");
+        assert!(cut.hear(10 * SECOND));
+        assert_eq!(ends(&cut), 25);
+        assert!(cut.hear(20 * SECOND));
+        assert!(!cut.hear(15 * SECOND), "an older answer came late");
+        assert_eq!(ends(&cut), 35);
+        assert_eq!(
+            cut.remaining_set(20 * SECOND).grants[0].remaining.as_secs(),
+            580,
+            "it is not shorter for that"
+        );
+        let mut shrunk = with("shrink:300s");
+        shrunk.hear(10 * SECOND);
+        assert_eq!(ends(&shrunk), 310);
+        shrunk.hear(500 * SECOND);
+        assert_eq!(ends(&shrunk), 600, "never beyond its deadline");
+    }
+
+    #[test]
+    fn the_next_agent_finds_in_the_maps_when_it_was_heard() {
+        let mut set = known(set(3, &[(GrantId::new(), 600)]));
+        set.resources[0].options.outage = "shrink:60s".parse().expect("valid");
+        let mut before = Grants::default();
+        before.accept(Uuid::from_u128(1), set.clone(), 0);
+        before.hear(30 * SECOND);
+        let mut entries = Entries::default();
+        let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+        reconcile(&mut entries, &wanted, 64, 30 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
+        let mut next = Grants::default();
+        next.recall(Some((Uuid::from_u128(1), set)), Vec::new(), 0);
+        next.hear_from_maps(&entries);
+        assert_eq!(next.wanted(), before.wanted());
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Enforcing {
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
+        grants.hear_from_maps(&entries);
         let health = Health::default();
         let addresses = LocalAddresses::default();
         let bound = BTreeMap::new();
@@ -280,16 +281,19 @@ impl Enforcing {
         Applied { generation, refused }
     }
 
+    /// The control plane was there at `boot_ns`.
+    pub(super) fn heard(&mut self, boot_ns: u64) {
+        if self.grants.hear(boot_ns) {
+            self.reconcile();
+        }
+    }
+
     /// What the kernel holds now, read from its maps. None: there is no set yet, or the maps cannot be read, which the next
     /// comparison tells.
-    pub(super) fn digest(&mut self) -> Option<Digest> {
-        let mut read = self.gate.read().ok()?;
-        let now_boot_ns = now_boot_ns();
-        // When a slot was last active is the kernel's to know, and read only for those that seem to be idle.
-        self.look_at_activity(now_boot_ns);
-        read.active.clone_from(&self.entries.active);
+    pub(super) fn digest(&self) -> Option<Digest> {
+        let read = self.gate.read_whole().ok()?;
         let (wanted, refused) = (self.wanted(), &self.health.refused);
-        digest(&read, &self.grants, &wanted, refused, self.gate.slots_max(), now_boot_ns)
+        digest(&read, &self.grants, &wanted, refused, self.gate.slots_max(), now_boot_ns())
     }
 
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.

@@ -3,13 +3,13 @@
 use clap::ArgGroup;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use proto::types::{
-    Address, NewResource, PortRange, Prefix, Resource, ResourceChange, ResourceMode, ResourceName,
+    Address, NewResource, Outage, PortRange, Prefix, Resource, ResourceChange, ResourceMode, ResourceName,
     ResourceOptions, UnixPath,
 };
 use proto::wire::access::{AddResourceRequest, ListResourcesRequest, RemoveResourceRequest};
 
 use crate::Context;
-use crate::args::checked;
+use crate::args::{self, checked};
 use crate::connect::call;
 use crate::error::Error;
 use crate::output::rows::{RemovedRow, ResourceRow};
@@ -108,6 +108,13 @@ pub struct Add {
     /// even if its address or port was translated on the way. Without this option it is served everywhere.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = checked::<Prefix>)]
     serve_only: Vec<Prefix>,
+    /// What becomes of live grants on a host that does not hear the control plane: `hold`, `cut` or `shrink:TIME`
+    ///
+    /// Nobody new is let through in any case. `hold`: what is granted goes on to its deadline. `cut`: it ends within 15 seconds.
+    /// `shrink:5m`: it goes on for 5 minutes at most. The host's kernel sees to it, whatever becomes of the agent; when the
+    /// control plane is heard again, what is still granted is let through again.
+    #[arg(long, value_name = "WHAT", default_value_t = Outage::HOLD, value_parser = args::outage)]
+    outage: Outage,
 }
 
 /// The arguments of `set`.
@@ -135,6 +142,9 @@ pub struct Set {
     /// Have them serve it everywhere again
     #[arg(long, group = "options")]
     serve_anyone: bool,
+    /// What becomes of live grants on a host that does not hear the control plane: `hold`, `cut` or `shrink:TIME`
+    #[arg(long, group = "options", value_name = "WHAT", value_parser = args::outage)]
+    outage: Option<Outage>,
 }
 
 /// The arguments of `remove`.
@@ -162,11 +172,12 @@ pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Err
 
 async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
     let what = format!("add resource `{}`", arguments.name);
-    let Add { name, addresses, ports, unix, mode, strict, check_senders, serve_only } = arguments;
+    let Add { name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage } = arguments;
     let usage = |error| Error::Usage(format!("cannot {what}: {error}"));
     let serve_only = ResourceOptions::peers(serve_only).map_err(usage)?;
     let new = NewResource::with_unix(name, addresses, ports, unix).map_err(usage)?;
-    let new = NewResource { options: ResourceOptions { mode, strict, check_senders, serve_only }, ..new };
+    let options = ResourceOptions { mode, strict, check_senders, serve_only, outage };
+    let new = NewResource { options, ..new };
     let mut directory = context.connect().await?.directory();
     let message = AddResourceRequest { resource: Some(new.into()) };
     let answer = call(&what, directory.add_resource(message)).await?;
@@ -175,12 +186,12 @@ async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
 }
 
 async fn set(arguments: Set, context: &mut Context<'_>) -> Result<(), Error> {
-    let Set { name, mode, strict, check_senders, serve_only, serve_anyone } = arguments;
+    let Set { name, mode, strict, check_senders, serve_only, serve_anyone, outage } = arguments;
     let what = format!("change resource `{name}`");
     let serve_only = if serve_anyone { Some(Vec::new()) } else { serve_only };
     let serve_only = serve_only.map(ResourceOptions::peers).transpose();
     let serve_only = serve_only.map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
-    let change = ResourceChange { name, mode, strict, check_senders, serve_only };
+    let change = ResourceChange { name, mode, strict, check_senders, serve_only, outage };
     let mut directory = context.connect().await?.directory();
     let answer =
         call(&what, directory.set_resource(proto::wire::access::SetResourceRequest::from(change))).await?;

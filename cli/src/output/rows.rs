@@ -28,6 +28,7 @@ pub struct ResourceRow {
     pub check_senders: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub serve_only: Vec<String>,
+    pub outage: String,
 }
 
 impl From<Resource> for ResourceRow {
@@ -42,6 +43,7 @@ impl From<Resource> for ResourceRow {
             strict: resource.options.strict,
             check_senders: resource.options.check_senders,
             serve_only: resource.options.serve_only.iter().map(ToString::to_string).collect(),
+            outage: resource.options.outage.to_string(),
         }
     }
 }
@@ -54,6 +56,7 @@ impl Row for ResourceRow {
             ("strict", self.strict),
             ("check-senders", self.check_senders),
             ("serve-only", !self.serve_only.is_empty()),
+            (self.outage.as_str(), self.outage != "hold"),
         ];
         let options: Vec<String> =
             options.into_iter().filter(|(_, on)| *on).map(|(option, _)| option.to_owned()).collect();
@@ -170,6 +173,8 @@ pub struct HostRow {
     pub kernel_release: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<String>,
     #[serde(skip)]
     host: Host,
 }
@@ -185,6 +190,7 @@ impl From<Host> for HostRow {
             seen: host.seen.map(utc),
             agent_version: host.agent_version.clone(),
             kernel_release: host.kernel_release.clone(),
+            confirmed: host.confirmed.map(utc),
             labels: host.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             host,
         }
@@ -303,6 +309,9 @@ pub struct GrantRow {
     /// Host to why its kernel could not hold it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub host_errors: BTreeMap<String, String>,
+    /// Host to the latest moment at which its kernel can let somebody through by it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_until: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -318,6 +327,7 @@ pub struct GrantRow {
 impl From<Grant> for GrantRow {
     fn from(grant: Grant) -> Self {
         let failed = grant.hosts.iter().filter(|host| !host.error.is_empty());
+        let until = grant.hosts.iter().filter_map(|host| Some((host, host.until?)));
         Self {
             id: grant.id.to_string(),
             state: grant.state.as_str(),
@@ -333,6 +343,7 @@ impl From<Grant> for GrantRow {
                 .map(|host| host.name.to_string())
                 .collect(),
             host_errors: failed.map(|host| (host.name.to_string(), host.error.clone())).collect(),
+            host_until: until.map(|(host, until)| (host.name.to_string(), utc(until))).collect(),
             idle_s: grant.idle.map(|idle| idle.as_secs()),
             while_running: grant.while_running.as_ref().map(ToString::to_string),
             issued: utc(grant.issued),

@@ -88,6 +88,7 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         name: name.into(),
         held,
         error: error.into(),
+        until: at("2026-11-22T11:28:00Z"),
     };
     Grant {
         id: GRANT.into(),
@@ -123,6 +124,7 @@ pub(crate) fn resource() -> Resource {
             strict: true,
             check_senders: true,
             serve_only: vec!["10.1.0.0/16".into()],
+            outage: Some(Outage { limit: seconds(300) }),
         }),
     }
 }
@@ -152,6 +154,7 @@ pub(crate) fn host(name: &str, state: HostState, detail: &str) -> Host {
         agent_version: "0.1.0".into(),
         kernel_release: "6.12.9-amd64".into(),
         labels: [("env".to_owned(), "prod".to_owned())].into(),
+        confirmed: at("2026-11-22T09:59:30Z"),
     }
 }
 

@@ -1,7 +1,11 @@
 //! `AccessService`: from a wish to a grant and to its end.
 
+use std::collections::HashMap;
+
+use proto::status::{ErrorKind, status};
 use proto::types::{
-    EndReason, Grant, GrantId, GrantState, NewRequest, Reason, RequestId, RequestState, page_limit,
+    EndReason, Grant, GrantId, GrantState, HostName, NewRequest, Outage, Reason, RequestId, RequestState,
+    ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -10,11 +14,43 @@ use tonic::{Request, Response, Status};
 
 use super::{Admitted, Answers, Gate, admitted, failed, invalid, stream};
 use crate::clock;
-use crate::store::{RequestFilter, View, Whose};
+use crate::rules::roster;
+use crate::store::{RequestFilter, StoreError, View, Whose};
 
 /// Answers for requests and grants.
 #[derive(Clone, Debug)]
 pub(crate) struct Access(pub(crate) Gate);
+
+impl Gate {
+    /// With how long each can live on hosts that do not answer.
+    async fn bounded(&self, mut grants: Vec<Grant>) -> Result<Vec<Grant>, StoreError> {
+        let resources = self.store.resources().await?;
+        let outage = |resource: &ResourceName| {
+            let found = resources.iter().find(|known| known.name == *resource);
+            found.map_or(Outage::HOLD, |found| found.options.outage)
+        };
+        if !resources.iter().any(|resource| resource.options.outage != Outage::HOLD) {
+            return Ok(grants);
+        }
+        let now = clock::now();
+        let gone: HashMap<HostName, Timestamp> = self
+            .store
+            .hosts()
+            .await?
+            .into_iter()
+            .filter(|host| self.sessions.seen(&host.name).is_none())
+            .map(|host| (host.name, host.seen.map_or(self.started, |seen| seen.max(self.started))))
+            .collect();
+        for grant in &mut grants {
+            let outage = outage(&grant.resource);
+            for host in &mut grant.hosts {
+                let heard = gone.get(&host.name).copied().unwrap_or(now);
+                host.until = host.until.map(|until| roster::lives_until(until, outage, heard));
+            }
+        }
+        Ok(grants)
+    }
+}
 
 impl Access {
     async fn end(
@@ -29,8 +65,13 @@ impl Access {
         let whose = caller.whose()?;
         let ended =
             self.0.store.end_grant(id, reason, &caller.subject()?, &whose, &comment, clock::now()).await;
-        match ended {
-            Ok(grant) => Ok(grant),
+        let ended = match ended {
+            Ok(grant) => self.0.bounded(vec![grant]).await,
+            Err(error) => Err(error),
+        };
+        match ended.map(|mut grants| grants.pop()) {
+            Ok(Some(grant)) => Ok(grant),
+            Ok(None) => Err(status(ErrorKind::Internal, "the grant is gone", "")),
             Err(error) => Err(self.0.answer(caller, error).await),
         }
     }
@@ -126,7 +167,12 @@ impl AccessService for Access {
         let caller = admitted(&request)?;
         let wire::ListGrantsRequest { all, limit } = request.into_inner();
         let limit = page_limit(limit).map_err(invalid)?;
-        match self.0.store.grants(&RequestFilter { all, whose: caller.whose()?, limit }).await {
+        let grants = self.0.store.grants(&RequestFilter { all, whose: caller.whose()?, limit }).await;
+        let grants = match grants {
+            Ok(grants) => self.0.bounded(grants).await,
+            Err(error) => Err(error),
+        };
+        match grants {
             Ok(grants) => {
                 let grants = grants.into_iter().map(Into::into).collect();
                 Ok(Response::new(wire::ListGrantsResponse { grants }))

@@ -28,7 +28,7 @@ pub(crate) struct Directory(pub(crate) Gate);
 impl Directory {
     fn shown(&self, record: HostRecord) -> Host {
         let connected = self.0.sessions.seen(&record.name);
-        let disagreement = self.0.sessions.disagreement(&record.name);
+        let (disagreement, confirmed) = self.0.sessions.agreement(&record.name);
         let (state, detail) = roster::shown(
             connected.is_some(),
             record.report.as_ref(),
@@ -45,6 +45,7 @@ impl Directory {
             agent_version: record.agent_version,
             kernel_release: record.kernel_release,
             labels: record.labels,
+            confirmed,
         }
     }
 

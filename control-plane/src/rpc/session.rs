@@ -313,12 +313,12 @@ impl Session {
         let Some(expected) = plan.digest(&self.applied.1, &self.ended, clock::now()) else { return Ok(()) };
         if digest == expected {
             self.wrong_digests = 0;
-            seat.agrees(None);
+            seat.confirm(clock::now());
             return Ok(());
         }
         self.wrong_digests += 1;
         let why = disagreement(&digest, &expected);
-        seat.agrees(Some(why.clone()));
+        seat.doubt(why.clone());
         // A host that goes on being wrong does not get set after set: it is shown, and looked at now and then.
         match self.wrong_digests.is_power_of_two() {
             true => self.send_anew(&why).await,
@@ -346,8 +346,13 @@ impl Session {
             }
             Some(Said::Resync(resync)) => self.send_anew(&resync_reason(resync)).await,
             Some(Said::Report(report)) => {
+                let number = report.number;
                 let report: Report = report.try_into().map_err(|error: Invalid| error.within("report"))?;
-                Ok(self.gate.store.agent_reported(&self.host, &report, clock::now()).await?)
+                self.gate.store.agent_reported(&self.host, &report, clock::now()).await?;
+                match number {
+                    0 => Ok(()),
+                    number => self.answer(Answer::Heard(wire::Heard { number })).await,
+                }
             }
             Some(Said::Audit(batch)) => self.audit(batch).await,
         }

@@ -4,7 +4,7 @@
 //!
 //! Invariant: nothing is claimed of a host without a session, and no refused item is kept quiet.
 
-use proto::types::{HostState, Report, ResourceName, SubjectId};
+use proto::types::{HostState, Outage, Report, ResourceName, SubjectId, Timestamp};
 
 /// Something that a host's kernel could not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,12 @@ pub fn shown(
     }
 }
 
+/// The latest that a host's kernel can let somebody through by a grant that ends at `expires`, for a resource with this limit for
+/// outages, if the host has certainly not heard us after `heard`.
+pub fn lives_until(expires: Timestamp, outage: Outage, heard: Timestamp) -> Timestamp {
+    outage.limit().map_or(expires, |limit| expires.min(heard.plus(limit)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +107,16 @@ mod tests {
         };
         check(HostState::Enforcing, "", (HostState::Degraded, "2 pairs"));
         check(HostState::NotEnforcing, "canary", (HostState::NotEnforcing, "canary; 2 pairs"));
+    }
+
+    #[test]
+    fn a_grant_lives_no_longer_than_its_host_can_be_cut_off() {
+        let at =
+            |seconds: i64| Timestamp::from_unix_ms(1_795_000_000_000 + 1000 * seconds).expect("in range");
+        let until = |outage: &str, heard| lives_until(at(600), outage.parse().expect("valid"), at(heard));
+        assert_eq!(until("hold", 0), at(600));
+        assert_eq!(until("cut", 10), at(25));
+        assert_eq!(until("shrink:300s", 10), at(310));
+        assert_eq!(until("shrink:300s", 400), at(600));
     }
 }

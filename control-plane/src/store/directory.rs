@@ -34,8 +34,9 @@ impl Store {
             }
         }
         let number: i64 = sqlx::query_scalar(
-            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only, added_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
+                 outage, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
         )
         .bind(new.name.as_str())
         .bind(join(&new.addresses()))
@@ -45,6 +46,7 @@ impl Store {
         .bind(new.options.strict)
         .bind(new.options.check_senders)
         .bind(join(&new.options.serve_only))
+        .bind(new.options.outage.to_string())
         .bind(now.unix_ms())
         .fetch_one(tx.sql())
         .await
@@ -76,12 +78,14 @@ impl Store {
             return Ok(after);
         }
         sqlx::query(
-            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ? WHERE number = ?",
+            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
+             WHERE number = ?",
         )
         .bind(after.options.mode.as_str())
         .bind(after.options.strict)
         .bind(after.options.check_senders)
         .bind(join(&after.options.serve_only))
+        .bind(after.options.outage.to_string())
         .bind(after.number.get())
         .execute(tx.sql())
         .await
@@ -298,13 +302,14 @@ struct ResourceRow {
     strict: bool,
     check_senders: bool,
     serve_only: String,
+    outage: String,
 }
 
 /// All resources that are protected, by name.
 pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
     let rows: Vec<ResourceRow> = sqlx::query_as(
-        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only FROM resources
-         WHERE removed_ms IS NULL ORDER BY name",
+        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage
+         FROM resources WHERE removed_ms IS NULL ORDER BY name",
     )
     .fetch_all(sql)
     .await
@@ -335,6 +340,7 @@ fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
         strict: row.strict,
         check_senders: row.check_senders,
         serve_only: ResourceOptions::peers(peers).map_err(StoreError::broken("serve_only"))?,
+        outage: decode::text("outage", &row.outage)?,
     };
     let new = NewResource { options, ..new.map_err(StoreError::broken("resource"))? };
     Ok(Resource::numbered(decode::id_number("number", row.number)?, new))

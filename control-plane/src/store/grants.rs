@@ -110,6 +110,8 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
             GrantState::Ending(_) | GrantState::Ended(_) => holding.may_hold(),
         },
         error: holding_words(holding).1.to_owned(),
+        // What else bounds it is not in the record alone.
+        until: holding.may_hold().then_some(expires),
     };
     let grant = Grant {
         id: decode::text("grant", &row.id)?,

@@ -435,7 +435,7 @@ pub(crate) fn hello(host: &str) -> agent_wire::Hello {
 }
 
 pub(crate) fn report(detail: &str, state: wire::HostState) -> agent_wire::Report {
-    agent_wire::Report { state: state.into(), detail: detail.to_owned() }
+    agent_wire::Report { state: state.into(), detail: detail.to_owned(), number: 0 }
 }
 
 impl FakeAgent {

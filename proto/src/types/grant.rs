@@ -134,6 +134,9 @@ pub struct GrantHost {
     pub held: bool,
     /// Why its kernel could not hold it; empty: no error.
     pub error: String,
+    /// The latest that its kernel can let somebody through, whatever becomes of the host; None: it lets nobody through any more,
+    /// or never did.
+    pub until: Option<Timestamp>,
 }
 
 /// Subject may reach resource, on these hosts, until a moment.
@@ -203,7 +206,12 @@ impl TryFrom<wire::Grant> for Grant {
             wire::GrantState::Unspecified => return Err(Invalid::new("state", "is missing or unknown")),
         };
         let host = |host: wire::GrantHost| {
-            Ok(GrantHost { name: host.name.parse()?, held: host.held, error: host.error })
+            Ok(GrantHost {
+                name: host.name.parse()?,
+                held: host.held,
+                error: host.error,
+                until: time::optional("until", host.until)?,
+            })
         };
         Ok(Self {
             id: wire.id.parse()?,
@@ -230,8 +238,12 @@ impl From<Grant> for wire::Grant {
             GrantState::Ended(_) => wire::GrantState::Ended,
         };
         let end_reason = grant.state.end_reason().map_or(wire::EndReason::Unspecified, Into::into);
-        let host =
-            |host: GrantHost| wire::GrantHost { name: host.name.into(), held: host.held, error: host.error };
+        let host = |host: GrantHost| wire::GrantHost {
+            name: host.name.into(),
+            held: host.held,
+            error: host.error,
+            until: host.until.map(Into::into),
+        };
         Self {
             id: grant.id.to_string(),
             state: state.into(),
@@ -270,6 +282,7 @@ mod tests {
                     name: "db-7".parse().expect("valid"),
                     held: true,
                     error: String::new(),
+                    until: Some(now),
                 }],
                 issued: now,
                 expires: now,

@@ -85,6 +85,8 @@ pub struct Host {
     pub kernel_release: String,
     /// What it is.
     pub labels: Labels,
+    /// When its kernel was last found to hold what it should; None: not in this session.
+    pub confirmed: Option<Timestamp>,
 }
 
 impl TryFrom<wire::Host> for Host {
@@ -101,6 +103,7 @@ impl TryFrom<wire::Host> for Host {
             agent_version: wire.agent_version,
             kernel_release: wire.kernel_release,
             labels: wire.labels.try_into()?,
+            confirmed: time::optional("confirmed", wire.confirmed)?,
         })
     }
 }
@@ -117,6 +120,7 @@ impl From<Host> for wire::Host {
             agent_version: host.agent_version,
             kernel_release: host.kernel_release,
             labels: host.labels.into(),
+            confirmed: host.confirmed.map(Into::into),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::{Invalid, List, ResourceName, ResourceNumber, all, quote};
+use super::{Invalid, List, Outage, ResourceName, ResourceNumber, all, quote};
 use crate::wire::access as wire;
 
 /// How many addresses, how many port ranges and how many unix sockets one resource may have: enough for a cluster's subnets, and a bound on
@@ -409,11 +409,13 @@ pub struct ResourceOptions {
     pub check_senders: bool,
     /// From where a host that has the resource serves it: at most 64, sorted, none twice. None: from everywhere.
     pub serve_only: Vec<Prefix>,
+    /// What becomes of live grants on a host that does not hear the control plane.
+    pub outage: Outage,
 }
 
 impl ResourceOptions {
     /// Each setting by its name, as people read it.
-    pub fn settings(&self) -> [(&'static str, String); 4] {
+    pub fn settings(&self) -> [(&'static str, String); 5] {
         let serve_only = match self.serve_only.is_empty() {
             true => "anyone".to_owned(),
             false => List(&self.serve_only).to_string(),
@@ -423,6 +425,7 @@ impl ResourceOptions {
             ("strict", self.strict.to_string()),
             ("check_senders", self.check_senders.to_string()),
             ("serve_only", serve_only),
+            ("outage", self.outage.to_string()),
         ]
     }
 
@@ -454,6 +457,7 @@ impl TryFrom<wire::ResourceOptions> for ResourceOptions {
             strict: wire.strict,
             check_senders: wire.check_senders,
             serve_only: peers_from(wire.serve_only)?,
+            outage: Outage::from_wire(wire.outage)?,
         })
     }
 }
@@ -465,6 +469,7 @@ impl From<ResourceOptions> for wire::ResourceOptions {
             strict: options.strict,
             check_senders: options.check_senders,
             serve_only: options.serve_only.iter().map(ToString::to_string).collect(),
+            outage: (options.outage != Outage::HOLD).then(|| options.outage.into()),
         }
     }
 }
@@ -482,6 +487,8 @@ pub struct ResourceChange {
     pub check_senders: Option<bool>,
     /// See [`ResourceOptions`].
     pub serve_only: Option<Vec<Prefix>>,
+    /// See [`ResourceOptions`].
+    pub outage: Option<Outage>,
 }
 
 impl ResourceChange {
@@ -492,6 +499,7 @@ impl ResourceChange {
             strict: self.strict.unwrap_or(before.strict),
             check_senders: self.check_senders.unwrap_or(before.check_senders),
             serve_only: self.serve_only.clone().unwrap_or_else(|| before.serve_only.clone()),
+            outage: self.outage.unwrap_or(before.outage),
         }
     }
 }
@@ -501,7 +509,10 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
 
     fn try_from(wire: wire::SetResourceRequest) -> Result<Self, Invalid> {
         let mode = wire.mode.is_some().then(|| wire.mode().try_into()).transpose()?;
-        let is_empty = wire.strict.is_none() && wire.check_senders.is_none() && wire.serve_only.is_none();
+        let is_empty = wire.strict.is_none()
+            && wire.check_senders.is_none()
+            && wire.serve_only.is_none()
+            && wire.outage.is_none();
         if mode.is_none() && is_empty {
             return Err(Invalid::new(
                 "mode",
@@ -514,6 +525,7 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
             strict: wire.strict,
             check_senders: wire.check_senders,
             serve_only: wire.serve_only.map(|peers| peers_from(peers.prefixes)).transpose()?,
+            outage: wire.outage.map(|outage| Outage::from_wire(Some(outage))).transpose()?,
         })
     }
 }
@@ -528,6 +540,7 @@ impl From<ResourceChange> for wire::SetResourceRequest {
             serve_only: change
                 .serve_only
                 .map(|peers| wire::Peers { prefixes: peers.iter().map(ToString::to_string).collect() }),
+            outage: change.outage.map(Into::into),
         }
     }
 }
@@ -879,7 +892,8 @@ mod tests {
         let one = resource(&["10.0.0.1"], &["tcp/5432"]).expect("valid");
         for mode in ResourceMode::ALL {
             let serve_only = vec!["10.1.0.0/16".parse().expect("valid"), "::1".parse().expect("valid")];
-            let options = ResourceOptions { mode, strict: true, check_senders: true, serve_only };
+            let options =
+                ResourceOptions { mode, strict: true, check_senders: true, serve_only, outage: Outage::CUT };
             let new = NewResource { options, ..one.clone() };
             assert_eq!(NewResource::try_from(wire::Resource::from(new.clone())), Ok(new));
             assert_eq!(mode.as_str().parse(), Ok(mode));
@@ -931,6 +945,7 @@ mod tests {
             strict: true,
             check_senders: true,
             serve_only: vec!["10.1.0.0/16".parse().expect("valid")],
+            outage: Outage::CUT,
         };
         let expected = ResourceOptions { strict: false, ..before.clone() };
         assert_eq!(change.applied_to(&before), expected);

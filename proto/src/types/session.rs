@@ -216,7 +216,11 @@ impl TryFrom<wire::Report> for Report {
 
 impl From<Report> for wire::Report {
     fn from(report: Report) -> Self {
-        Self { state: crate::wire::access::HostState::from(report.state).into(), detail: report.detail }
+        Self {
+            state: crate::wire::access::HostState::from(report.state).into(),
+            detail: report.detail,
+            number: 0,
+        }
     }
 }
 
@@ -493,10 +497,12 @@ mod tests {
 
     #[test]
     fn reports() {
-        let wire = wire::Report { state: access::HostState::Unreachable.into(), detail: String::new() };
+        let unreachable = access::HostState::Unreachable.into();
+        let wire = wire::Report { state: unreachable, ..wire::Report::default() };
         assert!(Report::try_from(wire).is_err());
-        assert!(Report::try_from(wire::Report { state: 99, detail: String::new() }).is_err());
-        let long = wire::Report { state: access::HostState::Degraded.into(), detail: "ä".repeat(1000) };
+        assert!(Report::try_from(wire::Report { state: 99, ..wire::Report::default() }).is_err());
+        let long =
+            wire::Report { state: access::HostState::Degraded.into(), detail: "ä".repeat(1000), number: 7 };
         assert_eq!(Report::try_from(long).map(|report| report.detail.len()), Ok(DETAIL_MAX_BYTES));
     }
 }
