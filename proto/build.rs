@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "portcullis/agent/v1/agent.proto",
         "portcullis/audit/v1/audit.proto",
         "portcullis/enrolment/v1/enrolment.proto",
+        "portcullis/identity/v1/identity.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

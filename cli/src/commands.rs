@@ -6,6 +6,7 @@ pub mod deny;
 pub mod grants;
 pub mod host;
 pub mod login;
+pub mod logout;
 pub mod release;
 pub mod request;
 pub mod requests;
@@ -13,6 +14,7 @@ pub mod resource;
 pub mod revoke;
 pub mod status;
 pub mod subject;
+pub mod whoami;
 
 mod token;
 
@@ -26,6 +28,8 @@ use crate::error::Error;
 #[allow(missing_docs, reason = "clap would print it in place of the arguments' own text")]
 pub enum Command {
     Login(login::Arguments),
+    Logout(logout::Arguments),
+    Whoami(whoami::Arguments),
     #[command(subcommand)]
     Resource(resource::Verb),
     #[command(subcommand)]
@@ -47,6 +51,8 @@ pub enum Command {
 pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(), Error> {
     match command {
         Command::Login(arguments) => login::run(arguments, context).await,
+        Command::Logout(arguments) => logout::run(arguments, context).await,
+        Command::Whoami(arguments) => whoami::run(arguments, context).await,
         Command::Resource(verb) => resource::run(verb, context).await,
         Command::Subject(verb) => subject::run(verb, context).await,
         Command::Host(verb) => host::run(verb, context).await,
@@ -63,7 +69,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
 }
 
 /// Turns a part of an answer into its checked type. `what` completes "cannot …".
-fn checked<W, T: TryFrom<W, Error = Invalid>>(what: &str, part: Option<W>) -> Result<T, Error> {
+pub(crate) fn checked<W, T: TryFrom<W, Error = Invalid>>(what: &str, part: Option<W>) -> Result<T, Error> {
     let checked = part.ok_or_else(|| Invalid::missing("")).and_then(TryInto::try_into);
     checked.map_err(|error| Error::Malformed { what: what.to_owned(), source: error.into() })
 }

@@ -12,6 +12,7 @@ use proto::MESSAGE_MAX_BYTES;
 use proto::wire::access::access_service_client::AccessServiceClient;
 use proto::wire::access::directory_service_client::DirectoryServiceClient;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
+use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -180,16 +181,15 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Connects, without asking anything yet.
     pub async fn connect(credentials: &Credentials) -> Result<Self, Error> {
-        let server = &credentials.server;
-        let failed = |source| Error::Connect { server: server.clone(), source };
-        let channel = match timeout(CONNECT_LIMIT, channel(server, credentials.authorities.as_ref())).await {
-            Ok(channel) => channel.map_err(failed)?,
-            Err(_) => return Err(failed(no_answer(CONNECT_LIMIT).into())),
-        };
+        let channel = open(&credentials.server, credentials.authorities.as_ref()).await?;
         let header = format!("Bearer {}", credentials.token.expose());
         let mut header: MetadataValue<Ascii> = header.parse().expect("a `Token` is visible ASCII");
         header.set_sensitive(true);
         Ok(Self { signed: InterceptedService::new(channel, Bearer(header)) })
+    }
+
+    pub(crate) fn identity(&self) -> IdentityServiceClient<Signed> {
+        IdentityServiceClient::new(self.signed.clone())
     }
 
     pub(crate) fn directory(&self) -> DirectoryServiceClient<Signed> {
@@ -202,6 +202,23 @@ impl ControlPlane {
 
     pub(crate) fn audit(&self) -> AuditServiceClient<Signed> {
         AuditServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
+    }
+}
+
+/// The part of a control plane for those who have no token yet.
+pub(crate) async fn newcomer(
+    server: &Server,
+    authorities: Option<&Authorities>,
+) -> Result<IdentityServiceClient<Channel>, Error> {
+    Ok(IdentityServiceClient::new(open(server, authorities).await?))
+}
+
+/// Connects, within the time there is for it.
+async fn open(server: &Server, authorities: Option<&Authorities>) -> Result<Channel, Error> {
+    let failed = |source| Error::Connect { server: server.clone(), source };
+    match timeout(CONNECT_LIMIT, channel(server, authorities)).await {
+        Ok(channel) => channel.map_err(failed),
+        Err(_) => Err(failed(no_answer(CONNECT_LIMIT).into())),
     }
 }
 

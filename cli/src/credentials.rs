@@ -1,17 +1,22 @@
 //! Tokens and the file that `login` keeps them in.
 //!
-//! Invariants: a token is never printed by `Debug`, and a file that holds one is created readable by its owner only.
+//! Invariants: a token is never printed by `Debug`, and a file that holds one is created readable by its owner only. Who renews
+//! a session holds the lock: a provider that sees a refresh token twice ends them all.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::connect::{Authorities, Server};
 use crate::error::{Error, Problem};
+
+/// How long a run waits while another one renews the session: two answers of a provider, and one of the control plane.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Far above any token; a larger file is something else.
 const TOKEN_MAX_BYTES: usize = 4096;
@@ -73,6 +78,42 @@ pub struct Credentials {
     pub token: Token,
     /// Whom to believe that it is the one; None: the authorities of this system.
     pub authorities: Option<Authorities>,
+    /// How the token was got, if it is a session's; None: a static token.
+    pub(crate) session: Option<Session>,
+}
+
+/// How a session was begun, and how it is renewed.
+#[derive(Clone, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Session {
+    /// The provider's name at the control plane.
+    pub(crate) provider: String,
+    /// When it ends, by the clock of this machine.
+    pub(crate) expires: String,
+    /// Who has the refresh token; nobody else is ever shown it.
+    pub(crate) issuer: String,
+    pub(crate) client_id: String,
+    pub(crate) client_secret: Option<String>,
+    /// None: the provider gave none, and it cannot be renewed.
+    pub(crate) refresh_token: Option<String>,
+    /// A renewed ID token may repeat it.
+    pub(crate) nonce: Option<String>,
+    /// Certificates that are taken for the provider's, beside the system's.
+    pub(crate) provider_ca_file: Option<PathBuf>,
+}
+
+impl Session {
+    /// When it ends, as a moment.
+    pub(crate) fn expires(&self) -> Result<jiff::Timestamp, Problem> {
+        let problem = |_| Problem(format!("expires = \"{}\" is not a moment", self.expires));
+        self.expires.parse().map_err(problem)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("provider", &self.provider).finish_non_exhaustive()
+    }
 }
 
 #[derive(Deserialize, Serialize)]
@@ -82,6 +123,7 @@ struct Stored {
     token: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     authorities: Option<String>,
+    session: Option<Session>,
 }
 
 fn file(config_dir: &Path) -> PathBuf {
@@ -104,7 +146,10 @@ pub(crate) fn load(config_dir: &Path, err: &mut dyn Write) -> Result<Option<Cred
     let checked = stored.and_then(|stored| {
         let server = stored.server.parse().map_err(Problem)?;
         let authorities = stored.authorities.as_deref().map(Authorities::new).transpose()?;
-        Ok(Credentials { server, token: Token::new(&stored.token)?, authorities })
+        if let Some(session) = &stored.session {
+            session.expires()?;
+        }
+        Ok(Credentials { server, token: Token::new(&stored.token)?, authorities, session: stored.session })
     });
     checked.map(Some).map_err(|source| Error::BadFile { what, path, source })
 }
@@ -118,10 +163,45 @@ pub(crate) fn store(config_dir: &Path, credentials: &Credentials) -> Result<Path
         server: credentials.server.to_string(),
         token: credentials.token.expose().to_owned(),
         authorities: credentials.authorities.as_ref().map(|authorities| authorities.as_str().to_owned()),
+        session: credentials.session.clone(),
     };
     let text = toml::to_string(&stored).map_err(|error| failed(io::Error::other(error)))?;
     SecretFile::create(what, &path)?.commit(&text)?;
     Ok(path)
+}
+
+/// Takes away what `login` stored; false: there was nothing.
+pub(crate) fn remove(config_dir: &Path) -> Result<bool, Error> {
+    let path = file(config_dir);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::WriteFile { what: "credentials file", path, source }),
+    }
+}
+
+/// While it is held, no other run renews or ends the session. Dropped, it is free; so it is when the process ends.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "the file is the lock")] File);
+
+/// Waits until no other run holds the lock.
+pub(crate) async fn lock(config_dir: &Path) -> Result<Lock, Error> {
+    let path = config_dir.join("credentials.lock");
+    let failed = |source| Error::WriteFile { what: "lock file", path: path.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(config_dir).map_err(failed)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(failed)?;
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
 }
 
 /// A file for a secret that is still to come. It takes its name, in one step, only when the secret is written; until then
@@ -193,7 +273,18 @@ mod tests {
             server: "unix:/run/portcullis.sock".parse().expect("valid"),
             token: Token("secret".to_owned()),
             authorities: None,
+            session: Some(Session {
+                provider: "corp".to_owned(),
+                expires: "2026-11-22T11:00:00Z".to_owned(),
+                issuer: "https://login.example.com".to_owned(),
+                client_id: "portcullis".to_owned(),
+                client_secret: None,
+                refresh_token: Some("hush".to_owned()),
+                nonce: None,
+                provider_ca_file: None,
+            }),
         };
+        assert!(!format!("{credentials:?}").contains("hush"));
         assert!(load(&config_dir, &mut Vec::new()).expect("nothing there").is_none());
         for _ in 0..2 {
             let path = store(&config_dir, &credentials).expect("stored");
@@ -202,7 +293,8 @@ mod tests {
         }
         let mut warnings = Vec::new();
         let loaded = load(&config_dir, &mut warnings).expect("readable").expect("is there");
-        assert_eq!((loaded.server, loaded.token), (credentials.server, credentials.token));
+        assert_eq!((&loaded.server, &loaded.token), (&credentials.server, &credentials.token));
+        assert_eq!(loaded.session, credentials.session);
         assert!(warnings.is_empty());
         assert_eq!(fs::read_dir(&config_dir).expect("is there").count(), 1, "no draft is left");
 

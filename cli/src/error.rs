@@ -14,6 +14,7 @@ use proto::types::{EndReason, GrantId, Invalid, RequestId, SubjectId};
 use tonic::Status;
 
 use crate::connect::Server;
+use crate::oidc::Fault;
 use crate::output::escape;
 
 /// What sort of thing went wrong, as far as a script can act on it.
@@ -93,7 +94,9 @@ impl Kind {
             Self::Usage => "the command line or a value in it is wrong; nothing was done",
             Self::NotEnforcing => "`status --check`: a host is not enforcing, or there is none",
             Self::Unreachable => "the control plane gives no answer or is busy; trying again can help",
-            Self::Unauthenticated => "there is no token, or the control plane does not know it",
+            Self::Unauthenticated => {
+                "nobody is signed in: no token, one that is not known, or the provider said no"
+            }
             Self::PermissionDenied => "the token's subject may not do this",
             Self::NotFound => "the control plane does not know that name or id",
             Self::Conflict => "the name is taken, or the present state does not allow it (decided, ended)",
@@ -112,7 +115,7 @@ impl Kind {
                 "check that `portcullis-control-plane serve` runs and that `--server` or PORTCULLIS_SERVER names its address",
             ),
             Self::Unauthenticated => Some(
-                "run `portcullis login --token-file FILE`; an administrator issues tokens with `portcullis subject token ID`",
+                "run `portcullis login`, or `portcullis login --token-file FILE` with a token, which an administrator issues by `portcullis subject token ID`",
             ),
             Self::PermissionDenied => {
                 Some("an administrator sees every subject's role with `portcullis subject list`")
@@ -180,6 +183,12 @@ pub enum Error {
     NoConfigDir,
     #[error("no token for the control plane at `{server}`")]
     NoToken { server: Server },
+    #[error("the session at `{server}` is over")]
+    SessionOver { server: Server, source: Option<Box<Error>> },
+    #[error("cannot {what}")]
+    Provider { what: String, source: Fault },
+    #[error("the control plane at `{server}` has no identity provider")]
+    NoProvider { server: Server },
     #[error("cannot reach the control plane at `{server}`")]
     Connect { server: Server, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot {what}")]
@@ -198,6 +207,18 @@ pub enum Error {
     EndedBeforeActive { grant: GrantId, reason: EndReason, detail: String },
     #[error("request `{request}` led to no active grant within {}", humantime::format_duration(*limit))]
     WaitTimedOut { request: RequestId, limit: Duration, source: Problem },
+}
+
+/// The kind of what an identity provider did not do.
+fn of_fault(fault: &Fault) -> Kind {
+    match fault {
+        Fault::Prepare(_) | Fault::Listen(_) => Kind::Local,
+        Fault::Unreachable { .. } => Kind::Unreachable,
+        Fault::Status { .. } if fault.worth_retrying() => Kind::Unreachable,
+        Fault::Status { .. } | Fault::Malformed { .. } => Kind::Internal,
+        Fault::Refused { .. } | Fault::TimedOut(_) => Kind::Unauthenticated,
+        Fault::NotOffered(_) => Kind::Usage,
+    }
 }
 
 fn by(subject: &Option<SubjectId>) -> String {
@@ -272,7 +293,9 @@ impl Error {
             | Self::WriteFile { .. }
             | Self::NoConfigDir => Kind::Local,
             Self::Usage(_) => Kind::Usage,
-            Self::NoToken { .. } => Kind::Unauthenticated,
+            Self::NoToken { .. } | Self::SessionOver { .. } => Kind::Unauthenticated,
+            Self::NoProvider { .. } => Kind::Conflict,
+            Self::Provider { source, .. } => of_fault(source),
             Self::Connect { .. } | Self::NoAnswer { .. } => Kind::Unreachable,
             Self::Refused { source, .. } => Kind::of_answer(source.kind()),
             Self::Malformed { .. } | Self::UnreadableEvents { .. } => Kind::Internal,
@@ -287,12 +310,24 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let sent = match self {
             Self::Refused { source, .. } => proto::status::hint(&source.0),
+            Self::NoProvider { .. } => Some(
+                "sign in with a token: `portcullis login --token-file FILE`; an operator adds an `[[identity_provider]]`".into(),
+            ),
+            Self::SessionOver { .. } => Some("run `portcullis login`".into()),
+            Self::Provider { source: Fault::Unreachable { .. }, .. } => Some(
+                "check the way to the provider; `login --provider-ca-file` names the authority of a certificate that the system does not know".into(),
+            ),
             Self::UnreadableEvents { .. } => {
                 Some("is the control plane newer than this `portcullis`? it may send kinds that are not known here".into())
             }
             _ => None,
         };
         sent.or_else(|| self.kind().hint().map(str::to_owned))
+    }
+
+    /// The error and what is next behind it, in one line.
+    pub(crate) fn with_cause(&self) -> String {
+        self.source().map_or(self.to_string(), |cause| format!("{self}: {cause}"))
     }
 
     /// Whether the same may succeed later: the way to the control plane is broken, or it is busy.

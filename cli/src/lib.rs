@@ -14,6 +14,8 @@ pub mod error;
 pub mod output;
 
 mod backoff;
+mod oidc;
+mod renew;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -41,6 +43,8 @@ pub struct Surroundings<'a> {
     pub zone: jiff::tz::TimeZone,
     /// Where `credentials.toml` lies; None: neither `XDG_CONFIG_HOME` nor `HOME` is set.
     pub config_dir: Option<PathBuf>,
+    /// The program that shows an address to people; None: there is none, or nobody sits before it.
+    pub browser: Option<OsString>,
 }
 
 /// Runs one command line and gives its exit code. Errors are printed to `err` here.
@@ -51,7 +55,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, mut surroundings: Sur
         Err(error) => return tell_usage(&mut surroundings, &error),
     };
     let Arguments { global, command } = arguments;
-    let mut context = Context { global, surroundings };
+    let mut context = Context { global, surroundings, presented: None };
     let result = commands::run(command, &mut context).await;
     let Surroundings { out, err, .. } = context.surroundings;
     let result = result.and_then(|()| out.flush().map_err(Error::Output));
@@ -78,22 +82,28 @@ fn tell_usage(surroundings: &mut Surroundings<'_>, error: &clap::Error) -> u8 {
     }
 }
 
+/// A control plane, and what is known of it.
+struct Place {
+    server: Server,
+    authorities: Option<Authorities>,
+    /// What the last `login` stored, if it was there.
+    stored: Option<Credentials>,
+}
+
 /// What every command works with.
 pub struct Context<'a> {
     global: args::Global,
     surroundings: Surroundings<'a>,
+    /// The token that was last signed in with.
+    presented: Option<Token>,
 }
 
 impl Context<'_> {
-    /// The session's server and token: the arguments before the environment before what `login` stored.
-    fn credentials(&mut self) -> Result<Credentials, Error> {
+    /// Which control plane: the arguments before the environment before what `login` stored; and what is stored about it.
+    fn place(&mut self) -> Result<Place, Error> {
         // Who names all needs no stored ones, and a broken file must not stand in the way.
         let stored = match &self.surroundings.config_dir {
-            Some(dir)
-                if self.global.server.is_none()
-                    || self.global.token_file.is_none()
-                    || self.global.ca_file.is_none() =>
-            {
+            Some(dir) if self.global.server.is_none() || self.global.token_file.is_none() => {
                 credentials::load(dir, self.surroundings.err)?
             }
             _ => None,
@@ -101,23 +111,54 @@ impl Context<'_> {
         let server = self.global.server.clone();
         let server = server.or_else(|| stored.as_ref().map(|stored| stored.server.clone()));
         let server = server.unwrap_or_else(Server::standard);
-        // As with a token: what was stored is about one control plane.
+        // A token is for the control plane that issued it: it is never shown to another one; nor is what was stored about
+        // one believed of another.
         let stored = stored.filter(|stored| stored.server == server);
         let authorities = match &self.global.ca_file {
             Some(path) => Some(Authorities::read(path)?),
             None => stored.as_ref().and_then(|stored| stored.authorities.clone()),
         };
-        let token = match (&self.global.token_file, stored) {
-            (Some(path), _) => Token::read(path, self.surroundings.input)?,
-            // A token is for the control plane that issued it: it is never shown to another one.
-            (None, Some(stored)) => stored.token,
-            (None, None) => return Err(Error::NoToken { server }),
-        };
-        Ok(Credentials { server, token, authorities })
+        Ok(Place { server, authorities, stored })
     }
 
+    /// The server, and with what to sign in there.
+    fn credentials(&mut self) -> Result<Credentials, Error> {
+        let Place { server, authorities, stored } = self.place()?;
+        match (&self.global.token_file, stored) {
+            (Some(path), _) => {
+                let token = Token::read(path, self.surroundings.input)?;
+                Ok(Credentials { server, token, authorities, session: None })
+            }
+            (None, Some(stored)) => Ok(Credentials { authorities, ..stored }),
+            (None, None) => Err(Error::NoToken { server }),
+        }
+    }
+
+    /// With the session renewed, if it is nearly over.
     async fn connect(&mut self) -> Result<ControlPlane, Error> {
-        ControlPlane::connect(&self.credentials()?).await
+        let credentials = self.credentials()?;
+        let credentials = renew::if_nearly_over(self, credentials).await?;
+        self.presented = Some(credentials.token.clone());
+        ControlPlane::connect(&credentials).await
+    }
+
+    /// What takes long outlives its session: after `error` connects anew, if the session was over and there is another one by
+    /// now. Else gives the error back.
+    async fn reconnect(&mut self, error: Error) -> Result<ControlPlane, Error> {
+        if error.kind() != Kind::Unauthenticated {
+            return Err(error);
+        }
+        let before = self.presented.clone();
+        // Who reads the token from standard input cannot read it again.
+        if self.global.token_file.is_some() {
+            return Err(error);
+        }
+        let control_plane = self.connect().await?;
+        if self.presented == before { Err(error) } else { Ok(control_plane) }
+    }
+
+    fn config_dir(&self) -> Result<PathBuf, Error> {
+        self.surroundings.config_dir.clone().ok_or(Error::NoConfigDir)
     }
 
     fn view(&self) -> View {

@@ -1,5 +1,6 @@
 //! `portcullis`: the process around the library. The only place that touches the environment and the standard streams.
 
+use std::ffi::OsString;
 use std::io::{BufWriter, LineWriter, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,8 +25,18 @@ fn main() -> ExitCode {
         now: jiff::Timestamp::now,
         zone: jiff::tz::TimeZone::system(),
         config_dir: config_dir(),
+        browser: browser(),
     };
     ExitCode::from(runtime.block_on(cli::run(std::env::args_os(), surroundings)))
+}
+
+/// What opens an address where a desktop is. Elsewhere it would take over the terminal, or do nothing.
+fn browser() -> Option<OsString> {
+    let has_desktop = ["WAYLAND_DISPLAY", "DISPLAY"].into_iter().any(|name| {
+        let value = std::env::var_os(name);
+        value.is_some_and(|value| !value.is_empty())
+    });
+    has_desktop.then(|| "xdg-open".into())
 }
 
 /// `$XDG_CONFIG_HOME/portcullis`, or `~/.config/portcullis`. A relative `XDG_CONFIG_HOME` is ignored, as its standard says.

@@ -2,8 +2,13 @@
 //!
 //! Owns: what an operator may write. Must not know: what the rest does with it.
 
+mod providers;
+
+pub use providers::IdentityProvider;
+
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,6 +34,8 @@ pub struct Config {
     pub host_certificate_lifetime: Duration,
     /// The longest that a grant may live: whole seconds, at least one.
     pub max_grant_duration: Duration,
+    /// Whom people sign in with; at most 16.
+    pub identity_providers: Vec<IdentityProvider>,
 }
 
 /// A certificate with its chain, and its key, both in PEM.
@@ -78,6 +85,8 @@ struct Raw {
     database: PathBuf,
     authority: Option<PathBuf>,
     max_grant_duration: Option<String>,
+    #[serde(default)]
+    identity_provider: Vec<providers::Raw>,
     host_certificate_lifetime: Option<String>,
     #[serde(default)]
     tls: RawTls,
@@ -132,7 +141,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file. A relative path is seen from the file's folder.
+    /// Reads and checks a file, and those that it names. Relative paths are seen from the file's folder.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -179,7 +188,9 @@ impl Config {
         }
         let seconds = |field, text: Option<String>, default, min, max| match text {
             None => Ok(default),
-            Some(text) => duration(&text, min, max).map_err(|problem| refuse(field, &text, problem)),
+            Some(text) => {
+                duration_between(&text, &(min..=max)).map_err(|problem| refuse(field, &text, problem))
+            }
         };
         if raw.tls.names.len() > NAMES_MAX {
             let problem = format!("has {} entries; at most {NAMES_MAX} are possible", raw.tls.names.len());
@@ -201,6 +212,7 @@ impl Config {
             }
         };
         Ok(Self {
+            identity_providers: providers::check(raw.identity_provider, path)?,
             listen: listen.collect::<Result<_, _>>()?,
             authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),
             database: raw.database,
@@ -224,22 +236,26 @@ impl Config {
     }
 }
 
-fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+/// A duration in whole seconds, within bounds.
+fn duration_between(text: &str, bounds: &RangeInclusive<Duration>) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("is not a duration such as `12h` or `30m`: {error}"))?;
-    match (min..=max).contains(&duration) && duration.subsec_nanos() == 0 {
+    match bounds.contains(&duration) && duration.subsec_nanos() == 0 {
         true => Ok(duration),
-        false => Err(format!(
-            "is not a whole number of seconds from {} to {}",
-            humantime::format_duration(min),
-            days(max)
-        )),
+        false => {
+            let [least, most] = [bounds.start(), bounds.end()].map(|bound| shown(*bound));
+            Err(format!("is not a whole number of seconds from {least} to {most}"))
+        }
     }
 }
 
-/// As it is written, not in months.
-fn days(duration: Duration) -> String {
-    format!("{}days", duration.as_secs() / (24 * 60 * 60))
+/// As it is written, not in months and years.
+fn shown(duration: Duration) -> String {
+    const DAY_S: u64 = 24 * 60 * 60;
+    match duration.as_secs().checked_rem(DAY_S) {
+        Some(0) => format!("{}days", duration.as_secs() / DAY_S),
+        _ => humantime::format_duration(duration).to_string(),
+    }
 }
 
 fn server_name(text: &str) -> Result<ServerName, String> {

@@ -1,9 +1,11 @@
-//! Who is calling: from a token or certificate to a caller.
+//! Who is calling: from a token or certificate to a caller, from an ID token of a provider to what it says.
 //!
-//! Owns: tokens, certificates, the authority that signs those, and what they prove. Must not know: what a caller may do, grants.
+//! Owns: tokens, certificates, the authority that signs those, and what they prove; what is said to identity providers. Must not
+//! know: what a caller may do, grants.
 
 pub mod authority;
 pub mod certificate;
+pub mod oidc;
 mod token;
 
 pub use certificate::{HostCertificate, Serial};
@@ -39,7 +41,7 @@ pub enum IdentityError {
     #[error("the `authorization` header is not `Bearer TOKEN`")]
     Malformed,
     /// The token is nobody's, or not any more.
-    #[error("the token is not known")]
+    #[error("the token is not known, or not any more")]
     Unknown,
     /// The certificate does not count, or the record could not be asked.
     #[error(transparent)]
@@ -89,7 +91,7 @@ impl Credential {
     pub async fn caller(&self, store: &Store, now: Timestamp) -> Result<Caller, IdentityError> {
         match self {
             Self::None => Ok(Caller::Nobody),
-            Self::Token(token) => store.caller(token).await?.ok_or(IdentityError::Unknown),
+            Self::Token(token) => store.caller(token, now).await?.ok_or(IdentityError::Unknown),
             Self::Certificate(certificate) => {
                 store.present(certificate, now).await?;
                 Ok(Caller::Host(certificate.host.clone()))

@@ -10,6 +10,7 @@ pub(crate) mod agent;
 pub(crate) mod audit;
 pub(crate) mod directory;
 pub(crate) mod enrolment;
+pub(crate) mod identity;
 mod session;
 
 use std::error::Error;
@@ -17,15 +18,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::status::{ErrorKind, status};
-use proto::types::{HostName, Invalid, SubjectId, Timestamp};
+use proto::types::{HostName, Invalid, SubjectRole, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use crate::clock;
 use crate::identity::authority::Authority;
-use crate::identity::{Credential, IdentityError};
+use crate::identity::oidc::Providers;
+use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
+use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::{Caller, Method, Reach};
 use crate::rules::policy::Policy;
 use crate::rules::throttle::{Key, Throttle};
@@ -37,9 +40,6 @@ const STREAM_ANSWERS: usize = 8;
 
 /// How often it is checked that what opened a stream still counts: so long does a stream outlive it.
 const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
-
-/// How the record names callers that nobody recognised; they share one line a second.
-const NOBODY: &str = "";
 
 /// The answers of a stream.
 pub(crate) type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -59,6 +59,7 @@ pub(crate) struct Gate {
     /// Becomes true when the control plane stops.
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) throttle: Arc<Mutex<Throttle>>,
+    pub(crate) providers: Arc<Providers>,
 }
 
 /// A caller that may call the method it called.
@@ -71,13 +72,32 @@ pub(crate) struct Admitted {
 }
 
 impl Admitted {
-    /// The subject that calls. The table of calls keeps hosts out of the methods for subjects.
-    fn subject(&self) -> Result<&SubjectId, Status> {
+    /// The subject that calls. The table of calls keeps everybody else out of the methods for subjects.
+    fn subject(&self) -> Result<Acting, Status> {
         match &self.caller {
-            Caller::Subject { id, .. } => Ok(id),
-            Caller::Nobody | Caller::Host(_) => {
-                Err(status(ErrorKind::PermissionDenied, "only a subject can do this", ""))
-            }
+            Caller::Subject { id, credential, .. } => Ok(Acting { id: id.clone(), credential: *credential }),
+            Caller::Nobody | Caller::Host(_) => Err(no_subject()),
+        }
+    }
+
+    /// The same, as the record names it.
+    fn actor(&self) -> Result<Actor, Status> {
+        self.subject().map(Into::into)
+    }
+
+    /// What the subject that calls may do.
+    fn role(&self) -> Result<SubjectRole, Status> {
+        match &self.caller {
+            Caller::Subject { role, .. } => Ok(*role),
+            Caller::Nobody | Caller::Host(_) => Err(no_subject()),
+        }
+    }
+
+    /// Of the token that came with the call.
+    fn token(&self) -> Result<&TokenHash, Status> {
+        match &self.credential {
+            Credential::Token(token) => Ok(token),
+            Credential::None | Credential::Certificate(_) => Err(no_subject()),
         }
     }
 
@@ -95,7 +115,7 @@ impl Admitted {
     fn whose(&self) -> Result<Whose, Status> {
         match self.reach {
             Reach::All => Ok(Whose::Everybodys),
-            Reach::Own | Reach::No => Ok(Whose::Of(self.subject()?.clone())),
+            Reach::Own | Reach::No => Ok(Whose::Of(self.subject()?.id)),
         }
     }
 }
@@ -108,7 +128,7 @@ impl Gate {
             ErrorKind::Unauthenticated => "unauthenticated",
             _ => return failed(&error),
         };
-        self.refused(&admission::name(&admitted.caller), reason, admitted.method).await;
+        self.refused(admitted.caller.actor(), reason, admitted.method).await;
         failed(&error)
     }
 
@@ -117,31 +137,40 @@ impl Gate {
         self.answer(admitted, refusal.into()).await
     }
 
-    async fn refused(&self, caller: &str, reason: &'static str, method: Method) {
-        self.put_on_record(Key { caller: caller.to_owned(), reason, what: method.as_str() }).await;
+    async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
+        self.put_on_record(Key { caller, reason, what: method.as_str() }, "").await;
     }
 
-    async fn put_on_record(&self, key: Key) {
+    /// Puts on record that a caller is known and may not do what it asked for.
+    async fn note_denied(&self, admitted: &Admitted) {
+        self.refused(admitted.caller.actor(), "permission_denied", admitted.method).await;
+    }
+
+    /// `detail` is for people, and may be empty.
+    async fn put_on_record(&self, key: Key, detail: &str) {
         let line = self.throttle().note(key.clone(), clock::now());
         if let Some(others) = line {
-            self.record_refused(key, others).await;
+            self.record_refused(key, detail, others).await;
         }
     }
 
     /// A connection that was closed before anything was said on it. It gets its line within a second or two.
     pub(crate) fn connection_refused(&self, problem: &'static str) {
-        let key = Key { caller: NOBODY.to_owned(), reason: "connection_refused", what: problem };
+        let key = Key { caller: None, reason: "connection_refused", what: problem };
         self.throttle().count(key, clock::now());
     }
 
-    async fn record_refused(&self, Key { caller, reason, what }: Key, others: u64) {
-        let comment = match others {
-            0 => what.to_owned(),
-            _ => format!("{what} ({others} more since the last of these lines)"),
-        };
-        let recorded = self.store.call_refused(&caller, reason, comment, clock::now()).await;
+    async fn record_refused(&self, key: Key, detail: &str, others: u64) {
+        let mut comment = key.what.to_owned();
+        if !detail.is_empty() {
+            comment += &format!(": {detail}");
+        }
+        if others > 0 {
+            comment += &format!(" ({others} more since the last of these lines)");
+        }
+        let recorded = self.store.call_refused(&key, comment, clock::now()).await;
         if let Err(error) = recorded {
-            tracing::error!(error = &error as &dyn Error, caller, "cannot record a refused call");
+            tracing::error!(error = &error as &dyn Error, ?key, "cannot record a refused call");
         }
     }
 
@@ -152,7 +181,7 @@ impl Gate {
             tick.tick().await;
             let due = self.throttle().due(clock::now());
             for (key, others) in due {
-                self.record_refused(key, others).await;
+                self.record_refused(key, "", others).await;
             }
             self.limits.forget_the_quiet();
         }
@@ -171,9 +200,17 @@ impl Gate {
                 Ok(_) => {}
                 Err(IdentityError::Store(error)) => return failed(&error),
                 Err(_) => {
-                    return status(ErrorKind::Unauthenticated, "the token has ended", "sign in again");
+                    return status(ErrorKind::Unauthenticated, "the token has ended", self.sign_in_hint());
                 }
             }
+        }
+    }
+
+    /// How somebody who is not known becomes known here.
+    fn sign_in_hint(&self) -> &'static str {
+        match self.providers.is_empty() {
+            true => "sign in with `portcullis login --token-file FILE`",
+            false => "sign in with `portcullis login`",
         }
     }
 
@@ -182,6 +219,10 @@ impl Gate {
         // A dropped sender means the same.
         let _ = self.stopping.clone().wait_for(|is_stopping| *is_stopping).await;
     }
+}
+
+fn no_subject() -> Status {
+    status(ErrorKind::PermissionDenied, "only a subject can do this", "")
 }
 
 /// What a stream ends with when the control plane stops.

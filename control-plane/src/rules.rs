@@ -3,7 +3,9 @@
 //! Owns: the two lives (request and grant), which host holds what, who may call what, which certificates count, how a host is shown. Must not know:
 //! async, clocks, files, the wire, storage. Time is an argument.
 
+pub mod actor;
 pub mod calls;
+pub mod claims;
 pub mod enrolment;
 pub mod grant;
 pub mod numbering;

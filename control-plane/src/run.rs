@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::MESSAGE_MAX_BYTES;
+use proto::types::ID_TOKEN_MAX_BYTES;
 use proto::wire::access::access_service_server::AccessServiceServer;
 use proto::wire::access::directory_service_server::DirectoryServiceServer;
 use proto::wire::agent::agent_service_server::AgentServiceServer;
 use proto::wire::audit::audit_service_server::AuditServiceServer;
 use proto::wire::enrolment::enrolment_service_server::EnrolmentServiceServer;
+use proto::wire::identity::identity_service_server::IdentityServiceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
@@ -20,9 +22,10 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::config::{Config, Listen};
 use crate::identity::authority::{Authority, AuthorityError, ServerName};
+use crate::identity::oidc::{FetchError, Providers};
 use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
 use crate::rpc::admission::Admission;
-use crate::rpc::{Gate, access, agent, audit, directory, enrolment};
+use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity};
 use crate::rules::calls;
 use crate::rules::policy::Policy;
 use crate::store::{Store, StoreError};
@@ -41,6 +44,9 @@ const CALL_MAX_BYTES: usize = 1024 * 1024;
 
 /// The largest message of a host that joins or renews: a request for a certificate and a secret.
 const ENROLMENT_MAX_BYTES: usize = 16 * 1024;
+
+/// The largest message of somebody who signs in: an ID token, and what comes with it.
+const SIGN_IN_MAX_BYTES: usize = 2 * ID_TOKEN_MAX_BYTES;
 
 /// The largest header list: a token and what gRPC adds.
 const HEADERS_MAX_BYTES: u32 = 16 * 1024;
@@ -63,6 +69,9 @@ pub enum ServeError {
     /// Nobody could reach us safely.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Identity providers cannot be asked.
+    #[error(transparent)]
+    Providers(#[from] FetchError),
     /// There are methods of which nobody has said who may call them, or the other way round: a fault of the program.
     #[error("the table of calls is not whole: without {lacking:?}, with {besides:?}")]
     Calls {
@@ -84,6 +93,7 @@ impl ServeError {
             Self::Listen(_) => "choose another `listen` in the configuration, or stop what uses it",
             Self::Authority(error) => error.hint(),
             Self::Tls(_) => "mend what `[tls]` in the configuration names",
+            Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
@@ -99,6 +109,7 @@ pub async fn serve(
     if !lacking.is_empty() || !besides.is_empty() {
         return Err(ServeError::Calls { lacking, besides });
     }
+    let providers = Providers::new(config.identity_providers)?;
     let store = Store::open(&config.database).await?;
     let authority = Arc::new(Authority::open(&config.authority)?);
     let (listeners, bound) = bind(&config.listen).await?;
@@ -116,6 +127,7 @@ pub async fn serve(
         limits: Arc::default(),
         stopping: stopping.clone(),
         throttle: Arc::default(),
+        providers: Arc::new(providers),
     };
     let acceptor = Arc::new(certificates.server_config()?).into();
     let refusing = gate.clone();
@@ -196,6 +208,9 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
     let enrolment = EnrolmentServiceServer::new(enrolment::Enrolment(gate.clone()))
         .max_decoding_message_size(ENROLMENT_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let identity = IdentityServiceServer::new(identity::SignIns(gate.clone()))
+        .max_decoding_message_size(SIGN_IN_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let agent = AgentServiceServer::new(agent::Agent { gate, running })
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -209,5 +224,6 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
         .add_service(access)
         .add_service(audit)
         .add_service(enrolment)
+        .add_service(identity)
         .add_service(agent)
 }

@@ -18,6 +18,7 @@ mod grants;
 mod hosts;
 mod requests;
 mod setup;
+mod sign_ins;
 mod signals;
 mod steps;
 mod tokens;
@@ -28,6 +29,7 @@ pub use enrolment::{NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};
+pub use sign_ins::Entry;
 pub use signals::Signals;
 
 use std::fs::File;

@@ -14,6 +14,7 @@ pub mod wire {
     pub use generated::portcullis::agent::v1 as agent;
     pub use generated::portcullis::audit::v1 as audit;
     pub use generated::portcullis::enrolment::v1 as enrolment;
+    pub use generated::portcullis::identity::v1 as identity;
 
     #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
     mod generated {

@@ -8,6 +8,7 @@ mod digest;
 mod enrolment;
 mod grant;
 mod host;
+mod identity;
 mod ids;
 mod labels;
 mod outage;
@@ -23,7 +24,12 @@ pub use digest::Digest;
 pub use enrolment::{Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
-pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
+pub use identity::{
+    Credential, ID_TOKEN_MAX_BYTES, NewSignIn, PROVIDERS_MAX, Provider, SignIn, SubjectIdentity,
+};
+pub use ids::{
+    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,
+};
 pub use labels::{Label, Labels};
 pub use outage::Outage;
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};

@@ -52,9 +52,21 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
 
 /// Runs tests that need to enforce, and then does what is to be done after the last.
 pub fn run(cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
+    run_unless(machine::cannot_enforce(), cases, conclude);
+}
+
+/// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here.
+pub fn main_unless(reason: Option<&str>, tests: &[Test]) {
+    let case = |(name, test): &Test| {
+        let test = *test;
+        Case { name: (*name).to_owned(), run: Box::new(move || test().map(|()| Outcome::Passed)) }
+    };
+    run_unless(reason, tests.iter().map(case).collect(), || Ok(()));
+}
+
+fn run_unless(reason: Option<&str>, cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
     cleanup::on_signals().expect("signals can be handled");
     let arguments = Arguments::from_args();
-    let reason = machine::cannot_enforce();
     if let Some(reason) = reason {
         say(&format!("skipping {} tests: {reason}", cases.len()));
     }

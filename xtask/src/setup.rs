@@ -58,10 +58,12 @@ pub(crate) enum Thing {
     Iproute,
     /// An OpenSSH server and client, to have real sessions behind the gate.
     OpenSsh,
+    /// An identity provider, for Node, to sign in with.
+    OidcProvider,
 }
 
 impl Thing {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -74,6 +76,7 @@ impl Thing {
         Self::Nftables,
         Self::Iproute,
         Self::OpenSsh,
+        Self::OidcProvider,
     ];
 
     fn name(self) -> &'static str {
@@ -90,6 +93,7 @@ impl Thing {
             Self::Nftables => "nftables",
             Self::Iproute => "iproute2",
             Self::OpenSsh => "openssh",
+            Self::OidcProvider => "oidc-provider",
         }
     }
 
@@ -108,6 +112,7 @@ impl Thing {
             Self::Nftables => check_program("nft"),
             Self::Iproute => check_program("ip"),
             Self::OpenSsh => check_program("ssh").and_then(|_| check_program("sshd")),
+            Self::OidcProvider => check_oidc_provider(checkout),
         }
     }
 
@@ -128,6 +133,7 @@ impl Thing {
                 apt_install(&["openssh-client"])?;
                 install_asleep("openssh-server")
             }
+            Self::OidcProvider => install_oidc_provider(checkout),
         }
     }
 }
@@ -451,6 +457,67 @@ fn install_kubernetes_validate(checkout: &Checkout) -> Result<()> {
     let version = home.join("version");
     fs::write(&version, KUBERNETES_VALIDATE_VERSION)
         .with_context(|| format!("cannot write {}", version.display()))
+}
+
+// A package from npm, in a folder of its own
+
+/// The oldest Node that the provider runs on.
+const NODE_MAJOR_MIN: u32 = 20;
+
+/// What npm is told to install: every version, with its checksum.
+const OIDC_PROVIDER_LOCK: &str = "package-lock.json";
+
+fn oidc_provider_home(checkout: &Checkout) -> PathBuf {
+    // `tests/identity/office.rs` looks here too.
+    checkout.tools().join("oidc-provider")
+}
+
+fn oidc_provider_source(checkout: &Checkout) -> PathBuf {
+    checkout.root.join("tests/identity")
+}
+
+fn check_oidc_provider(checkout: &Checkout) -> Result<String> {
+    check_node()?;
+    let (home, source) = (oidc_provider_home(checkout), oidc_provider_source(checkout));
+    let wanted = read_text(&source.join(OIDC_PROVIDER_LOCK))?;
+    let installed = fs::read_to_string(home.join("installed.json")).unwrap_or_default();
+    if installed != wanted {
+        bail!("what {} names is not in {}", OIDC_PROVIDER_LOCK, home.display());
+    }
+    Ok(shown(home))
+}
+
+fn check_node() -> Result<()> {
+    let printed = sh::output(sh::command("node").arg("--version")).context("`node` does not run")?;
+    let major = printed.trim().trim_start_matches('v').split('.').next().unwrap_or_default();
+    match major.parse::<u32>().is_ok_and(|major| major >= NODE_MAJOR_MIN) {
+        true => Ok(()),
+        false => bail!("node is {}, wanted {NODE_MAJOR_MIN} or newer", printed.trim()),
+    }
+}
+
+fn install_oidc_provider(checkout: &Checkout) -> Result<()> {
+    if sh::which("npm").is_none() || check_node().is_err() {
+        apt_install(&["nodejs", "npm"])?;
+    }
+    let (home, source) = (oidc_provider_home(checkout), oidc_provider_source(checkout));
+    fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+    for file in ["package.json", OIDC_PROVIDER_LOCK] {
+        fs::copy(source.join(file), home.join(file)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    let mut npm = sh::command("npm");
+    // Packages' own scripts are not run: none of these needs one.
+    npm.current_dir(&home).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]);
+    sh::run(&mut npm)?;
+    // Written last, so that an interrupted installation is done again.
+    let installed = home.join("installed.json");
+    fs::copy(source.join(OIDC_PROVIDER_LOCK), &installed)
+        .with_context(|| format!("cannot write {}", installed.display()))?;
+    Ok(())
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 // What the tests find or make for themselves, reported only

@@ -76,7 +76,7 @@ async fn tail(arguments: Tail, context: &mut Context<'_>) -> Result<(), Error> {
     let mut progress = Progress { ask, unreadable: 0, way: Way::Untried };
     let control_plane = context.connect().await?;
     match arguments.follow {
-        true => follow(context, &control_plane, &mut progress).await?,
+        true => follow(context, control_plane, &mut progress).await?,
         false => print_stream(context, &control_plane, &mut progress).await?,
     }
     match progress.unreadable {
@@ -88,19 +88,27 @@ async fn tail(arguments: Tail, context: &mut Context<'_>) -> Result<(), Error> {
 /// Prints until something happens that trying again cannot mend.
 async fn follow(
     context: &mut Context<'_>,
-    control_plane: &ControlPlane,
+    mut control_plane: ControlPlane,
     progress: &mut Progress,
 ) -> Result<(), Error> {
     let mut backoff = Backoff::new();
     loop {
-        let trouble = match print_stream(context, control_plane, progress).await {
-            Ok(()) => "the control plane ended the audit stream".to_owned(),
+        let error = match print_stream(context, &control_plane, progress).await {
+            Ok(()) => None,
             // The first try has to succeed: a wrong address or token is told at once, not tried for ever.
-            Err(error) if error.worth_retrying() && progress.way != Way::Untried => {
-                error.source().map_or(error.to_string(), |cause| format!("{error}: {cause}"))
-            }
-            Err(error) => return Err(error),
+            Err(error) if progress.way == Way::Untried => return Err(error),
+            Err(error) if error.worth_retrying() => Some(error),
+            Err(error) => match context.reconnect(error).await {
+                Ok(renewed) => {
+                    control_plane = renewed;
+                    continue;
+                }
+                Err(error) if error.worth_retrying() => Some(error),
+                Err(error) => return Err(error),
+            },
         };
+        let trouble =
+            error.map_or("the control plane ended the audit stream".to_owned(), |error| error.with_cause());
         if progress.way == Way::Open {
             context.tell(&format!("{trouble}; trying again from position {}", progress.ask.after_position));
             backoff = Backoff::new();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use std::time::Duration;
 
-use proto::types::{AuditEvent, Change, Closed, Connection, EventKind, Gap, Receipt};
+use proto::types::{AuditEvent, Change, Closed, Connection, Credential, EventKind, Gap, Receipt};
 use serde::Serialize;
 
 use super::text::View;
@@ -30,6 +30,8 @@ pub struct AuditRow {
     pub grant: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub actor: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub credential: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -168,6 +170,7 @@ impl From<AuditEvent> for AuditRow {
             request: event.request,
             grant: event.grant,
             actor: event.actor,
+            credential: event.credential,
             reason: event.reason,
             comment: event.comment,
             expires: event.expires.map(utc),
@@ -227,9 +230,7 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     if let Some(expires) = event.expires {
         parts.push(format!("until {}", view.clock(expires)));
     }
-    if !event.actor.is_empty() && event.actor != event.subject {
-        parts.push(format!("by {}", event.actor));
-    }
+    parts.push(by_whom(event));
     match event.kind {
         EventKind::RequestCreated | EventKind::RequestApproved | EventKind::RequestDenied => {
             parts.push(format!("request {}", event.request));
@@ -248,6 +249,17 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     }
     parts.retain(|part| !part.is_empty());
     escape(parts.join("  ").trim_end())
+}
+
+/// Who caused it, unless that is said already. Static tokens are marked: where people sign in, they are the exception.
+fn by_whom(event: &AuditEvent) -> String {
+    let actor = match event.actor.as_str() {
+        "" => String::new(),
+        actor if actor == event.subject => String::new(),
+        actor => format!("by {actor}"),
+    };
+    let mark = if event.credential == Credential::Token.as_str() { " (static token)" } else { "" };
+    format!("{actor}{mark}").trim_start().to_owned()
 }
 
 /// Who reaches for what.

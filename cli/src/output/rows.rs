@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, Grant, GrantState, Host, Request, Resource, Subject};
+use proto::types::{EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity};
 use serde::Serialize;
 
 use super::text::{cut, words};
@@ -106,6 +106,52 @@ impl Row for SubjectRow {
 
     fn cells(&self, _: &View) -> Vec<String> {
         vec![self.id.clone(), self.role.to_owned(), words(&self.selectors)]
+    }
+}
+
+/// Whom the control plane takes somebody for.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in identity.proto")]
+pub struct IdentityRow {
+    pub subject: String,
+    pub role: &'static str,
+    pub credential: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_in: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    #[serde(skip)]
+    sign_in: Option<SignIn>,
+}
+
+impl From<SubjectIdentity> for IdentityRow {
+    fn from(identity: SubjectIdentity) -> Self {
+        let sign_in = identity.sign_in.as_ref();
+        Self {
+            subject: identity.subject.to_string(),
+            role: identity.role.as_str(),
+            credential: identity.credential().as_str(),
+            provider: sign_in.map(|sign_in| sign_in.provider.to_string()),
+            signed_in: sign_in.map(|sign_in| utc(sign_in.began)),
+            expires: sign_in.map(|sign_in| utc(sign_in.expires)),
+            sign_in: identity.sign_in,
+        }
+    }
+}
+
+impl Row for IdentityRow {
+    const HEADER: &'static [&'static str] = &["SUBJECT", "ROLE", "CREDENTIAL", "PROVIDER", "UNTIL"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        vec![
+            self.subject.clone(),
+            self.role.to_owned(),
+            self.credential.to_owned(),
+            self.provider.clone().unwrap_or_default(),
+            self.sign_in.as_ref().map(|sign_in| view.clock(sign_in.expires)).unwrap_or_default(),
+        ]
     }
 }
 

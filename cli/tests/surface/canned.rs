@@ -11,6 +11,8 @@ use proto::wire::access::directory_service_server::{DirectoryService, DirectoryS
 use proto::wire::access::*;
 use proto::wire::audit::audit_service_server::{AuditService, AuditServiceServer};
 use proto::wire::audit::*;
+use proto::wire::identity::identity_service_server::{IdentityService, IdentityServiceServer};
+use proto::wire::identity::*;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request as Call, Response, Status};
 
@@ -28,6 +30,9 @@ pub(crate) struct Canned {
     pub(crate) tails: Arc<Mutex<VecDeque<Script<TailResponse>>>>,
     pub(crate) refusal: Option<(ErrorKind, &'static str, &'static str)>,
     pub(crate) hosts: Option<Vec<Host>>,
+    pub(crate) providers: Vec<Provider>,
+    /// Whether the token is a session's.
+    pub(crate) has_session: bool,
     pub(crate) calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -361,6 +366,44 @@ impl AuditService for Canned {
     }
 }
 
+#[tonic::async_trait]
+impl IdentityService for Canned {
+    async fn list_providers(
+        &self,
+        _: Call<ListProvidersRequest>,
+    ) -> Result<Response<ListProvidersResponse>, Status> {
+        Ok(Response::new(ListProvidersResponse { providers: self.providers.clone() }))
+    }
+
+    async fn sign_in(&self, _: Call<SignInRequest>) -> Result<Response<SignInResponse>, Status> {
+        Err(Status::unimplemented("the stories sign in for real"))
+    }
+
+    async fn sign_out(&self, call: Call<SignOutRequest>) -> Result<Response<SignOutResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(SignOutResponse {}))
+    }
+
+    async fn who_am_i(&self, call: Call<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        self.enter(call)?;
+        let token = Identity {
+            subject: "user:alice@example.com".into(),
+            role: SubjectRole::Approver.into(),
+            credential: Credential::Token.into(),
+            ..Identity::default()
+        };
+        let session = Identity {
+            credential: Credential::Session.into(),
+            provider: "corp".into(),
+            signed_in: at("2026-11-22T09:30:00Z"),
+            expires: at("2026-11-22T10:30:00Z"),
+            ..token.clone()
+        };
+        let identity = Some(if self.has_session { session } else { token });
+        Ok(Response::new(WhoAmIResponse { identity }))
+    }
+}
+
 /// A running canned control plane, with a folder of its own.
 pub(crate) struct World {
     pub(crate) canned: Canned,
@@ -376,6 +419,7 @@ impl World {
             .add_service(DirectoryServiceServer::new(canned.clone()))
             .add_service(AccessServiceServer::new(canned.clone()))
             .add_service(AuditServiceServer::new(canned.clone()))
+            .add_service(IdentityServiceServer::new(canned.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         tokio::spawn(server);
         Self { canned, dir }
@@ -403,6 +447,7 @@ impl World {
             now: || "2026-11-22T10:00:00Z".parse().unwrap(),
             zone: jiff::tz::TimeZone::UTC,
             config_dir: Some(self.path("config/portcullis")),
+            browser: None,
         };
         let args = ["portcullis"].iter().chain(args).map(Into::into);
         let code = cli::run(args, surroundings).await;

@@ -1,6 +1,9 @@
 //! Tables and JSON of every result.
 
+use std::os::unix::fs::PermissionsExt;
+
 use proto::wire::access::{Host, HostState};
+use proto::wire::identity::Provider;
 
 use crate::canned::{Canned, GRANT, REQUEST, World, host};
 
@@ -100,7 +103,6 @@ async fn check_of_status() {
 
 #[tokio::test]
 async fn new_tokens_in_files() {
-    use std::os::unix::fs::PermissionsExt;
     let world = World::start(Canned::default()).await;
     let path = world.path("agent.token");
     std::fs::write(&path, "an older and longer one, which others can read").unwrap();
@@ -118,6 +120,66 @@ async fn new_tokens_in_files() {
         assert!(text.contains(&format!("cannot write token file `{file}`")), "{text}");
     }
     assert!(world.canned.calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn whoami() {
+    let mut text = String::new();
+    for has_session in [false, true] {
+        let world = World::start(Canned { has_session, ..Canned::default() }).await;
+        text += &world.run(&["whoami"]).await;
+        text += &world.run(&["whoami", "-o", "json"]).await;
+    }
+    insta::assert_snapshot!("whoami", text);
+}
+
+/// What `login` says before anybody is asked, and what it does not keep.
+#[tokio::test]
+async fn login_with_a_provider() {
+    let provider = |name: &str| Provider {
+        name: name.into(),
+        issuer: "https://localhost:1".into(),
+        client_id: "portcullis".into(),
+        scopes: vec!["openid".into()],
+        ..Provider::default()
+    };
+    let mut text = String::new();
+    for providers in [vec![], vec![provider("corp")], vec![provider("corp"), provider("contractors")]] {
+        let world = World::start(Canned { providers, ..Canned::default() }).await;
+        let server = format!("unix:{}", world.path("socket").display());
+        for line in [&["login"][..], &["login", "--provider", "other"], &["login", "--provider", "Corp"]] {
+            text += &world.run_bare(&[line, &["--server", &server]].concat(), line).await;
+        }
+        text += &world.run(&["login", "--device"]).await;
+        assert!(!world.path("config/portcullis/credentials.toml").exists());
+    }
+    insta::assert_snapshot!("login_with_a_provider", text);
+}
+
+#[tokio::test]
+async fn logout() {
+    let world = World::start(Canned::default()).await;
+    let server = format!("unix:{}", world.path("socket").display());
+    let mut text = world.run_bare(&["logout"], &["logout"]).await;
+    world.run_bare(&["login", "--token-file", "-", "--server", &server], &["login"]).await;
+    text += &world.run_bare(&["logout"], &["logout"]).await;
+    text += &world.run_bare(&["grants"], &["grants"]).await;
+    // A session that cannot be renewed: it ends there, and here.
+    let stored = world.path("config/portcullis/credentials.toml");
+    let session = "[session]\nprovider = 'corp'\nissuer = 'https://localhost:1'\nclient_id = 'portcullis'\n";
+    let store = |expires: &str| {
+        let text = format!("server = '{server}'\ntoken = 'pct_admin'\n{session}expires = '{expires}'\n");
+        std::fs::write(&stored, text).unwrap();
+        std::fs::set_permissions(&stored, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    store("2026-11-22T09:59:59Z");
+    text += &world.run_bare(&["grants"], &["grants"]).await;
+    store("2026-11-22T10:00:30Z");
+    text += &world.run_bare(&["host", "add", "db-9", "-o", "json"], &["host", "add", "db-9"]).await;
+    text += &world.run_bare(&["logout"], &["logout"]).await;
+    assert!(world.canned.calls.lock().unwrap().iter().any(|call| call.contains("SignOutRequest")));
+    assert!(!stored.exists());
+    insta::assert_snapshot!("logout", text);
 }
 
 #[tokio::test]

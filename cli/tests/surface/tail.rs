@@ -87,10 +87,11 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 AuditEvent { grant, reason, closed, connection: None, ..event }
             }
             Kind::RequestCreated => {
-                AuditEvent { actor: "user:alice".into(), comment: "slow\nquery\u{9b}2J".into(), ..about() }
+                let comment = "slow\nquery\u{9b}2J".into();
+                AuditEvent { actor: "user:alice".into(), credential: "token".into(), comment, ..about() }
             }
             Kind::RequestApproved | Kind::RequestDenied => {
-                AuditEvent { comment: "see INC-42".into(), ..about() }
+                AuditEvent { comment: "see INC-42".into(), credential: "token".into(), ..about() }
             }
             Kind::GrantIssued | Kind::GrantActive => AuditEvent { grant: GRANT.into(), expires, ..about() },
             Kind::GrantEnding | Kind::GrantEnded => {
@@ -125,7 +126,21 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let host = "db-7".into();
                 AuditEvent { host, actor: "user:bob".into(), ..event(position, "control-plane", kind) }
             }
+            Kind::SubjectSignedIn | Kind::SubjectSignedOut => AuditEvent {
+                subject: "user:alice".into(),
+                actor: "user:alice".into(),
+                credential: "session".into(),
+                reason: if kind == Kind::SubjectSignedIn { "renewed".into() } else { String::new() },
+                expires: if kind == Kind::SubjectSignedIn { expires } else { None },
+                ..event(position, "control-plane", kind)
+            },
+            Kind::SignInRefused => AuditEvent {
+                reason: "wrong_nonce".into(),
+                comment: "IdentityService.SignIn: provider `corp`".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::CallRefused => AuditEvent {
+                credential: "session".into(),
                 actor: "user:eve".into(),
                 reason: "permission_denied".into(),
                 comment: "RevokeGrant".into(),

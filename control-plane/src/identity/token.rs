@@ -17,6 +17,11 @@ impl Token {
         Self::random("pct_")
     }
 
+    /// A new one for the session of somebody who signed in with a provider: `pcs_…`.
+    pub fn for_session() -> Self {
+        Self::random("pcs_")
+    }
+
     /// The prefix lets people, and scanners for leaked secrets, see what it is.
     fn random(prefix: &str) -> Self {
         let bytes: [u8; 32] = rand::random();
@@ -36,7 +41,7 @@ impl Token {
 }
 
 impl TokenHash {
-    /// Of a token as it came with a call.
+    /// Of a token as it came with a call, or of an ID token.
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.as_bytes()).into())
     }

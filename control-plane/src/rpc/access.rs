@@ -64,7 +64,7 @@ impl Access {
         let comment = Reason::optional("comment", comment).map_err(invalid)?;
         let whose = caller.whose()?;
         let ended =
-            self.0.store.end_grant(id, reason, caller.subject()?, &whose, &comment, clock::now()).await;
+            self.0.store.end_grant(id, reason, &caller.subject()?, &whose, &comment, clock::now()).await;
         let ended = match ended {
             Ok(grant) => self.0.bounded(vec![grant]).await,
             Err(error) => Err(error),
@@ -86,11 +86,11 @@ impl AccessService for Access {
         let caller = admitted(&request)?;
         let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
         let requester = caller.subject()?;
-        let subject = match self.0.policy.judge(&new, requester, caller.reach) {
+        let subject = match self.0.policy.judge(&new, &requester.id, caller.reach) {
             Ok(subject) => subject,
             Err(refusal) => return Err(self.0.refuse(&caller, refusal).await),
         };
-        match self.0.store.create_request(new, &subject, requester, clock::now()).await {
+        match self.0.store.create_request(new, &subject, &requester, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::CreateRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -137,7 +137,7 @@ impl AccessService for Access {
         let wire::ApproveRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.approve(id, caller.subject()?, &comment, clock::now()).await {
+        match self.0.store.approve(id, &caller.subject()?, &comment, clock::now()).await {
             Ok((request, grant)) => Ok(Response::new(wire::ApproveRequestResponse {
                 request: Some(request.into()),
                 grant: Some(grant.into()),
@@ -154,7 +154,7 @@ impl AccessService for Access {
         let wire::DenyRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.deny(id, caller.subject()?, &comment, clock::now()).await {
+        match self.0.store.deny(id, &caller.subject()?, &comment, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::DenyRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }

@@ -16,11 +16,12 @@ use tonic::codegen::http::{Request, Response};
 use tonic::metadata::MetadataMap;
 use tower::{Layer, Service};
 
-use super::{Admitted, Gate, Key, NOBODY, failed};
+use super::{Admitted, Gate, Key, failed};
 use crate::clock;
 use crate::identity::{Credential, IdentityError};
 use crate::listen::Peer;
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 use crate::rules::calls::{Caller, Method, Reach};
 use crate::store::StoreError;
 
@@ -131,8 +132,7 @@ impl Gate {
     /// The one place where it is checked who calls and whether they may.
     async fn admit(&self, path: &str, headers: &MetadataMap, peer: &Peer) -> Result<Admitted, Status> {
         let Some(method) = Method::by_path(path) else {
-            self.put_on_record(Key { caller: NOBODY.to_owned(), reason: "unknown_method", what: "a call" })
-                .await;
+            self.put_on_record(Key { caller: None, reason: "unknown_method", what: "a call" }, "").await;
             return Err(Status::unimplemented("this control plane has no such method"));
         };
         let credential = match Credential::of(headers, peer.certificate.as_ref()) {
@@ -150,11 +150,11 @@ impl Gate {
         let reach = method.reach(&caller);
         match (reach, &caller) {
             (Reach::No, Caller::Nobody) => {
-                self.refused(NOBODY, "unauthenticated", method).await;
-                Err(status(ErrorKind::Unauthenticated, "no token came with the call", SIGN_IN))
+                self.refused(None, "unauthenticated", method).await;
+                Err(status(ErrorKind::Unauthenticated, "no token came with the call", self.sign_in_hint()))
             }
             (Reach::No, _) => {
-                self.refused(&name(&caller), "permission_denied", method).await;
+                self.refused(caller.actor(), "permission_denied", method).await;
                 let message = format!("`{caller}` may not call {}", method.as_str());
                 Err(status(ErrorKind::PermissionDenied, message, "ask an administrator"))
             }
@@ -166,7 +166,7 @@ impl Gate {
         if self.limits.allow(caller, peer) {
             return Ok(());
         }
-        self.refused(&name(caller), "too_many_calls", method).await;
+        self.refused(caller.actor(), "too_many_calls", method).await;
         let message = format!("`{caller}` calls too often");
         Err(status(ErrorKind::ResourceExhausted, message, "wait a second between calls"))
     }
@@ -176,15 +176,15 @@ impl Gate {
         if let Err(status) = self.limit(&Caller::Nobody, peer, method).await {
             return status;
         }
-        self.refused(NOBODY, "unauthenticated", method).await;
-        status(error.kind(), error.to_string(), SIGN_IN)
+        self.refused(None, "unauthenticated", method).await;
+        status(error.kind(), error.to_string(), self.sign_in_hint())
     }
 
     /// A certificate that does not count, or a record that cannot be asked.
     async fn uncounted(&self, method: Method, credential: &Credential, error: &StoreError) -> Status {
         if let (StoreError::Refused(refusal), Credential::Certificate(certificate)) = (error, credential) {
-            let caller = format!("host:{}", certificate.host);
-            self.refused(&caller, "unauthenticated", method).await;
+            let caller = Actor::Host(certificate.host.clone());
+            self.refused(Some(caller), "unauthenticated", method).await;
             if matches!(refusal, Refusal::SupersededCertificate(_)) {
                 let comment = format!("certificate {}", certificate.serial);
                 self.key_copied(&certificate.host, "superseded", &comment).await;
@@ -195,7 +195,7 @@ impl Gate {
 
     /// Puts on record that somebody has a copy of a host's key; at most once a second for one host.
     pub(super) async fn key_copied(&self, host: &HostName, reason: &'static str, comment: &str) {
-        let key = Key { caller: format!("host:{host}"), reason, what: "a session" };
+        let key = Key { caller: Some(Actor::Host(host.clone())), reason, what: "a session" };
         let line = self.throttle().note(key, clock::now());
         if line.is_none() {
             return;
@@ -204,15 +204,5 @@ impl Gate {
         if let Err(error) = self.store.key_copied(host, reason, comment.to_owned(), clock::now()).await {
             tracing::error!(%host, error = &error as &dyn std::error::Error, "cannot record a copied key");
         }
-    }
-}
-
-const SIGN_IN: &str = "sign in with `portcullis login --token-file FILE`";
-
-/// As the record names it.
-pub(super) fn name(caller: &Caller) -> String {
-    match caller {
-        Caller::Nobody => NOBODY.to_owned(),
-        caller => caller.to_string(),
     }
 }

@@ -74,7 +74,7 @@ impl DirectoryService for Directory {
         let caller = admitted(&request)?;
         let resource = request.into_inner().resource.ok_or_else(|| missing("resource"))?;
         let new: NewResource = resource.try_into().map_err(within("resource"))?;
-        match self.0.store.add_resource(new, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.add_resource(new, &caller.actor()?, clock::now()).await {
             Ok(resource) => Ok(Response::new(wire::AddResourceResponse { resource: Some(resource.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -100,7 +100,7 @@ impl DirectoryService for Directory {
     ) -> Result<Response<wire::SetResourceResponse>, Status> {
         let caller = admitted(&request)?;
         let change: ResourceChange = request.into_inner().try_into().map_err(invalid)?;
-        match self.0.store.set_resource(&change, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.set_resource(&change, &caller.actor()?, clock::now()).await {
             Ok(resource) => Ok(Response::new(wire::SetResourceResponse { resource: Some(resource.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -112,7 +112,7 @@ impl DirectoryService for Directory {
     ) -> Result<Response<wire::RemoveResourceResponse>, Status> {
         let caller = admitted(&request)?;
         let name: ResourceName = request.into_inner().name.parse().map_err(invalid)?;
-        match self.0.store.remove_resource(&name, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.remove_resource(&name, &caller.actor()?, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::RemoveResourceResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -125,7 +125,7 @@ impl DirectoryService for Directory {
         let caller = admitted(&request)?;
         let subject = request.into_inner().subject.ok_or_else(|| missing("subject"))?;
         let new: NewSubject = subject.try_into().map_err(within("subject"))?;
-        match self.0.store.add_subject(new, caller.subject()?.as_str(), clock::now()).await {
+        match self.0.store.add_subject(new, &caller.actor()?, clock::now()).await {
             Ok(subject) => Ok(Response::new(wire::AddSubjectResponse { subject: Some(subject.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -152,8 +152,8 @@ impl DirectoryService for Directory {
         let caller = admitted(&request)?;
         let subject: SubjectId = request.into_inner().subject.parse().map_err(invalid)?;
         let token = Token::for_subject();
-        let actor = caller.subject()?.as_str();
-        match self.0.store.issue_token(&subject, &token.hash(), actor, clock::now()).await {
+        let actor = caller.actor()?;
+        match self.0.store.issue_token(&subject, &token.hash(), &actor, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::IssueTokenResponse { token: token.reveal() })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -169,8 +169,8 @@ impl DirectoryService for Directory {
         let labels: Labels = labels.try_into().map_err(invalid)?;
         let (token, kept) = self.join_token(join_within)?;
         let store = &self.0.store;
-        let actor = caller.subject()?.as_str();
-        let host = match store.add_host(&name, &labels, &kept, actor, clock::now()).await {
+        let actor = caller.actor()?;
+        let host = match store.add_host(&name, &labels, &kept, &actor, clock::now()).await {
             Ok(()) => store.host(&name).await,
             Err(error) => Err(error),
         };
@@ -191,8 +191,8 @@ impl DirectoryService for Directory {
         let wire::IssueJoinTokenRequest { host, join_within } = request.into_inner();
         let host: HostName = host.parse().map_err(invalid)?;
         let (token, kept) = self.join_token(join_within)?;
-        let actor = caller.subject()?.as_str();
-        match self.0.store.issue_join_token(&host, &kept, actor, clock::now()).await {
+        let actor = caller.actor()?;
+        match self.0.store.issue_join_token(&host, &kept, &actor, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::IssueJoinTokenResponse { join_token: token.reveal() })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -206,7 +206,7 @@ impl DirectoryService for Directory {
         let wire::RevokeHostRequest { host, comment } = request.into_inner();
         let host: HostName = host.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.revoke_host(&host, caller.subject()?.as_str(), &comment, clock::now()).await {
+        match self.0.store.revoke_host(&host, &caller.actor()?, &comment, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::RevokeHostResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }

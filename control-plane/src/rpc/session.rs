@@ -227,7 +227,7 @@ impl Session {
         if hello.host == self.host {
             return Ok(hello);
         }
-        self.gate.refused(&self.caller.caller.to_string(), "permission_denied", self.caller.method).await;
+        self.gate.note_denied(&self.caller).await;
         let message = format!("this certificate is of host `{}`, not of `{}`", self.host, hello.host);
         let hint = "`host` in the agent's configuration is the name under which it has joined";
         Err(End::Refused(status(ErrorKind::PermissionDenied, message, hint)))

@@ -4,7 +4,9 @@
 
 use std::fmt::{self, Display};
 
-use proto::types::{HostName, SubjectId, SubjectRole};
+use proto::types::{Credential, HostName, SubjectId, SubjectRole};
+
+use super::actor::{Acting, Actor};
 
 /// Who speaks, as its token or certificate says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,18 +19,31 @@ pub enum Caller {
         id: SubjectId,
         /// What it may do here.
         role: SubjectRole,
+        /// By what it was recognised.
+        credential: Credential,
     },
     /// The agent of a host.
     Host(HostName),
 }
 
-impl Display for Caller {
-    /// As audit events name who caused something.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Caller {
+    /// As the record names who caused something; None: nobody that it could name.
+    pub fn actor(&self) -> Option<Actor> {
         match self {
-            Self::Nobody => f.pad("nobody"),
-            Self::Subject { id, .. } => f.pad(id.as_str()),
-            Self::Host(name) => write!(f, "host:{name}"),
+            Self::Nobody => None,
+            Self::Subject { id, credential, .. } => {
+                Some(Acting { id: id.clone(), credential: *credential }.into())
+            }
+            Self::Host(name) => Some(Actor::Host(name.clone())),
+        }
+    }
+}
+
+impl Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.actor() {
+            None => f.pad("nobody"),
+            Some(actor) => actor.fmt(f),
         }
     }
 }
@@ -118,6 +133,10 @@ calls! {
     Session = "AgentService.Session":                   No     No     No       No      No            Own;
     Join = "EnrolmentService.Join":                     Own    No     No       No      No            No;
     Renew = "EnrolmentService.Renew":                   No     No     No       No      No            Own;
+    ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
+    SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
+    SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
+    WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
 }
 
 /// What the table lacks of these methods (`SERVICE.METHOD`), and what it has besides. Both empty: it is whole.
@@ -134,7 +153,9 @@ mod tests {
 
     fn callers() -> Vec<(&'static str, Caller)> {
         let id: SubjectId = "user:alice".parse().expect("valid");
-        let subject = |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role });
+        let credential = Credential::Token;
+        let subject =
+            |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role, credential });
         let mut callers = vec![("nobody", Caller::Nobody)];
         callers.extend(SubjectRole::ALL.into_iter().map(subject));
         callers.push(("host", Caller::Host("db-7".parse().expect("valid"))));

@@ -36,6 +36,9 @@ pub fn epoch(host: &HostName, events: &[AuditEvent]) -> Result<Uuid, Refusal> {
         if event.host != host.as_str() {
             return refuse(index, "host", "is not this session's host".to_owned());
         }
+        if !event.credential.is_empty() {
+            return refuse(index, "credential", "is not for an agent to say".to_owned());
+        }
         if !is_of_an_agent(event.kind) {
             return refuse(index, "kind", format!("{} is not for an agent to say", event.kind));
         }
@@ -76,6 +79,9 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AgentConnected
         | EventKind::AgentDisconnected
         | EventKind::AgentStateChanged
+        | EventKind::SubjectSignedIn
+        | EventKind::SubjectSignedOut
+        | EventKind::SignInRefused
         | EventKind::CallRefused => false,
     }
 }

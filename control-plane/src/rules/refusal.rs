@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::status::ErrorKind;
 use proto::types::{
-    GrantId, GrantState, HostName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
+    GrantId, GrantState, HostName, ProviderName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -59,6 +59,16 @@ pub enum Refusal {
     NotLive { grant: GrantId, state: GrantState },
     #[error("subject `{caller}` does not hold grant {grant} and did not ask for it")]
     NotHolder { caller: SubjectId, grant: GrantId },
+    #[error("identity provider `{0}` is not known")]
+    UnknownProvider(ProviderName),
+    #[error("`{0}` is not let in: no group of theirs has a role, and they are not in the directory")]
+    NotLetIn(SubjectId),
+    #[error("the ID token was used before")]
+    IdTokenUsed,
+    #[error("this is a static token, which has no session to end")]
+    NoSession,
+    #[error("too many people sign in with this provider at once")]
+    TooManySignIns,
     #[error("after_position: {asked} lies beyond the newest event, {newest}")]
     BeyondNewest { asked: u64, newest: u64 },
     #[error("the join token is not known: it counts once, and ends when another one is issued")]
@@ -104,7 +114,8 @@ impl Refusal {
             | Self::UnknownSubject(_)
             | Self::UnknownHost(_)
             | Self::UnknownRequest(_)
-            | Self::UnknownGrant(_) => ErrorKind::NotFound,
+            | Self::UnknownGrant(_)
+            | Self::UnknownProvider(_) => ErrorKind::NotFound,
             Self::ResourceExists(_)
             | Self::SubjectExists(_)
             | Self::HostExists(_)
@@ -114,13 +125,17 @@ impl Refusal {
             | Self::ResourceRemoved { .. }
             | Self::NoHost
             | Self::AlreadyDecided { .. }
-            | Self::NotLive { .. } => ErrorKind::FailedPrecondition,
+            | Self::NotLive { .. }
+            | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
             Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
+            | Self::NotLetIn(_)
             | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
-            Self::UnknownJoinToken
+            Self::TooManySignIns => ErrorKind::ResourceExhausted,
+            Self::IdTokenUsed
+            | Self::UnknownJoinToken
             | Self::JoinTokenOver
             | Self::UnknownCertificate(_)
             | Self::RevokedCertificate(_)
@@ -157,6 +172,15 @@ impl Refusal {
             Self::AlreadyDecided { .. } => "make a new request",
             Self::NotLive { .. } => "",
             Self::NotHolder { .. } => "an approver can revoke it",
+            Self::UnknownProvider(_) => "run `portcullis login` again: it asks for those that there are now",
+            Self::NotLetIn(_) => {
+                "ask an administrator to add the subject, or the identity provider's to add you to a group that has a role"
+            }
+            Self::IdTokenUsed => "run `portcullis login` again",
+            Self::NoSession => {
+                "an administrator ends a static token by issuing another with `portcullis subject token`"
+            }
+            Self::TooManySignIns => "try again in a moment",
             Self::BeyondNewest { .. } => {
                 "the record is not the one that this position came from: start again from 0"
             }

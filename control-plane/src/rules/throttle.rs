@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use proto::types::Timestamp;
 
+use super::actor::Actor;
+
 /// One line in this time for each caller and what it was refused; what comes in between is counted in the next line.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Who was refused what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// As audit events name callers; empty: nobody that is known.
-    pub caller: String,
+    /// Who; None: nobody that is known.
+    pub caller: Option<Actor>,
     /// One word for why.
     pub reason: &'static str,
     /// The method, or what else was asked for.
@@ -79,29 +81,29 @@ mod tests {
     #[test]
     fn one_line_a_second_and_none_forgotten() {
         let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
-        let key = |caller: &str| Key { caller: caller.to_owned(), reason: "permission_denied", what: "Tail" };
+        let key = |host: &str| Key {
+            caller: host.parse().ok().map(Actor::Host),
+            reason: "permission_denied",
+            what: "Tail",
+        };
         let mut throttle = Throttle::default();
-        assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0));
-        assert_eq!(throttle.note(key("user:eve"), at(1)), None);
-        assert_eq!(throttle.note(key("user:bob"), at(2)), Some(0));
+        assert_eq!(throttle.note(key("eve-1"), at(0)), Some(0));
+        assert_eq!(throttle.note(key("eve-1"), at(1)), None);
+        assert_eq!(throttle.note(key("bob-1"), at(2)), Some(0));
         assert_eq!(throttle.due(at(999)), Vec::new());
-        assert_eq!(throttle.note(key("user:eve"), at(1000)), Some(1));
-        assert_eq!(throttle.note(key("user:eve"), at(1500)), None);
-        assert_eq!(throttle.note(key("user:eve"), at(1600)), None);
-        assert_eq!(
-            throttle.due(at(2500)),
-            [(key("user:eve"), 1)],
-            "a line for one, that stands for one other"
-        );
+        assert_eq!(throttle.note(key("eve-1"), at(1000)), Some(1));
+        assert_eq!(throttle.note(key("eve-1"), at(1500)), None);
+        assert_eq!(throttle.note(key("eve-1"), at(1600)), None);
+        assert_eq!(throttle.due(at(2500)), [(key("eve-1"), 1)], "a line for one, that stands for one other");
         assert!(throttle.recent.is_empty());
-        assert_eq!(throttle.note(key("user:eve"), at(2600)), Some(0));
-        assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0), "the clock was set back");
+        assert_eq!(throttle.note(key("eve-1"), at(2600)), Some(0));
+        assert_eq!(throttle.note(key("eve-1"), at(0)), Some(0), "the clock was set back");
     }
 
     #[test]
     fn what_is_counted_gets_its_line() {
         let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
-        let key = || Key { caller: String::new(), reason: "unauthenticated", what: "connection" };
+        let key = || Key { caller: None, reason: "unauthenticated", what: "connection" };
         let mut throttle = Throttle::default();
         (0..3).for_each(|ms| throttle.count(key(), at(ms)));
         assert_eq!(throttle.due(at(999)), Vec::new());

@@ -7,8 +7,9 @@ use proto::types::{
 use sqlx::SqliteConnection;
 
 use super::requests::request;
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
+use crate::rules::actor::Acting;
 use crate::rules::request::{Decided, Pending};
 use crate::rules::{Refusal, policy};
 
@@ -18,7 +19,7 @@ impl Store {
         &self,
         new: NewRequest,
         subject: &SubjectId,
-        requester: &SubjectId,
+        requester: &Acting,
         now: Timestamp,
     ) -> Result<Request, StoreError> {
         let mut tx = self.write().await?;
@@ -29,7 +30,7 @@ impl Store {
         policy::place(&new, hosts.len())?;
         let id = RequestId::new();
         let for_whom = subject_number(tx.sql(), subject).await?;
-        let by_whom = subject_number(tx.sql(), requester).await?;
+        let by_whom = subject_number(tx.sql(), &requester.id).await?;
         sqlx::query(
             "INSERT INTO requests
                  (id, state, resource, subject, requester, duration_s, idle_s, while_running, reason, created_ms)
@@ -67,15 +68,15 @@ impl Store {
     pub async fn approve(
         &self,
         id: RequestId,
-        approver: &SubjectId,
+        approver: &Acting,
         comment: &str,
         now: Timestamp,
     ) -> Result<(Request, Grant), StoreError> {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
-        let decided = Pending::of(&before)?.approve(approver)?;
+        let decided = Pending::of(&before)?.approve(&approver.id)?;
         refuse_if_removed(tx.sql(), &before).await?;
-        tx.decide(&decided, comment, now).await?;
+        tx.decide(&decided, approver, comment, now).await?;
         let grant = tx.issue(&before, approver, now).await?;
         let request = request(tx.sql(), id).await?;
         tx.commit().await?;
@@ -86,14 +87,14 @@ impl Store {
     pub async fn deny(
         &self,
         id: RequestId,
-        approver: &SubjectId,
+        approver: &Acting,
         comment: &str,
         now: Timestamp,
     ) -> Result<Request, StoreError> {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
-        let decided = Pending::of(&before)?.deny(approver)?;
-        tx.decide(&decided, comment, now).await?;
+        let decided = Pending::of(&before)?.deny(&approver.id)?;
+        tx.decide(&decided, approver, comment, now).await?;
         let request = request(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(request)
@@ -101,7 +102,13 @@ impl Store {
 }
 
 impl Tx {
-    async fn decide(&mut self, decided: &Decided, comment: &str, now: Timestamp) -> Result<(), StoreError> {
+    async fn decide(
+        &mut self,
+        decided: &Decided,
+        approver: &Acting,
+        comment: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE requests SET state = ?, decided_ms = ?, comment = ?,
              decided_by = (SELECT number FROM subjects WHERE id = ?) WHERE id = ? AND state = 'pending'",
@@ -119,7 +126,7 @@ impl Tx {
             RequestState::Approved | RequestState::Pending => EventKind::RequestApproved,
         };
         let request = request(self.sql(), decided.request).await?;
-        self.record_request(kind, &request, &decided.by, comment, now).await?;
+        self.record_request(kind, &request, approver, comment, now).await?;
         self.wake_access();
         Ok(())
     }
@@ -128,7 +135,7 @@ impl Tx {
     async fn issue(
         &mut self,
         request: &Request,
-        approver: &SubjectId,
+        approver: &Acting,
         now: Timestamp,
     ) -> Result<Grant, StoreError> {
         let id = GrantId::new();
@@ -157,7 +164,7 @@ impl Tx {
         }
         let grant = grants::grant(self.sql(), id).await?;
         self.record_grant(EventKind::GrantIssued, &grant, now, |event| {
-            event.actor = approver.to_string();
+            caused_by(event, &approver.clone().into());
             event.comment = limits(&grant);
         })
         .await?;
@@ -168,7 +175,7 @@ impl Tx {
         &mut self,
         kind: EventKind,
         request: &Request,
-        actor: &SubjectId,
+        actor: &Acting,
         comment: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -176,7 +183,7 @@ impl Tx {
             event.request = request.id.to_string();
             event.subject = request.subject.to_string();
             event.resource = request.resource.to_string();
-            event.actor = actor.to_string();
+            caused_by(event, &actor.clone().into());
             event.comment = comment.to_owned();
         })
         .await

@@ -9,9 +9,9 @@ use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::hosts::{HostRecord, host};
-use super::setup::SYSTEM;
 use super::tx::Tx;
 use super::{Store, StoreError, decode, directory};
+use crate::rules::actor::Actor;
 use crate::rules::grant::Answer;
 use crate::rules::placement::{self, Span};
 use crate::rules::roster;
@@ -98,7 +98,7 @@ impl Store {
             .map_err(StoreError::sql("note an agent's end"))?;
         tx.record(EventKind::AgentDisconnected, now, |event| {
             event.host = name.to_string();
-            event.actor = SYSTEM.to_owned();
+            event.actor = Actor::System.to_string();
             event.reason = reason.to_owned();
             event.comment = comment.to_owned();
         })

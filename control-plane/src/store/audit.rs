@@ -1,13 +1,16 @@
 //! The audit record's rows: appended in order, read by position, never changed.
 
 use prost::Message;
-use proto::types::{AuditEvent, HostName, Timestamp};
+use proto::types::{AuditEvent, EventKind, HostName, Timestamp};
 use proto::wire::audit as wire;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
+use super::tx::caused_by;
 use super::{Store, StoreError, decode};
+use crate::rules::calls::Method;
 use crate::rules::numbering;
+use crate::rules::throttle::Key;
 
 /// What was kept of an agent's batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +58,23 @@ impl Store {
         decode::number("position", newest)
     }
 
-    /// Records that `caller` was refused a call: `reason` is a word, `comment` says which call.
+    /// Records that a call was refused; `comment` says which, and more for people.
     pub async fn call_refused(
         &self,
-        caller: &str,
-        reason: &str,
+        refused: &Key,
         comment: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let kind = match refused.what == Method::SignIn.as_str() {
+            true => EventKind::SignInRefused,
+            false => EventKind::CallRefused,
+        };
         let mut tx = self.write().await?;
-        tx.record(proto::types::EventKind::CallRefused, now, |event| {
-            event.actor = caller.to_owned();
-            event.reason = reason.to_owned();
+        tx.record(kind, now, |event| {
+            if let Some(actor) = &refused.caller {
+                caused_by(event, actor);
+            }
+            event.reason = refused.reason.to_owned();
             event.comment = comment;
         })
         .await?;

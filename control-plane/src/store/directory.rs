@@ -11,16 +11,17 @@ use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
 
 use super::enrolment::NewJoinToken;
 use super::grants::{GRANTS, read};
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 
 impl Store {
     /// Adds a resource; every host's set is another one then.
     pub async fn add_resource(
         &self,
         new: NewResource,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
@@ -54,7 +55,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceAdded, now, |event| {
             event.resource = resource.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
@@ -67,7 +68,7 @@ impl Store {
     pub async fn set_resource(
         &self,
         change: &ResourceChange,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
@@ -92,7 +93,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceChanged, now, |event| {
             event.resource = after.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.changes = changes(&before.options, &after.options);
         })
         .await?;
@@ -104,7 +105,7 @@ impl Store {
     pub async fn remove_resource(
         &self,
         name: &ResourceName,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -124,7 +125,7 @@ impl Store {
         tx.raise_all().await?;
         tx.record(EventKind::ResourceRemoved, now, |event| {
             event.resource = resource.name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = resource.destination();
             event.comment.truncate(COMMENT_MAX_BYTES);
         })
@@ -141,7 +142,7 @@ impl Store {
     pub async fn add_subject(
         &self,
         new: NewSubject,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Subject, StoreError> {
         let mut tx = self.write().await?;
@@ -162,7 +163,7 @@ impl Store {
         name: &HostName,
         labels: &Labels,
         token: &NewJoinToken,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -180,7 +181,7 @@ impl Store {
         }
         tx.record(EventKind::HostAdded, now, |event| {
             event.host = name.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = labels.to_string();
         })
         .await?;
@@ -226,15 +227,17 @@ impl Tx {
         .into())
     }
 
+    /// Whom only a sign-in has put into the directory, an administrator can still add.
     pub(super) async fn add_subject(
         &mut self,
         new: NewSubject,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Subject, StoreError> {
         let number: Option<i64> = sqlx::query_scalar(
             "INSERT INTO subjects (id, role, added_ms) VALUES (?, ?, ?)
-             ON CONFLICT (id) DO NOTHING RETURNING number",
+             ON CONFLICT (id) DO UPDATE SET role = excluded.role, provider = NULL WHERE provider IS NOT NULL
+             RETURNING number",
         )
         .bind(new.id.as_str())
         .bind(new.role.as_str())
@@ -249,7 +252,7 @@ impl Tx {
         let subject = Subject::numbered(decode::id_number("number", number)?, new);
         self.record(EventKind::SubjectAdded, now, |event| {
             event.subject = subject.id.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = format!("role {}", subject.role);
         })
         .await?;

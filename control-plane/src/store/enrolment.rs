@@ -2,10 +2,11 @@
 
 use proto::types::{EventKind, HostName, Timestamp};
 
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::{HostCertificate, Serial, TokenHash};
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 use crate::rules::enrolment::{self, Presented, Standing};
 
 /// A join token as it is kept.
@@ -32,7 +33,7 @@ impl Store {
         &self,
         host: &HostName,
         token: &NewJoinToken,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -135,7 +136,7 @@ impl Store {
     pub async fn revoke_host(
         &self,
         host: &HostName,
-        actor: &str,
+        actor: &Actor,
         comment: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -156,7 +157,7 @@ impl Store {
         .map_err(&failed)?;
         tx.record(EventKind::HostRevoked, now, |event| {
             event.host = host.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
             event.comment = comment.to_owned();
         })
         .await?;
@@ -171,7 +172,7 @@ impl Tx {
         &mut self,
         host: &HostName,
         token: &NewJoinToken,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let number = self.host_number(host).await?;
@@ -187,7 +188,7 @@ impl Tx {
         .map_err(StoreError::sql("store a join token"))?;
         self.record(EventKind::TokenIssued, now, |event| {
             event.host = host.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
         })
         .await
     }

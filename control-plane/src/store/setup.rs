@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Signals, Store, StoreError, decode};
 use crate::identity::TokenHash;
+use crate::rules::actor::Actor;
 
 static MIGRATIONS: migrate::Migrator = migrate!();
 
@@ -27,9 +28,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The first administrator.
 const FIRST_ADMINISTRATOR: &str = "user:admin";
-
-/// How the audit record names what nobody in particular did.
-pub(super) const SYSTEM: &str = "system";
 
 impl Store {
     /// Makes the database at `path`, which must not be there, and the first administrator, who signs in with the token of
@@ -106,8 +104,8 @@ async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), Stor
         .map_err(StoreError::sql("write the timeline"))?;
     let id = decode::text("subject", FIRST_ADMINISTRATOR)?;
     let administrator = NewSubject { id, selectors: Vec::new(), role: SubjectRole::Administrator };
-    let subject = tx.add_subject(administrator, SYSTEM, now).await?;
-    tx.issue_subject_token(&subject.id, token, SYSTEM, now).await?;
+    let subject = tx.add_subject(administrator, &Actor::System, now).await?;
+    tx.issue_subject_token(&subject.id, token, &Actor::System, now).await?;
     tx.commit().await?;
     store.close().await;
     Ok(())

@@ -1,15 +1,13 @@
 //! Grants: their steps, each with its events and with the sets it changes.
 
-use proto::types::{
-    AuditEvent, EndReason, EventKind, Grant, GrantId, GrantState, HostName, SubjectId, Timestamp,
-};
+use proto::types::{AuditEvent, EndReason, EventKind, Grant, GrantId, GrantState, HostName, Timestamp};
 use sqlx::QueryBuilder;
 
 use super::grants::{GRANTS, Kept, grant, holding_words, kept, read};
-use super::setup::SYSTEM;
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
+use crate::rules::actor::{Acting, Actor};
 use crate::rules::grant::{Answer, Holding, Life, NotLive, Step, Stepped};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
@@ -18,7 +16,7 @@ const EXPIRE_BATCH: u32 = 100;
 /// Who or what makes a step, for the record.
 #[derive(Clone)]
 struct Cause {
-    actor: String,
+    actor: Actor,
     comment: String,
 }
 
@@ -28,7 +26,7 @@ impl Store {
         &self,
         id: GrantId,
         reason: EndReason,
-        caller: &SubjectId,
+        caller: &Acting,
         whose: &Whose,
         comment: &str,
         now: Timestamp,
@@ -38,9 +36,9 @@ impl Store {
         if let Whose::Of(holder) = whose
             && ![&kept.grant.subject, &kept.requester].contains(&holder)
         {
-            return Err(Refusal::NotHolder { caller: caller.clone(), grant: id }.into());
+            return Err(Refusal::NotHolder { caller: caller.id.clone(), grant: id }.into());
         }
-        let cause = Cause { actor: caller.to_string(), comment: comment.to_owned() };
+        let cause = Cause { actor: caller.clone().into(), comment: comment.to_owned() };
         tx.step(kept, Step::End(reason), cause, now).await?;
         let grant = grant(tx.sql(), id).await?;
         tx.commit().await?;
@@ -66,7 +64,7 @@ impl Store {
         let over = read(tx.sql(), query).await?;
         let may_be_more = over.len() == EXPIRE_BATCH as usize;
         for kept in over {
-            let cause = Cause { actor: SYSTEM.to_owned(), comment: String::new() };
+            let cause = Cause { actor: Actor::System, comment: String::new() };
             tx.step(kept, Step::Wait, cause, now).await?;
         }
         tx.commit().await?;
@@ -98,7 +96,7 @@ impl Tx {
                 Answer::Refuses(error) => error.clone(),
                 Answer::Holds | Answer::Lacks | Answer::Blank | Answer::Ends(_) => String::new(),
             };
-            (Cause { actor: format!("host:{host}"), comment }, Step::Heard(host, answer))
+            (Cause { actor: Actor::Host(host.clone()), comment }, Step::Heard(host, answer))
         };
         let kept = kept(self.sql(), id).await?;
         self.steps(kept, answers.into_iter().map(step).collect(), now).await
@@ -255,7 +253,7 @@ impl Tx {
         };
         self.record_grant(kind, grant, now, |event| {
             event.reason = state.end_reason().map(|reason| reason.to_string()).unwrap_or_default();
-            event.actor.clone_from(&cause.actor);
+            caused_by(event, &cause.actor);
             event.comment.clone_from(&cause.comment);
         })
         .await

@@ -1,16 +1,40 @@
 //! Tokens' rows: hashes, and whose they are.
 
-use proto::types::{EventKind, SubjectId, SubjectRole, Timestamp};
+use proto::types::{Credential, EventKind, SubjectId, Timestamp};
 
-use super::tx::Tx;
+use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
 use crate::rules::Refusal;
+use crate::rules::actor::Actor;
 use crate::rules::calls::Caller;
 
 impl Store {
-    /// Whose token this is; None: nobody's.
-    pub async fn caller(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
+    /// Whose token this is; None: nobody's, or not any more.
+    pub async fn caller(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
+        match self.holder(token).await? {
+            Some(caller) => Ok(Some(caller)),
+            None => self.signed_in(token, now).await,
+        }
+    }
+
+    /// Whose session this is.
+    async fn signed_in(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT subjects.id, sign_ins.role FROM sign_ins
+             JOIN subjects ON subjects.number = sign_ins.subject
+             WHERE hash = ? AND expires_ms > ?",
+        )
+        .bind(token.as_bytes().as_slice())
+        .bind(now.unix_ms())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(StoreError::sql("look up a session"))?;
+        row.map(|row| subject(row, Credential::Session)).transpose()
+    }
+
+    /// Whose static token this is.
+    async fn holder(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
         let row: Option<(String, String)> = sqlx::query_as(
             "SELECT subjects.id, subjects.role FROM tokens
              JOIN subjects ON subjects.number = tokens.subject WHERE tokens.hash = ?",
@@ -19,11 +43,7 @@ impl Store {
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a token"))?;
-        let caller = |(id, role): (String, String)| {
-            let role = decode::text::<SubjectRole>("role", &role)?;
-            Ok(Caller::Subject { id: decode::text("subject", &id)?, role })
-        };
-        row.map(caller).transpose()
+        row.map(|row| subject(row, Credential::Token)).transpose()
     }
 
     /// Gives a subject this token and ends the one before.
@@ -31,7 +51,7 @@ impl Store {
         &self,
         subject: &SubjectId,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
@@ -40,12 +60,17 @@ impl Store {
     }
 }
 
+fn subject((id, role): (String, String), credential: Credential) -> Result<Caller, StoreError> {
+    let (id, role) = (decode::text("subject", &id)?, decode::text("role", &role)?);
+    Ok(Caller::Subject { id, role, credential })
+}
+
 impl Tx {
     pub(super) async fn issue_subject_token(
         &mut self,
         subject: &SubjectId,
         token: &TokenHash,
-        actor: &str,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let given = sqlx::query(
@@ -63,7 +88,7 @@ impl Tx {
         }
         self.record(EventKind::TokenIssued, now, |event| {
             event.subject = subject.to_string();
-            event.actor = actor.to_owned();
+            caused_by(event, actor);
         })
         .await
     }

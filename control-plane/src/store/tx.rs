@@ -8,6 +8,13 @@ use uuid::Uuid;
 
 use super::signals::{Changes, Signals};
 use super::{StoreError, audit, decode};
+use crate::rules::actor::Actor;
+
+/// Notes in an event who caused it, and by what they were recognised.
+pub(super) fn caused_by(event: &mut AuditEvent, actor: &Actor) {
+    event.actor = actor.to_string();
+    event.credential = actor.credential().map(|credential| credential.to_string()).unwrap_or_default();
+}
 
 /// A change under way. Dropped, it has not happened.
 #[derive(Debug)]

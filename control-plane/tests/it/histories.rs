@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use control_plane::identity::{Token, TokenHash};
+use control_plane::rules::actor::{Acting, Actor};
 use control_plane::store::{NewJoinToken, RequestFilter, Store, Whose};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proto::types::{
-    Applied, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName, HostState, Labels,
-    NewResource, NewSubject, Refused, RefusedItem, Report, SubjectId, SubjectRole, Timestamp,
+    Applied, Credential, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName,
+    HostState, Labels, NewResource, NewSubject, Refused, RefusedItem, Report, SubjectRole, Timestamp,
 };
 use uuid::Uuid;
 
@@ -72,8 +73,8 @@ struct World {
     now: Timestamp,
     names: [HostName; 2],
     hosts: [Host; 2],
-    alice: SubjectId,
-    dora: SubjectId,
+    alice: Acting,
+    dora: Acting,
     _folder: tempfile::TempDir,
 }
 
@@ -84,22 +85,26 @@ impl World {
         let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
         Store::create(&path, &Token::for_subject().hash(), now).await.expect("made");
         let store = Store::open(&path).await.expect("opens");
-        let (alice, dora): (SubjectId, SubjectId) =
-            ("user:alice".parse().expect("valid"), "user:dora".parse().expect("valid"));
-        for (id, role) in [(&alice, SubjectRole::Member), (&dora, SubjectRole::Approver)] {
+        let acting = |id: &str| Acting { id: id.parse().expect("valid"), credential: Credential::Token };
+        let (alice, dora) = (acting("user:alice"), acting("user:dora"));
+        for (id, role) in [(&alice.id, SubjectRole::Member), (&dora.id, SubjectRole::Approver)] {
             let new = NewSubject { id: id.clone(), selectors: Vec::new(), role };
-            store.add_subject(new, "system", now).await.expect("added");
+            store.add_subject(new, &Actor::System, now).await.expect("added");
         }
         let ports = vec!["tcp/5432".parse().expect("valid")];
         let addresses = vec!["10.0.0.7".parse().expect("valid")];
         let db = NewResource::new("db".parse().expect("valid"), addresses, ports).expect("valid");
-        store.add_resource(db, "system", now).await.expect("added");
+        store.add_resource(db, &Actor::System, now).await.expect("added");
         let names: [HostName; 2] = ["a".parse().expect("valid"), "b".parse().expect("valid")];
         let mut world = Self { store, now, names, hosts: Default::default(), alice, dora, _folder: folder };
         for index in 0..2 {
             let name = world.names[index].clone();
             let token = NewJoinToken { hash: TokenHash::of(name.as_str()), expires: now };
-            world.store.add_host(&name, &Labels::default(), &token, "system", now).await.expect("added");
+            world
+                .store
+                .add_host(&name, &Labels::default(), &token, &Actor::System, now)
+                .await
+                .expect("added");
             world.connect(index).await;
         }
         world
@@ -151,7 +156,8 @@ impl World {
             idle: None,
             while_running: None,
         };
-        let request = self.store.create_request(new, &self.alice, &self.alice, self.now).await.expect("made");
+        let request =
+            self.store.create_request(new, &self.alice.id, &self.alice, self.now).await.expect("made");
         self.store.approve(request.id, &self.dora, "", self.now).await.expect("approved");
     }
 

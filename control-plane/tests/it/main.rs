@@ -6,6 +6,8 @@ mod binary;
 mod enrolment;
 mod expiry;
 mod histories;
+mod provider;
 mod sessions;
+mod sign_in;
 mod store;
 mod world;

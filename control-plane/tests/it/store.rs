@@ -2,6 +2,7 @@
 
 use control_plane::clock;
 use control_plane::identity::{Token, TokenHash};
+use control_plane::rules::actor::Actor;
 use control_plane::store::{NewJoinToken, RequestFilter, Store, StoreError, Whose};
 use proto::types::{EventKind, HostName, Labels};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -77,8 +78,8 @@ async fn only_hashes_of_tokens_are_kept() {
     let token = Token::for_subject();
     Store::create(&path, &token.hash(), clock::now()).await.expect("made");
     let store = Store::open(&path).await.expect("opens");
-    assert!(store.caller(&token.hash()).await.expect("reads").is_some());
-    assert!(store.caller(&Token::for_subject().hash()).await.expect("reads").is_none());
+    assert!(store.caller(&token.hash(), clock::now()).await.expect("reads").is_some());
+    assert!(store.caller(&Token::for_subject().hash(), clock::now()).await.expect("reads").is_none());
     store.close().await;
     let secret = token.reveal();
     let digits = secret.trim_start_matches("pct_").as_bytes();
@@ -125,7 +126,7 @@ async fn a_broken_row_is_an_error_and_no_panic() {
     let host: HostName = "db-7".parse().expect("valid");
     let store = Store::open(&path).await.expect("opens");
     let token = NewJoinToken { hash: TokenHash::of("secret"), expires: clock::now() };
-    store.add_host(&host, &Labels::default(), &token, "user:admin", clock::now()).await.expect("added");
+    store.add_host(&host, &Labels::default(), &token, &Actor::System, clock::now()).await.expect("added");
     let mut sql = raw(&folder).await;
     sqlx::query("UPDATE hosts SET name = 'NOT A NAME'").execute(&mut sql).await.expect("written");
     sqlx::query("INSERT INTO audit_events VALUES (5, 'x', 'y', 1, x'ff')")

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_plane::clock;
-use control_plane::config::{Config, Listen};
+use control_plane::config::{Config, IdentityProvider, Listen};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::store::Store;
@@ -27,6 +27,7 @@ use proto::wire::audit::audit_service_client::AuditServiceClient;
 use proto::wire::enrolment as enrolment_wire;
 use proto::wire::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use proto::wire::enrolment::{JoinRequest, RenewRequest};
+use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -50,6 +51,7 @@ pub(crate) struct World {
     pub(crate) admin: Caller,
     /// Whom everybody believes.
     pub(crate) authority: CertificateDer<'static>,
+    providers: Vec<IdentityProvider>,
     server: Option<Server>,
 }
 
@@ -61,15 +63,20 @@ struct Server {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::with_providers(Vec::new()).await
+    }
+
+    /// Where people can sign in with these.
+    pub(crate) async fn with_providers(providers: Vec<IdentityProvider>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let token = Token::for_subject();
         Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
         let authority = folder.path().join("authority");
         let authority = Authority::create(&authority, TRUST_DOMAIN, clock::system_now()).expect("made");
         let authority = authority.certificate().clone();
-        let server = start(&folder).await;
+        let server = start(&folder, &providers).await;
         let admin = Caller::connect(&server.address, &authority, None, token.reveal()).await;
-        Self { folder, admin, authority, server: Some(server) }
+        Self { folder, admin, authority, providers, server: Some(server) }
     }
 
     pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
@@ -81,6 +88,7 @@ impl World {
             tls_files: None,
             host_certificate_lifetime: Duration::from_secs(3600),
             max_grant_duration: Duration::from_secs(3600),
+            identity_providers: Vec::new(),
         }
     }
 
@@ -102,7 +110,7 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self) {
-        let server = start(&self.folder).await;
+        let server = start(&self.folder, &self.providers).await;
         self.admin = Caller::connect(&server.address, &self.authority, None, self.admin.token.clone()).await;
         self.server = Some(server);
     }
@@ -184,10 +192,10 @@ pub(crate) struct Story {
     pub(crate) dora: Caller,
 }
 
-async fn start(folder: &tempfile::TempDir) -> Server {
+async fn start(folder: &tempfile::TempDir, providers: &[IdentityProvider]) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let config = World::config(folder);
+    let config = Config { identity_providers: providers.to_vec(), ..World::config(folder) };
     let task = tokio::spawn(async move {
         let ready = |listen: &[Listen]| ready.send(listen[0].to_string()).expect("somebody waits");
         let shutdown = async move {
@@ -286,6 +294,7 @@ pub(crate) struct Caller {
     pub(crate) audit: AuditServiceClient<Wire>,
     pub(crate) agent: AgentServiceClient<Wire>,
     pub(crate) enrolment: EnrolmentServiceClient<Wire>,
+    pub(crate) identity: IdentityServiceClient<Wire>,
 }
 
 impl Caller {
@@ -320,7 +329,8 @@ impl Caller {
             access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             agent: AgentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            enrolment: EnrolmentServiceClient::with_interceptor(channel, bearer),
+            enrolment: EnrolmentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            identity: IdentityServiceClient::with_interceptor(channel, bearer),
         }
     }
 

@@ -114,6 +114,10 @@ event_kinds! {
     ResourceRemoved = "resource.removed",
     /// Somebody became known.
     SubjectAdded = "subject.added",
+    /// A person signed in with an identity provider.
+    SubjectSignedIn = "subject.signed_in",
+    /// A person ended their session.
+    SubjectSignedOut = "subject.signed_out",
     /// A host became known.
     HostAdded = "host.added",
     /// A host got a certificate for a join token.
@@ -146,6 +150,8 @@ event_kinds! {
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.
     CallRefused = "call.refused",
+    /// An ID token was not taken.
+    SignInRefused = "sign_in.refused",
 }
 
 impl EventKind {
@@ -184,6 +190,8 @@ pub struct AuditEvent {
     pub grant: String,
     /// Who caused it.
     pub actor: String,
+    /// By what the one who caused it was recognised: a word of [`Credential`](super::Credential); empty: no subject caused it.
+    pub credential: String,
     /// Why, as one word of a closed list.
     pub reason: String,
     /// Free text.
@@ -216,6 +224,7 @@ impl AuditEvent {
             request: String::new(),
             grant: String::new(),
             actor: String::new(),
+            credential: String::new(),
             reason: String::new(),
             comment: String::new(),
             expires: None,
@@ -367,6 +376,7 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
             request: text("request", wire.request)?,
             grant: text("grant", wire.grant)?,
             actor: text("actor", wire.actor)?,
+            credential: text("credential", wire.credential)?,
             reason: text("reason", wire.reason)?,
             comment: text("comment", wire.comment)?,
             expires: time::optional("expires", wire.expires)?,
@@ -392,6 +402,7 @@ impl From<AuditEvent> for wire::AuditEvent {
             request: event.request,
             grant: event.grant,
             actor: event.actor,
+            credential: event.credential,
             reason: event.reason,
             comment: event.comment,
             expires: event.expires.map(Into::into),

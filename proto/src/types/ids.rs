@@ -60,6 +60,10 @@ name!(
     }
 );
 name!(
+    /// The name of an identity provider, by the same rule as [`ResourceName`].
+    ProviderName, "provider", label
+);
+name!(
     /// A subject's id: `user:NAME` or `workload:NAME`, NAME 1..=128 of `a-z`, `0-9`, `.`, `_`, `-`, `@`, `/`, `+`.
     SubjectId, "subject", subject_id
 );

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use control_plane::clock;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::identity::{Token, TokenHash};
+use control_plane::rules::actor::Actor;
 use control_plane::store::{NewCertificate, NewJoinToken, Store};
 use hyper_util::rt::TokioIo;
 use proto::types::{GrantSet, HostName, Labels, SigningRequest};
@@ -184,7 +185,7 @@ impl Site {
             let (now, secret) = (clock::now(), TokenHash::of(name.as_str()));
             let expires = now.plus(lifetime);
             let join = NewJoinToken { hash: secret.clone(), expires };
-            store.add_host(&name, &Labels::default(), &join, "user:admin", now).await?;
+            store.add_host(&name, &Labels::default(), &join, &Actor::System, now).await?;
             let certificate = NewCertificate { serial: issued.serial, expires };
             store.join(&name, &secret, &certificate, now).await?;
             hosts.push((name, issued.certificate));

@@ -1,6 +1,5 @@
 //! From a request to an active grant: what a watch says, and when it is over.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use proto::types::{EndReason, Grant, GrantState, Request, RequestId, RequestState};
@@ -86,21 +85,27 @@ pub(super) async fn until_active(
 
 async fn watch_on(
     context: &mut Context<'_>,
-    control_plane: ControlPlane,
+    mut control_plane: ControlPlane,
     request: RequestId,
     told: &mut String,
 ) -> Result<Grant, Error> {
     let mut backoff = Backoff::new();
     let mut trouble = String::new();
     loop {
-        let now = match watch(context, &control_plane, request, told).await {
+        let error = match watch(context, &control_plane, request, told).await {
             Ok(Some(grant)) => return Ok(grant),
-            Ok(None) => "the control plane ended the watch".to_owned(),
-            Err(error) if error.worth_retrying() => {
-                error.source().map_or(error.to_string(), |cause| format!("{error}: {cause}"))
-            }
-            Err(error) => return Err(error),
+            Ok(None) => None,
+            Err(error) if error.worth_retrying() => Some(error),
+            Err(error) => match context.reconnect(error).await {
+                Ok(renewed) => {
+                    control_plane = renewed;
+                    continue;
+                }
+                Err(error) if error.worth_retrying() => Some(error),
+                Err(error) => return Err(error),
+            },
         };
+        let now = error.map_or("the control plane ended the watch".to_owned(), |error| error.with_cause());
         if now != trouble {
             context.tell(&format!("{now}; trying again"));
             trouble = now;

@@ -1,0 +1,61 @@
+//! One bounded question to a provider.
+
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, StatusCode};
+use serde::de::DeserializeOwned;
+
+/// The largest answer. Key sets of large providers have 20 KiB.
+const ANSWER_MAX_BYTES: usize = 256 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the texts say it")]
+pub enum FetchError {
+    #[error("cannot prepare to ask identity providers")]
+    Prepare(#[source] reqwest::Error),
+    #[error("cannot get `{address}`")]
+    Get { address: String, source: reqwest::Error },
+    #[error("`{address}` answered {status}")]
+    Refused { address: String, status: StatusCode },
+    #[error("the answer of `{address}` is larger than {ANSWER_MAX_BYTES} bytes")]
+    TooLarge { address: String },
+    #[error("the answer of `{address}` is not understood")]
+    Malformed { address: String, source: serde_json::Error },
+    #[error("the provider calls itself `{found}`, not `{expected}`")]
+    OtherIssuer { found: String, expected: String },
+}
+
+/// Asks over https only, follows nobody elsewhere, and waits for so long.
+#[derive(Clone, Debug)]
+pub(super) struct Fetcher(Client);
+
+impl Fetcher {
+    /// `authority`: PEM of the only one whose certificates are taken; None: the system's.
+    pub(super) fn new(authority: Option<&[u8]>, limit: Duration) -> Result<Self, FetchError> {
+        let mut builder = Client::builder().https_only(true).redirect(Policy::none()).timeout(limit);
+        if let Some(pem) = authority {
+            let certificates = Certificate::from_pem_bundle(pem).map_err(FetchError::Prepare)?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        builder.build().map(Self).map_err(FetchError::Prepare)
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, address: &str) -> Result<T, FetchError> {
+        let failed = |source| FetchError::Get { address: address.to_owned(), source };
+        let mut response = self.0.get(address).send().await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Refused { address: address.to_owned(), status: response.status() });
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > ANSWER_MAX_BYTES {
+                return Err(FetchError::TooLarge { address: address.to_owned() });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&body)
+            .map_err(|source| FetchError::Malformed { address: address.to_owned(), source })
+    }
+}

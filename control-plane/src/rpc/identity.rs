@@ -1,0 +1,162 @@
+//! `IdentityService`: signing in with an identity provider, and out again.
+
+use proto::status::{ErrorKind, status};
+use proto::types::{NewSignIn, ProviderName, SubjectIdentity};
+use proto::wire::identity as wire;
+use proto::wire::identity::identity_service_server::IdentityService;
+use tonic::{Request, Response, Status};
+
+use super::{Gate, admitted, failed, invalid};
+use crate::clock;
+use crate::identity::oidc::{Known, TokenError};
+use crate::identity::{Token, TokenHash};
+use crate::rules::Refusal;
+use crate::rules::calls::Method;
+use crate::rules::claims::{self, ClaimsError};
+use crate::rules::throttle::Key;
+use crate::store::{Entry, StoreError};
+
+/// Answers for those who sign in.
+#[derive(Clone, Debug)]
+pub(crate) struct SignIns(pub(crate) Gate);
+
+/// Why somebody is not signed in.
+#[derive(Debug)]
+enum NotSignedIn {
+    Refusal(Refusal),
+    Token(TokenError),
+    Claims(ClaimsError),
+    /// Our fault, or what is said of nobody in particular.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for NotSignedIn {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Refused(refusal) => Self::Refusal(refusal),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+impl NotSignedIn {
+    /// As one word, for the record; None: it is no refusal.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Refusal(Refusal::UnknownProvider(_)) => Some("unknown_provider"),
+            Self::Refusal(Refusal::IdTokenUsed) => Some("replayed"),
+            Self::Refusal(Refusal::NotLetIn(_)) => Some("not_let_in"),
+            Self::Refusal(Refusal::TooManySignIns) => Some("too_many"),
+            Self::Refusal(_) => Some("refused"),
+            Self::Token(error) => Some(error.reason()),
+            Self::Claims(error) => Some(error.reason()),
+            Self::Failed(_) => None,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let refused = |error: &dyn std::fmt::Display| format!("the ID token is refused: {error}");
+        match self {
+            Self::Refusal(refusal) => status(refusal.kind(), refusal.to_string(), refusal.hint()),
+            Self::Token(error) => status(error.kind(), refused(error), error.hint()),
+            Self::Claims(error) => status(ErrorKind::Unauthenticated, refused(error), error.hint()),
+            Self::Failed(error) => failed(error),
+        }
+    }
+}
+
+impl SignIns {
+    async fn enter(&self, new: &NewSignIn, token: &Token) -> Result<SubjectIdentity, NotSignedIn> {
+        let known = self.known(&new.provider)?;
+        let claims = known.claims(&new.id_token).await.map_err(NotSignedIn::Token)?;
+        // The provider may have taken its time with its keys.
+        let now = clock::now();
+        let proven = claims::check(&claims, &known.expected, new.nonce.as_deref(), now);
+        let proven = proven.map_err(NotSignedIn::Claims)?;
+        let entry = Entry {
+            proven: &proven,
+            provider: &known.provider.name,
+            expected: &known.expected,
+            lifetime: known.session_lifetime,
+            id_token: Known::mark(&new.id_token),
+            token: token.hash(),
+            replaces: new.replaces.as_deref().map(TokenHash::of),
+        };
+        Ok(self.0.store.sign_in(&entry, now).await?)
+    }
+
+    /// The provider, if one more may try with it.
+    fn known(&self, name: &ProviderName) -> Result<&Known, NotSignedIn> {
+        let providers = &self.0.providers;
+        let unknown = || NotSignedIn::Refusal(Refusal::UnknownProvider(name.clone()));
+        let known = providers.get(name).ok_or_else(unknown)?;
+        match providers.limits.allow_sign_in(name) {
+            true => Ok(known),
+            false => Err(NotSignedIn::Refusal(Refusal::TooManySignIns)),
+        }
+    }
+
+    /// Puts the refusal on record, and gives what the caller is told.
+    async fn refuse(&self, provider: &ProviderName, error: &NotSignedIn) -> Status {
+        let status = error.status();
+        if let Some(reason) = error.reason() {
+            let detail = format!("provider `{provider}`: {}", status.message());
+            let key = Key { caller: None, reason, what: Method::SignIn.as_str() };
+            self.0.put_on_record(key, &detail).await;
+        }
+        status
+    }
+}
+
+#[tonic::async_trait]
+impl IdentityService for SignIns {
+    async fn list_providers(
+        &self,
+        request: Request<wire::ListProvidersRequest>,
+    ) -> Result<Response<wire::ListProvidersResponse>, Status> {
+        admitted(&request)?;
+        let providers = self.0.providers.iter().map(|known| known.provider.clone().into()).collect();
+        Ok(Response::new(wire::ListProvidersResponse { providers }))
+    }
+
+    async fn sign_in(
+        &self,
+        request: Request<wire::SignInRequest>,
+    ) -> Result<Response<wire::SignInResponse>, Status> {
+        admitted(&request)?;
+        let new: NewSignIn = request.into_inner().try_into().map_err(invalid)?;
+        let token = Token::for_session();
+        match self.enter(&new, &token).await {
+            Ok(identity) => Ok(Response::new(wire::SignInResponse {
+                token: token.reveal(),
+                identity: Some(identity.into()),
+            })),
+            Err(error) => Err(self.refuse(&new.provider, &error).await),
+        }
+    }
+
+    async fn sign_out(
+        &self,
+        request: Request<wire::SignOutRequest>,
+    ) -> Result<Response<wire::SignOutResponse>, Status> {
+        let caller = admitted(&request)?;
+        match self.0.store.sign_out(caller.token()?, &caller.subject()?, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::SignOutResponse {})),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn who_am_i(
+        &self,
+        request: Request<wire::WhoAmIRequest>,
+    ) -> Result<Response<wire::WhoAmIResponse>, Status> {
+        let caller = admitted(&request)?;
+        let session = self.0.store.session(caller.token()?, clock::now()).await;
+        let sign_in = match session {
+            Ok(sign_in) => sign_in,
+            Err(error) => return Err(self.0.answer(&caller, error).await),
+        };
+        let identity = SubjectIdentity { subject: caller.subject()?.id, role: caller.role()?, sign_in };
+        Ok(Response::new(wire::WhoAmIResponse { identity: Some(identity.into()) }))
+    }
+}
