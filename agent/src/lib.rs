@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod detach;
 pub mod kernel;
+pub mod kubernetes;
 pub mod memory;
 mod netlink;
 pub mod observe;

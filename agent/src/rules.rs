@@ -3,7 +3,9 @@
 pub mod audit;
 pub mod drift;
 pub mod grants;
+pub mod layouts;
 pub mod local;
 pub mod mounts;
 pub mod plan;
+pub mod pods;
 pub mod workloads;

@@ -25,14 +25,16 @@ use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{Gate, KernelError};
+use crate::kubernetes::{self, Following, PodsNews};
 use crate::memory::MemoryFile;
-use crate::observe::{self, Cgroups, ObserveError};
+use crate::observe::{self, Cgroups, Notices, ObserveError};
 use crate::session::{self, Incoming, Outgoing};
 use crate::spool::{Spool, SpoolError};
 use auditing::Auditing;
 use enforcing::Enforcing;
 
-/// How often it is looked which cgroups and addresses came or went, and which grants are over by what is seen here.
+/// How often it is looked which addresses came or went, and which grants are over by what is seen here; and which cgroups,
+/// should the kernel's notices of them have been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often losses are counted, the disk is asked to keep events, and failed writes are tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +82,9 @@ pub enum RunError {
     /// A ring cannot be awaited.
     #[error("cannot wait for the kernel's records")]
     Ring(#[source] io::Error),
+    /// Nobody can wait for cgroups to come and go.
+    #[error("cannot wait for the kernel's notices of cgroups")]
+    Notices(#[source] io::Error),
     /// The token is not one.
     #[error(transparent)]
     Token(#[from] session::BadToken),
@@ -113,6 +118,10 @@ enum Event {
     Closed(Vec<ClosedRecord>),
     /// The control plane said something.
     Session(Incoming),
+    /// Cgroups came or went.
+    Cgroups,
+    /// The API server told of pods, or cannot be heard.
+    Pods(PodsNews),
     /// Time to look what came and went on this host.
     Look,
     /// Time to keep what must be kept.
@@ -161,11 +170,14 @@ pub async fn run_on(
 ) -> Result<(), RunError> {
     let _lock = StateLock::take(&config)?;
     let boot_id = observe::boot_id()?;
-    let cgroups = Cgroups::new(ground.cgroup_root.clone());
+    let mut cgroups = Cgroups::new(ground.cgroup_root.clone());
+    cgroups.follow(config.exempt.iter());
+    cgroups.look(true);
+    let notices = cgroups.notices().map_err(RunError::Notices)?;
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
     let mut settings = config.kernel.clone();
-    settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
+    settings.lsm.exempt = enforcing::exempt(&cgroups, &config.exempt);
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
     let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
@@ -183,6 +195,8 @@ pub async fn run_on(
     let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
+    let mut pods = config.kubernetes.map(kubernetes::follow);
+
     let mut look = every(LOOK_EVERY);
     let mut keep = every(KEEP_EVERY);
     let mut prove = every(PROVE_EVERY);
@@ -198,6 +212,11 @@ pub async fn run_on(
                 Some(message) => Event::Session(message),
                 None => return session.await.unwrap_or(Ok(())).map_err(Into::into),
             },
+            result = notices_of(notices.as_ref()) => {
+                result.map_err(RunError::Notices)?;
+                Event::Cgroups
+            }
+            Some(news) = news_of(pods.as_mut()) => Event::Pods(news),
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
             _ = keep.tick() => Event::Keep,
@@ -232,6 +251,19 @@ fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Never, where the kernel tells nothing.
+async fn notices_of(notices: Option<&Notices>) -> io::Result<()> {
+    match notices {
+        Some(notices) => notices.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// None, for good, where nobody asks for pods.
+async fn news_of(pods: Option<&mut Following>) -> Option<PodsNews> {
+    pods?.next().await
 }
 
 /// None, for good, where there are no diagnostics.
@@ -269,7 +301,14 @@ impl Agent {
         let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
         let abi_version = config.kernel.abi_version;
         let lost = memory.lost.clone();
-        let mut enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
+        let mut enforcing = Enforcing::new(
+            gate,
+            cgroups,
+            config.exempt.clone(),
+            config.kubernetes.is_some(),
+            memory,
+            memory_file,
+        )?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
         let how = match (took_over, predecessors.as_slice()) {
@@ -306,6 +345,16 @@ impl Agent {
                 self.ship();
             }
             Event::Session(incoming) => self.hear(incoming),
+            Event::Cgroups => {
+                if self.enforcing.follow_cgroups(false) {
+                    self.report_if_changed();
+                }
+            }
+            Event::Pods(news) => {
+                if self.enforcing.follow_pods(news) {
+                    self.report_if_changed();
+                }
+            }
             Event::Look => {
                 if self.enforcing.follow(false) {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
