@@ -18,9 +18,9 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Certificate, Client, Response, StatusCode, Url, redirect};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::rules::pods::{Pods, PodsChange};
+use crate::rules::pods::{Pod, Pods, PodsChange};
 use wire::{Line, Page};
 
 /// How the API server is asked.
@@ -62,9 +62,12 @@ const WATCH_SECONDS: std::ops::Range<u64> = 240..300;
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS.end + 15);
 /// How often the other side is asked whether it is alive, and how long it may take to say so.
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// Between two tries: this at first, doubled up to that, half of it by chance.
+/// Between two tries: this at first, doubled up to that, half of it by chance. What went well for longer than that begins
+/// anew.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// From the beginning of one watch to that of the next: a server that ends each at once is not asked all the time.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// News that wait to be taken.
 const NEWS_MAX: usize = 64;
 
@@ -114,16 +117,16 @@ pub fn follow(settings: Settings) -> Following {
 async fn keep(settings: Settings, news: mpsc::Sender<PodsNews>) {
     let mut pause = PAUSE_MIN;
     loop {
-        let mut was_heard = false;
-        let outcome = follow_once(&settings, &news, &mut was_heard).await;
-        if was_heard {
+        let began = Instant::now();
+        let outcome = follow_once(&settings, &news).await;
+        if began.elapsed() > PAUSE_MAX {
             pause = PAUSE_MIN;
         }
         match outcome {
             // Nobody listens any more.
             Ok(()) => return,
             // A new list is all it takes.
-            Err(AskError::Expired { .. }) if was_heard => {}
+            Err(AskError::Expired { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot follow this node's pods; trying again");
                 if news.send(PodsNews::Unreachable(error.to_string())).await.is_err() {
@@ -138,42 +141,30 @@ async fn keep(settings: Settings, news: mpsc::Sender<PodsNews>) {
 }
 
 /// Lists once, then watches until something goes wrong.
-async fn follow_once(
-    settings: &Settings,
-    news: &mpsc::Sender<PodsNews>,
-    was_heard: &mut bool,
-) -> Result<(), AskError> {
+async fn follow_once(settings: &Settings, news: &mpsc::Sender<PodsNews>) -> Result<(), AskError> {
     let asking = Asking::new(settings)?;
     let (pods, mut version) = asking.list().await?;
     if news.send(PodsNews::Changed(PodsChange::Listed(pods))).await.is_err() {
         return Ok(());
     }
-    *was_heard = true;
     loop {
+        let next = Instant::now() + WATCH_PAUSE;
         let mut watch = asking.watch(&version).await?;
         while let Some(line) = watch.next().await? {
-            let change = match asking.understand(&line)? {
-                Line::Applied(pod, at) => {
+            match asking.understand(&line)? {
+                Line::Change(change, at) => {
                     version = at;
-                    pod.map(PodsChange::Applied)
-                }
-                Line::Deleted(uid, at) => {
-                    version = at;
-                    uid.map(PodsChange::Deleted)
-                }
-                Line::Bookmark(at) => {
-                    version = at;
-                    None
+                    if let Some(change) = change
+                        && news.send(PodsNews::Changed(change)).await.is_err()
+                    {
+                        return Ok(());
+                    }
                 }
                 Line::Expired => return Err(AskError::Expired { url: asking.url() }),
                 Line::Refused(why) => return Err(asking.strange(format!("an error: {why}"))),
-            };
-            if let Some(change) = change
-                && news.send(PodsNews::Changed(change)).await.is_err()
-            {
-                return Ok(());
             }
         }
+        sleep_until(next).await;
     }
 }
 
@@ -209,7 +200,7 @@ impl<'a> Asking<'a> {
     }
 
     /// All pods of the node, and as of which version.
-    async fn list(&self) -> Result<(Vec<crate::rules::pods::Pod>, String), AskError> {
+    async fn list(&self) -> Result<(Vec<Pod>, String), AskError> {
         let limit = PAGE_PODS.to_string();
         let mut pods = Vec::new();
         let mut token = String::new();

@@ -31,6 +31,10 @@ const VIRTUAL_MACHINES: [(&str, &str); 6] = [
     ("setpriv", "util-linux"),
 ];
 
+/// The programs that tests with containers start or copy, and Debian's packages of them.
+const CONTAINER_RUNTIMES: [(&str, &str); 3] =
+    [("crun", "crun"), ("runc", "runc"), ("busybox", "busybox-static")];
+
 /// Something a chore needs that is not in the checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thing {
@@ -58,10 +62,12 @@ pub(crate) enum Thing {
     Iproute,
     /// An OpenSSH server and client, to have real sessions behind the gate.
     OpenSsh,
+    /// What is below Docker, containerd, CRI-O and Podman, and something to run in a container.
+    ContainerRuntimes,
 }
 
 impl Thing {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -74,6 +80,7 @@ impl Thing {
         Self::Nftables,
         Self::Iproute,
         Self::OpenSsh,
+        Self::ContainerRuntimes,
     ];
 
     fn name(self) -> &'static str {
@@ -90,6 +97,7 @@ impl Thing {
             Self::Nftables => "nftables",
             Self::Iproute => "iproute2",
             Self::OpenSsh => "openssh",
+            Self::ContainerRuntimes => "container runtimes",
         }
     }
 
@@ -108,6 +116,11 @@ impl Thing {
             Self::Nftables => check_program("nft"),
             Self::Iproute => check_program("ip"),
             Self::OpenSsh => check_program("ssh").and_then(|_| check_program("sshd")),
+            Self::ContainerRuntimes => CONTAINER_RUNTIMES
+                .iter()
+                .map(|(program, _)| check_program(program))
+                .collect::<Result<Vec<_>>>()
+                .map(|paths| paths.join(", ")),
         }
     }
 
@@ -128,6 +141,7 @@ impl Thing {
                 apt_install(&["openssh-client"])?;
                 install_asleep("openssh-server")
             }
+            Self::ContainerRuntimes => apt_install(&CONTAINER_RUNTIMES.map(|(_, package)| package)),
         }
     }
 }

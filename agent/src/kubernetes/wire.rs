@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::rules::layouts::PodUid;
-use crate::rules::pods::Pod;
+use crate::rules::pods::{Pod, PodsChange};
 
 /// A page of a list.
 #[derive(Debug)]
@@ -19,12 +19,11 @@ pub(super) struct Page {
     pub(super) continues: String,
 }
 
-/// A line of a watch. A pod that is none of ours, or has no uid, is None.
+/// A line of a watch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    Applied(Option<Pod>, String),
-    Deleted(Option<PodUid>, String),
-    Bookmark(String),
+    /// A change, and what a watch goes on from after it; None: of no pod of ours, or of none at all.
+    Change(Option<PodsChange>, String),
     /// The version to go on from is not kept any more.
     Expired,
     Refused(String),
@@ -105,12 +104,13 @@ impl Line {
         if version.is_empty() {
             return Err("a change without a version".to_owned());
         }
-        match r#type.as_str() {
-            "ADDED" | "MODIFIED" => Ok(Self::Applied(object.pod(node), version)),
-            "DELETED" => Ok(Self::Deleted(PodUid::parse(&object.metadata.uid), version)),
-            "BOOKMARK" => Ok(Self::Bookmark(version)),
-            kind => Err(format!("a change of the kind `{}`", kind.escape_debug())),
-        }
+        let change = match r#type.as_str() {
+            "ADDED" | "MODIFIED" => object.pod(node).map(PodsChange::Applied),
+            "DELETED" => PodUid::parse(&object.metadata.uid).map(PodsChange::Deleted),
+            "BOOKMARK" => None,
+            kind => return Err(format!("a change of the kind `{}`", kind.escape_debug())),
+        };
+        Ok(Self::Change(change, version))
     }
 }
 
@@ -160,12 +160,13 @@ mod tests {
 
     #[test]
     fn lines_are_what_they_say() {
-        let seven = || "7".to_owned();
-        reads("ADDED", &pod_json("node-1"), Line::Applied(Some(pod()), seven()));
-        reads("MODIFIED", &pod_json("node-1"), Line::Applied(Some(pod()), seven()));
-        reads("MODIFIED", &pod_json("node-2"), Line::Applied(None, seven()));
-        reads("DELETED", &pod_json("node-1"), Line::Deleted(Some(pod().uid), seven()));
-        reads("BOOKMARK", r#"{"kind":"Pod","metadata":{"resourceVersion":"7"}}"#, Line::Bookmark(seven()));
+        let change = |change: Option<PodsChange>| Line::Change(change, "7".to_owned());
+        let applied = || change(Some(PodsChange::Applied(pod())));
+        reads("ADDED", &pod_json("node-1"), applied());
+        reads("MODIFIED", &pod_json("node-1"), applied());
+        reads("MODIFIED", &pod_json("node-2"), change(None));
+        reads("DELETED", &pod_json("node-1"), change(Some(PodsChange::Deleted(pod().uid))));
+        reads("BOOKMARK", r#"{"kind":"Pod","metadata":{"resourceVersion":"7"}}"#, change(None));
         reads("ERROR", r#"{"kind":"Status","code":410,"reason":"Expired"}"#, Line::Expired);
         let told = Line::Refused("500 oh\\n".to_owned());
         reads("ERROR", r#"{"kind":"Status","code":500,"message":"oh\n"}"#, told);

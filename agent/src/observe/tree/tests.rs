@@ -1,3 +1,5 @@
+//! The tree on a temporary directory: what comes, goes, takes a place, and what is not to be trusted.
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
