@@ -220,12 +220,26 @@ const SPOOL_BYTES_MIN: u64 = 4 * 1024 * 1024;
 impl Config {
     /// Reads and checks the file. `hostname` is this machine's, for when the file names none.
     pub fn load(path: &Path, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text, hostname)
+        Self::load_in(path, hostname, |name| std::env::var(name).ok())
     }
 
-    fn parse(path: &Path, text: &str, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
+    /// The same in an environment of these variables.
+    pub fn load_in(
+        path: &Path,
+        hostname: impl FnOnce() -> String,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, hostname, variable)
+    }
+
+    fn parse(
+        path: &Path,
+        text: &str,
+        hostname: impl FnOnce() -> String,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let refuse = |field: &'static str, problem: String| ConfigError::Value {
@@ -260,7 +274,6 @@ impl Config {
         let families =
             families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
         let host = file.host.unwrap_or_else(hostname);
-        let variable = |name: &str| std::env::var(name).ok();
         let kubernetes = file.kubernetes.map(|section| section.settings(&host, variable));
         let kubernetes = kubernetes.transpose().map_err(|(field, problem)| refuse(field, problem))?;
         Ok(Self {
@@ -315,7 +328,7 @@ mod tests {
     "#;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(Path::new("agent.toml"), text, || "db-7".to_owned())
+        Config::parse(Path::new("agent.toml"), text, || "db-7".to_owned(), |_| None)
     }
 
     #[track_caller]

@@ -6,6 +6,7 @@
 //! a line of JSON for each change. Whatever goes wrong, a new list sets it right. What the API server sends is bounded: so many
 //! bytes a page and a line, so much time for each.
 
+mod remembered;
 mod wire;
 
 use std::fs::File;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::rules::pods::{Pod, Pods, PodsChange};
+pub use remembered::PodsFile;
 use wire::{Line, Page};
 
 /// How the API server is asked.

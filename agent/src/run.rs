@@ -25,7 +25,7 @@ use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::kernel::{Gate, KernelError};
-use crate::kubernetes::{self, Following, PodsNews};
+use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, Notices, ObserveError};
 use crate::session::{self, Incoming, Outgoing};
@@ -301,14 +301,9 @@ impl Agent {
         let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
         let abi_version = config.kernel.abi_version;
         let lost = memory.lost.clone();
-        let mut enforcing = Enforcing::new(
-            gate,
-            cgroups,
-            config.exempt.clone(),
-            config.kubernetes.is_some(),
-            memory,
-            memory_file,
-        )?;
+        let pods_file = config.kubernetes.as_ref().map(|_| PodsFile::new(&config.state_dir, boot_id));
+        let mut enforcing =
+            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
         let how = match (took_over, predecessors.as_slice()) {

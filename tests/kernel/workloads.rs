@@ -8,7 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent::config::Config;
+use agent::kubernetes::PodsFile;
 use agent::observe::Cgroups;
+use agent::rules::layouts::PodUid;
+use agent::rules::pods::{Pod, Pods, PodsChange};
 use agent_ebpf::abi::map;
 use anyhow::{Context, Result, bail};
 use proto::types::{GrantSet, HostState, NewSubject, Protocol, Selector, Subject, SubjectRole};
@@ -33,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
         "workloads::pods_are_let_through_by_their_service_account",
         pods_are_let_through_by_their_service_account,
     ),
+    ("workloads::an_agent_that_starts_knows_its_pods", an_agent_that_starts_knows_its_pods),
     ("workloads::nobody_walks_into_a_granted_cgroup", nobody_walks_into_a_granted_cgroup),
 ];
 
@@ -246,6 +250,32 @@ fn pods_are_let_through_by_their_service_account() -> Result<()> {
     running.wait(HostState::Enforcing, "")?;
     ensure_eq!([lets(&container)?, lets(&fifth)?], [true, true]);
     Ok(())
+}
+
+/// An agent that starts while the API server is silent goes on from what the one before it knew.
+fn an_agent_that_starts_knows_its_pods() -> Result<()> {
+    const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    let pod = Pod {
+        uid: PodUid::parse(UID).context("a uid")?,
+        namespace: "prod".to_owned(),
+        service_account: "web".to_owned(),
+        labels: [("app".to_owned(), "shop".to_owned())].into(),
+    };
+    let mut known = Pods::default();
+    known.apply(PodsChange::Listed(vec![pod]));
+    let files = tempfile::tempdir()?;
+    let server = ApiServer::start(files.path())?;
+    let (settings, boot_id) = (server.settings()?, agent::observe::boot_id()?);
+    let (running, listener) = start_with(&["kubernetes:prod?app=shop"], |config| {
+        config.kubernetes = Some(settings);
+        PodsFile::new(&config.state_dir, boot_id).write(&known).expect("the directory is there");
+    })?;
+    let pod = running.sandbox.make_cgroup(&format!("kubepods/besteffort/pod{UID}"))?;
+    wait_until_bound(&running, pod.id()?, true)?;
+    ensure_eq!(reaches(&pod, Attempt::Tcp, listener.address(), &listener)?, true);
+    // Once it speaks, it is right.
+    server.will([list("10", "", &[])]);
+    wait_until_bound(&running, pod.id()?, false).map(drop)
 }
 
 /// As systemd does for `Delegate=yes` with a user, and for the user's own manager.

@@ -226,7 +226,8 @@ fn it_is_asked_only_by_who_may_and_only_who_it_is() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let another = ApiServer::start(dir.path())?.settings()?;
     std::fs::write(dir.path().join("empty"), "")?;
-    let cases: Vec<(Box<dyn FnOnce(&mut Settings)>, &str)> = vec![
+    type Change<'a> = Box<dyn FnOnce(&mut Settings) + 'a>;
+    let cases: Vec<(Change<'_>, &str)> = vec![
         (Box::new(|settings| settings.ca_file = another.ca_file), "certificate"),
         (Box::new(|settings| settings.ca_file = "/nowhere".into()), "cannot read /nowhere"),
         (Box::new(|settings| settings.token_file = "/nowhere".into()), "cannot read /nowhere"),

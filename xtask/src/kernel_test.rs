@@ -444,9 +444,8 @@ mod tests {
     fn lists_name_runs_of_the_table() {
         let known = |name: &str| RUNS.iter().any(|run| run.name == name);
         assert!(INDISPENSABLE.iter().all(|any_of| any_of.iter().all(|name| known(name))));
-        assert!(
-            MAY_SKIP.iter().all(|skip| known(skip.run.trim_start_matches('=')) && !skip.reason.is_empty())
-        );
+        let stands = |run: &str| run == "*" || known(run.trim_start_matches('='));
+        assert!(MAY_SKIP.iter().all(|skip| stands(skip.run) && !skip.reason.is_empty()));
     }
 
     fn missing(ran: &[&'static str], asked_for: bool) -> u64 {

@@ -73,6 +73,11 @@ impl Pods {
         self.left_out
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Pod> {
+        self.known.values()
+    }
+
     /// Those that a selector stands for.
     pub fn matching(&self, wanted: &PodSelector) -> impl Iterator<Item = &PodUid> {
         let is_wanted = move |pod: &&Pod| {

@@ -16,13 +16,13 @@ use crate::addresses::LocalAddresses;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::kernel::{Fault, Gate, KernelError, Missing, UNIX_SOCKETS};
-use crate::kubernetes::PodsNews;
+use crate::kubernetes::{PodsFile, PodsNews};
 use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::{Cgroups, UnixSockets};
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
-use crate::rules::pods::Pods;
+use crate::rules::pods::{Pods, PodsChange};
 use crate::rules::{local, workloads};
 use crate::sockets::{self, Ended, Target};
 use crate::status::{Flaw, Health};
@@ -39,8 +39,8 @@ pub(super) struct Enforcing {
     unix_sockets: UnixSockets,
     /// Whose processes may have sockets of any family.
     exempt: Vec<Selector>,
-    /// Somebody asks the API server which pods run here.
-    asks_for_pods: bool,
+    /// What is known of pods is kept there; None: nobody asks for them.
+    pods_file: Option<PodsFile>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
@@ -96,12 +96,15 @@ impl Enforcing {
     /// is until the control plane speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
     pub(super) fn new(
         gate: Gate,
-        cgroups: Cgroups,
+        mut cgroups: Cgroups,
         exempt: Vec<Selector>,
-        asks_for_pods: bool,
+        pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
+        if let Some(file) = &pods_file {
+            cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
+        }
         let entries = gate.read()?;
         let observed = entries.observed();
         let mut grants = Grants::default();
@@ -119,7 +122,7 @@ impl Enforcing {
             addresses,
             unix_sockets: UnixSockets::default(),
             exempt,
-            asks_for_pods,
+            pods_file,
             bound,
             health,
             memory,
@@ -303,8 +306,18 @@ impl Enforcing {
         if self.health.pods.is_none() && self.cgroups.pods_mut().left_out() {
             self.health.pods = Some(format!("of more than {} pods some are not known", Pods::MAX));
         }
+        if moved {
+            self.remember_pods();
+        }
         let rebound = moved && self.follow_bindings();
         rebound || self.health.pods != before
+    }
+
+    fn remember_pods(&mut self) {
+        let pods = self.cgroups.pods_mut();
+        if let Some(Err(error)) = self.pods_file.as_ref().map(|file| file.write(pods)) {
+            tracing::error!(%error, "cannot write down the pods; a restart would wait for the API server");
+        }
     }
 
     fn follow_bindings(&mut self) -> bool {
@@ -380,7 +393,7 @@ impl Enforcing {
     /// Whether pods run here that a subject may have, and nobody tells whose they are.
     fn unknown_pods(&self) -> bool {
         let mut selectors = self.grants.subjects().iter().flat_map(|subject| &subject.selectors);
-        !self.asks_for_pods
+        self.pods_file.is_none()
             && self.cgroups.has_pods()
             && selectors.any(|selector| matches!(selector, Selector::Kubernetes(_)))
     }
