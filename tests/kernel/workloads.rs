@@ -47,7 +47,9 @@ pub(crate) const CHOOSY: &[Choosy] = &[
 
 /// An agent whose one subject is found by these selectors, and has a grant for what `listener` serves.
 fn start(selectors: &[&str]) -> Result<(Running, Listener)> {
-    start_with(selectors, |_| {})
+    let (running, listener) = start_with(selectors, |_| {})?;
+    running.wait(HostState::Enforcing, "")?;
+    Ok((running, listener))
 }
 
 fn start_with(selectors: &[&str], change: impl FnOnce(&mut Config)) -> Result<(Running, Listener)> {
@@ -65,7 +67,6 @@ fn start_with(selectors: &[&str], change: impl FnOnce(&mut Config)) -> Result<(R
         grants: vec![live_grant(SUBJECT, RESOURCE)?],
     };
     let running = Running::with_config(sandbox, set, std::env::current_exe()?, change)?;
-    running.wait(HostState::Enforcing, "")?;
     Ok((running, listener))
 }
 
@@ -273,9 +274,11 @@ fn an_agent_that_starts_knows_its_pods() -> Result<()> {
     let pod = running.sandbox.make_cgroup(&format!("kubepods/besteffort/pod{UID}"))?;
     wait_until_bound(&running, pod.id()?, true)?;
     ensure_eq!(reaches(&pod, Attempt::Tcp, listener.address(), &listener)?, true);
+    running.wait(HostState::Degraded, "new pods are not bound: the API server has not been heard yet")?;
     // Once it speaks, it is right.
     server.will([list("10", "", &[])]);
-    wait_until_bound(&running, pod.id()?, false).map(drop)
+    wait_until_bound(&running, pod.id()?, false)?;
+    running.wait(HostState::Enforcing, "").map(drop)
 }
 
 /// As systemd does for `Delegate=yes` with a user, and for the user's own manager.
@@ -319,7 +322,8 @@ fn nobody_walks_into_a_granted_cgroup() -> Result<()> {
 
 /// Whether a process of this user gets from one cgroup into another.
 fn walk(from: &Cgroup, uid: u32, into: &Cgroup) -> Result<bool> {
-    let mut command = in_cgroup(from, "setpriv");
+    // Not busybox's, which comes first in a guest and knows less.
+    let mut command = in_cgroup(from, "/usr/bin/setpriv");
     command.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "/bin/sh", "-c"]);
     // What counts is where it is then, whatever the shell says of it.
     let line = r#"echo 0 > "$0/cgroup.procs"; grep '^0:' /proc/self/cgroup"#;
@@ -328,7 +332,10 @@ fn walk(from: &Cgroup, uid: u32, into: &Cgroup) -> Result<bool> {
     match said.trim().strip_prefix("0::") {
         Some(path) if path == into.path => Ok(true),
         Some(path) if path == from.path => Ok(false),
-        _ => bail!("from {} into {} as {uid}: {said}", from.path, into.path),
+        _ => {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("from {} into {} as {uid}: {said}{errors}", from.path, into.path)
+        }
     }
 }
 

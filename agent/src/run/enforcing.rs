@@ -109,7 +109,8 @@ impl Enforcing {
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
-        let health = Health::default();
+        let unheard = || "the API server has not been heard yet".to_owned();
+        let health = Health { pods: pods_file.is_some().then(unheard), ..Health::default() };
         let addresses = LocalAddresses::default();
         let bound = BTreeMap::new();
         let periods = BTreeMap::new();
@@ -308,6 +309,7 @@ impl Enforcing {
         }
         if moved {
             self.remember_pods();
+            self.follow_exempt();
         }
         let rebound = moved && self.follow_bindings();
         rebound || self.health.pods != before
