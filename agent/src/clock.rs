@@ -13,6 +13,11 @@ pub fn now_boot_ns() -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The wall clock, by which certificates are dated.
+pub fn now_wall() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Both clocks at one moment, to put kernel times on the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Instants {
@@ -23,7 +28,7 @@ pub struct Instants {
 impl Instants {
     /// This moment.
     pub fn now() -> Self {
-        Self { boot_ns: now_boot_ns(), wall: SystemTime::now().into() }
+        Self { boot_ns: now_boot_ns(), wall: now_wall().into() }
     }
 
     /// The wall clock at this moment.

@@ -21,8 +21,8 @@ pub struct Config {
     pub host: HostName,
     /// Where the control plane is.
     pub control_plane: Endpoint,
-    /// File with the host's token.
-    pub token_file: PathBuf,
+    /// File with a join token, for a host that has not joined yet.
+    pub join_token_file: Option<PathBuf>,
     /// The agent's own directory: the last grant set, events not yet acknowledged.
     pub state_dir: PathBuf,
     /// The gate.
@@ -71,7 +71,7 @@ pub enum ConfigError {
 struct File {
     host: Option<String>,
     control_plane: String,
-    token_file: PathBuf,
+    join_token_file: Option<PathBuf>,
     state_dir: PathBuf,
     #[serde(default)]
     kernel: KernelFile,
@@ -279,7 +279,10 @@ impl Config {
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
             control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
-            token_file: absolute("token_file", file.token_file)?,
+            join_token_file: file
+                .join_token_file
+                .map(|path| absolute("join_token_file", path))
+                .transpose()?,
             state_dir: absolute("state_dir", file.state_dir.clone())?,
             kernel: kernel::Settings {
                 pin_dir: absolute("kernel.pin_dir", kernel.pin_dir)?,
@@ -322,8 +325,7 @@ mod tests {
     use super::*;
 
     const LEAST: &str = r#"
-        control_plane = "http://127.0.0.1:7400"
-        token_file = "/etc/portcullis/agent.token"
+        control_plane = "https://127.0.0.1:7400"
         state_dir = "/var/lib/portcullis-agent"
     "#;
 
@@ -417,8 +419,8 @@ mod tests {
         refused(&format!("{LEAST}\n[kernel]\nlsm_families = [\"packet\"]"), "`lsm_exempt`");
         refused(&format!("{LEAST}\n[kernel]\nlsm_exempt = [\"/a\"]"), "`kernel.lsm_exempt`");
         refused(&format!("host = \"A B\"\n{LEAST}"), "`A B` is not a name");
-        refused(&LEAST.replace("127.0.0.1", "10.0.0.1"), "10.0.0.1");
-        refused(&LEAST.replace("http:", "ftp:"), "control_plane");
+        refused(&LEAST.replace("https:", "http:"), "`http://127.0.0.1:7400` is not `https://HOST:PORT`");
+        refused(&format!("join_token_file = \"a\"\n{LEAST}"), "`join_token_file`");
         refused("control_plane = [", "cannot use the configuration agent.toml");
     }
 

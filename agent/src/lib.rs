@@ -9,6 +9,7 @@ pub mod canary;
 pub mod clock;
 pub mod config;
 pub mod detach;
+pub mod identity;
 pub mod kernel;
 pub mod kubernetes;
 pub mod memory;

@@ -1,6 +1,6 @@
 //! `portcullis-agent`: arguments, log, exit codes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,10 +8,12 @@ use std::time::Duration;
 use agent::canary;
 use agent::config::Config;
 use agent::detach::{describe, detach, record_lift};
+use agent::identity::Identities;
 use agent::kernel::{self, program_costs};
 use agent::observe;
 use agent::raise::{Raised, raise};
 use agent::run::{StateLock, run};
+use agent::session::{EnrolmentError, join};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,9 +27,13 @@ struct Arguments {
     verb: Verb,
 }
 
+/// Far above any token.
+const JOIN_TOKEN_MAX_BYTES: u64 = 4096;
+
 const EXAMPLES: &str = "\
 Examples:
   portcullis-agent check                       is the configuration usable?
+  portcullis-agent join --token-file FILE      make this host known to the control plane, once
   portcullis-agent run                         what the service runs
   systemctl stop portcullis-agent && portcullis-agent detach
                                                lift the gate for good
@@ -51,6 +57,17 @@ enum Verb {
     Raise {
         #[command(flatten)]
         configuration: Configuration,
+    },
+    /// Join the control plane: trade a join token for a certificate, with which the agent proves to be this host
+    ///
+    /// `portcullis host add` shows the token. The key is made here and does not leave this host; it lies in `identity` below the
+    /// state directory. An agent that runs takes it up by itself.
+    Join {
+        #[command(flatten)]
+        configuration: Configuration,
+        /// The file with the token; `-`: standard input
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
     },
     /// Check the configuration and say what it means
     Check {
@@ -110,6 +127,7 @@ fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Run { configuration } => start(&configuration.path),
         Verb::Raise { configuration } => shut(&configuration.path),
+        Verb::Join { configuration, token_file } => join_control_plane(&configuration.path, &token_file),
         Verb::Check { configuration } => check(&configuration.path),
         Verb::Detach { configuration } => lift(&configuration.path),
         Verb::Tamper { verb: TamperVerb::Lift { configuration, minutes } } => {
@@ -134,6 +152,9 @@ fn say_error(error: &anyhow::Error) {
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {cause}");
     }
+    if let Some(hint) = error.downcast_ref::<EnrolmentError>().and_then(EnrolmentError::hint) {
+        eprintln!("hint: {hint}");
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "this is where results are told to people")]
@@ -148,8 +169,6 @@ fn load(path: &Path) -> Result<Config> {
 #[tokio::main(flavor = "current_thread")]
 async fn start(path: &Path) -> Result<()> {
     let config = load(path)?;
-    let token = std::fs::read_to_string(&config.token_file)
-        .with_context(|| format!("cannot read the host's token {}", config.token_file.display()))?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let shutdown = async move {
@@ -158,7 +177,21 @@ async fn start(path: &Path) -> Result<()> {
             _ = terminate.recv() => {}
         }
     };
-    Ok(run(config, token.trim().to_owned(), shutdown).await?)
+    Ok(run(config, shutdown).await?)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn join_control_plane(path: &Path, token_file: &Path) -> Result<()> {
+    let config = load(path)?;
+    let token = match token_file.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin().take(JOIN_TOKEN_MAX_BYTES)),
+        false => std::fs::read_to_string(token_file),
+    };
+    let token = token.with_context(|| format!("cannot read the join token {}", token_file.display()))?;
+    let token = token.parse().map_err(|error: proto::types::Invalid| anyhow::anyhow!(error.problem))?;
+    join(&config.control_plane, &config.host, &token, &Identities::new(&config.state_dir)).await?;
+    say(&format!("host `{}` has joined {}", config.host, config.control_plane));
+    Ok(())
 }
 
 fn check(path: &Path) -> Result<()> {

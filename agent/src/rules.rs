@@ -1,6 +1,7 @@
 //! What the agent decides, without a kernel, a network, a disk or a clock: `now` is always an argument.
 
 pub mod audit;
+pub mod digest;
 pub mod drift;
 pub mod grants;
 pub mod layouts;

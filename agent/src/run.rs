@@ -16,7 +16,7 @@ use std::time::Duration;
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use proto::types::{EventKind, Hello, Report};
+use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
+use crate::identity::Identities;
 use crate::kernel::{Gate, KernelError};
 use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
@@ -40,6 +41,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is proven shut, its programs are looked at, and the host's state is reported.
 const PROVE_EVERY: Duration = Duration::from_secs(5);
+/// How many proofs later the control plane hears again what the kernel holds: every 15 seconds.
+const PROOFS_PER_DIGEST: u32 = 3;
 /// How often a part of the maps is compared with what was written there: all of them every 3.25 s.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long the canary is given to end, and its cgroup to go.
@@ -85,9 +88,6 @@ pub enum RunError {
     /// Nobody can wait for cgroups to come and go.
     #[error("cannot wait for the kernel's notices of cgroups")]
     Notices(#[source] io::Error),
-    /// The token is not one.
-    #[error(transparent)]
-    Token(#[from] session::BadToken),
 }
 
 /// Keeps two agents from using one state directory.
@@ -155,8 +155,8 @@ impl Ground {
 }
 
 /// Runs until `shutdown` resolves. The gate stays up after it.
-pub async fn run(config: Config, token: String, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    run_on(Ground::of_host()?, config, token, shutdown, drop).await
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    run_on(Ground::of_host()?, config, shutdown, drop).await
 }
 
 /// The same on some ground; a part of the host only for tests, several of which run on one machine. `watch` is given what the
@@ -164,7 +164,6 @@ pub async fn run(config: Config, token: String, shutdown: impl Future<Output = (
 pub async fn run_on(
     ground: Ground,
     config: Config,
-    token: String,
     shutdown: impl Future<Output = ()>,
     watch: impl FnOnce(watch::Receiver<Hello>),
 ) -> Result<(), RunError> {
@@ -192,7 +191,12 @@ pub async fn run_on(
     let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
     watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
-    let session = session::keep(config.control_plane.clone(), token, agent.hello.subscribe(), to_agent);
+    let access = session::Access {
+        endpoint: config.control_plane.clone(),
+        identities: Identities::new(&config.state_dir),
+        join_token_file: config.join_token_file.clone(),
+    };
+    let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
     let mut pods = config.kubernetes.map(kubernetes::follow);
@@ -210,7 +214,7 @@ pub async fn run_on(
             () = &mut shutdown => Event::Shutdown,
             message = incoming.recv() => match message {
                 Some(message) => Event::Session(message),
-                None => return session.await.unwrap_or(Ok(())).map_err(Into::into),
+                None => return Ok(()),
             },
             result = notices_of(notices.as_ref()) => {
                 result.map_err(RunError::Notices)?;
@@ -229,7 +233,7 @@ pub async fn run_on(
                 result.map_err(RunError::Ring)?;
                 continue;
             }
-            result = &mut session => return result.unwrap_or(Ok(())).map_err(Into::into),
+            _ = &mut session => return Ok(()),
         };
         if let Event::Shutdown = event {
             // An upgrade may just have put the next agent's program in place: the tamper tier must know it.
@@ -283,6 +287,12 @@ struct Agent {
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
+    /// The control plane is to hear what the kernel holds.
+    owes_digest: bool,
+    /// The session is of a version of the protocol that has digests.
+    knows_digests: bool,
+    /// How often the gate was to be proven.
+    proofs: u32,
     hello: watch::Sender<Hello>,
     canary: mpsc::Sender<Ask>,
 }
@@ -319,9 +329,21 @@ impl Agent {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: observe::kernel_release(),
             report: enforcing.report(auditing.error()),
+            instance: Some(Uuid::from_u128(rand::random())),
+            protocol: PROTOCOL,
         });
-        let mut agent =
-            Self { enforcing, auditing, abi_version, outgoing: None, timeline: None, hello, canary };
+        let mut agent = Self {
+            enforcing,
+            auditing,
+            abi_version,
+            outgoing: None,
+            timeline: None,
+            owes_digest: false,
+            knows_digests: false,
+            proofs: 0,
+            hello,
+            canary,
+        };
         agent.refresh_hello();
         tracing::info!(host = %config.host, took_over, "the gate is up");
         Ok(agent)
@@ -368,8 +390,13 @@ impl Agent {
                 self.count_losses();
                 self.auditing.sync();
                 self.ship();
+                if self.owes_digest {
+                    self.tell_digest();
+                }
             }
             Event::Prove => {
+                self.proofs = self.proofs.wrapping_add(1);
+                self.owes_digest |= self.proofs.is_multiple_of(PROOFS_PER_DIGEST);
                 if self.enforcing.follow(true) {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                 }
@@ -393,9 +420,10 @@ impl Agent {
 
     fn hear(&mut self, incoming: Incoming) {
         match incoming {
-            Incoming::Connected { timeline, outgoing } => {
+            Incoming::Connected { timeline, outgoing, protocol } => {
                 self.timeline = Some(timeline);
                 self.outgoing = Some(outgoing);
+                self.knows_digests = protocol >= 2;
                 self.tell_ended();
                 self.auditing.rewind();
                 self.ship();
@@ -404,15 +432,17 @@ impl Agent {
                 // A session welcomes before it sends sets.
                 let Some(timeline) = self.timeline else { return };
                 if let Some(applied) = self.enforcing.apply(timeline, set) {
-                    // First, so that nobody takes what ended at once for active.
-                    self.tell_ended();
-                    self.send(Outgoing::Applied(applied));
-                    // Also what was only observed until now.
-                    self.end_connections(true);
-                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
-                    self.enforcing.remember(self.auditing.lost());
-                    self.ask_canary();
-                    self.report();
+                    self.tell_applied(applied);
+                }
+            }
+            Incoming::Delta(delta) => {
+                let Some(timeline) = self.timeline else { return };
+                match self.enforcing.change(timeline, &delta) {
+                    Ok(applied) => self.tell_applied(applied),
+                    Err(error) => {
+                        tracing::warn!(%error, "what came is no change of what is held: a whole set is asked for");
+                        self.send(Outgoing::Resync(error.to_string()));
+                    }
                 }
             }
             Incoming::AuditAck { epoch, sequence } => {
@@ -423,6 +453,30 @@ impl Agent {
                 self.outgoing = None;
                 self.auditing.rewind();
             }
+        }
+    }
+
+    fn tell_applied(&mut self, applied: Applied) {
+        // First, so that nobody takes what ended at once for active.
+        self.tell_ended();
+        self.send(Outgoing::Applied(applied));
+        // Also what was only observed until now.
+        self.end_connections(true);
+        self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+        self.enforcing.remember(self.auditing.lost());
+        self.owes_digest = true;
+        self.ask_canary();
+        self.report();
+    }
+
+    /// Tells what the kernel holds, if the control plane is to hear it.
+    fn tell_digest(&mut self) {
+        if self.knows_digests
+            && self.outgoing.is_some()
+            && let Some(digest) = self.enforcing.digest()
+        {
+            self.owes_digest = false;
+            self.send(Outgoing::Digest(digest));
         }
     }
 

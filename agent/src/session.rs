@@ -1,25 +1,33 @@
 //! The one stream to the control plane. The only caller of tonic.
 //!
-//! Owns: connecting, back-off, time limits, the translation between wire and checked types. Must not know: the kernel.
+//! Owns: connecting, joining, renewing, back-off, time limits, the translation between wire and checked types. Must not know: the
+//! kernel.
 //!
 //! Invariant: a message that does not check ends the stream; nothing of it is used.
 
 mod endpoint;
+mod enrolment;
+mod tls;
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use proto::MESSAGE_MAX_BYTES;
-use proto::types::{Applied, AuditEvent, EndedGrant, GrantSet, Hello, Report};
+use proto::types::{Applied, AuditEvent, Delta, Digest, EndedGrant, GrantSet, Hello, Report, Welcome};
 use proto::wire::agent as wire;
 use proto::wire::agent::agent_service_client::AgentServiceClient;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
 use uuid::Uuid;
 
-pub use endpoint::Endpoint;
+use crate::clock;
+use crate::identity::{Identities, Identity, IdentityError, Which};
+pub use endpoint::{ConnectError, Endpoint};
+pub use enrolment::{EnrolmentError, join};
 
 /// How long the control plane may take to accept the connection, and to welcome us.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +37,10 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// A session that lived this long was a good one: the pauses start anew.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// How often a host without an identity looks whether it has one now.
+const LOOK_FOR_IDENTITY: Duration = Duration::from_secs(1);
+/// The pause after a certificate could not be renewed; there is half of its life for it.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// Messages that wait to be sent. The main loop waits when it is full, which it is only when the stream does not move.
 const OUTGOING_MAX: usize = 64;
 
@@ -43,6 +55,10 @@ pub enum Outgoing {
     Report(Report),
     /// Events, in order.
     Audit(Vec<AuditEvent>),
+    /// What the kernel holds. Only in a session that knows of digests.
+    Digest(Digest),
+    /// A whole set is needed, for this reason. As [`Outgoing::Digest`].
+    Resync(String),
 }
 
 /// What the main loop hears.
@@ -54,9 +70,13 @@ pub enum Incoming {
         timeline: Uuid,
         /// Where to send.
         outgoing: mpsc::Sender<Outgoing>,
+        /// The version of the protocol that both speak.
+        protocol: u32,
     },
     /// A new grant set.
     GrantSet(GrantSet),
+    /// A change of the set that was sent before.
+    Delta(Box<Delta>),
     /// Events are stored.
     AuditAck {
         /// Of which boot.
@@ -71,8 +91,20 @@ pub enum Incoming {
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("cannot reach the control plane at {0}")]
-    Connect(Endpoint, #[source] tonic::transport::Error),
+    #[error("this host has not joined a control plane: run `portcullis-agent join` on it")]
+    NotJoined,
+    #[error(
+        "this host's certificate is over: an administrator runs `portcullis host join-token`, and then `portcullis-agent join` here"
+    )]
+    Over,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot read the join token {path}", path = .0.display())]
+    JoinToken(PathBuf, #[source] std::io::Error),
+    #[error("this host cannot join")]
+    Join(#[from] EnrolmentError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("the control plane at {0} did not answer within {WELCOME_TIMEOUT:?}")]
     Silent(Endpoint),
     #[error("the control plane refused: {}", .0.message())]
@@ -89,26 +121,35 @@ impl From<Status> for SessionError {
     }
 }
 
-/// A token cannot stand in a header.
-#[derive(Debug, thiserror::Error)]
-#[error("the token has a character that no token has: is this the right file?")]
-pub struct BadToken;
+/// How a host comes to a session.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Where the control plane is.
+    pub endpoint: Endpoint,
+    /// By what this host proves itself.
+    pub identities: Identities,
+    /// A file with a join token, for as long as it has not joined.
+    pub join_token_file: Option<PathBuf>,
+}
 
 /// Keeps a session, for as long as somebody listens to `incoming`. `hello` is what is true when a session begins.
-pub async fn keep(
-    endpoint: Endpoint,
-    token: String,
-    hello: watch::Receiver<Hello>,
-    incoming: mpsc::Sender<Incoming>,
-) -> Result<(), BadToken> {
-    let bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| BadToken)?;
+pub async fn keep(access: Access, hello: watch::Receiver<Hello>, incoming: mpsc::Sender<Incoming>) {
     let mut pause = BACK_OFF_MIN;
+    // How often the control plane refused an identity since it took one.
+    let mut refusals = 0;
     while !incoming.is_closed() {
         let began = tokio::time::Instant::now();
         let hello_now = hello.borrow().clone();
-        if let Err(error) = session(&endpoint, &bearer, hello_now, &incoming).await {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "no session with the control plane; the gate goes on with what it has");
+        let ended = session(&access, &mut refusals, hello_now, &incoming).await;
+        let has_none = matches!(ended, Err(SessionError::NotJoined | SessionError::Over));
+        match ended {
+            // The next one has only to be opened.
+            Ok(Ended::Renewed) => pause = BACK_OFF_MIN,
+            Ok(Ended::Left) => break,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "no session with the control plane; the gate goes on with what it has");
+            }
         }
         if incoming.send(Incoming::Disconnected).await.is_err() {
             break;
@@ -116,10 +157,31 @@ pub async fn keep(
         if began.elapsed() >= GOOD_SESSION {
             pause = BACK_OFF_MIN;
         }
-        tokio::time::sleep(jittered(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            () = comes(&access.identities), if has_none => pause = BACK_OFF_MIN,
+        }
         pause = (pause * 2).min(BACK_OFF_MAX);
     }
-    Ok(())
+}
+
+/// Resolves when there is an identity that counts: an operator has let this host join.
+async fn comes(identities: &Identities) {
+    loop {
+        tokio::time::sleep(LOOK_FOR_IDENTITY).await;
+        let now = clock::now_wall();
+        if identities.read().is_ok_and(|known| known.iter().any(|identity| identity.ends_at > now)) {
+            return;
+        }
+    }
+}
+
+/// Why a session has ended for which nobody is to blame.
+enum Ended {
+    /// Nobody listens any more.
+    Left,
+    /// There is a new certificate, to be used.
+    Renewed,
 }
 
 /// Half to one and a half of the pause, so that agents do not come back all at once.
@@ -128,62 +190,119 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 async fn session(
-    endpoint: &Endpoint,
-    bearer: &MetadataValue<Ascii>,
+    access: &Access,
+    refusals: &mut usize,
     hello: Hello,
     incoming: &mpsc::Sender<Incoming>,
-) -> Result<(), SessionError> {
-    let (send, mut stream, timeline) = tokio::time::timeout(WELCOME_TIMEOUT, open(endpoint, bearer, hello))
-        .await
-        .map_err(|_| SessionError::Silent(endpoint.clone()))??;
-    tracing::info!(%endpoint, %timeline, "session with the control plane");
+) -> Result<Ended, SessionError> {
+    let endpoint = &access.endpoint;
+    let identity = choose(access, *refusals, &hello).await?;
+    let opened = tokio::time::timeout(WELCOME_TIMEOUT, open(endpoint, &identity, hello)).await;
+    let Opened { channel, send, mut stream, welcome } =
+        match opened.map_err(|_| SessionError::Silent(endpoint.clone()))? {
+            Ok(opened) => opened,
+            Err(error) => {
+                *refusals += usize::from(error.is_about_the_identity());
+                return Err(error);
+            }
+        };
+    let Welcome { timeline, protocol } = welcome;
+    tracing::info!(%endpoint, %timeline, protocol, "session with the control plane");
+    if std::mem::take(refusals) > 0 && identity.which == Which::Current {
+        tracing::warn!("the next identity was refused and is dropped");
+        access.identities.drop_next()?;
+    }
+    access.identities.welcomed(&identity)?;
 
     let (outgoing, mut to_send) = mpsc::channel(OUTGOING_MAX);
-    if incoming.send(Incoming::Connected { timeline, outgoing }).await.is_err() {
-        return Ok(());
+    if incoming.send(Incoming::Connected { timeline, outgoing, protocol }).await.is_err() {
+        return Ok(Ended::Left);
     }
+    let mut renewal = std::pin::pin!(tokio::time::sleep(until(identity.renew_at)));
     loop {
         tokio::select! {
             message = stream.next() => {
                 let message = message.ok_or(SessionError::Ended)??;
                 if incoming.send(check(message)?).await.is_err() {
-                    return Ok(());
+                    return Ok(Ended::Left);
                 }
             }
             message = to_send.recv() => match message {
                 Some(message) => send.send(to_wire(message)).await.map_err(|_| SessionError::Ended)?,
-                None => return Ok(()),
+                None => return Ok(Ended::Left),
+            },
+            () = &mut renewal => match enrolment::renew(channel.clone(), endpoint, &access.identities).await {
+                Ok(()) => {
+                    tracing::info!("this host has a new certificate");
+                    return Ok(Ended::Renewed);
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew this host's certificate");
+                    renewal.set(tokio::time::sleep(jittered(RENEW_AGAIN)));
+                }
             },
         }
     }
 }
 
-type Opened = (mpsc::Sender<wire::SessionRequest>, Streaming<wire::SessionResponse>, Uuid);
+/// The identity to try: the next one, if there is one; each time that one was refused, the other. A host that has none joins.
+async fn choose(access: &Access, refusals: usize, hello: &Hello) -> Result<Identity, SessionError> {
+    let mut known = access.identities.read()?;
+    let now = clock::now_wall();
+    let had = known.len();
+    known.retain(|identity| identity.ends_at > now);
+    if let Some(identity) = known.get(refusals % known.len().max(1)) {
+        return Ok(identity.clone());
+    }
+    let nothing = || if had == 0 { SessionError::NotJoined } else { SessionError::Over };
+    let path = access.join_token_file.as_ref().ok_or_else(nothing)?;
+    let token =
+        std::fs::read_to_string(path).map_err(|error| SessionError::JoinToken(path.clone(), error))?;
+    let token = token.parse()?;
+    join(&access.endpoint, &hello.host, &token, &access.identities).await?;
+    tracing::info!("this host has joined");
+    // The new one is the first to be tried.
+    access.identities.read()?.into_iter().next().ok_or(SessionError::NotJoined)
+}
+
+fn until(moment: SystemTime) -> Duration {
+    moment.duration_since(clock::now_wall()).unwrap_or(Duration::ZERO)
+}
+
+impl SessionError {
+    /// Another identity may be taken.
+    fn is_about_the_identity(&self) -> bool {
+        match self {
+            Self::Refused(status) => status.code() == Code::Unauthenticated,
+            _ => false,
+        }
+    }
+}
+
+/// A session that has begun.
+struct Opened {
+    channel: Channel,
+    send: mpsc::Sender<wire::SessionRequest>,
+    stream: Streaming<wire::SessionResponse>,
+    welcome: Welcome,
+}
 
 /// Connects, says hello and waits for the welcome.
-async fn open(
-    endpoint: &Endpoint,
-    bearer: &MetadataValue<Ascii>,
-    hello: Hello,
-) -> Result<Opened, SessionError> {
-    let channel =
-        endpoint.connect().await.map_err(|source| SessionError::Connect(endpoint.clone(), source))?;
-    let mut client = AgentServiceClient::new(channel)
+async fn open(endpoint: &Endpoint, identity: &Identity, hello: Hello) -> Result<Opened, SessionError> {
+    let config = tls::with_identity(identity).map_err(|error| endpoint.insecure(error))?;
+    let channel = endpoint.connect(Arc::new(config)).await?;
+    let mut client = AgentServiceClient::new(channel.clone())
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let (send, to_send) = mpsc::channel(OUTGOING_MAX);
     let hello = wire::SessionRequest { message: Some(wire::session_request::Message::Hello(hello.into())) };
     // The channel is new and has room.
     send.send(hello).await.map_err(|_| SessionError::Ended)?;
-    let mut request = Request::new(ReceiverStream::new(to_send));
-    request.metadata_mut().insert("authorization", bearer.clone());
-    let mut stream = client.session(request).await?.into_inner();
+    let mut stream = client.session(Request::new(ReceiverStream::new(to_send))).await?.into_inner();
     let first = stream.next().await.ok_or(SessionError::Ended)??;
     match first.message {
         Some(wire::session_response::Message::Welcome(welcome)) => {
-            let timeline = Uuid::try_parse(&welcome.timeline)
-                .map_err(|_| proto::types::Invalid::new("timeline", "is not a UUID"))?;
-            Ok((send, stream, timeline))
+            Ok(Opened { channel, send, stream, welcome: welcome.try_into()? })
         }
         _ => Err(proto::types::Invalid::new("message", "the first one is not a welcome").into()),
     }
@@ -193,6 +312,7 @@ fn check(message: wire::SessionResponse) -> Result<Incoming, SessionError> {
     use wire::session_response::Message;
     match message.message {
         Some(Message::GrantSet(set)) => Ok(Incoming::GrantSet(set.try_into()?)),
+        Some(Message::Delta(delta)) => Ok(Incoming::Delta(Box::new(delta.try_into()?))),
         Some(Message::AuditAck(ack)) => {
             let epoch = Uuid::try_parse(&ack.epoch)
                 .map_err(|_| proto::types::Invalid::new("audit_ack.epoch", "is not a UUID"))?;
@@ -209,6 +329,8 @@ fn to_wire(message: Outgoing) -> wire::SessionRequest {
         Outgoing::Applied(applied) => Message::Applied(applied.into()),
         Outgoing::Ended(ended) => Message::Ended(ended.into()),
         Outgoing::Report(report) => Message::Report(report.into()),
+        Outgoing::Digest(digest) => Message::Digest(digest.into()),
+        Outgoing::Resync(reason) => Message::Resync(wire::Resync { reason }),
         Outgoing::Audit(events) => {
             Message::Audit(wire::AuditBatch { events: events.into_iter().map(Into::into).collect() })
         }

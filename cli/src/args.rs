@@ -49,10 +49,9 @@ pub struct Global {
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub output: Format,
 
-    /// Where the control plane listens: `http://127.0.0.1:7400` or `unix:/PATH`
+    /// Where the control plane listens: `https://HOST:PORT` or `unix:/PATH`
     ///
-    /// Without it: the server of the last `login`, else http://127.0.0.1:7400. The token travels in the clear, so only
-    /// loopback addresses and unix sockets are accepted.
+    /// Without it: the server of the last `login`, else https://127.0.0.1:7400.
     #[arg(long, global = true, value_name = "URL", env = "PORTCULLIS_SERVER", hide_env_values = true)]
     pub server: Option<Server>,
 
@@ -61,6 +60,13 @@ pub struct Global {
     /// Without it: the token of the last `login`, if it was for the same server.
     #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_TOKEN_FILE", hide_env_values = true)]
     pub token_file: Option<PathBuf>,
+
+    /// File with the authority that has signed the control plane's certificate (PEM)
+    ///
+    /// Without it: that of the last `login`, if it was for the same server, else the authorities of this system. The control
+    /// plane's own one is `ca.pem` in its folder `authority`.
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_CA_FILE", hide_env_values = true)]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// How results are printed.

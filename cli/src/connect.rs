@@ -1,10 +1,10 @@
-//! The way to the control plane: where it is, the token in each call, and a time limit on everything.
+//! The way to the control plane: where it is, whom to believe, the token in each call, and a time limit on everything.
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -12,8 +12,12 @@ use proto::MESSAGE_MAX_BYTES;
 use proto::wire::access::access_service_client::AccessServiceClient;
 use proto::wire::access::directory_service_client::DirectoryServiceClient;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
-use tokio::net::UnixStream;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -23,8 +27,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::credentials::Credentials;
 use crate::error::{Error, Problem};
 
-/// The other side is on this machine: what takes longer than this will not come.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A round trip or three: what takes longer than this will not come.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// For one answer. A write waits for a disk at most.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Between two pings of a quiet stream, and how long an answer to one may take: a dead peer is noticed in 25 s.
@@ -34,16 +38,16 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 /// Where a control plane listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// A loopback address, as `http://HOST:PORT`.
-    Http(Uri),
-    /// A unix socket.
+    /// TLS, as `https://HOST:PORT`.
+    Https(Uri),
+    /// A unix socket of this machine.
     Unix(PathBuf),
 }
 
 impl Server {
     /// Where it listens unless told otherwise.
     pub fn standard() -> Self {
-        Self::Http(Uri::from_static("http://127.0.0.1:7400"))
+        Self::Https(Uri::from_static("https://127.0.0.1:7400"))
     }
 }
 
@@ -59,42 +63,98 @@ impl FromStr for Server {
                 }
             };
         }
-        let shape = || "write `http://127.0.0.1:7400` or `unix:/PATH`".to_owned();
+        let shape = || "write `https://HOST:PORT` or `unix:/PATH`".to_owned();
         let uri: Uri = text.parse().map_err(|_| shape())?;
-        if uri.scheme_str() == Some("https") {
-            return Err("TLS is not there yet: use a unix socket or a loopback address".to_owned());
-        }
         let authority = uri.authority().ok_or_else(shape)?;
         let extra = uri.path_and_query().is_some_and(|path| path.as_str() != "/");
-        if uri.scheme_str() != Some("http") || extra || authority.as_str().contains('@') {
+        if uri.scheme_str() == Some("http") {
+            return Err(
+                "without TLS the token would cross the network in the clear: write `https://`".to_owned()
+            );
+        }
+        if uri.scheme_str() != Some("https") || extra || authority.as_str().contains('@') {
             return Err(shape());
         }
+        name_of(&uri).map_err(|_| format!("`{}` is neither a DNS name nor an address", authority.host()))?;
         match authority.port_u16() {
-            None | Some(0) => return Err("name the port, as in `http://127.0.0.1:7400`".to_owned()),
-            Some(_) => {}
-        }
-        match is_loopback(authority.host()) {
-            true => Ok(Self::Http(uri)),
-            false => Err(format!(
-                "`{}` is not this machine, and without TLS the token would cross the network in the clear",
-                authority.host()
-            )),
+            None | Some(0) => Err("name the port, as in `https://portcullis.example:7400`".to_owned()),
+            Some(_) => Ok(Self::Https(uri)),
         }
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let literal = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || literal.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+/// For what the other side must have a certificate.
+fn name_of(uri: &Uri) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    let host = uri.host().unwrap_or_default();
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    ServerName::try_from(host.to_owned())
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Http(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
+            Self::Https(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// The authorities whose certificates are believed: PEM text of at least one. Where there are none, those of this system are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities(String);
+
+impl Authorities {
+    /// Checks the text.
+    pub fn new(pem: &str) -> Result<Self, Problem> {
+        let none = || Problem("it holds no certificate in PEM".to_owned());
+        let mut found = CertificateDer::pem_slice_iter(pem.as_bytes()).peekable();
+        found.peek().ok_or_else(none)?;
+        match found.all(|certificate| certificate.is_ok()) {
+            true => Ok(Self(pem.to_owned())),
+            false => Err(none()),
+        }
+    }
+
+    /// Reads them from a file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let what = "file of authorities";
+        let text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
+            what,
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::new(&text).map_err(|source| Error::BadFile { what, path: path.to_owned(), source })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Believes these authorities, or those of this system.
+fn tls(authorities: Option<&Authorities>) -> Result<ClientConfig, Problem> {
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        Some(Authorities(pem)) => {
+            // Checked when they were made.
+            let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().collect();
+            roots.add_parsable_certificates(certificates);
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    if roots.is_empty() {
+        let problem =
+            "no authority is known whose certificate could be believed: name a file with `--ca-file`";
+        return Err(Problem(problem.to_owned()));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = builder.map_err(|error| Problem(error.to_string()))?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// A connection that presents our token in each call.
@@ -122,8 +182,8 @@ impl ControlPlane {
     pub async fn connect(credentials: &Credentials) -> Result<Self, Error> {
         let server = &credentials.server;
         let failed = |source| Error::Connect { server: server.clone(), source };
-        let channel = match timeout(CONNECT_LIMIT, channel(server)).await {
-            Ok(channel) => channel.map_err(|error| failed(cause(error)))?,
+        let channel = match timeout(CONNECT_LIMIT, channel(server, credentials.authorities.as_ref())).await {
+            Ok(channel) => channel.map_err(failed)?,
             Err(_) => return Err(failed(no_answer(CONNECT_LIMIT).into())),
         };
         let header = format!("Bearer {}", credentials.token.expose());
@@ -145,29 +205,43 @@ impl ControlPlane {
     }
 }
 
-async fn channel(server: &Server) -> Result<Channel, tonic::transport::Error> {
-    let tuned = |endpoint: Endpoint| {
-        endpoint
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_LIMIT)
-            .keep_alive_while_idle(true)
-    };
-    match server {
-        Server::Http(uri) => tuned(Endpoint::from(uri.clone())).connect().await,
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+async fn channel(server: &Server, authorities: Option<&Authorities>) -> Result<Channel, Cause> {
+    // The name is required by HTTP/2 and goes nowhere; what secures the connection is the connector.
+    let endpoint = Endpoint::from_static("http://portcullis.invalid")
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_LIMIT)
+        .keep_alive_while_idle(true);
+    let connected = match server {
+        Server::Https(uri) => {
+            let name = name_of(uri)?;
+            let target = (name.to_str().into_owned(), uri.port_u16().unwrap_or_default());
+            let connector = TlsConnector::from(Arc::new(tls(authorities)?));
+            let connector = tower::service_fn(move |_: Uri| {
+                let (name, target, connector) = (name.clone(), target.clone(), connector.clone());
+                async move {
+                    let stream = TcpStream::connect(target).await?;
+                    stream.set_nodelay(true)?;
+                    connector.connect(name, stream).await.map(TokioIo::new)
+                }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
         Server::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: Uri| {
                 let path = path.clone();
                 async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
             });
-            // The name is required by HTTP/2 and goes nowhere.
-            tuned(Endpoint::from_static("http://portcullis.invalid")).connect_with_connector(connector).await
+            endpoint.connect_with_connector(connector).await
         }
-    }
+    };
+    connected.map_err(cause)
 }
 
 /// What stands behind tonic's "transport error".
-fn cause(error: tonic::transport::Error) -> Box<dyn std::error::Error + Send + Sync> {
+fn cause(error: tonic::transport::Error) -> Cause {
     let mut deepest: &dyn std::error::Error = &error;
     while let Some(source) = deepest.source() {
         deepest = source;
@@ -217,28 +291,36 @@ mod tests {
 
     #[test]
     fn servers() {
-        for good in
-            ["http://127.0.0.1:7400", "http://localhost:7400", "http://[::1]:7400", "unix:/run/p.sock"]
-        {
+        for good in [
+            "https://127.0.0.1:7400",
+            "https://portcullis.example:7400",
+            "https://[2001:db8::1]:7400",
+            "unix:/run/p.sock",
+        ] {
             assert_eq!(good.parse::<Server>().map(|server| server.to_string()).as_deref(), Ok(good));
         }
-        assert_eq!("http://127.0.0.1:7400/".parse(), Ok(Server::standard()));
+        assert_eq!("https://127.0.0.1:7400/".parse(), Ok(Server::standard()));
         let bad = [
-            ("", "write `http"),
-            ("127.0.0.1:7400", "write `http"),
-            ("ftp://127.0.0.1:7400", "write `http"),
-            ("http://127.0.0.1:7400/api", "write `http"),
-            ("http://a@127.0.0.1:7400", "write `http"),
-            ("http://127.0.0.1", "name the port"),
-            ("http://127.0.0.1:0", "name the port"),
-            ("https://127.0.0.1:7400", "TLS is not there yet"),
-            ("http://10.0.0.1:7400", "`10.0.0.1` is not this machine"),
-            ("http://db.example:7400", "is not this machine"),
+            ("", "write `https"),
+            ("127.0.0.1:7400", "write `https"),
+            ("ftp://127.0.0.1:7400", "write `https"),
+            ("https://127.0.0.1:7400/api", "write `https"),
+            ("https://a@127.0.0.1:7400", "write `https"),
+            ("https://127.0.0.1", "name the port"),
+            ("https://127.0.0.1:0", "name the port"),
+            ("http://127.0.0.1:7400", "in the clear"),
             ("unix:run/p.sock", "is absolute"),
         ];
         for (text, part) in bad {
             let error = text.parse::<Server>().expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn authorities() {
+        for bad in ["", "garbage", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
+            assert!(Authorities::new(bad).is_err(), "{bad}");
         }
     }
 }

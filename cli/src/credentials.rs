@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connect::Server;
+use crate::connect::{Authorities, Server};
 use crate::error::{Error, Problem};
 
 /// Far above any token; a larger file is something else.
@@ -71,6 +71,8 @@ pub struct Credentials {
     pub server: Server,
     /// What it knows us by.
     pub token: Token,
+    /// Whom to believe that it is the one; None: the authorities of this system.
+    pub authorities: Option<Authorities>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -78,6 +80,8 @@ pub struct Credentials {
 struct Stored {
     server: String,
     token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authorities: Option<String>,
 }
 
 fn file(config_dir: &Path) -> PathBuf {
@@ -99,7 +103,8 @@ pub(crate) fn load(config_dir: &Path, err: &mut dyn Write) -> Result<Option<Cred
     let stored = toml::from_str::<Stored>(&text).map_err(|error| Problem(error.message().to_owned()));
     let checked = stored.and_then(|stored| {
         let server = stored.server.parse().map_err(Problem)?;
-        Ok(Credentials { server, token: Token::new(&stored.token)? })
+        let authorities = stored.authorities.as_deref().map(Authorities::new).transpose()?;
+        Ok(Credentials { server, token: Token::new(&stored.token)?, authorities })
     });
     checked.map(Some).map_err(|source| Error::BadFile { what, path, source })
 }
@@ -109,8 +114,11 @@ pub(crate) fn store(config_dir: &Path, credentials: &Credentials) -> Result<Path
     let (what, path) = ("credentials file", file(config_dir));
     let failed = |source| Error::WriteFile { what, path: path.clone(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(config_dir).map_err(failed)?;
-    let stored =
-        Stored { server: credentials.server.to_string(), token: credentials.token.expose().to_owned() };
+    let stored = Stored {
+        server: credentials.server.to_string(),
+        token: credentials.token.expose().to_owned(),
+        authorities: credentials.authorities.as_ref().map(|authorities| authorities.as_str().to_owned()),
+    };
     let text = toml::to_string(&stored).map_err(|error| failed(io::Error::other(error)))?;
     SecretFile::create(what, &path)?.commit(&text)?;
     Ok(path)
@@ -184,6 +192,7 @@ mod tests {
         let credentials = Credentials {
             server: "unix:/run/portcullis.sock".parse().expect("valid"),
             token: Token("secret".to_owned()),
+            authorities: None,
         };
         assert!(load(&config_dir, &mut Vec::new()).expect("nothing there").is_none());
         for _ in 0..2 {

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 
 use args::{Arguments, Format};
-use connect::{ControlPlane, Server};
+use connect::{Authorities, ControlPlane, Server};
 use credentials::{Credentials, Token};
 use error::{Error, Kind};
 use output::{Row, View};
@@ -87,9 +87,13 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The session's server and token: the arguments before the environment before what `login` stored.
     fn credentials(&mut self) -> Result<Credentials, Error> {
-        // Who names both needs no stored ones, and a broken file must not stand in the way.
+        // Who names all needs no stored ones, and a broken file must not stand in the way.
         let stored = match &self.surroundings.config_dir {
-            Some(dir) if self.global.server.is_none() || self.global.token_file.is_none() => {
+            Some(dir)
+                if self.global.server.is_none()
+                    || self.global.token_file.is_none()
+                    || self.global.ca_file.is_none() =>
+            {
                 credentials::load(dir, self.surroundings.err)?
             }
             _ => None,
@@ -97,13 +101,19 @@ impl Context<'_> {
         let server = self.global.server.clone();
         let server = server.or_else(|| stored.as_ref().map(|stored| stored.server.clone()));
         let server = server.unwrap_or_else(Server::standard);
+        // As with a token: what was stored is about one control plane.
+        let stored = stored.filter(|stored| stored.server == server);
+        let authorities = match &self.global.ca_file {
+            Some(path) => Some(Authorities::read(path)?),
+            None => stored.as_ref().and_then(|stored| stored.authorities.clone()),
+        };
         let token = match (&self.global.token_file, stored) {
             (Some(path), _) => Token::read(path, self.surroundings.input)?,
             // A token is for the control plane that issued it: it is never shown to another one.
-            (None, Some(stored)) if stored.server == server => stored.token,
-            (None, _) => return Err(Error::NoToken { server }),
+            (None, Some(stored)) => stored.token,
+            (None, None) => return Err(Error::NoToken { server }),
         };
-        Ok(Credentials { server, token })
+        Ok(Credentials { server, token, authorities })
     }
 
     async fn connect(&mut self) -> Result<ControlPlane, Error> {

@@ -6,5 +6,10 @@ use proto::types::Timestamp;
 
 /// Now, by the wall clock.
 pub fn now() -> Timestamp {
-    SystemTime::now().into()
+    system_now().into()
+}
+
+/// The same, as certificates are dated.
+pub fn system_now() -> SystemTime {
+    SystemTime::now()
 }

@@ -10,23 +10,42 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::identity::authority::ServerName;
+
 /// What an operator decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where callers find us.
-    pub listen: Listen,
+    /// Where callers find us; never empty.
+    pub listen: Vec<Listen>,
     /// The SQLite file.
     pub database: PathBuf,
+    /// The folder of the authority that signs hosts' certificates.
+    pub authority: PathBuf,
+    /// By what callers reach us, besides where we listen.
+    pub tls_names: Vec<ServerName>,
+    /// The certificate that is shown to people and their tools; None: the one that is shown to hosts.
+    pub tls_files: Option<CertificateFiles>,
+    /// How long a host's certificate counts; it is renewed at half of it. Whole seconds.
+    pub host_certificate_lifetime: Duration,
     /// The longest that a grant may live: whole seconds, at least one.
     pub max_grant_duration: Duration,
 }
 
-/// Where callers find us. There is no encryption yet, so nothing but this machine can be allowed.
+/// A certificate with its chain, and its key, both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, our own certificate first.
+    pub certificate: PathBuf,
+    /// The key of our own.
+    pub key: PathBuf,
+}
+
+/// Where callers find us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// A loopback address. Port 0: whichever is free.
+    /// TLS on an address. Port 0: whichever is free.
     Tcp(SocketAddr),
-    /// The path of a Unix socket.
+    /// The path of a Unix socket, which is not encrypted: it does not leave this machine. Agents do not use it.
     Unix(PathBuf),
 }
 
@@ -36,13 +55,47 @@ const MAX_GRANT_DURATION_DEFAULT: Duration = Duration::from_secs(12 * 60 * 60);
 /// Above a year, access is not just in time.
 const MAX_GRANT_DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
+/// Long enough that a control plane may be away for days, short enough that a host which nobody misses is not believed for long.
+const HOST_CERTIFICATE_LIFETIME_DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// For trials. A renewal takes a connection, and a busy machine has to come to it.
+const HOST_CERTIFICATE_LIFETIME_MIN: Duration = Duration::from_secs(10);
+
+/// Above a season, a stolen key is worth too much.
+const HOST_CERTIFICATE_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// Where we listen is one of them; more would be a mistake.
+const LISTEN_MAX: usize = 16;
+
+/// More names than anybody gives to one service.
+const NAMES_MAX: usize = 64;
+
 /// The file as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
-    listen: String,
+    listen: OneOrMore,
     database: PathBuf,
+    authority: Option<PathBuf>,
     max_grant_duration: Option<String>,
+    host_certificate_lifetime: Option<String>,
+    #[serde(default)]
+    tls: RawTls,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTls {
+    names: Vec<String>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
 }
 
 /// Why a configuration cannot be used.
@@ -79,13 +132,27 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file. A relative database path is seen from the file's folder.
+    /// Reads and checks a file. A relative path is seen from the file's folder.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let config = Self::parse(&text, path)?;
-        Ok(Self { database: folder.join(&config.database), ..config })
+        let tls_files = config.tls_files.map(|files| CertificateFiles {
+            certificate: folder.join(files.certificate),
+            key: folder.join(files.key),
+        });
+        Ok(Self {
+            database: folder.join(&config.database),
+            authority: folder.join(&config.authority),
+            tls_files,
+            ..config
+        })
+    }
+
+    /// Where the authority of a database lies, unless the configuration says otherwise.
+    pub fn authority_beside(database: &Path) -> PathBuf {
+        database.with_file_name("authority")
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -97,25 +164,98 @@ impl Config {
             value: value.to_owned(),
             problem,
         };
-        let listen = raw.listen.parse().map_err(|problem: String| refuse("listen", &raw.listen, problem))?;
+        let listen = match raw.listen {
+            OneOrMore::One(listen) => vec![listen],
+            OneOrMore::More(listen) => listen,
+        };
+        if !(1..=LISTEN_MAX).contains(&listen.len()) {
+            let problem = format!("has {} entries; 1 to {LISTEN_MAX} are possible", listen.len());
+            return Err(refuse("listen", "", problem));
+        }
+        let listen =
+            listen.iter().map(|text| text.parse().map_err(|problem| refuse("listen", text, problem)));
         if raw.database.as_os_str().is_empty() {
             return Err(refuse("database", "", "is empty: write the path of the SQLite file".to_owned()));
         }
-        let max_grant_duration = match raw.max_grant_duration {
-            None => MAX_GRANT_DURATION_DEFAULT,
-            Some(text) => duration(&text).map_err(|problem| refuse("max_grant_duration", &text, problem))?,
+        let seconds = |field, text: Option<String>, default, min, max| match text {
+            None => Ok(default),
+            Some(text) => duration(&text, min, max).map_err(|problem| refuse(field, &text, problem)),
         };
-        Ok(Self { listen, database: raw.database, max_grant_duration })
+        if raw.tls.names.len() > NAMES_MAX {
+            let problem = format!("has {} entries; at most {NAMES_MAX} are possible", raw.tls.names.len());
+            return Err(refuse("tls.names", "", problem));
+        }
+        let names = raw
+            .tls
+            .names
+            .iter()
+            .map(|text| server_name(text).map_err(|problem| refuse("tls.names", text, problem)));
+        let tls_files = match (raw.tls.certificate_file, raw.tls.key_file) {
+            (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(refuse("tls.key_file", "", "is missing beside `certificate_file`".to_owned()));
+            }
+            (None, Some(_)) => {
+                return Err(refuse("tls.certificate_file", "", "is missing beside `key_file`".to_owned()));
+            }
+        };
+        Ok(Self {
+            listen: listen.collect::<Result<_, _>>()?,
+            authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),
+            database: raw.database,
+            tls_names: names.collect::<Result<_, _>>()?,
+            tls_files,
+            host_certificate_lifetime: seconds(
+                "host_certificate_lifetime",
+                raw.host_certificate_lifetime,
+                HOST_CERTIFICATE_LIFETIME_DEFAULT,
+                HOST_CERTIFICATE_LIFETIME_MIN,
+                HOST_CERTIFICATE_LIFETIME_MAX,
+            )?,
+            max_grant_duration: seconds(
+                "max_grant_duration",
+                raw.max_grant_duration,
+                MAX_GRANT_DURATION_DEFAULT,
+                Duration::from_secs(1),
+                MAX_GRANT_DURATION_MAX,
+            )?,
+        })
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("is not a duration such as `12h` or `30m`: {error}"))?;
-    let is_possible = (Duration::from_secs(1)..=MAX_GRANT_DURATION_MAX).contains(&duration);
-    match is_possible && duration.subsec_nanos() == 0 {
+    match (min..=max).contains(&duration) && duration.subsec_nanos() == 0 {
         true => Ok(duration),
-        false => Err("is not a whole number of seconds from 1s to 366days".to_owned()),
+        false => Err(format!(
+            "is not a whole number of seconds from {} to {}",
+            humantime::format_duration(min),
+            days(max)
+        )),
+    }
+}
+
+/// As it is written, not in months.
+fn days(duration: Duration) -> String {
+    format!("{}days", duration.as_secs() / (24 * 60 * 60))
+}
+
+fn server_name(text: &str) -> Result<ServerName, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(ServerName::Ip(address));
+    }
+    match rustls::pki_types::DnsName::try_from(text) {
+        Ok(_) => Ok(ServerName::Dns(text.to_ascii_lowercase())),
+        Err(_) => Err("is neither a DNS name nor an address".to_owned()),
+    }
+}
+
+impl Listen {
+    /// Several, as one line.
+    pub fn list(several: &[Self]) -> String {
+        several.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -129,16 +269,8 @@ impl FromStr for Listen {
                 false => Err("needs an absolute path behind `unix:`".to_owned()),
             };
         }
-        let address: SocketAddr =
-            text.parse().map_err(|_| "is not `127.0.0.1:PORT`, `[::1]:PORT` or `unix:/PATH`".to_owned())?;
-        match address.ip().to_canonical().is_loopback() {
-            true => Ok(Self::Tcp(address)),
-            false => Err(
-                "can be reached from other machines, and this version has no TLS yet: tokens would cross \
-                          the network in clear text. Use `127.0.0.1:PORT`, `[::1]:PORT` or `unix:/PATH`"
-                    .to_owned(),
-            ),
-        }
+        let address = text.parse();
+        address.map(Self::Tcp).map_err(|_| "is not `ADDRESS:PORT` or `unix:/PATH`".to_owned())
     }
 }
 
@@ -158,11 +290,15 @@ mod tests {
 
     use super::*;
 
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("cp.toml"))
+    }
+
     #[track_caller]
     fn check(text: &str, expected: Result<(&str, u64), &str>) {
-        match (Config::parse(text, Path::new("cp.toml")), expected) {
+        match (parse(text), expected) {
             (Ok(config), Ok((listen, seconds))) => {
-                assert_eq!(config.listen.to_string(), listen);
+                assert_eq!(config.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), [listen]);
                 assert_eq!(config.max_grant_duration.as_secs(), seconds);
             }
             (Err(error), Err(part)) => {
@@ -186,20 +322,36 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_is_listened_to() {
+    fn where_it_listens() {
         check_listen("127.0.0.1:7400", Ok(()));
-        check_listen("127.0.0.1:0", Ok(()));
-        check_listen("[::1]:7400", Ok(()));
+        check_listen("0.0.0.0:0", Ok(()));
+        check_listen("[::]:7400", Ok(()));
         check_listen("unix:/run/portcullis/control-plane.sock", Ok(()));
-        check_listen(
-            "0.0.0.0:7400",
-            Err("can be reached from other machines, and this version has no TLS yet"),
-        );
-        check_listen("[::]:7400", Err("can be reached from other machines"));
-        check_listen("10.0.0.7:7400", Err("listen = \"10.0.0.7:7400\" can be reached"));
-        check_listen("localhost:7400", Err("is not `127.0.0.1:PORT`"));
-        check_listen("127.0.0.1:65536", Err("is not `127.0.0.1:PORT`"));
+        check_listen("localhost:7400", Err("is not `ADDRESS:PORT`"));
+        check_listen("127.0.0.1:65536", Err("is not `ADDRESS:PORT`"));
         check_listen("unix:control-plane.sock", Err("needs an absolute path"));
+        let config =
+            parse("listen = ['10.0.0.7:7400', 'unix:/run/cp.sock']\ndatabase = 'cp.db'").expect("valid");
+        assert_eq!(config.listen.len(), 2);
+        check("listen = []\ndatabase = 'cp.db'", Err("has 0 entries"));
+        check("listen = 7400\ndatabase = 'cp.db'", Err("expected a string or a list"));
+    }
+
+    #[test]
+    fn how_it_is_known() {
+        let with = |lines: &str| parse(&format!("listen = '[::]:7400'\ndatabase = 'data/cp.db'\n{lines}"));
+        let config = with("").expect("valid");
+        assert_eq!(config.authority, Path::new("data/authority"));
+        assert_eq!((config.tls_names, config.tls_files), (Vec::new(), None));
+        let config =
+            with("authority = '/safe'\n[tls]\nnames = ['CP.example.com', '10.0.0.7']").expect("valid");
+        assert_eq!(config.authority, Path::new("/safe"));
+        let name = ServerName::Dns("cp.example.com".to_owned());
+        assert_eq!(config.tls_names, [name, ServerName::Ip([10, 0, 0, 7].into())]);
+        check_with("[tls]\nnames = ['a b']", Err("tls.names = \"a b\" is neither"));
+        check_with("[tls]\ncertificate_file = 'cp.pem'", Err("tls.key_file"));
+        check_with("[tls]\nkey_file = 'cp.key'", Err("tls.certificate_file"));
+        check_with("[tls]\ncertificate_file = 'cp.pem'\nkey_file = 'cp.key'", Ok(("127.0.0.1:7400", 43_200)));
     }
 
     #[test]
@@ -209,6 +361,8 @@ mod tests {
         check_with("max_grant_duration = '1500ms'", Err("1s to 366days"));
         check_with("max_grant_duration = '367days'", Err("1s to 366days"));
         check_with("max_grant_duration = 'long'", Err("is not a duration such as"));
+        check_with("host_certificate_lifetime = '24h'", Ok(("127.0.0.1:7400", 43_200)));
+        check_with("host_certificate_lifetime = '9s'", Err("from 10s to 90days"));
     }
 
     #[test]

@@ -1,30 +1,47 @@
-//! Who is calling: from a token to a caller.
+//! Who is calling: from a token or certificate to a caller.
 //!
-//! Owns: tokens and what they prove. Must not know: what a caller may do, grants.
+//! Owns: tokens, certificates, the authority that signs those, and what they prove. Must not know: what a caller may do, grants.
 
+pub mod authority;
+pub mod certificate;
 mod token;
 
+pub use certificate::{HostCertificate, Serial};
 pub use token::{Token, TokenHash};
 
+use std::time::Duration;
+
 use proto::status::ErrorKind;
+use proto::types::Timestamp;
 use tonic::metadata::MetadataMap;
 
 use crate::rules::calls::Caller;
 use crate::store::{Store, StoreError};
 
+/// What a caller proves itself by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing.
+    None,
+    /// A token in the headers of the call.
+    Token(TokenHash),
+    /// A certificate that its connection has proven.
+    Certificate(HostCertificate),
+}
+
 /// Why nobody was recognised.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// No token came with the call.
-    #[error("no token came with the call")]
-    Absent,
+    /// A token came over a connection of a host.
+    #[error("a token came over a connection that is a host's")]
+    Two,
     /// The header is not `Bearer TOKEN`.
     #[error("the `authorization` header is not `Bearer TOKEN`")]
     Malformed,
     /// The token is nobody's, or not any more.
     #[error("the token is not known")]
     Unknown,
-    /// The record could not be asked.
+    /// The certificate does not count, or the record could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -33,21 +50,50 @@ impl IdentityError {
     /// What sort of error it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Absent | Self::Malformed | Self::Unknown => ErrorKind::Unauthenticated,
-            Self::Store(_) => ErrorKind::Internal,
+            Self::Two | Self::Malformed | Self::Unknown => ErrorKind::Unauthenticated,
+            Self::Store(error) => error.kind(),
         }
     }
 }
 
-/// Who speaks, by the bearer token of a call's headers; and the hash of the token, by which it can be asked again.
-pub async fn identify(store: &Store, headers: &MetadataMap) -> Result<(Caller, TokenHash), IdentityError> {
-    let header = headers.get("authorization").ok_or(IdentityError::Absent)?;
-    let header = header.to_str().map_err(|_| IdentityError::Malformed)?;
-    let (scheme, token) = header.split_once(' ').ok_or(IdentityError::Malformed)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(IdentityError::Malformed);
+impl Credential {
+    /// What comes with a call: by its headers, and by its connection.
+    pub fn of(headers: &MetadataMap, certificate: Option<&HostCertificate>) -> Result<Self, IdentityError> {
+        match (headers.get("authorization"), certificate) {
+            (None, None) => Ok(Self::None),
+            (None, Some(certificate)) => Ok(Self::Certificate(certificate.clone())),
+            (Some(_), Some(_)) => Err(IdentityError::Two),
+            (Some(header), None) => {
+                let header = header.to_str().map_err(|_| IdentityError::Malformed)?;
+                let (scheme, token) = header.split_once(' ').ok_or(IdentityError::Malformed)?;
+                match scheme.eq_ignore_ascii_case("bearer") {
+                    true => Ok(Self::Token(TokenHash::of(token.trim()))),
+                    false => Err(IdentityError::Malformed),
+                }
+            }
+        }
     }
-    let token = TokenHash::of(token.trim());
-    let caller = store.caller(&token).await?.ok_or(IdentityError::Unknown)?;
-    Ok((caller, token))
+
+    /// How long it counts from `now` on, as far as it says itself.
+    pub fn lifetime(&self, now: Timestamp) -> Duration {
+        match self {
+            Self::None | Self::Token(_) => Duration::MAX,
+            Self::Certificate(certificate) => {
+                let left = certificate.not_after_unix_s.saturating_mul(1000).saturating_sub(now.unix_ms());
+                Duration::from_millis(u64::try_from(left).unwrap_or(0))
+            }
+        }
+    }
+
+    /// Who that is, as of now.
+    pub async fn caller(&self, store: &Store, now: Timestamp) -> Result<Caller, IdentityError> {
+        match self {
+            Self::None => Ok(Caller::Nobody),
+            Self::Token(token) => store.caller(token).await?.ok_or(IdentityError::Unknown),
+            Self::Certificate(certificate) => {
+                store.present(certificate, now).await?;
+                Ok(Caller::Host(certificate.host.clone()))
+            }
+        }
+    }
 }

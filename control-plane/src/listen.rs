@@ -1,8 +1,15 @@
-//! Where connections come from: a loopback port or a Unix socket.
+//! Where connections come from: TLS on a port, or a Unix socket.
 //!
-//! Owns: binding, accepting, how many connections there may be. Must not know: what is said on them.
+//! Owns: binding, accepting, how many connections there may be, whose each is. Must not know: what is said on them.
+//!
+//! A connection is handed on when its handshake is done. Those under way have room of their own, and so have those without a
+//! host's certificate, so that neither keeps agents out.
+
+mod room;
+mod tls;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -13,13 +20,31 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::config::Listen;
+use crate::identity::certificate::{self, HostCertificate};
+use room::{Room, Stay};
+pub(crate) use tls::Certificates;
+pub use tls::TlsError;
 
 /// 10,000 agents, and room for callers. Beyond it, a new connection waits until another one is closed.
 const CONNECTIONS_MAX: usize = 12_000;
+
+/// Handshakes under way, in all and from one address. Each takes a millisecond, if the other side wants it.
+const HANDSHAKES_MAX: usize = 1024;
+const HANDSHAKES_MAX_OF_ADDRESS: usize = 256;
+
+/// Connections over TLS without a host's certificate, in all and from one address: people and their tools.
+const CALLERS_MAX: usize = 1500;
+const CALLERS_MAX_OF_ADDRESS: usize = 300;
+
+/// How long a handshake may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Who may open the socket: its owner and group. Tokens decide the rest.
 const SOCKET_MODE: u32 = 0o660;
@@ -64,6 +89,24 @@ impl Drop for SocketFile {
     }
 }
 
+/// How connections over a port are secured, and who is told of those that are not taken.
+#[derive(Clone)]
+pub(crate) struct Security {
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) certificates: Arc<Certificates>,
+    /// Called with what was wrong, for each connection that is closed before anything was said on it.
+    pub(crate) refused: Arc<dyn Fn(&'static str) + Send + Sync>,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// None: a Unix socket.
+    pub(crate) address: Option<IpAddr>,
+    /// The certificate that it has proven; None: it has shown none.
+    pub(crate) certificate: Option<HostCertificate>,
+}
+
 impl Listener {
     pub(crate) async fn bind(listen: &Listen) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Bind { listen: listen.clone(), source };
@@ -87,43 +130,120 @@ impl Listener {
             Self::Unix(_, file) => Ok(Listen::Unix(file.0.clone())),
         }
     }
+}
 
-    /// The connections, as they come, until the stream is dropped.
-    pub(crate) fn incoming(self) -> ReceiverStream<io::Result<Connection>> {
-        let (sender, receiver) = mpsc::channel(1);
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        tokio::spawn(async move {
-            // The semaphore is never closed.
-            while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-                let accepted = tokio::select! {
-                    accepted = self.accept() => accepted,
-                    () = sender.closed() => return,
-                };
-                match accepted {
-                    Ok(io) => {
-                        if sender.send(Ok(Connection { io, _permit: permit })).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
+/// The connections of all these, as they come, until the stream is dropped.
+pub(crate) fn incoming(
+    listeners: Vec<Listener>,
+    security: Security,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let entrance = Entrance {
+        security,
+        room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        handshakes: Room::new(HANDSHAKES_MAX, HANDSHAKES_MAX_OF_ADDRESS),
+        callers: Room::new(CALLERS_MAX, CALLERS_MAX_OF_ADDRESS),
+        sender,
+    };
+    for listener in listeners {
+        tokio::spawn(entrance.clone().accept_all(listener));
+    }
+    receiver.into()
+}
+
+/// The way in, which all listeners share.
+#[derive(Clone)]
+struct Entrance {
+    security: Security,
+    room: Arc<Semaphore>,
+    handshakes: Arc<Room>,
+    callers: Arc<Room>,
+    sender: mpsc::Sender<io::Result<Connection>>,
+}
+
+impl Entrance {
+    async fn accept_all(self, listener: Listener) {
+        // The semaphore is never closed.
+        while let Ok(permit) = Arc::clone(&self.room).acquire_owned().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.sender.closed() => return,
+            };
+            match accepted {
+                Ok(Accepted::Unix(stream)) => {
+                    let connection = Connection {
+                        io: Io::Unix(stream),
+                        peer: Peer::default(),
+                        _stay: None,
+                        _permit: permit,
+                    };
+                    if self.sender.send(Ok(connection)).await.is_err() {
+                        return;
                     }
                 }
+                Ok(Accepted::Tcp(stream, address)) => match self.handshakes.enter(address) {
+                    Some(stay) => drop(tokio::spawn(self.clone().shake_hands(stream, address, stay, permit))),
+                    None => (self.security.refused)("too many handshakes at once"),
+                },
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
             }
-        });
-        receiver.into()
+        }
     }
 
-    async fn accept(&self) -> io::Result<Io> {
+    async fn shake_hands(self, stream: TcpStream, address: IpAddr, stay: Stay, permit: OwnedSemaphorePermit) {
+        match self.secure(stream, address).await {
+            Ok((io, peer, caller)) => {
+                drop(stay);
+                let connection = Connection { io, peer, _stay: caller, _permit: permit };
+                // Without a receiver, the control plane stops.
+                let _ = self.sender.send(Ok(connection)).await;
+            }
+            Err(problem) => (self.security.refused)(problem),
+        }
+    }
+
+    async fn secure(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+    ) -> Result<(Io, Peer, Option<Stay>), &'static str> {
+        let shaken = timeout(HANDSHAKE_LIMIT, self.security.acceptor.accept(stream)).await;
+        let stream = shaken.map_err(|_| "the handshake took too long")?.map_err(|error| {
+            tracing::debug!(%address, %error, "no handshake");
+            "no TLS, or a certificate that does not count"
+        })?;
+        let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = presented
+            .map(|certificate| certificate::host(certificate, self.security.certificates.trust_domain()))
+            .transpose()
+            .map_err(|_| "a certificate that names no host")?;
+        let caller = match certificate {
+            Some(_) => None,
+            None => Some(self.callers.enter(address).ok_or("too many connections without a certificate")?),
+        };
+        let peer = Peer { address: Some(address), certificate };
+        Ok((Io::Tls(Box::new(stream)), peer, caller))
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, address) = listener.accept().await?;
                 // A grant set must not wait for more to send.
                 stream.set_nodelay(true)?;
-                Ok(Io::Tcp(stream))
+                Ok(Accepted::Tcp(stream, address.ip().to_canonical()))
             }
-            Self::Unix(listener, _) => Ok(Io::Unix(listener.accept().await?.0)),
+            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -151,19 +271,23 @@ async fn remove_stale(path: &Path) -> Result<(), ListenError> {
 #[derive(Debug)]
 pub(crate) struct Connection {
     io: Io,
+    peer: Peer,
+    _stay: Option<Stay>,
     _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
 enum Io {
-    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
 }
 
 impl AsyncRead for Connection {
@@ -173,7 +297,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Io::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
@@ -186,21 +310,21 @@ impl AsyncWrite for Connection {
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_write(context, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_write(context, buffer),
             Io::Unix(stream) => Pin::new(stream).poll_write(context, buffer),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
             Io::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

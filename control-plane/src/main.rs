@@ -12,8 +12,10 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use control_plane::config::{Config, ConfigError, Listen};
 use control_plane::identity::Token;
+use control_plane::identity::authority::{Authority, AuthorityError, TRUST_DOMAIN};
 use control_plane::store::{Store, StoreError};
 use control_plane::{ServeError, clock};
+use proto::types::Fingerprint;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,7 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes the database and the first administrator, `user:admin`, and shows the administrator's token once
+    /// Makes the database, the authority that signs hosts' certificates, and the first administrator, `user:admin`, and shows the
+    /// administrator's token once
     Init(Init),
     /// Runs the control plane until SIGTERM or SIGINT
     Serve(Serve),
@@ -40,6 +43,9 @@ struct Init {
     /// Write the token to a new file that only you can read, instead of to standard output
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
+    /// In which domain hosts are named, as `spiffe://DOMAIN/host/NAME`; it is the authority's, and cannot be changed later
+    #[arg(long, value_name = "DOMAIN", default_value = TRUST_DOMAIN)]
+    trust_domain: String,
     /// Say nothing but the token
     #[arg(long)]
     quiet: bool,
@@ -48,10 +54,10 @@ struct Init {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Place {
-    /// The configuration that names the database
+    /// The configuration that names database and authority
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The database itself
+    /// The database itself; the authority is made beside it
     #[arg(long, value_name = "PATH")]
     database: Option<PathBuf>,
 }
@@ -61,7 +67,7 @@ struct Serve {
     /// The configuration
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Write the address here as soon as callers are answered
+    /// Write the addresses here, one a line, as soon as callers are answered
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
 }
@@ -97,6 +103,7 @@ fn report(error: &anyhow::Error) {
         .downcast_ref::<StoreError>()
         .map(StoreError::hint)
         .or_else(|| error.downcast_ref::<ServeError>().map(ServeError::hint))
+        .or_else(|| error.downcast_ref::<AuthorityError>().map(AuthorityError::hint))
         .unwrap_or_default();
     if !hint.is_empty() {
         text += &format!("hint: {hint}\n");
@@ -117,21 +124,27 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn initialise(init: &Init) -> anyhow::Result<()> {
-    let database = match (&init.place.config, &init.place.database) {
-        (_, Some(database)) => database.clone(),
-        (Some(config), None) => Config::read(config)?.database,
+    let (database, authority) = match (&init.place.config, &init.place.database) {
+        (_, Some(database)) => (database.clone(), Config::authority_beside(database)),
+        (Some(config), None) => {
+            let Config { database, authority, .. } = Config::read(config)?;
+            (database, authority)
+        }
         (None, None) => return Err(anyhow!("neither --config nor --database was given")),
     };
     // Before the database: a token that nobody can be shown would be lost.
     let mut file = init.token_file.as_deref().map(new_token_file).transpose()?;
     let token = Token::for_subject();
-    if let Err(error) = Store::create(&database, &token.hash(), clock::now()).await {
-        if let Some(path) = &init.token_file {
-            // The error that matters is the first one.
-            let _ = std::fs::remove_file(path);
+    let fingerprint = match make(&database, &authority, &init.trust_domain, &token).await {
+        Ok(fingerprint) => fingerprint,
+        Err(error) => {
+            if let Some(path) = &init.token_file {
+                // The error that matters is the first one.
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(error);
         }
-        return Err(error.into());
-    }
+    };
     let token = format!("{}\n", token.reveal());
     let shown = match &mut file {
         Some(file) => file.write_all(token.as_bytes()),
@@ -146,14 +159,39 @@ async fn initialise(init: &Init) -> anyhow::Result<()> {
     if !init.quiet {
         let place = init.token_file.as_ref().map(|path| format!("in {}", path.display()));
         let text = format!(
-            "made {}\nthe token of `user:admin` is {}; it is not shown again\n\
-             next: `portcullis-control-plane serve --config FILE`, then `portcullis login --token-file FILE`\n",
+            "made {} and {}, whose fingerprint is {fingerprint}\n\
+             the token of `user:admin` is {}; it is not shown again\n\
+             next: `portcullis-control-plane serve --config FILE`, then \
+             `portcullis login --token-file FILE --ca-file {}`\n",
             database.display(),
+            authority.display(),
             place.as_deref().unwrap_or("the line on standard output"),
+            authority.join("ca.pem").display(),
         );
         io::stderr().write_all(text.as_bytes()).context("cannot write to standard error")?;
     }
     Ok(())
+}
+
+/// The database, and the authority unless there is one: hosts that know it go on knowing it.
+async fn make(
+    database: &Path,
+    authority: &Path,
+    trust_domain: &str,
+    token: &Token,
+) -> anyhow::Result<Fingerprint> {
+    let was_there = authority.exists();
+    let made = match was_there {
+        true => Authority::open(authority)?,
+        false => Authority::create(authority, trust_domain, clock::system_now())?,
+    };
+    if let Err(error) = Store::create(database, &token.hash(), clock::now()).await {
+        if !was_there {
+            Authority::discard(authority);
+        }
+        return Err(error.into());
+    }
+    Ok(made.fingerprint())
 }
 
 fn new_token_file(path: &Path) -> anyhow::Result<std::fs::File> {
@@ -171,7 +209,7 @@ async fn run_server(arguments: Serve) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let ready = |bound: &Listen| {
+    let ready = |bound: &[Listen]| {
         let Some(path) = &arguments.ready_file else { return };
         if let Err(error) = write_ready(path, bound) {
             let error = &error as &dyn std::error::Error;
@@ -182,9 +220,10 @@ async fn run_server(arguments: Serve) -> anyhow::Result<()> {
 }
 
 /// The file is there whole or not at all.
-fn write_ready(path: &Path, bound: &Listen) -> io::Result<()> {
+fn write_ready(path: &Path, bound: &[Listen]) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
-    std::fs::write(&unfinished, format!("{bound}\n"))?;
+    let lines: String = bound.iter().map(|listen| format!("{listen}\n")).collect();
+    std::fs::write(&unfinished, lines)?;
     std::fs::rename(&unfinished, path)
 }

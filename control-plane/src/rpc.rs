@@ -2,12 +2,14 @@
 //!
 //! Owns: the translation between the wire and the store. Must not know: SQL, rules.
 //!
-//! Invariant: every method begins with [`Gate::admit`], and there is no other way to a [`Caller`].
+//! Invariant: every call comes through [`admission`], which alone makes an [`Admitted`]; without one no method does anything.
 
 pub(crate) mod access;
+pub(crate) mod admission;
 pub(crate) mod agent;
 pub(crate) mod audit;
 pub(crate) mod directory;
+pub(crate) mod enrolment;
 mod session;
 
 use std::error::Error;
@@ -18,11 +20,11 @@ use proto::status::{ErrorKind, status};
 use proto::types::{HostName, Invalid, SubjectId};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
-use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 use crate::clock;
-use crate::identity::{self, IdentityError, TokenHash};
+use crate::identity::authority::Authority;
+use crate::identity::{Credential, IdentityError};
 use crate::rules::Refusal;
 use crate::rules::calls::{Caller, Method, Reach};
 use crate::rules::policy::Policy;
@@ -33,8 +35,8 @@ use crate::store::{Store, StoreError, Whose};
 /// How many answers of a stream wait for a slow reader.
 const STREAM_ANSWERS: usize = 8;
 
-/// How often it is checked that the token which opened a stream is still one: so long does a stream outlive it.
-const TOKEN_CHECK: Duration = Duration::from_secs(2);
+/// How often it is checked that what opened a stream still counts: so long does a stream outlive it.
+const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
 
 /// How the record names callers that nobody recognised; they share one line a second.
 const NOBODY: &str = "";
@@ -48,6 +50,10 @@ pub(crate) struct Gate {
     pub(crate) store: Store,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) policy: Policy,
+    pub(crate) authority: Arc<Authority>,
+    /// How long a host's certificate counts.
+    pub(crate) host_certificate_lifetime: Duration,
+    pub(crate) limits: Arc<admission::Limits>,
     /// Becomes true when the control plane stops.
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) throttle: Arc<Mutex<Throttle>>,
@@ -57,7 +63,7 @@ pub(crate) struct Gate {
 #[derive(Clone, Debug)]
 pub(crate) struct Admitted {
     caller: Caller,
-    token: TokenHash,
+    credential: Credential,
     method: Method,
     pub(crate) reach: Reach,
 }
@@ -67,7 +73,9 @@ impl Admitted {
     fn subject(&self) -> Result<&SubjectId, Status> {
         match &self.caller {
             Caller::Subject { id, .. } => Ok(id),
-            Caller::Host(_) => Err(status(ErrorKind::PermissionDenied, "a host cannot do this", "")),
+            Caller::Nobody | Caller::Host(_) => {
+                Err(status(ErrorKind::PermissionDenied, "only a subject can do this", ""))
+            }
         }
     }
 
@@ -75,7 +83,7 @@ impl Admitted {
     fn host(&self) -> Result<&HostName, Status> {
         match &self.caller {
             Caller::Host(name) => Ok(name),
-            Caller::Subject { .. } => {
+            Caller::Nobody | Caller::Subject { .. } => {
                 Err(status(ErrorKind::PermissionDenied, "only an agent can do this", ""))
             }
         }
@@ -91,33 +99,14 @@ impl Admitted {
 }
 
 impl Gate {
-    /// The one place where it is checked who calls and whether they may.
-    async fn admit(&self, headers: &MetadataMap, method: Method) -> Result<Admitted, Status> {
-        let (caller, token) = match identity::identify(&self.store, headers).await {
-            Ok(identified) => identified,
-            Err(IdentityError::Store(error)) => return Err(failed(&error)),
-            Err(error) => {
-                self.refused(NOBODY, "unauthenticated", method).await;
-                let hint = "sign in with `portcullis login --token-file FILE`";
-                return Err(status(error.kind(), error.to_string(), hint));
-            }
-        };
-        let reach = method.reach(&caller);
-        if reach == Reach::No {
-            self.refused(&caller.to_string(), "permission_denied", method).await;
-            let message = format!("`{caller}` may not call {}", method.as_str());
-            return Err(status(ErrorKind::PermissionDenied, message, "ask an administrator"));
-        }
-        Ok(Admitted { caller, token, method, reach })
-    }
-
     /// The status for what the store or the rules did not do. A call refused for who called is put on record.
     async fn answer(&self, admitted: &Admitted, error: StoreError) -> Status {
-        if let StoreError::Refused(refusal) = &error
-            && refusal.kind() == ErrorKind::PermissionDenied
-        {
-            self.refused(&admitted.caller.to_string(), "permission_denied", admitted.method).await;
-        }
+        let reason = match error.kind() {
+            ErrorKind::PermissionDenied => "permission_denied",
+            ErrorKind::Unauthenticated => "unauthenticated",
+            _ => return failed(&error),
+        };
+        self.refused(&admission::name(&admitted.caller), reason, admitted.method).await;
         failed(&error)
     }
 
@@ -127,17 +116,26 @@ impl Gate {
     }
 
     async fn refused(&self, caller: &str, reason: &'static str, method: Method) {
-        let key = (caller.to_owned(), method);
+        self.put_on_record(Key { caller: caller.to_owned(), reason, what: method.as_str() }).await;
+    }
+
+    async fn put_on_record(&self, key: Key) {
         let line = self.throttle().note(key.clone(), clock::now());
         if let Some(others) = line {
-            self.record_refused(key, reason, others).await;
+            self.record_refused(key, others).await;
         }
     }
 
-    async fn record_refused(&self, (caller, method): Key, reason: &str, others: u64) {
+    /// A connection that was closed before anything was said on it. It gets its line within a second or two.
+    pub(crate) fn connection_refused(&self, problem: &'static str) {
+        let key = Key { caller: NOBODY.to_owned(), reason: "connection_refused", what: problem };
+        self.throttle().count(key, clock::now());
+    }
+
+    async fn record_refused(&self, Key { caller, reason, what }: Key, others: u64) {
         let comment = match others {
-            0 => method.as_str().to_owned(),
-            _ => format!("{} ({others} more since the last of these lines)", method.as_str()),
+            0 => what.to_owned(),
+            _ => format!("{what} ({others} more since the last of these lines)"),
         };
         let recorded = self.store.call_refused(&caller, reason, comment, clock::now()).await;
         if let Err(error) = recorded {
@@ -152,9 +150,9 @@ impl Gate {
             tick.tick().await;
             let due = self.throttle().due(clock::now());
             for (key, others) in due {
-                let reason = if key.0 == NOBODY { "unauthenticated" } else { "permission_denied" };
-                self.record_refused(key, reason, others).await;
+                self.record_refused(key, others).await;
             }
+            self.limits.forget_the_quiet();
         }
     }
 
@@ -163,16 +161,16 @@ impl Gate {
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when the token of a caller has ended, or cannot be checked.
-    async fn token_ended(&self, token: &TokenHash) -> Status {
+    /// Resolves when what a caller proved itself by has ended, or cannot be checked.
+    async fn credential_ended(&self, credential: &Credential) -> Status {
         loop {
-            tokio::time::sleep(TOKEN_CHECK).await;
-            match self.store.caller(token).await {
-                Ok(Some(_)) => {}
-                Ok(None) => {
+            tokio::time::sleep(CREDENTIAL_CHECK).await;
+            match credential.caller(&self.store, clock::now()).await {
+                Ok(_) => {}
+                Err(IdentityError::Store(error)) => return failed(&error),
+                Err(_) => {
                     return status(ErrorKind::Unauthenticated, "the token has ended", "sign in again");
                 }
-                Err(error) => return failed(&error),
             }
         }
     }
@@ -189,6 +187,12 @@ fn stopping() -> Status {
     status(ErrorKind::Unavailable, "the control plane is stopping", "try again in a moment")
 }
 
+/// Who calls, as [`admission`] found out.
+fn admitted<T>(request: &Request<T>) -> Result<Admitted, Status> {
+    let admitted = request.extensions().get::<Admitted>().cloned();
+    admitted.ok_or_else(|| status(ErrorKind::Internal, "nobody has looked at who calls", ""))
+}
+
 /// The status for a value that breaks a rule of the contract.
 fn invalid(error: Invalid) -> Status {
     status(ErrorKind::InvalidArgument, error.to_string(), "")
@@ -202,7 +206,7 @@ fn failed(error: &StoreError) -> Status {
     status(error.kind(), error.to_string(), error.hint())
 }
 
-/// Gives the caller a stream that `feed` fills; it ends when the caller leaves, its token ends or the control plane stops.
+/// Gives the caller a stream that `feed` fills; it ends when the caller leaves, its token or certificate ends, or the control plane stops.
 fn stream<T, F>(
     gate: Gate,
     caller: Admitted,
@@ -219,7 +223,7 @@ where
             end = feeding => end,
             () = sender.closed() => return,
             () = gate.stopped() => Err(stopping()),
-            status = gate.token_ended(&caller.token) => Err(status),
+            status = gate.credential_ended(&caller.credential) => Err(status),
         };
         if let Err(status) = end {
             // A caller that left needs no status.

@@ -1,9 +1,10 @@
 //! What is right: pure functions from what is known to what follows.
 //!
-//! Owns: the two lives (request and grant), which host holds what, who may call what, how a host is shown. Must not know:
+//! Owns: the two lives (request and grant), which host holds what, who may call what, which certificates count, how a host is shown. Must not know:
 //! async, clocks, files, the wire, storage. Time is an argument.
 
 pub mod calls;
+pub mod enrolment;
 pub mod grant;
 pub mod numbering;
 pub mod placement;

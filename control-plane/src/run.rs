@@ -2,6 +2,7 @@
 //!
 //! Owns: start and stop. Must not know: arguments, the environment.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,17 +11,22 @@ use proto::wire::access::access_service_server::AccessServiceServer;
 use proto::wire::access::directory_service_server::DirectoryServiceServer;
 use proto::wire::agent::agent_service_server::AgentServiceServer;
 use proto::wire::audit::audit_service_server::AuditServiceServer;
+use proto::wire::enrolment::enrolment_service_server::EnrolmentServiceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 
 use crate::config::{Config, Listen};
-use crate::deadlines;
-use crate::listen::{ListenError, Listener};
-use crate::rpc::{Gate, access, agent, audit, directory};
+use crate::identity::authority::{Authority, AuthorityError, ServerName};
+use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
+use crate::rpc::admission::Admission;
+use crate::rpc::{Gate, access, agent, audit, directory, enrolment};
+use crate::rules::calls;
 use crate::rules::policy::Policy;
 use crate::store::{Store, StoreError};
+use crate::{clock, deadlines};
 
 /// How many calls one connection may have open. An agent needs one; a person's tool a few.
 const STREAMS_MAX: u32 = 128;
@@ -32,6 +38,9 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 /// The largest message that callers other than agents may send. The largest honest one, a request that names 1000 hosts,
 /// has 70 KiB.
 const CALL_MAX_BYTES: usize = 1024 * 1024;
+
+/// The largest message of a host that joins or renews: a request for a certificate and a secret.
+const ENROLMENT_MAX_BYTES: usize = 16 * 1024;
 
 /// The largest header list: a token and what gRPC adds.
 const HEADERS_MAX_BYTES: u32 = 16 * 1024;
@@ -48,6 +57,20 @@ pub enum ServeError {
     /// Nobody could reach us.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Hosts' certificates cannot be signed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Nobody could reach us safely.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// There are methods of which nobody has said who may call them, or the other way round: a fault of the program.
+    #[error("the table of calls is not whole: without {lacking:?}, with {besides:?}")]
+    Calls {
+        /// Methods that it lacks.
+        lacking: Vec<String>,
+        /// What it has that is no method.
+        besides: Vec<&'static str>,
+    },
     /// The server stopped by itself.
     #[error("cannot serve")]
     Transport(#[from] tonic::transport::Error),
@@ -59,7 +82,9 @@ impl ServeError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Listen(_) => "choose another `listen` in the configuration, or stop what uses it",
-            Self::Transport(_) => "",
+            Self::Authority(error) => error.hint(),
+            Self::Tls(_) => "mend what `[tls]` in the configuration names",
+            Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
 }
@@ -67,31 +92,48 @@ impl ServeError {
 /// Runs a control plane until `shutdown` resolves. `ready` is told where callers find it, once they do.
 pub async fn serve(
     config: Config,
-    ready: impl FnOnce(&Listen),
+    ready: impl FnOnce(&[Listen]),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let (lacking, besides) = calls::compare(&proto::methods());
+    if !lacking.is_empty() || !besides.is_empty() {
+        return Err(ServeError::Calls { lacking, besides });
+    }
     let store = Store::open(&config.database).await?;
-    let listener = Listener::bind(&config.listen).await?;
-    let bound = listener.bound();
-    let bound = bound.map_err(|source| ListenError::Bind { listen: config.listen.clone(), source })?;
+    let authority = Arc::new(Authority::open(&config.authority)?);
+    let (listeners, bound) = bind(&config.listen).await?;
+    let names = names(&config.tls_names, &bound);
+    let certificates =
+        Arc::new(Certificates::new(Arc::clone(&authority), names, config.tls_files, clock::system_now())?);
     let (stop, stopping) = watch::channel(false);
     let gate = Gate {
         store: store.clone(),
         sessions: Arc::default(),
         policy: Policy { max_grant_duration: config.max_grant_duration },
+        authority,
+        host_certificate_lifetime: config.host_certificate_lifetime,
+        limits: Arc::default(),
         stopping: stopping.clone(),
         throttle: Arc::default(),
     };
+    let acceptor = Arc::new(certificates.server_config()?).into();
+    let refusing = gate.clone();
+    let refused = Arc::new(move |problem| refusing.connection_refused(problem));
+    let security = Security { acceptor, certificates: Arc::clone(&certificates), refused };
     let (running, mut sessions) = mpsc::channel(1);
-    let background =
-        [tokio::spawn(deadlines::run(store.clone())), tokio::spawn(gate.clone().record_counted())];
+    let background = [
+        tokio::spawn(deadlines::run(store.clone())),
+        tokio::spawn(gate.clone().record_counted()),
+        tokio::spawn(certificates.keep_fresh()),
+    ];
     let mut told = stopping.clone();
     let told = async move {
         // A dropped sender means the same.
         let _ = told.wait_for(|is_stopping| *is_stopping).await;
     };
-    let mut serving = Box::pin(router(gate, running).serve_with_incoming_shutdown(listener.incoming(), told));
-    tracing::info!(listen = %bound, timeline = %store.timeline(), "serving");
+    let connections = incoming(listeners, security);
+    let mut serving = Box::pin(router(gate, running).serve_with_incoming_shutdown(connections, told));
+    tracing::info!(listen = %Listen::list(&bound), timeline = %store.timeline(), "serving");
     ready(&bound);
     let served = tokio::select! {
         served = &mut serving => served,
@@ -111,7 +153,36 @@ pub async fn serve(
     Ok(served?)
 }
 
-fn router(gate: Gate, running: mpsc::Sender<()>) -> Router {
+async fn bind(listen: &[Listen]) -> Result<(Vec<Listener>, Vec<Listen>), ListenError> {
+    let (mut listeners, mut bound) = (Vec::new(), Vec::new());
+    for listen in listen {
+        let listener = Listener::bind(listen).await?;
+        let failed = |source| ListenError::Bind { listen: listen.clone(), source };
+        bound.push(listener.bound().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, bound))
+}
+
+/// By what callers may reach us: as configured, where we listen, and from this machine.
+fn names(configured: &[ServerName], bound: &[Listen]) -> Vec<ServerName> {
+    let mut names = configured.to_vec();
+    let addresses = bound.iter().filter_map(|listen| match listen {
+        Listen::Tcp(address) => Some(address.ip()).filter(|address| !address.is_unspecified()),
+        Listen::Unix(_) => None,
+    });
+    names.push(ServerName::Dns("localhost".to_owned()));
+    let here = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for name in addresses.chain(here).map(ServerName::Ip) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Identity>> {
+    let admission = Admission(gate.clone());
     let directory = DirectoryServiceServer::new(directory::Directory(gate.clone()))
         .max_decoding_message_size(CALL_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -121,6 +192,9 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router {
     let audit = AuditServiceServer::new(audit::Audit(gate.clone()))
         .max_decoding_message_size(CALL_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let enrolment = EnrolmentServiceServer::new(enrolment::Enrolment(gate.clone()))
+        .max_decoding_message_size(ENROLMENT_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let agent = AgentServiceServer::new(agent::Agent { gate, running })
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -129,8 +203,10 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
         .http2_max_header_list_size(HEADERS_MAX_BYTES)
+        .layer(admission)
         .add_service(directory)
         .add_service(access)
         .add_service(audit)
+        .add_service(enrolment)
         .add_service(agent)
 }

@@ -11,6 +11,7 @@ mod agents;
 mod audit;
 mod decode;
 mod directory;
+mod enrolment;
 mod error;
 mod grants;
 mod hosts;
@@ -22,6 +23,7 @@ mod tokens;
 mod tx;
 
 pub use audit::Stored;
+pub use enrolment::{NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};
@@ -42,6 +44,8 @@ pub struct Store {
     readers: SqlitePool,
     timeline: Uuid,
     signals: Arc<Signals>,
+    /// As it was last read.
+    directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
     /// Held as long as the store: keeps a second process off the database.
     _lock: Arc<File>,
 }

@@ -13,6 +13,7 @@ pub mod wire {
     pub use generated::portcullis::access::v1 as access;
     pub use generated::portcullis::agent::v1 as agent;
     pub use generated::portcullis::audit::v1 as audit;
+    pub use generated::portcullis::enrolment::v1 as enrolment;
 
     #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
     mod generated {
@@ -20,5 +21,14 @@ pub mod wire {
     }
 }
 
+/// The name under which an agent asks for the control plane, whatever the address: its authority signs it for nothing else, so a
+/// host believes no other certificate.
+pub const CONTROL_PLANE_NAME: &str = "control-plane.portcullis.internal";
+
 /// The largest message either side accepts, in bytes. A grant set of 50,000 grants takes about 4 MiB.
 pub const MESSAGE_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Every method of every service, as `SERVICE.METHOD`.
+pub fn methods() -> Vec<String> {
+    include_str!(concat!(env!("OUT_DIR"), "/methods")).lines().map(str::to_owned).collect()
+}

@@ -3,9 +3,13 @@
 //! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
 
 mod audit;
+mod delta;
+mod digest;
+mod enrolment;
 mod grant;
 mod host;
 mod ids;
+mod labels;
 mod request;
 mod resource;
 mod selector;
@@ -14,16 +18,23 @@ mod subject;
 mod time;
 
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
+pub use delta::Delta;
+pub use digest::Digest;
+pub use enrolment::{Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use ids::{GrantId, HostName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber};
+pub use labels::{Label, Labels};
 pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
     ResourceOptions, UnixPath,
 };
 pub use selector::{CgroupPath, ContainerPrefix, PodSelector, Selector, UnitName, UnixUser};
-pub use session::{Applied, EndedGrant, GrantSet, Hello, LiveGrant, Refused, RefusedItem, Report};
+pub use session::{
+    Applied, EndedGrant, GrantSet, Hello, LiveGrant, PROTOCOL, Refused, RefusedItem, Report, Welcome,
+    resync_reason,
+};
 pub use subject::{NewSubject, Subject, SubjectRole};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
 

@@ -112,10 +112,9 @@ impl Running {
         MemoryFile::new(&state_dir, observe::boot_id()?).write(&memory, now_boot_ns())?;
         let mut config = Config {
             host: "proof".parse()?,
-            control_plane: format!("unix:{}/nobody", sandbox.dir().display())
-                .parse()
-                .map_err(anyhow::Error::msg)?,
-            token_file: PathBuf::new(),
+            // It has not joined, and so asks nobody.
+            control_plane: "https://127.0.0.1:1".parse().map_err(anyhow::Error::msg)?,
+            join_token_file: None,
             state_dir,
             kernel: Settings::new(sandbox.pin_dir()),
             exempt: Vec::new(),
@@ -131,7 +130,7 @@ impl Running {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let shutdown = async move { drop(stopped.await) };
             let watch = move |hello| drop(to_us.send(hello));
-            runtime.expect("a runtime").block_on(run_on(ground, config, "token".to_owned(), shutdown, watch))
+            runtime.expect("a runtime").block_on(run_on(ground, config, shutdown, watch))
         });
         let Ok(hello) = hello.recv() else {
             return match thread.join().expect("the agent does not panic") {

@@ -11,6 +11,7 @@ pub mod fixture;
 pub mod listener;
 pub mod machine;
 pub mod netlink;
+pub mod network;
 pub mod other_agent;
 pub mod postgres;
 pub mod probe;

@@ -43,14 +43,13 @@ fn run(configuration: &Path) -> Result<()> {
     config.kernel.abi_version = ABI_VERSION;
     config.kernel.connections_max /= 2;
     config.kernel.grants_max /= 2;
-    let token = std::fs::read_to_string(&config.token_file)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = async move {
             terminate.recv().await;
         };
-        agent::run::run(config, token.trim().to_owned(), shutdown).await?;
+        agent::run::run(config, shutdown).await?;
         Ok(())
     })
 }

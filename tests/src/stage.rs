@@ -1,13 +1,15 @@
 //! A whole installation on this machine: control plane, agent and the people who use them, with the real binaries.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::network::{self, Network};
 use crate::other_agent;
 use crate::process::{Background, output, wait_for};
 use crate::sandbox::{Cgroup, Sandbox};
@@ -28,7 +30,19 @@ pub const ADMIN: &str = "user:admin";
 pub struct Stage {
     control_plane: Option<Background>,
     agent: Option<Background>,
+    network: Option<Network>,
     sandbox: Sandbox,
+}
+
+/// How an installation differs from the usual one.
+#[derive(Clone, Copy, Default)]
+pub struct Plan<'a> {
+    /// More lines of the control plane's configuration.
+    pub control_plane: &'a str,
+    /// More lines of the agent's configuration, before its tables.
+    pub agent: &'a str,
+    /// Control plane and host are in network namespaces of their own, and what they say goes over a wire.
+    pub is_apart: bool,
 }
 
 /// A binary of the project, built beside this one.
@@ -46,35 +60,89 @@ impl Stage {
 
     /// The same, with more lines in the agent's configuration.
     pub fn start_with(agent_configuration: &str) -> Result<Self> {
-        let mut stage = Self { control_plane: None, agent: None, sandbox: Sandbox::new()? };
-        stage.write_configurations(agent_configuration)?;
-        output(
-            Command::new(binary("portcullis-control-plane")?)
-                .args(["init", "--quiet", "--config"])
-                .arg(stage.path("control-plane.toml"))
-                .arg("--token-file")
-                .arg(stage.token_file(ADMIN)),
-        )?;
+        Self::start_as(Plan { agent: agent_configuration, ..Plan::default() })
+    }
+
+    /// The same, by a plan.
+    pub fn start_as(plan: Plan<'_>) -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        let network = plan.is_apart.then(|| Network::new(sandbox.dir())).transpose()?;
+        let mut stage = Self { control_plane: None, agent: None, network, sandbox };
+        stage.write_control_plane_configuration(plan.control_plane)?;
+        stage.init_control_plane()?;
         stage.start_control_plane()?;
-        let token_file = stage.path("agent.token").display().to_string();
-        stage.cli(ADMIN)?.run(&["host", "add", HOST, "--new-token-file", &token_file])?;
+        stage.write_agent_configuration(plan.agent)?;
+        let token = stage.cli(ADMIN)?.run(&["host", "add", HOST])?;
+        stage.join_with(&token)?;
         stage.start_agent()?;
         stage.wait_for_host("enforcing")?;
         Ok(stage)
     }
 
-    fn write_configurations(&self, agent_configuration: &str) -> Result<()> {
+    /// Where agents find the control plane: an address of this installation alone.
+    fn control_plane_address(&self) -> SocketAddr {
+        let address = match &self.network {
+            None => self.sandbox.address().into(),
+            Some(_) => network::CONTROL_PLANE.parse().expect("it is an address"),
+        };
+        SocketAddr::new(address, 7400)
+    }
+
+    fn write_control_plane_configuration(&self, more: &str) -> Result<()> {
         let dir = self.sandbox.dir().display();
-        let control_plane =
-            format!("listen = \"unix:{dir}/socket\"\ndatabase = \"{dir}/control-plane.db\"\n");
+        let control_plane = format!(
+            "listen = [\"unix:{dir}/socket\", \"{}\"]\ndatabase = \"{dir}/control-plane.db\"\n{more}\n",
+            self.control_plane_address()
+        );
         fs::write(self.path("control-plane.toml"), control_plane)?;
+        Ok(())
+    }
+
+    fn write_agent_configuration(&self, more: &str) -> Result<()> {
+        let dir = self.sandbox.dir().display();
         let agent = format!(
-            "host = \"{HOST}\"\ncontrol_plane = \"unix:{dir}/socket\"\ntoken_file = \"{dir}/agent.token\"\n\
-             state_dir = \"{dir}/agent\"\n{agent_configuration}\n[kernel]\npin_dir = \"{}\"\n",
+            "host = \"{HOST}\"\ncontrol_plane = \"https://{}\"\nstate_dir = \"{dir}/agent\"\n{more}\n\
+             [kernel]\npin_dir = \"{}\"\n",
+            self.control_plane_address(),
             self.sandbox.pin_dir().display()
         );
         fs::write(self.path("agent.toml"), agent)?;
         Ok(())
+    }
+
+    /// Has the host join again, as an operator does.
+    pub fn join(&self) -> Result<()> {
+        self.join_with(&self.cli(ADMIN)?.run(&["host", "join-token", HOST])?)
+    }
+
+    /// Has the host join with this token.
+    pub fn join_with(&self, token: &str) -> Result<()> {
+        let file = self.path("join.token");
+        fs::write(&file, token)?;
+        let mut command = self.on_the_host(&binary("portcullis-agent")?);
+        command.args(["join", "--config"]).arg(self.path("agent.toml")).arg("--token-file").arg(&file);
+        output(&mut command).map(drop)
+    }
+
+    /// The network between control plane and host, of an installation that has one.
+    pub fn network(&self) -> Result<&Network> {
+        self.network.as_ref().context("control plane and host are not apart")
+    }
+
+    fn on_the_host(&self, program: &Path) -> Command {
+        match &self.network {
+            None => Command::new(program),
+            Some(network) => network.host.command(program),
+        }
+    }
+
+    /// Makes the database and the authority, with a new token of the administrator.
+    pub fn init_control_plane(&self) -> Result<()> {
+        let token_file = self.token_file(ADMIN);
+        let _ = fs::remove_file(&token_file);
+        let mut command = Command::new(binary("portcullis-control-plane")?);
+        command.args(["init", "--quiet", "--config"]).arg(self.path("control-plane.toml"));
+        output(command.arg("--token-file").arg(token_file)).map(drop)
     }
 
     /// What it stands on.
@@ -96,7 +164,11 @@ impl Stage {
     pub fn start_control_plane(&mut self) -> Result<()> {
         let ready = self.path("ready");
         let _ = fs::remove_file(&ready);
-        let mut command = Command::new(binary("portcullis-control-plane")?);
+        let program = binary("portcullis-control-plane")?;
+        let mut command = match &self.network {
+            None => Command::new(program),
+            Some(network) => network.control_plane.command(program),
+        };
         command
             .args(["serve", "--config"])
             .arg(self.path("control-plane.toml"))
@@ -112,7 +184,7 @@ impl Stage {
 
     /// Starts the agent.
     pub fn start_agent(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("portcullis-agent")?);
+        let mut command = self.on_the_host(&binary("portcullis-agent")?);
         command.args(["run", "--config"]).arg(self.path("agent.toml"));
         self.start_as_agent(&mut command)
     }
@@ -212,8 +284,19 @@ impl Stage {
 
     /// The command line of a subject.
     pub fn cli(&self, subject: &str) -> Result<Cli> {
-        let server = format!("unix:{}", self.path("socket").display());
-        Ok(Cli { program: binary("portcullis")?, server, token_file: self.token_file(subject) })
+        let server = match &self.network {
+            None => format!("unix:{}", self.path("socket").display()),
+            Some(_) => format!("https://{}", self.control_plane_address()),
+        };
+        let netns = self.network.as_ref().map(|network| network.host.path());
+        let ca_file = self.path("authority/ca.pem");
+        Ok(Cli {
+            program: binary("portcullis")?,
+            netns,
+            server,
+            ca_file,
+            token_file: self.token_file(subject),
+        })
     }
 
     /// Asks for access as the subject, has the administrator approve, and returns when the kernel holds the grant: its id.
@@ -264,15 +347,25 @@ pub fn text(value: &Value, field: &str) -> Result<String> {
 /// The command line of one subject.
 pub struct Cli {
     program: PathBuf,
+    /// As `nsenter` takes it; None: the network of this test.
+    netns: Option<String>,
     server: String,
+    ca_file: PathBuf,
     token_file: PathBuf,
 }
 
 impl Cli {
     /// A command, to be changed and run.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).stdin(Stdio::null());
+        let mut command = match &self.netns {
+            None => Command::new(&self.program),
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(netns).arg(&self.program);
+                command
+            }
+        };
+        command.args(arguments).stdin(Stdio::null()).env("PORTCULLIS_CA_FILE", &self.ca_file);
         command.env("PORTCULLIS_SERVER", &self.server).env("PORTCULLIS_TOKEN_FILE", &self.token_file);
         command
     }

@@ -5,14 +5,15 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 use tests::ensure_eq;
+use tests::process::wait_for;
 use tests::runner::Test;
-use tests::stage::{ADMIN, HOST, Stage, binary, text};
+use tests::stage::{ADMIN, HOST, SOON, Stage, binary, text};
 
 pub(crate) const TESTS: &[Test] = &[
     ("bad_input::wrong_values_are_named_and_change_nothing", wrong_values),
     ("bad_input::a_malformed_agent_configuration_is_refused", malformed_agent_configuration),
     ("bad_input::a_malformed_control_plane_configuration_is_refused", malformed_control_plane_configuration),
-    ("bad_input::an_agent_with_the_wrong_token_gets_nowhere", wrong_token),
+    ("bad_input::a_revoked_host_gets_nowhere_until_it_joins_again", revoked_host),
 ];
 
 fn wrong_values() -> Result<()> {
@@ -73,7 +74,7 @@ fn refuses(program: &str, verb: &str, configuration: &str, words: &str) -> Resul
 }
 
 fn malformed_agent_configuration() -> Result<()> {
-    let least = "control_plane = \"unix:/nowhere/socket\"\ntoken_file = \"/nowhere/token\"\nstate_dir = \"/nowhere/state\"\n";
+    let least = "control_plane = \"https://192.0.2.1:7400\"\nstate_dir = \"/nowhere/state\"\n";
     for verb in ["run", "check"] {
         refuses("portcullis-agent", verb, "", "missing field `control_plane`")?;
         refuses("portcullis-agent", verb, "control_plane = [", "configuration.toml")?;
@@ -84,8 +85,8 @@ fn malformed_agent_configuration() -> Result<()> {
             &format!("{least}[kernel]\ngrants_max = 0\n"),
             "kernel.grants_max",
         )?;
-        let remote = least.replace("unix:/nowhere/socket", "http://192.0.2.1:7400");
-        refuses("portcullis-agent", verb, &remote, "not encrypted")?;
+        let clear = least.replace("https:", "http:");
+        refuses("portcullis-agent", verb, &clear, "is not `https://HOST:PORT`")?;
     }
     Ok(())
 }
@@ -94,22 +95,21 @@ fn malformed_control_plane_configuration() -> Result<()> {
     let with = |listen: &str| format!("listen = \"{listen}\"\ndatabase = \"control-plane.db\"\n");
     let program = "portcullis-control-plane";
     refuses(program, "serve", "", "listen")?;
-    refuses(program, "serve", &with("0.0.0.0:7400"), "no TLS yet")?;
-    refuses(program, "serve", &with("192.0.2.1:7400"), "no TLS yet")?;
-    refuses(program, "serve", &format!("{}tls = true\n", with("127.0.0.1:0")), "unknown field `tls`")?;
+    refuses(program, "serve", &with("localhost:7400"), "is not `ADDRESS:PORT`")?;
+    refuses(program, "serve", &format!("{}clear = true\n", with("127.0.0.1:0")), "unknown field `clear`")?;
     refuses(program, "serve", &with("127.0.0.1:0"), "init")?;
     Ok(())
 }
 
-fn wrong_token() -> Result<()> {
+fn revoked_host() -> Result<()> {
     let mut stage = Stage::start()?;
-    stage.agent()?.stop()?;
-    fs::write(stage.path("agent.token"), format!("pch_{}\n", "0".repeat(64)))?;
-    stage.start_agent()?;
+    stage.cli(ADMIN)?.run(&["host", "revoke", HOST, "--comment", "lost"])?;
+    stage.wait_for_host("unreachable")?;
     let process = stage.agent()?;
-    tests::process::wait_for("the refusal", tests::stage::SOON, || {
+    wait_for("the refusal", SOON, || {
         process.ensure_running()?;
-        Ok(process.log().contains("the control plane refused").then_some(()))
+        Ok(process.log().contains("was revoked").then_some(()))
     })?;
-    stage.wait_for_host("unreachable")
+    stage.join()?;
+    stage.wait_for_host("enforcing")
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod borrowed;
 mod deadlines;
+mod hosts;
 mod life;
 mod lsm;
 mod modes;
@@ -25,6 +26,7 @@ fn main() {
             outages::TESTS,
             upgrades::TESTS,
             proof::TESTS,
+            hosts::TESTS,
             bad_input::TESTS,
             lsm::TESTS,
             options::TESTS,

@@ -5,10 +5,12 @@
 //! Invariants: within a timeline a generation never goes back; the deadline of a grant never moves later; what this host has
 //! ended lets nobody through again, whatever sets come with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use proto::types::{CgroupPath, EndedGrant, GrantId, GrantSet, HostEnd, LiveGrant, Resource, Subject};
+use proto::types::{
+    CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, Subject,
+};
 use uuid::Uuid;
 
 use super::plan::WantedGrant;
@@ -136,9 +138,29 @@ impl Grants {
                 return Accepted::Same;
             }
         }
+        let named: BTreeSet<GrantId> = set.grants.iter().map(|grant| grant.id).collect();
+        self.ended.retain(|id, _| named.contains(id));
+        self.replace(timeline, set, now_boot_ns);
+        Accepted::Changed
+    }
+
+    /// Takes over a change that came at `now_boot_ns` of the set that is there. The error says why it is none of that.
+    pub fn change(&mut self, timeline: Uuid, delta: &Delta, now_boot_ns: u64) -> Result<(), Invalid> {
+        if self.timeline != Some(timeline) {
+            return Err(Invalid::new("timeline", format_args!("{timeline} is not the one that is held")));
+        }
+        // What has ended here, or run out, is not in it, and does not come back by a change of others.
+        let set = delta.of(self.remaining_set(now_boot_ns))?;
+        for id in &delta.removed_grants {
+            self.ended.remove(id);
+        }
+        self.replace(timeline, set, now_boot_ns);
+        Ok(())
+    }
+
+    fn replace(&mut self, timeline: Uuid, set: GrantSet, now_boot_ns: u64) {
         let deadline = |grant: &LiveGrant| now_boot_ns.saturating_add(nanoseconds(grant.remaining));
         let mut known = std::mem::take(&mut self.grants);
-        self.ended.retain(|id, _| set.grants.iter().any(|grant| grant.id == *id));
         for grant in set.grants.iter().filter(|grant| !self.ended.contains_key(&grant.id)) {
             let mut held = known.remove(&grant.id).unwrap_or_else(|| Held::new(grant, u64::MAX, now_boot_ns));
             held.wanted.expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(deadline(grant));
@@ -154,7 +176,6 @@ impl Grants {
         self.generation = set.generation;
         self.resources = set.resources;
         self.subjects = set.subjects;
-        Accepted::Changed
     }
 
     fn forget_lapsed(&mut self, now_boot_ns: u64) {
@@ -255,6 +276,8 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proto::types::{NewResource, NewSubject, SubjectRole};
+
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -276,6 +299,31 @@ mod tests {
         }
     }
 
+    /// With the resource and the subject that its grants name.
+    fn known(set: GrantSet) -> GrantSet {
+        let ports = vec!["tcp/5432".parse().expect("valid")];
+        let address = "10.0.0.1".parse().expect("valid");
+        let resource = NewResource::new("db".parse().expect("valid"), vec![address], ports).expect("valid");
+        let subject = NewSubject {
+            id: "user:alice".parse().expect("valid"),
+            selectors: vec![],
+            role: SubjectRole::Member,
+        };
+        GrantSet {
+            resources: vec![Resource::numbered(1.try_into().expect("not 0"), resource)],
+            subjects: vec![Subject::numbered(1.try_into().expect("not 0"), subject)],
+            ..set
+        }
+    }
+
+    /// Those that let somebody through at this second, by id.
+    fn live(grants: &Grants, second: u64) -> Vec<(GrantId, u64)> {
+        let mut live: Vec<_> =
+            deadlines(grants).into_iter().filter(|(_, deadline)| *deadline > second).collect();
+        live.sort_unstable_by_key(|(_, deadline)| *deadline);
+        live
+    }
+
     fn deadlines(grants: &Grants) -> Vec<(GrantId, u64)> {
         grants.wanted().iter().map(|grant| (grant.id, grant.expires_at_boot_ns / SECOND)).collect()
     }
@@ -291,6 +339,62 @@ mod tests {
         assert_eq!(grants.applied(), Some((here, 5)));
         assert_eq!(grants.accept(elsewhere, set(1, &[]), 0), Accepted::Changed);
         assert_eq!(grants.applied(), Some((elsewhere, 1)));
+    }
+
+    #[test]
+    fn a_delta_changes_what_it_names_and_nothing_else() {
+        let (here, elsewhere) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let [kept, gone, new] = [GrantId::new(), GrantId::new(), GrantId::new()];
+        let nothing = |since, generation| Delta {
+            since,
+            generation,
+            put_resources: vec![],
+            removed_resources: vec![],
+            put_subjects: vec![],
+            removed_subjects: vec![],
+            put_grants: vec![],
+            removed_grants: vec![],
+        };
+        let mut grants = Grants::default();
+        grants.accept(here, known(set(3, &[(kept, 60), (gone, 600)])), 0);
+        assert!(grants.change(elsewhere, &nothing(3, 4), 0).is_err());
+        assert!(grants.change(here, &nothing(2, 4), 0).is_err());
+        let put_grants = set(0, &[(new, 90)]).grants;
+        let delta = Delta { put_grants, removed_grants: vec![gone], ..nothing(3, 5) };
+        grants.change(here, &delta, 10 * SECOND).expect("fits");
+        assert_eq!(grants.applied(), Some((here, 5)));
+        assert_eq!(live(&grants, 10), [(kept, 60), (new, 100)]);
+        // What is put again is not longer than it was.
+        let delta = Delta { put_grants: set(0, &[(kept, 600)]).grants, ..nothing(5, 6) };
+        grants.change(here, &delta, 10 * SECOND).expect("fits");
+        assert_eq!(live(&grants, 10), [(kept, 60), (new, 100)]);
+    }
+
+    #[test]
+    fn what_ended_here_does_not_come_back_by_a_change_of_others() {
+        let (here, id, other) = (Uuid::from_u128(1), GrantId::new(), GrantId::new());
+        let mut grants = Grants::default();
+        grants.recall(
+            Some((here, known(set(3, &[(id, 60)])))),
+            vec![EndedGrant { grant: id, reason: HostEnd::Idle }],
+            0,
+        );
+        let delta = |since, put_grants, removed_grants| Delta {
+            since,
+            generation: since + 1,
+            put_resources: vec![],
+            removed_resources: vec![],
+            put_subjects: vec![],
+            removed_subjects: vec![],
+            put_grants,
+            removed_grants,
+        };
+        grants.change(here, &delta(3, set(0, &[(other, 60)]).grants, vec![]), 0).expect("fits");
+        assert_eq!(grants.end_of(id), Some(HostEnd::Idle), "the control plane may not know it yet");
+        grants.change(here, &delta(4, set(0, &[(id, 60)]).grants, vec![]), 0).expect("fits");
+        assert_eq!(live(&grants, 0), [(other, 60)]);
+        grants.change(here, &delta(5, vec![], vec![id]), 0).expect("fits");
+        assert_eq!(grants.end_of(id), None, "it knows it");
     }
 
     #[test]

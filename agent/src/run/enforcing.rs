@@ -7,8 +7,8 @@ use agent_ebpf::abi::{
 };
 use agent_ebpf::verdict::Reason;
 use proto::types::{
-    Applied, CgroupPath, EndReason, EndedGrant, GrantId, GrantSet, Refused, RefusedItem, Report, Selector,
-    SubjectNumber,
+    Applied, CgroupPath, Delta, Digest, EndReason, EndedGrant, GrantId, GrantSet, Invalid, Refused,
+    RefusedItem, Report, Selector, SubjectNumber,
 };
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use crate::kernel::{Fault, Gate, KernelError, Missing, UNIX_SOCKETS};
 use crate::kubernetes::{PodsFile, PodsNews};
 use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::{Cgroups, UnixSockets};
+use crate::rules::digest::digest;
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
@@ -264,6 +265,21 @@ impl Enforcing {
             }
             Accepted::Same | Accepted::Changed => {}
         }
+        Some(self.put_into_the_kernel(generation))
+    }
+
+    /// The same for a change of the set that is there. The error says why it is none: a whole set is needed.
+    pub(super) fn change(&mut self, timeline: Uuid, delta: &Delta) -> Result<Applied, Invalid> {
+        let named = delta.put_resources.iter().map(|resource| resource.number.get());
+        let mut named = named.chain(delta.put_subjects.iter().map(|subject| subject.number.get()));
+        if named.any(|number| number == canary::NUMBER) {
+            return Err(Invalid::new("delta", "uses the canary's number"));
+        }
+        self.grants.change(timeline, delta, now_boot_ns())?;
+        Ok(self.put_into_the_kernel(delta.generation))
+    }
+
+    fn put_into_the_kernel(&mut self, generation: u64) -> Applied {
         self.look_for_set();
         // What is over before it began lets nobody through at all.
         self.find_ends();
@@ -271,7 +287,19 @@ impl Enforcing {
         self.succeed();
         let refused = self.health.refused.clone();
         tracing::info!(generation, refused = refused.len(), "grant set applied");
-        Some(Applied { generation, refused })
+        Applied { generation, refused }
+    }
+
+    /// What the kernel holds now, read from its maps. None: there is no set yet, or the maps cannot be read, which the next
+    /// comparison tells.
+    pub(super) fn digest(&mut self) -> Option<Digest> {
+        let mut read = self.gate.read().ok()?;
+        let now_boot_ns = now_boot_ns();
+        // When a slot was last active is the kernel's to know, and read only for those that seem to be idle.
+        self.look_at_activity(now_boot_ns);
+        read.active.clone_from(&self.entries.active);
+        let (wanted, refused) = (self.wanted(), &self.health.refused);
+        digest(&read, &self.grants, &wanted, refused, self.gate.slots_max(), now_boot_ns)
     }
 
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.

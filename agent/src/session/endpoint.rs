@@ -1,82 +1,138 @@
 //! Where the control plane is, and how to get there.
 
 use std::fmt::{self, Display};
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Error, Uri};
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Uri};
 use tower::service_fn;
+
+use super::tls;
 
 /// How often a quiet connection is asked whether it is still there, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Where the control plane is: on this machine, as long as the stream is not encrypted.
+/// How long it may take until there is a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the control plane is: `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// A loopback address.
-    Loopback(SocketAddr),
-    /// A unix socket.
-    Unix(PathBuf),
+pub struct Endpoint {
+    /// A DNS name or an address; that of IPv6 without brackets.
+    host: String,
+    port: u16,
+}
+
+/// There is no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reach the control plane at {endpoint}")]
+pub struct ConnectError {
+    endpoint: Endpoint,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ConnectError {
+    /// What to do next.
+    pub fn hint(&self) -> &'static str {
+        "is `control_plane` in the agent's configuration its address? an agent believes only the control plane that its host has joined"
+    }
 }
 
 impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = PathBuf::from(path);
-            return match path.is_absolute() {
-                true => Ok(Self::Unix(path)),
-                false => Err(format!("`{text}` has no absolute path: write `unix:/PATH`")),
-            };
+        let shape = || format!("`{text}` is not `https://HOST:PORT`");
+        let uri: Uri = text.parse().map_err(|_| shape())?;
+        let authority = uri.authority().ok_or_else(shape)?;
+        let extra = uri.path_and_query().is_some_and(|path| path.as_str() != "/");
+        if uri.scheme_str() != Some("https") || extra || authority.as_str().contains('@') {
+            return Err(shape());
         }
-        let address: SocketAddr = text
-            .strip_prefix("http://")
-            .and_then(|rest| rest.trim_end_matches('/').parse().ok())
-            .ok_or_else(|| format!("`{text}` is not `unix:/PATH` or `http://LOOPBACK-ADDRESS:PORT`"))?;
-        match address.ip().is_loopback() {
-            true => Ok(Self::Loopback(address)),
-            false => Err(format!(
-                "`{text}` is not on this machine, and the stream is not encrypted: use a loopback address or `unix:/PATH`"
-            )),
+        let port = authority.port_u16().filter(|port| *port != 0).ok_or_else(shape)?;
+        let host = authority.host();
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        match host.is_empty() {
+            true => Err(shape()),
+            false => Ok(Self { host: host.to_owned(), port }),
         }
     }
 }
 
 impl Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Loopback(address) => write!(f, "http://{address}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        match self.host.contains(':') {
+            true => write!(f, "https://[{}]:{}", self.host, self.port),
+            false => write!(f, "https://{}:{}", self.host, self.port),
         }
     }
 }
 
 impl Endpoint {
-    pub(super) async fn connect(&self) -> Result<Channel, Error> {
-        match self {
-            Self::Loopback(address) => builder(&address.to_string()).connect().await,
-            Self::Unix(path) => {
-                let path = path.clone();
-                let connector = service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
-                });
-                builder("localhost").connect_with_connector(connector).await
+    pub(super) async fn connect(&self, config: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+        let target = (self.host.clone(), self.port);
+        let connector = service_fn(move |_: Uri| {
+            let (target, connector) = (target.clone(), TlsConnector::from(Arc::clone(&config)));
+            async move {
+                let stream = TcpStream::connect(target).await?;
+                stream.set_nodelay(true)?;
+                connector.connect(tls::control_plane_name(), stream).await.map(TokioIo::new)
             }
-        }
+        });
+        // The connector secures it; by the scheme of the address, tonic would want to.
+        let endpoint = Channel::from_static("http://control-plane.portcullis.internal")
+            .connect_timeout(CONNECT_LIMIT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        endpoint.connect_with_connector(connector).await.map_err(|error| self.insecure(cause(&error)))
+    }
+
+    /// There is no connection, or none that is safe, for this reason.
+    pub(super) fn insecure(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ConnectError {
+        ConnectError { endpoint: self.clone(), source: source.into() }
     }
 }
 
-/// `authority` is a socket address or a host name.
-fn builder(authority: &str) -> tonic::transport::Endpoint {
-    let uri = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
-    Channel::builder(uri.expect("a socket address, or `localhost`, is an authority"))
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
+/// What stands behind tonic's "transport error".
+fn cause(error: &tonic::transport::Error) -> String {
+    let mut deepest: &dyn std::error::Error = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        for good in ["https://portcullis.example:7400", "https://10.0.0.7:7400", "https://[2001:db8::7]:7400"]
+        {
+            assert_eq!(good.parse::<Endpoint>().map(|endpoint| endpoint.to_string()).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "portcullis.example:7400",
+            "http://127.0.0.1:7400",
+            "https://portcullis.example",
+            "https://portcullis.example:0",
+            "https://portcullis.example:7400/api",
+            "https://a@portcullis.example:7400",
+            "unix:/run/portcullis.sock",
+        ] {
+            let error = bad.parse::<Endpoint>().expect_err(bad);
+            assert!(error.contains("is not `https://HOST:PORT`"), "{error}");
+        }
+    }
 }

@@ -10,12 +10,14 @@ use crate::error::Error;
 /// Check a token and store it with its server, so that later calls need neither
 ///
 /// The token is tried at the control plane first; nothing is stored if it does not know it. Both are kept in
-/// `$XDG_CONFIG_HOME/portcullis/credentials.toml` (else ~/.config), which only you can read.
+/// `$XDG_CONFIG_HOME/portcullis/credentials.toml` (else ~/.config), which only you can read, and the authority of `--ca-file` with
+/// them.
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "portcullis login --token-file <FILE> [--server <URL>]")]
 #[command(after_help = "\
 Examples:
-  portcullis login --token-file alice.token
+  portcullis login --server https://portcullis.example:7400 --token-file alice.token
+  portcullis login --server https://10.0.0.7:7400 --ca-file ca.pem --token-file alice.token
   pass portcullis | portcullis login --token-file - --server unix:/run/portcullis/api.sock")]
 pub struct Arguments {}
 

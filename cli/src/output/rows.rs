@@ -122,6 +122,8 @@ pub struct HostRow {
     pub agent_version: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kernel_release: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     #[serde(skip)]
     host: Host,
 }
@@ -137,6 +139,7 @@ impl From<Host> for HostRow {
             seen: host.seen.map(utc),
             agent_version: host.agent_version.clone(),
             kernel_release: host.kernel_release.clone(),
+            labels: host.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             host,
         }
     }

@@ -146,6 +146,7 @@ pub(crate) fn host(name: &str, state: HostState, detail: &str) -> Host {
         seen: at("2026-11-22T09:59:58Z"),
         agent_version: "0.1.0".into(),
         kernel_release: "6.12.9-amd64".into(),
+        labels: [("env".to_owned(), "prod".to_owned())].into(),
     }
 }
 
@@ -232,7 +233,23 @@ impl DirectoryService for Canned {
     async fn add_host(&self, call: Call<AddHostRequest>) -> Result<Response<AddHostResponse>, Status> {
         let name = self.enter(call)?.name;
         let host = Host { name, state: HostState::Unreachable.into(), ..Host::default() };
-        Ok(Response::new(AddHostResponse { host: Some(host), token: "pct_agent".into() }))
+        Ok(Response::new(AddHostResponse { host: Some(host), join_token: "pcj_join".into() }))
+    }
+
+    async fn issue_join_token(
+        &self,
+        call: Call<IssueJoinTokenRequest>,
+    ) -> Result<Response<IssueJoinTokenResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(IssueJoinTokenResponse { join_token: "pcj_join".into() }))
+    }
+
+    async fn revoke_host(
+        &self,
+        call: Call<RevokeHostRequest>,
+    ) -> Result<Response<RevokeHostResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(RevokeHostResponse {}))
     }
 
     async fn list_hosts(&self, call: Call<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {

@@ -66,6 +66,9 @@ async fn of_arguments() {
         vec!["audit", "tail", "--last=10001"],
         vec!["audit", "tail", "--last=1", "--after=1"],
         vec!["grants", "--server=http://10.0.0.1:7400"],
+        vec!["host", "add", "db-9", "--label=env"],
+        vec!["host", "add", "db-9", "--label=env=a", "--label=env=b"],
+        vec!["host", "add", "db-9", "--within=soon"],
         vec!["frobnicate"],
         vec![],
     ];
@@ -116,9 +119,9 @@ async fn of_surroundings() {
         let args = ["grants", &server, &token];
         text += &world.run_bare(&args, &args).await;
     }
-    let http = ["grants", "--server=http://127.0.0.1:1"];
+    let https = ["grants", "--server=https://127.0.0.1:1"];
     let token = format!("--token-file={}", path("token"));
-    text += &world.run_bare(&[http[0], http[1], &token], &http).await;
+    text += &world.run_bare(&[https[0], https[1], &token], &https).await;
     text += &world.run_bare(&["grants"], &["grants"]).await;
     std::fs::create_dir_all(world.path("config/portcullis")).unwrap();
     std::fs::write(world.path("config/portcullis/credentials.toml"), "server = 'ftp://x'\ntoken = 'a'")

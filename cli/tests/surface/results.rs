@@ -128,7 +128,7 @@ async fn login() {
     let mut text = world.run_bare(&["login", "--token-file", "-", "--server", &server], &shown).await;
     // From now on neither is named; and the token is not shown to another server.
     text += &world.run_bare(&["resource", "list"], &["resource", "list"]).await;
-    let other = ["resource", "list", "--server", "http://127.0.0.1:1"];
+    let other = ["resource", "list", "--server", "https://127.0.0.1:1"];
     text += &world.run_bare(&other, &other).await;
     std::fs::write(world.path("bad"), "pct_wrong").unwrap();
     let bad = world.path("bad").display().to_string();

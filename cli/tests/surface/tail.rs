@@ -111,6 +111,16 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::SubjectAdded | Kind::TokenIssued => {
                 AuditEvent { resource: String::new(), request: String::new(), ..about() }
             }
+            Kind::HostJoined
+            | Kind::HostRenewed
+            | Kind::HostRevoked
+            | Kind::HostKeyCopied
+            | Kind::HostDisagrees => AuditEvent {
+                host: "db-7".into(),
+                actor: "host:db-7".into(),
+                comment: "certificate 5d41402abc4b2a76b9719d911017c592".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::HostAdded => {
                 let host = "db-7".into();
                 AuditEvent { host, actor: "user:bob".into(), ..event(position, "control-plane", kind) }

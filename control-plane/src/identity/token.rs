@@ -17,11 +17,6 @@ impl Token {
         Self::random("pct_")
     }
 
-    /// A new one for a host's agent: `pch_…`.
-    pub fn for_host() -> Self {
-        Self::random("pch_")
-    }
-
     /// The prefix lets people, and scanners for leaked secrets, see what it is.
     fn random(prefix: &str) -> Self {
         let bytes: [u8; 32] = rand::random();
@@ -75,6 +70,5 @@ mod tests {
         assert_eq!(format!("{one:?}"), "Token(…)");
         assert_eq!(TokenHash::of(&one.0), one.hash());
         assert_eq!(one.reveal().len(), "pct_".len() + 64);
-        assert!(Token::for_host().reveal().starts_with("pch_"));
     }
 }

@@ -8,9 +8,8 @@ use proto::wire::access::access_service_server::AccessService;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
-use super::{Admitted, Answers, Gate, failed, invalid, stream};
+use super::{Admitted, Answers, Gate, admitted, failed, invalid, stream};
 use crate::clock;
-use crate::rules::calls::Method;
 use crate::store::{RequestFilter, View, Whose};
 
 /// Answers for requests and grants.
@@ -43,7 +42,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::CreateRequestRequest>,
     ) -> Result<Response<wire::CreateRequestResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::CreateRequest).await?;
+        let caller = admitted(&request)?;
         let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
         let requester = caller.subject()?;
         let subject = match self.0.policy.judge(&new, requester, caller.reach) {
@@ -60,7 +59,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::ListRequestsRequest>,
     ) -> Result<Response<wire::ListRequestsResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ListRequests).await?;
+        let caller = admitted(&request)?;
         let wire::ListRequestsRequest { all, limit } = request.into_inner();
         let limit = page_limit(limit).map_err(invalid)?;
         match self.0.store.requests(&RequestFilter { all, whose: caller.whose()?, limit }).await {
@@ -78,7 +77,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::WatchRequestRequest>,
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::WatchRequest).await?;
+        let caller = admitted(&request)?;
         let id: RequestId = request.into_inner().id.parse().map_err(invalid)?;
         let whose = caller.whose()?;
         let gate = self.0.clone();
@@ -93,7 +92,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::ApproveRequestRequest>,
     ) -> Result<Response<wire::ApproveRequestResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ApproveRequest).await?;
+        let caller = admitted(&request)?;
         let wire::ApproveRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
@@ -110,7 +109,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::DenyRequestRequest>,
     ) -> Result<Response<wire::DenyRequestResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::DenyRequest).await?;
+        let caller = admitted(&request)?;
         let wire::DenyRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
@@ -124,7 +123,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::ListGrantsRequest>,
     ) -> Result<Response<wire::ListGrantsResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ListGrants).await?;
+        let caller = admitted(&request)?;
         let wire::ListGrantsRequest { all, limit } = request.into_inner();
         let limit = page_limit(limit).map_err(invalid)?;
         match self.0.store.grants(&RequestFilter { all, whose: caller.whose()?, limit }).await {
@@ -140,7 +139,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::RevokeGrantRequest>,
     ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::RevokeGrant).await?;
+        let caller = admitted(&request)?;
         let wire::RevokeGrantRequest { id, comment } = request.into_inner();
         let grant = self.end(&caller, &id, EndReason::Revoked, &comment).await?;
         Ok(Response::new(wire::RevokeGrantResponse { grant: Some(grant.into()) }))
@@ -150,7 +149,7 @@ impl AccessService for Access {
         &self,
         request: Request<wire::ReleaseGrantRequest>,
     ) -> Result<Response<wire::ReleaseGrantResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ReleaseGrant).await?;
+        let caller = admitted(&request)?;
         let grant = self.end(&caller, &request.into_inner().id, EndReason::Released, "").await?;
         Ok(Response::new(wire::ReleaseGrantResponse { grant: Some(grant.into()) }))
     }

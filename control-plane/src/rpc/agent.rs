@@ -6,8 +6,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session::Session;
-use super::{Answers, Gate};
-use crate::rules::calls::Method;
+use super::{Answers, Gate, admitted};
 
 /// How many answers wait for a slow agent. Few, as a grant set says what is left of each grant when it is made.
 const ANSWERS: usize = 2;
@@ -28,7 +27,7 @@ impl AgentService for Agent {
         &self,
         request: Request<Streaming<wire::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let caller = self.gate.admit(request.metadata(), Method::Session).await?;
+        let caller = admitted(&request)?;
         let host = caller.host()?.clone();
         let (sender, receiver) = mpsc::channel(ANSWERS);
         let session = Session::new(self.gate.clone(), caller, host, request.into_inner(), sender);

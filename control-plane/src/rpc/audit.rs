@@ -5,9 +5,8 @@ use proto::wire::audit as wire;
 use proto::wire::audit::audit_service_server::AuditService;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Gate, failed, invalid, stream};
+use super::{Answers, Gate, admitted, failed, invalid, stream};
 use crate::audit::{Reader, Start};
-use crate::rules::calls::Method;
 
 /// The most events that `last` may ask for: what somebody looks at, not what somebody copies.
 const LAST_MAX: u32 = 10_000;
@@ -21,7 +20,7 @@ impl AuditService for Audit {
     type TailStream = Answers<wire::TailResponse>;
 
     async fn tail(&self, request: Request<wire::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::Tail).await?;
+        let caller = admitted(&request)?;
         let wire::TailRequest { after_position, follow, last } = request.into_inner();
         let start = match last {
             0 => Start::After(after_position),

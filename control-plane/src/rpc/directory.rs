@@ -1,16 +1,25 @@
 //! `DirectoryService`: resources, subjects, hosts.
 
-use proto::types::{Host, HostName, NewResource, NewSubject, ResourceChange, ResourceName, SubjectId};
+use std::time::Duration;
+
+use proto::types::{
+    Host, HostName, Invalid, JoinToken, Labels, NewResource, NewSubject, Reason, ResourceChange,
+    ResourceName, SubjectId, duration_from_wire,
+};
 use proto::wire::access as wire;
 use proto::wire::access::directory_service_server::DirectoryService;
 use tonic::{Request, Response, Status};
 
-use super::{Gate, invalid};
+use super::{Gate, admitted, invalid};
 use crate::clock;
-use crate::identity::Token;
-use crate::rules::calls::Method;
+use crate::identity::{Token, TokenHash};
 use crate::rules::roster;
-use crate::store::HostRecord;
+use crate::store::{HostRecord, NewJoinToken};
+
+/// Long enough to carry it to a host, short enough that a forgotten one is worth nothing.
+const JOIN_WITHIN_DEFAULT: Duration = Duration::from_secs(15 * 60);
+/// An image that is built today and started tomorrow is no place for a secret.
+const JOIN_WITHIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Answers for the directory.
 #[derive(Clone, Debug)]
@@ -19,7 +28,13 @@ pub(crate) struct Directory(pub(crate) Gate);
 impl Directory {
     fn shown(&self, record: HostRecord) -> Host {
         let connected = self.0.sessions.seen(&record.name);
-        let (state, detail) = roster::shown(connected.is_some(), record.report.as_ref(), &record.missing);
+        let disagreement = self.0.sessions.disagreement(&record.name);
+        let (state, detail) = roster::shown(
+            connected.is_some(),
+            record.report.as_ref(),
+            &record.missing,
+            disagreement.as_deref(),
+        );
         Host {
             name: record.name,
             state,
@@ -29,7 +44,23 @@ impl Directory {
             seen: connected.or(record.seen),
             agent_version: record.agent_version,
             kernel_release: record.kernel_release,
+            labels: record.labels,
         }
+    }
+
+    /// A new join token, and what is kept of it.
+    fn join_token(&self, within: Option<prost_types::Duration>) -> Result<(JoinToken, NewJoinToken), Status> {
+        let within = match within {
+            None => JOIN_WITHIN_DEFAULT,
+            within => duration_from_wire("join_within", within).map_err(invalid)?,
+        };
+        if !(Duration::from_secs(1)..=JOIN_WITHIN_MAX).contains(&within) || within.subsec_nanos() != 0 {
+            let problem = "is not a whole number of seconds from 1 s to 1 day";
+            return Err(invalid(Invalid::new("join_within", problem)));
+        }
+        let token = JoinToken::new(rand::random(), self.0.authority.fingerprint());
+        let hash = TokenHash::of(token.secret());
+        Ok((token, NewJoinToken { hash, expires: clock::now().plus(within) }))
     }
 }
 
@@ -39,7 +70,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::AddResourceRequest>,
     ) -> Result<Response<wire::AddResourceResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::AddResource).await?;
+        let caller = admitted(&request)?;
         let resource = request.into_inner().resource.ok_or_else(|| missing("resource"))?;
         let new: NewResource = resource.try_into().map_err(within("resource"))?;
         match self.0.store.add_resource(new, caller.subject()?.as_str(), clock::now()).await {
@@ -52,7 +83,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::ListResourcesRequest>,
     ) -> Result<Response<wire::ListResourcesResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ListResources).await?;
+        let caller = admitted(&request)?;
         match self.0.store.resources().await {
             Ok(resources) => {
                 let resources = resources.into_iter().map(Into::into).collect();
@@ -66,7 +97,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::SetResourceRequest>,
     ) -> Result<Response<wire::SetResourceResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::SetResource).await?;
+        let caller = admitted(&request)?;
         let change: ResourceChange = request.into_inner().try_into().map_err(invalid)?;
         match self.0.store.set_resource(&change, caller.subject()?.as_str(), clock::now()).await {
             Ok(resource) => Ok(Response::new(wire::SetResourceResponse { resource: Some(resource.into()) })),
@@ -78,7 +109,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::RemoveResourceRequest>,
     ) -> Result<Response<wire::RemoveResourceResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::RemoveResource).await?;
+        let caller = admitted(&request)?;
         let name: ResourceName = request.into_inner().name.parse().map_err(invalid)?;
         match self.0.store.remove_resource(&name, caller.subject()?.as_str(), clock::now()).await {
             Ok(()) => Ok(Response::new(wire::RemoveResourceResponse {})),
@@ -90,7 +121,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::AddSubjectRequest>,
     ) -> Result<Response<wire::AddSubjectResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::AddSubject).await?;
+        let caller = admitted(&request)?;
         let subject = request.into_inner().subject.ok_or_else(|| missing("subject"))?;
         let new: NewSubject = subject.try_into().map_err(within("subject"))?;
         match self.0.store.add_subject(new, caller.subject()?.as_str(), clock::now()).await {
@@ -103,7 +134,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::ListSubjectsRequest>,
     ) -> Result<Response<wire::ListSubjectsResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ListSubjects).await?;
+        let caller = admitted(&request)?;
         match self.0.store.subjects().await {
             Ok(subjects) => {
                 let subjects = subjects.into_iter().map(Into::into).collect();
@@ -117,7 +148,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::IssueTokenRequest>,
     ) -> Result<Response<wire::IssueTokenResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::IssueToken).await?;
+        let caller = admitted(&request)?;
         let subject: SubjectId = request.into_inner().subject.parse().map_err(invalid)?;
         let token = Token::for_subject();
         let actor = caller.subject()?.as_str();
@@ -131,20 +162,51 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::AddHostRequest>,
     ) -> Result<Response<wire::AddHostResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::AddHost).await?;
-        let name: HostName = request.into_inner().name.parse().map_err(invalid)?;
-        let token = Token::for_host();
+        let caller = admitted(&request)?;
+        let wire::AddHostRequest { name, labels, join_within } = request.into_inner();
+        let name: HostName = name.parse().map_err(invalid)?;
+        let labels: Labels = labels.try_into().map_err(invalid)?;
+        let (token, kept) = self.join_token(join_within)?;
         let store = &self.0.store;
         let actor = caller.subject()?.as_str();
-        let host = match store.add_host(&name, &token.hash(), actor, clock::now()).await {
+        let host = match store.add_host(&name, &labels, &kept, actor, clock::now()).await {
             Ok(()) => store.host(&name).await,
             Err(error) => Err(error),
         };
         match host {
             Ok(host) => Ok(Response::new(wire::AddHostResponse {
                 host: Some(self.shown(host).into()),
-                token: token.reveal(),
+                join_token: token.reveal(),
             })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn issue_join_token(
+        &self,
+        request: Request<wire::IssueJoinTokenRequest>,
+    ) -> Result<Response<wire::IssueJoinTokenResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::IssueJoinTokenRequest { host, join_within } = request.into_inner();
+        let host: HostName = host.parse().map_err(invalid)?;
+        let (token, kept) = self.join_token(join_within)?;
+        let actor = caller.subject()?.as_str();
+        match self.0.store.issue_join_token(&host, &kept, actor, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::IssueJoinTokenResponse { join_token: token.reveal() })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn revoke_host(
+        &self,
+        request: Request<wire::RevokeHostRequest>,
+    ) -> Result<Response<wire::RevokeHostResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::RevokeHostRequest { host, comment } = request.into_inner();
+        let host: HostName = host.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.revoke_host(&host, caller.subject()?.as_str(), &comment, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::RevokeHostResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }
@@ -153,7 +215,7 @@ impl DirectoryService for Directory {
         &self,
         request: Request<wire::ListHostsRequest>,
     ) -> Result<Response<wire::ListHostsResponse>, Status> {
-        let caller = self.0.admit(request.metadata(), Method::ListHosts).await?;
+        let caller = admitted(&request)?;
         match self.0.store.hosts().await {
             Ok(hosts) => {
                 let hosts = hosts.into_iter().map(|host| self.shown(host).into()).collect();
@@ -165,9 +227,9 @@ impl DirectoryService for Directory {
 }
 
 fn missing(field: &str) -> Status {
-    invalid(proto::types::Invalid::missing(field))
+    invalid(Invalid::missing(field))
 }
 
-fn within(field: &'static str) -> impl Fn(proto::types::Invalid) -> Status {
+fn within(field: &'static str) -> impl Fn(Invalid) -> Status {
     move |error| invalid(error.within(field))
 }

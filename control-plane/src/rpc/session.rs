@@ -4,11 +4,15 @@
 //!
 //! Invariant: after every hello the current set is sent once, whatever the agent says that it holds.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use proto::status::{ErrorKind, status};
-use proto::types::{Applied, AuditEvent, EndedGrant, Hello, HostName, Invalid, Report};
+use proto::types::{
+    Applied, AuditEvent, Digest, EndedGrant, GrantId, Hello, HostName, Invalid, PROTOCOL, Refused, Report,
+    Timestamp, Welcome, resync_reason,
+};
 use proto::wire::agent as wire;
 use proto::wire::agent::session_request::Message as Said;
 use proto::wire::agent::session_response::Message as Answer;
@@ -18,7 +22,8 @@ use tonic::{Status, Streaming};
 
 use super::{Admitted, Gate, failed, invalid, stopping};
 use crate::clock;
-use crate::rules::placement::Sent;
+use crate::identity::IdentityError;
+use crate::rules::placement::{Plan, Sent};
 use crate::sessions::Seat;
 use crate::store::StoreError;
 
@@ -27,6 +32,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long an agent may be silent: three of its reports.
 const SILENCE_LIMIT: Duration = Duration::from_secs(45);
+
+/// How long a session goes on whose certificate should be over and is not.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the session before this one has to write down its end.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
@@ -106,6 +114,27 @@ impl End {
     }
 }
 
+fn whole(plan: &Plan, now: Timestamp) -> (Answer, Vec<GrantId>) {
+    let (set, left_out) = plan.set(now);
+    (Answer::GrantSet(set.into()), left_out)
+}
+
+/// In what a host's kernel is not as it should be.
+fn disagreement(digest: &Digest, expected: &Digest) -> String {
+    let mut parts = Vec::new();
+    if digest.pairs != expected.pairs {
+        parts.push(format!(
+            "{} pairs are let through, and should be {}",
+            digest.pairs_count, expected.pairs_count
+        ));
+    }
+    if digest.definitions != expected.definitions {
+        let (held, wanted) = (digest.resources_count, expected.resources_count);
+        parts.push(format!("{held} resources are protected, and should be {wanted}, or other ones"));
+    }
+    format!("its kernel does not hold what it should: {}", parts.join("; "))
+}
+
 /// One session, before and during its life.
 pub(super) struct Session {
     gate: Gate,
@@ -114,6 +143,16 @@ pub(super) struct Session {
     incoming: Streaming<wire::SessionRequest>,
     answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
     sent: Sent,
+    /// The version that both speak.
+    protocol: u32,
+    /// What was sent last, for the next delta and to compare digests with.
+    last: Option<Plan>,
+    /// What the host has refused of what it applied last, and which generation that was.
+    applied: (u64, Vec<Refused>),
+    /// What the host has ended by itself of what was sent last.
+    ended: HashSet<GrantId>,
+    /// How many digests in a row were wrong.
+    wrong_digests: u32,
 }
 
 impl Session {
@@ -124,7 +163,19 @@ impl Session {
         incoming: Streaming<wire::SessionRequest>,
         answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
     ) -> Self {
-        Self { gate, caller, host, incoming, answers, sent: Sent::default() }
+        Self {
+            gate,
+            caller,
+            host,
+            incoming,
+            answers,
+            sent: Sent::default(),
+            protocol: 1,
+            last: None,
+            applied: (0, Vec::new()),
+            ended: HashSet::new(),
+            wrong_digests: 0,
+        }
     }
 
     /// The whole session.
@@ -133,15 +184,20 @@ impl Session {
             Ok(hello) => hello,
             Err(end) => return self.say_goodbye(&end).await,
         };
-        let (seat, notices) = self.gate.sessions.take(&self.host, clock::now());
+        let (seat, notices) = self.gate.sessions.take(&self.host, hello.instance, clock::now());
         if let Some(before_gone) = notices.before_gone {
             // It says so in the record first, so that the record tells the story in order.
             let _ = timeout(HANDOVER_LIMIT, before_gone.given()).await;
         }
+        self.protocol = hello.protocol.min(PROTOCOL);
         if let Err(error) = self.gate.store.agent_connected(&hello, clock::now()).await {
             return self.say_goodbye(&error.into()).await;
         }
         tracing::info!(host = %self.host, "agent connected");
+        if notices.takes_turns {
+            let comment = format!("boot {}, instance {}", hello.boot_id, hello.instance.unwrap_or_default());
+            self.gate.key_copied(&self.host, "two_agents", &comment).await;
+        }
         let gate = self.gate.clone();
         let end = tokio::select! {
             Err(end) = self.converse(&seat) => end,
@@ -172,53 +228,105 @@ impl Session {
             return Ok(hello);
         }
         self.gate.refused(&self.caller.caller.to_string(), "permission_denied", self.caller.method).await;
-        let message = format!("this token is of host `{}`, not of `{}`", self.host, hello.host);
-        Err(End::Refused(status(
-            ErrorKind::PermissionDenied,
-            message,
-            "use the token that came with the host",
-        )))
+        let message = format!("this certificate is of host `{}`, not of `{}`", self.host, hello.host);
+        let hint = "`host` in the agent's configuration is the name under which it has joined";
+        Err(End::Refused(status(ErrorKind::PermissionDenied, message, hint)))
     }
 
     /// Talks until something ends it. Dropped at any point, nothing is half done: what was not committed did not happen,
     /// and was not acknowledged.
     async fn converse(&mut self, seat: &Seat) -> Result<Infallible, End> {
         let mut changed = self.gate.store.signals().set_of(&self.host);
-        let timeline = self.gate.store.timeline().to_string();
-        self.answer(Answer::Welcome(wire::Welcome { timeline })).await?;
+        let welcome = Welcome { timeline: self.gate.store.timeline(), protocol: self.protocol };
+        self.answer(Answer::Welcome(welcome.into())).await?;
         changed.mark_unchanged();
         self.send_set().await?;
         let mut silence = std::pin::pin!(sleep(SILENCE_LIMIT));
+        let mut over = std::pin::pin!(sleep(self.caller.credential.lifetime(clock::now())));
         loop {
             tokio::select! {
                 said = self.incoming.message() => {
                     let Some(said) = said.map_err(End::Broken)? else { return Err(End::Closed) };
                     seat.heard(clock::now());
-                    self.hear(said).await?;
+                    self.hear(said, seat).await?;
                     silence.set(sleep(SILENCE_LIMIT));
                 }
                 // The sender lives in the store that the gate holds.
                 Ok(()) = changed.changed() => {
                     changed.mark_unchanged();
+                    self.still_counts().await?;
                     self.send_set().await?;
                 }
                 () = &mut silence => return Err(End::Silent),
+                // A clock that was set is why the record is asked, too.
+                () = &mut over => {
+                    self.still_counts().await?;
+                    over.set(sleep(LOOK_AGAIN));
+                }
             }
         }
     }
 
-    /// Sends the set as it is now. It is made when there is room for it, so that what it says is left of a grant is true.
+    /// The session ends with what it was opened by.
+    async fn still_counts(&self) -> Result<(), End> {
+        match self.caller.credential.caller(&self.gate.store, clock::now()).await {
+            Ok(_) => Ok(()),
+            Err(IdentityError::Store(error)) => Err(error.into()),
+            Err(error) => Err(End::Refused(status(error.kind(), error.to_string(), ""))),
+        }
+    }
+
+    /// Sends the set as it is now, or how it differs from what was sent last. It is made when there is room for it, so that what
+    /// it says is left of a grant is true.
     async fn send_set(&mut self) -> Result<(), End> {
         let room = timeout(SILENCE_LIMIT, self.answers.reserve()).await.map_err(|_| End::Silent)?;
         let room = room.map_err(|_| End::Closed)?;
         let plan = self.gate.store.plan(&self.host).await?;
-        let (set, left_out) = plan.set(clock::now());
-        self.sent.note(set.generation, left_out);
-        room.send(Ok(wire::SessionResponse { message: Some(Answer::GrantSet(set.into())) }));
+        let now = clock::now();
+        let before = self.last.as_ref().filter(|_| self.protocol >= 2);
+        let (message, left_out) = match before {
+            Some(before) if before.generation == plan.generation => return Ok(()),
+            Some(before) => match plan.delta(before, now) {
+                Some((delta, left_out)) => (Answer::Delta(delta.into()), left_out),
+                None => whole(&plan, now),
+            },
+            None => whole(&plan, now),
+        };
+        self.sent.note(plan.generation, left_out);
+        self.ended.retain(|id| plan.grants.iter().any(|wanted| wanted.id == *id));
+        self.last = Some(plan);
+        room.send(Ok(wire::SessionResponse { message: Some(message) }));
         Ok(())
     }
 
-    async fn hear(&mut self, said: wire::SessionRequest) -> Result<(), End> {
+    /// The host and we do not mean the same: it gets a whole set, of a new generation, for it takes none twice.
+    async fn send_anew(&mut self, why: &str) -> Result<(), End> {
+        tracing::warn!(host = %self.host, why, "a host gets a whole set");
+        self.last = None;
+        Ok(self.gate.store.resync(&self.host, why, clock::now()).await?)
+    }
+
+    async fn digest(&mut self, digest: Digest, seat: &Seat) -> Result<(), End> {
+        let is_current =
+            |plan: &&Plan| plan.generation == digest.generation && self.applied.0 == digest.generation;
+        let Some(plan) = self.last.as_ref().filter(is_current) else { return Ok(()) };
+        let Some(expected) = plan.digest(&self.applied.1, &self.ended, clock::now()) else { return Ok(()) };
+        if digest == expected {
+            self.wrong_digests = 0;
+            seat.agrees(None);
+            return Ok(());
+        }
+        self.wrong_digests += 1;
+        let why = disagreement(&digest, &expected);
+        seat.agrees(Some(why.clone()));
+        // A host that goes on being wrong does not get set after set: it is shown, and looked at now and then.
+        match self.wrong_digests.is_power_of_two() {
+            true => self.send_anew(&why).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn hear(&mut self, said: wire::SessionRequest, seat: &Seat) -> Result<(), End> {
         match said.message {
             None => Err(Invalid::new("message", "is missing or unknown").into()),
             Some(Said::Hello(_)) => Err(Invalid::new("message", "is `hello`, which comes only once").into()),
@@ -228,8 +336,15 @@ impl Session {
             Some(Said::Ended(ended)) => {
                 let ended: Vec<EndedGrant> =
                     ended.try_into().map_err(|error: Invalid| error.within("ended"))?;
-                Ok(self.gate.store.agent_ended(&self.host, &ended, clock::now()).await?)
+                self.gate.store.agent_ended(&self.host, &ended, clock::now()).await?;
+                self.ended.extend(ended.iter().map(|ended| ended.grant));
+                Ok(())
             }
+            Some(Said::Digest(digest)) => {
+                let digest = digest.try_into().map_err(|error: Invalid| error.within("digest"))?;
+                self.digest(digest, seat).await
+            }
+            Some(Said::Resync(resync)) => self.send_anew(&resync_reason(resync)).await,
             Some(Said::Report(report)) => {
                 let report: Report = report.try_into().map_err(|error: Invalid| error.within("report"))?;
                 Ok(self.gate.store.agent_reported(&self.host, &report, clock::now()).await?)
@@ -243,7 +358,9 @@ impl Session {
             tracing::warn!(host = %self.host, generation = applied.generation, "an agent applied what was not sent");
             return Ok(());
         };
-        Ok(self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?)
+        self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?;
+        self.applied = (applied.generation, applied.refused);
+        Ok(())
     }
 
     async fn audit(&mut self, batch: wire::AuditBatch) -> Result<(), End> {

@@ -6,9 +6,11 @@ use std::fmt::{self, Display};
 
 use proto::types::{HostName, SubjectId, SubjectRole};
 
-/// Who speaks, as its token says.
+/// Who speaks, as its token or certificate says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
+    /// Somebody who has shown neither.
+    Nobody,
     /// A person or service.
     Subject {
         /// Which one.
@@ -24,6 +26,7 @@ impl Display for Caller {
     /// As audit events name who caused something.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Nobody => f.pad("nobody"),
             Self::Subject { id, .. } => f.pad(id.as_str()),
             Self::Host(name) => write!(f, "host:{name}"),
         }
@@ -43,7 +46,7 @@ pub enum Reach {
 
 /// Declares the methods and, in the same row, who may call each.
 macro_rules! calls {
-    ($($method:ident = $name:literal: $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
+    ($($method:ident = $name:literal: $nobody:ident $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
         /// A method of one of the services.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(missing_docs, reason = "the .proto files say it")]
@@ -62,14 +65,23 @@ macro_rules! calls {
                 }
             }
 
+            /// By the path of its calls: `/PACKAGE.SERVICE/METHOD`.
+            pub fn by_path(path: &str) -> Option<Self> {
+                let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
+                let service = service.rsplit('.').next()?;
+                let named = |known: &&Self| known.as_str().split_once('.') == Some((service, method));
+                Self::ALL.iter().find(named).copied()
+            }
+
             /// For whom this caller may call it.
             pub fn reach(self, caller: &Caller) -> Reach {
-                let [member, approver, auditor, administrator, host] = match self {
+                let [nobody, member, approver, auditor, administrator, host] = match self {
                     $(Self::$method => {
-                        [Reach::$member, Reach::$approver, Reach::$auditor, Reach::$administrator, Reach::$host]
+                        [Reach::$nobody, Reach::$member, Reach::$approver, Reach::$auditor, Reach::$administrator, Reach::$host]
                     })*
                 };
                 match caller {
+                    Caller::Nobody => nobody,
                     Caller::Subject { role: SubjectRole::Member, .. } => member,
                     Caller::Subject { role: SubjectRole::Approver, .. } => approver,
                     Caller::Subject { role: SubjectRole::Auditor, .. } => auditor,
@@ -82,26 +94,38 @@ macro_rules! calls {
 }
 
 calls! {
-    // method                                       member approver auditor administrator host
-    AddResource = "DirectoryService.AddResource":     No     No       No      All           No;
-    ListResources = "DirectoryService.ListResources": All    All      All     All           No;
-    SetResource = "DirectoryService.SetResource":     No     No       No      All           No;
-    RemoveResource = "DirectoryService.RemoveResource": No   No       No      All           No;
-    AddSubject = "DirectoryService.AddSubject":       No     No       No      All           No;
-    ListSubjects = "DirectoryService.ListSubjects":   No     No       No      All           No;
-    IssueToken = "DirectoryService.IssueToken":       No     No       No      All           No;
-    AddHost = "DirectoryService.AddHost":             No     No       No      All           No;
-    ListHosts = "DirectoryService.ListHosts":         All    All      All     All           No;
-    CreateRequest = "AccessService.CreateRequest":    Own    Own      Own     All           No;
-    ListRequests = "AccessService.ListRequests":      Own    All      All     All           No;
-    WatchRequest = "AccessService.WatchRequest":      Own    All      All     All           No;
-    ApproveRequest = "AccessService.ApproveRequest":  No     All      No      All           No;
-    DenyRequest = "AccessService.DenyRequest":        No     All      No      All           No;
-    ListGrants = "AccessService.ListGrants":          Own    All      All     All           No;
-    RevokeGrant = "AccessService.RevokeGrant":        No     All      No      All           No;
-    ReleaseGrant = "AccessService.ReleaseGrant":      Own    Own      Own     Own           No;
-    Tail = "AuditService.Tail":                       No     No       All     All           No;
-    Session = "AgentService.Session":                 No     No       No      No            Own;
+    // method                                       nobody member approver auditor administrator host
+    AddResource = "DirectoryService.AddResource":       No     No     No       No      All           No;
+    ListResources = "DirectoryService.ListResources":   No     All    All      All     All           No;
+    SetResource = "DirectoryService.SetResource":       No     No     No       No      All           No;
+    RemoveResource = "DirectoryService.RemoveResource": No     No     No       No      All           No;
+    AddSubject = "DirectoryService.AddSubject":         No     No     No       No      All           No;
+    ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
+    IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
+    AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
+    IssueJoinToken = "DirectoryService.IssueJoinToken": No     No     No       No      All           No;
+    RevokeHost = "DirectoryService.RevokeHost":         No     No     No       No      All           No;
+    ListHosts = "DirectoryService.ListHosts":           No     All    All      All     All           No;
+    CreateRequest = "AccessService.CreateRequest":      No     Own    Own      Own     All           No;
+    ListRequests = "AccessService.ListRequests":        No     Own    All      All     All           No;
+    WatchRequest = "AccessService.WatchRequest":        No     Own    All      All     All           No;
+    ApproveRequest = "AccessService.ApproveRequest":    No     No     All      No      All           No;
+    DenyRequest = "AccessService.DenyRequest":          No     No     All      No      All           No;
+    ListGrants = "AccessService.ListGrants":            No     Own    All      All     All           No;
+    RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
+    ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
+    Tail = "AuditService.Tail":                         No     No     No       All     All           No;
+    Session = "AgentService.Session":                   No     No     No       No      No            Own;
+    Join = "EnrolmentService.Join":                     Own    No     No       No      No            No;
+    Renew = "EnrolmentService.Renew":                   No     No     No       No      No            Own;
+}
+
+/// What the table lacks of these methods (`SERVICE.METHOD`), and what it has besides. Both empty: it is whole.
+pub fn compare(methods: &[String]) -> (Vec<String>, Vec<&'static str>) {
+    let known = |method: &&String| !Method::ALL.iter().any(|known| known.as_str() == method.as_str());
+    let lacking = methods.iter().filter(known).cloned().collect();
+    let besides = Method::ALL.iter().map(|known| known.as_str());
+    (lacking, besides.filter(|known| !methods.iter().any(|method| method == known)).collect())
 }
 
 #[cfg(test)]
@@ -111,7 +135,8 @@ mod tests {
     fn callers() -> Vec<(&'static str, Caller)> {
         let id: SubjectId = "user:alice".parse().expect("valid");
         let subject = |role: SubjectRole| (role.as_str(), Caller::Subject { id: id.clone(), role });
-        let mut callers: Vec<_> = SubjectRole::ALL.into_iter().map(subject).collect();
+        let mut callers = vec![("nobody", Caller::Nobody)];
+        callers.extend(SubjectRole::ALL.into_iter().map(subject));
         callers.push(("host", Caller::Host("db-7".parse().expect("valid"))));
         callers
     }
@@ -130,5 +155,24 @@ mod tests {
         }
         let table: Vec<&str> = table.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(table.join("\n"));
+    }
+
+    #[test]
+    fn the_table_is_whole() {
+        assert_eq!(compare(&proto::methods()), (Vec::new(), Vec::new()));
+        let methods = ["AccessService.Bypass".to_owned()];
+        let (lacking, besides) = compare(&methods);
+        assert_eq!(lacking, methods);
+        assert_eq!(besides.len(), Method::ALL.len());
+    }
+
+    #[test]
+    fn methods_are_found_by_their_paths() {
+        assert_eq!(Method::by_path("/portcullis.audit.v1.AuditService/Tail"), Some(Method::Tail));
+        for path in
+            ["", "/", "/Tail", "/portcullis.audit.v1.AuditService/", "/portcullis.audit.v1.AuditService/Head"]
+        {
+            assert_eq!(Method::by_path(path), None, "{path}");
+        }
     }
 }

@@ -67,6 +67,11 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::ResourceRemoved
         | EventKind::SubjectAdded
         | EventKind::HostAdded
+        | EventKind::HostJoined
+        | EventKind::HostRenewed
+        | EventKind::HostRevoked
+        | EventKind::HostKeyCopied
+        | EventKind::HostDisagrees
         | EventKind::TokenIssued
         | EventKind::AgentConnected
         | EventKind::AgentDisconnected

@@ -5,12 +5,13 @@
 //! Invariant: a host's set of generation N holds exactly the grants whose span contains N, but for those that had no time
 //! left when it was sent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::types::{
-    Applied, CgroupPath, GrantId, GrantSet, LiveGrant, RefusedItem, Resource, ResourceNumber, Subject,
-    SubjectNumber, Timestamp,
+    Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, LiveGrant, Refused, RefusedItem, Resource,
+    ResourceNumber, Subject, SubjectNumber, Timestamp,
 };
 
 use super::grant::Answer;
@@ -18,6 +19,9 @@ use super::grant::Answer;
 /// How many sent sets a session remembers. Beyond it the oldest is forgotten, and the answer to it means nothing: the
 /// answers to later sets say it all again.
 const SENT_MAX: usize = 1024;
+
+/// How near to the end of a grant a digest is not judged.
+const DIGEST_LEEWAY: Duration = Duration::from_secs(5);
 
 /// The generations of one host's sets that contain a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,35 +60,106 @@ pub struct Wanted {
 pub struct Plan {
     /// Of the set.
     pub generation: u64,
-    /// All resources.
-    pub resources: Vec<Resource>,
-    /// All subjects.
-    pub subjects: Vec<Subject>,
+    /// All resources; the same for all hosts.
+    pub resources: Arc<[Resource]>,
+    /// All subjects; the same for all hosts.
+    pub subjects: Arc<[Subject]>,
     /// The grants of the host.
     pub grants: Vec<Wanted>,
 }
 
+impl Wanted {
+    /// As it is sent at `now`; None: nothing is left of it.
+    fn live(&self, now: Timestamp) -> Option<LiveGrant> {
+        let remaining = self.expires.since(now);
+        (!remaining.is_zero()).then(|| LiveGrant {
+            id: self.id,
+            subject: self.subject,
+            resource: self.resource,
+            remaining,
+            idle: self.idle,
+            while_running: self.while_running.clone(),
+        })
+    }
+}
+
 impl Plan {
     /// The set to send at `now`, and the grants left out of it because nothing is left of them.
-    pub fn set(self, now: Timestamp) -> (GrantSet, Vec<GrantId>) {
-        let (live, over): (Vec<Wanted>, Vec<Wanted>) =
-            self.grants.into_iter().partition(|wanted| wanted.expires.since(now) > Duration::ZERO);
-        let grants = live.into_iter().map(|wanted| LiveGrant {
-            id: wanted.id,
-            subject: wanted.subject,
-            resource: wanted.resource,
-            remaining: wanted.expires.since(now),
-            idle: wanted.idle,
-            while_running: wanted.while_running,
-        });
+    pub fn set(&self, now: Timestamp) -> (GrantSet, Vec<GrantId>) {
         let set = GrantSet {
             generation: self.generation,
-            resources: self.resources,
-            subjects: self.subjects,
-            grants: grants.collect(),
+            resources: self.resources.to_vec(),
+            subjects: self.subjects.to_vec(),
+            grants: self.grants.iter().filter_map(|wanted| wanted.live(now)).collect(),
         };
-        (set, over.into_iter().map(|wanted| wanted.id).collect())
+        (set, self.over(now))
     }
+
+    /// What to send at `now` to a host that was sent `before`, and the grants left out of it. None: it is of no later generation.
+    pub fn delta(&self, before: &Self, now: Timestamp) -> Option<(Delta, Vec<GrantId>)> {
+        if self.generation <= before.generation {
+            return None;
+        }
+        let (put_resources, removed_resources) =
+            differences(&before.resources, &self.resources, |resource| resource.number);
+        let (put_subjects, removed_subjects) =
+            differences(&before.subjects, &self.subjects, |subject| subject.number);
+        let (put_grants, removed_grants) = differences(&before.grants, &self.grants, |grant| grant.id);
+        let delta = Delta {
+            since: before.generation,
+            generation: self.generation,
+            put_resources,
+            removed_resources,
+            put_subjects,
+            removed_subjects,
+            put_grants: put_grants.iter().filter_map(|wanted| wanted.live(now)).collect(),
+            removed_grants,
+        };
+        Some((delta, self.over(now)))
+    }
+
+    fn over(&self, now: Timestamp) -> Vec<GrantId> {
+        self.grants.iter().filter(|wanted| wanted.expires <= now).map(|wanted| wanted.id).collect()
+    }
+
+    /// What the kernel of a host should hold at `now` that was sent this, refused these items and has ended these grants by
+    /// itself. None: so near to the end of a grant nobody can say, for the clocks of two machines differ, and messages take time.
+    pub fn digest(&self, refused: &[Refused], ended: &HashSet<GrantId>, now: Timestamp) -> Option<Digest> {
+        let is_refused = |item: RefusedItem| refused.iter().any(|refused| refused.item == item);
+        let holds =
+            |wanted: &&Wanted| !ended.contains(&wanted.id) && !is_refused(RefusedItem::Grant(wanted.id));
+        let meant: Vec<&Wanted> = self.grants.iter().filter(holds).collect();
+        let is_near =
+            |wanted: &&Wanted| wanted.expires.since(now).max(now.since(wanted.expires)) < DIGEST_LEEWAY;
+        if meant.iter().any(is_near) {
+            return None;
+        }
+        let live = meant.iter().filter(|wanted| wanted.expires > now);
+        let pairs = live.map(|wanted| (wanted.subject, wanted.resource)).collect();
+        let resources: Vec<Resource> = self
+            .resources
+            .iter()
+            .filter(|resource| !is_refused(RefusedItem::Resource(resource.number)))
+            .cloned()
+            .collect();
+        Some(Digest::of(self.generation, &pairs, &resources, &self.subjects))
+    }
+}
+
+/// What is new or changed, and the keys of what is gone.
+fn differences<T: Clone + PartialEq, K: Copy + Eq + std::hash::Hash>(
+    before: &[T],
+    after: &[T],
+    key: impl Fn(&T) -> K,
+) -> (Vec<T>, Vec<K>) {
+    // Mostly it is one and the same list.
+    if std::ptr::eq(before, after) {
+        return (Vec::new(), Vec::new());
+    }
+    let known: HashMap<K, &T> = before.iter().map(|item| (key(item), item)).collect();
+    let named: HashSet<K> = after.iter().map(&key).collect();
+    let put = after.iter().filter(|item| known.get(&key(item)) != Some(item)).cloned().collect();
+    (put, before.iter().map(&key).filter(|key| !named.contains(key)).collect())
 }
 
 /// The sets that one session has sent and whose answers may still come.
@@ -140,7 +215,7 @@ pub fn lacks(span: Span, generation: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proto::types::Refused;
+    use proto::types::{NewResource, NewSubject, SubjectRole};
 
     use super::*;
 
@@ -189,28 +264,92 @@ mod tests {
         assert_eq!(sent.left_out.len(), SENT_MAX);
     }
 
-    #[test]
-    fn a_set_holds_what_has_time_left() {
-        let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
-        let wanted = |expires: Timestamp| Wanted {
+    fn now() -> Timestamp {
+        Timestamp::from_unix_ms(1_795_000_000_000).expect("in range")
+    }
+
+    fn wanted(left: Duration) -> Wanted {
+        Wanted {
             id: GrantId::new(),
             subject: 1.try_into().expect("valid"),
             resource: 1.try_into().expect("valid"),
-            expires,
+            expires: now().plus(left),
             idle: Some(Duration::from_secs(60)),
             while_running: None,
-        };
-        let (live, over) = (wanted(now.plus(Duration::from_millis(1))), wanted(now));
-        let plan = Plan {
-            generation: 3,
-            resources: Vec::new(),
-            subjects: Vec::new(),
-            grants: vec![live.clone(), over.clone()],
-        };
-        let (set, left_out) = plan.set(now);
+        }
+    }
+
+    fn resource(number: u32, port: &str) -> Resource {
+        let ports = vec![port.parse().expect("valid")];
+        let address = vec!["10.0.0.1".parse().expect("valid")];
+        let new = NewResource::new(format!("db-{number}").parse().expect("valid"), address, ports);
+        Resource::numbered(number.try_into().expect("not 0"), new.expect("valid"))
+    }
+
+    fn subject() -> Subject {
+        let id = "user:alice".parse().expect("valid");
+        let new = NewSubject { id, selectors: Vec::new(), role: SubjectRole::Member };
+        Subject::numbered(1.try_into().expect("not 0"), new)
+    }
+
+    fn plan(generation: u64, resources: &[Resource], grants: &[Wanted]) -> Plan {
+        Plan {
+            generation,
+            resources: resources.into(),
+            subjects: [subject()].into(),
+            grants: grants.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_set_holds_what_has_time_left() {
+        let (live, over) = (wanted(Duration::from_millis(1)), wanted(Duration::ZERO));
+        let plan = plan(3, &[resource(1, "tcp/1")], &[live.clone(), over.clone()]);
+        let (set, left_out) = plan.set(now());
         assert_eq!(left_out, [over.id]);
         assert_eq!(set.generation, 3);
         assert_eq!(set.grants.len(), 1);
         assert_eq!((set.grants[0].id, set.grants[0].remaining), (live.id, Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_set_and_its_deltas_are_the_next_set() {
+        let [kept, gone, new] = [60, 60, 60].map(|seconds| wanted(Duration::from_secs(seconds)));
+        let moved = Wanted { expires: now().plus(Duration::from_secs(30)), ..kept.clone() };
+        let first = plan(3, &[resource(1, "tcp/1"), resource(2, "tcp/2")], &[kept, gone]);
+        let second = plan(7, &[resource(1, "tcp/11"), resource(3, "tcp/3")], &[moved, new]);
+        let (delta, left_out) = second.delta(&first, now()).expect("it is later");
+        assert_eq!(left_out, []);
+        let mut made = delta.of(first.set(now()).0).expect("it fits");
+        let (mut expected, _) = second.set(now());
+        for set in [&mut made, &mut expected] {
+            set.resources.sort_unstable_by_key(|resource| resource.number);
+            set.grants.sort_unstable_by_key(|grant| grant.id);
+        }
+        assert_eq!(made, expected);
+        assert_eq!(first.delta(&second, now()), None);
+        assert_eq!(second.delta(&second.clone(), now()), None);
+    }
+
+    #[test]
+    fn a_digest_is_of_what_should_be_held() {
+        let [one, other] = [60, 600].map(|seconds| wanted(Duration::from_secs(seconds)));
+        let other = Wanted { resource: 2.try_into().expect("not 0"), ..other };
+        let plan = plan(3, &[resource(1, "tcp/1"), resource(2, "tcp/2")], &[one.clone(), other.clone()]);
+        let counts = |refused: &[RefusedItem], ended: &[GrantId], seconds: u64| {
+            let refuse = |item: &RefusedItem| Refused { item: *item, error: "map full".to_owned() };
+            let refused: Vec<_> = refused.iter().map(refuse).collect();
+            let ended = ended.iter().copied().collect();
+            let digest = plan.digest(&refused, &ended, now().plus(Duration::from_secs(seconds)))?;
+            Some((digest.pairs_count, digest.resources_count))
+        };
+        assert_eq!(counts(&[], &[], 0), Some((2, 2)));
+        assert_eq!(counts(&[], &[], 54), Some((2, 2)));
+        assert_eq!(counts(&[], &[], 56), None, "it is about to end");
+        assert_eq!(counts(&[], &[one.id], 56), Some((1, 2)), "it has ended already");
+        assert_eq!(counts(&[], &[], 64), None);
+        assert_eq!(counts(&[], &[], 66), Some((1, 2)));
+        let refused = [RefusedItem::Grant(other.id), RefusedItem::Resource(2.try_into().expect("not 0"))];
+        assert_eq!(counts(&refused, &[], 0), Some((1, 1)));
     }
 }

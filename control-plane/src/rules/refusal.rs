@@ -61,6 +61,22 @@ pub enum Refusal {
     NotHolder { caller: SubjectId, grant: GrantId },
     #[error("after_position: {asked} lies beyond the newest event, {newest}")]
     BeyondNewest { asked: u64, newest: u64 },
+    #[error("the join token is not known: it counts once, and ends when another one is issued")]
+    UnknownJoinToken,
+    #[error("the join token is over")]
+    JoinTokenOver,
+    #[error("the join token is not for host `{asking}`")]
+    OtherHost { asking: HostName },
+    #[error("the certificate of host `{0}` is not known here")]
+    UnknownCertificate(HostName),
+    #[error("the certificate of host `{0}` was revoked")]
+    RevokedCertificate(HostName),
+    #[error(
+        "the certificate of host `{0}` was replaced by another one, which was used since: this is a copy"
+    )]
+    SupersededCertificate(HostName),
+    #[error("the certificate of host `{0}` is over")]
+    ExpiredCertificate(HostName),
     #[error("audit.events[{index}].{field}: {problem}")]
     BadEvent { index: usize, field: &'static str, problem: String },
 }
@@ -100,9 +116,16 @@ impl Refusal {
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. } => ErrorKind::FailedPrecondition,
             Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
-            Self::ForSomebodyElse { .. } | Self::OwnRequest { .. } | Self::NotHolder { .. } => {
-                ErrorKind::PermissionDenied
-            }
+            Self::ForSomebodyElse { .. }
+            | Self::OwnRequest { .. }
+            | Self::NotHolder { .. }
+            | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
+            Self::UnknownJoinToken
+            | Self::JoinTokenOver
+            | Self::UnknownCertificate(_)
+            | Self::RevokedCertificate(_)
+            | Self::SupersededCertificate(_)
+            | Self::ExpiredCertificate(_) => ErrorKind::Unauthenticated,
             Self::BeyondNewest { .. } => ErrorKind::OutOfRange,
         }
     }
@@ -136,6 +159,15 @@ impl Refusal {
             Self::NotHolder { .. } => "an approver can revoke it",
             Self::BeyondNewest { .. } => {
                 "the record is not the one that this position came from: start again from 0"
+            }
+            Self::UnknownJoinToken | Self::JoinTokenOver | Self::OtherHost { .. } => {
+                "an administrator issues one with `portcullis host join-token HOST`"
+            }
+            Self::UnknownCertificate(_)
+            | Self::RevokedCertificate(_)
+            | Self::SupersededCertificate(_)
+            | Self::ExpiredCertificate(_) => {
+                "the host has to join again: `portcullis host join-token HOST`, then `portcullis-agent join` on it"
             }
             Self::BadEvent { .. } => "",
         }

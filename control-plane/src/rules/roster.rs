@@ -35,12 +35,21 @@ pub fn claimed(report: &Report, missing: &[Missing]) -> Report {
     Report { state, detail: sentences.join("; ") }
 }
 
-/// How a host is shown.
-pub fn shown(is_connected: bool, report: Option<&Report>, missing: &[Missing]) -> (HostState, String) {
+/// How a host is shown. `disagreement`: in what its kernel was last found to hold something else than it should.
+pub fn shown(
+    is_connected: bool,
+    report: Option<&Report>,
+    missing: &[Missing],
+    disagreement: Option<&str>,
+) -> (HostState, String) {
     match (is_connected, report) {
         (true, Some(report)) => {
             let claimed = claimed(report, missing);
-            (claimed.state, claimed.detail)
+            match (disagreement, claimed.state) {
+                (None, state) => (state, claimed.detail),
+                (Some(problem), HostState::Enforcing) => (HostState::Degraded, problem.to_owned()),
+                (Some(problem), state) => (state, format!("{}; {problem}", claimed.detail)),
+            }
         }
         (_, None) => (HostState::Unreachable, "its agent has never connected".to_owned()),
         (false, Some(report)) => {
@@ -66,7 +75,7 @@ mod tests {
             false => Vec::new(),
         };
         let report = report.map(|(state, detail)| Report { state, detail: detail.to_owned() });
-        let (state, detail) = shown(is_connected, report.as_ref(), &missing);
+        let (state, detail) = shown(is_connected, report.as_ref(), &missing, None);
         assert_eq!((state, detail.as_str()), expected);
     }
 
@@ -81,5 +90,16 @@ mod tests {
         let gone = "no agent is connected; it last reported enforcing";
         check(false, Some((Enforcing, "")), true, (Unreachable, gone));
         check(false, None, false, (Unreachable, "its agent has never connected"));
+    }
+
+    #[test]
+    fn a_kernel_that_holds_something_else_is_told() {
+        let check = |state, detail: &str, expected: (HostState, &str)| {
+            let report = Report { state, detail: detail.to_owned() };
+            let (state, detail) = shown(true, Some(&report), &[], Some("2 pairs"));
+            assert_eq!((state, detail.as_str()), expected);
+        };
+        check(HostState::Enforcing, "", (HostState::Degraded, "2 pairs"));
+        check(HostState::NotEnforcing, "canary", (HostState::NotEnforcing, "canary; 2 pairs"));
     }
 }

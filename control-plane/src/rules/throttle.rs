@@ -7,18 +7,24 @@ use std::time::Duration;
 
 use proto::types::Timestamp;
 
-use super::calls::Method;
-
-/// One line in this time for each caller and method; what comes in between is counted in the next line.
+/// One line in this time for each caller and what it was refused; what comes in between is counted in the next line.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Who was refused what.
-pub type Key = (String, Method);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// As audit events name callers; empty: nobody that is known.
+    pub caller: String,
+    /// One word for why.
+    pub reason: &'static str,
+    /// The method, or what else was asked for.
+    pub what: &'static str,
+}
 
 /// The refusals of the last second.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// Bounded by the known callers times the methods: unknown callers share one name.
+    /// Bounded by the known callers times the methods and reasons: unknown callers share one name.
     recent: HashMap<Key, Recent>,
 }
 
@@ -48,6 +54,11 @@ impl Throttle {
         }
     }
 
+    /// A refusal at `now` that may wait for its line: it gets one with the next [`Throttle::due`], or stands in that of others.
+    pub fn count(&mut self, key: Key, now: Timestamp) {
+        self.recent.entry(key).or_insert(Recent { written: now, suppressed: 0 }).suppressed += 1;
+    }
+
     /// The refusals that were only counted and are due for a line, each with how many others its line stands for; what has
     /// been quiet is forgotten.
     pub fn due(&mut self, now: Timestamp) -> Vec<(Key, u64)> {
@@ -68,7 +79,7 @@ mod tests {
     #[test]
     fn one_line_a_second_and_none_forgotten() {
         let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
-        let key = |caller: &str| (caller.to_owned(), Method::Tail);
+        let key = |caller: &str| Key { caller: caller.to_owned(), reason: "permission_denied", what: "Tail" };
         let mut throttle = Throttle::default();
         assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0));
         assert_eq!(throttle.note(key("user:eve"), at(1)), None);
@@ -85,5 +96,16 @@ mod tests {
         assert!(throttle.recent.is_empty());
         assert_eq!(throttle.note(key("user:eve"), at(2600)), Some(0));
         assert_eq!(throttle.note(key("user:eve"), at(0)), Some(0), "the clock was set back");
+    }
+
+    #[test]
+    fn what_is_counted_gets_its_line() {
+        let at = |ms: i64| Timestamp::from_unix_ms(1_795_000_000_000 + ms).expect("in range");
+        let key = || Key { caller: String::new(), reason: "unauthenticated", what: "connection" };
+        let mut throttle = Throttle::default();
+        (0..3).for_each(|ms| throttle.count(key(), at(ms)));
+        assert_eq!(throttle.due(at(999)), Vec::new());
+        assert_eq!(throttle.due(at(1000)), [(key(), 2)], "a line for one, that stands for two others");
+        assert!(throttle.recent.is_empty());
     }
 }

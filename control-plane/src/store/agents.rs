@@ -67,6 +67,19 @@ impl Store {
         tx.commit().await
     }
 
+    /// A host's kernel does not hold what it should: its set gets a new generation.
+    pub async fn resync(&self, name: &HostName, why: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        tx.raise(name).await?;
+        tx.record(EventKind::HostDisagrees, now, |event| {
+            event.host = name.to_string();
+            event.actor = format!("host:{name}");
+            event.comment = why.chars().take(COMMENT_MAX_CHARS).collect();
+        })
+        .await?;
+        tx.commit().await
+    }
+
     /// An agent's session is over.
     pub async fn agent_disconnected(
         &self,

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use proto::types::{
-    Address, Change, EventKind, NewResource, NewSubject, Resource, ResourceChange, ResourceMode,
-    ResourceName, ResourceOptions, Selector, Subject, SubjectId, SubjectRole, Timestamp,
+    Address, Change, EventKind, HostName, Labels, NewResource, NewSubject, Resource, ResourceChange,
+    ResourceMode, ResourceName, ResourceOptions, Selector, Subject, SubjectId, SubjectRole, Timestamp,
 };
 use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
 
+use super::enrolment::NewJoinToken;
 use super::grants::{GRANTS, read};
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
-use crate::identity::TokenHash;
 use crate::rules::Refusal;
 
 impl Store {
@@ -155,28 +155,32 @@ impl Store {
     /// Makes a host known; its agent signs in with the token of this hash.
     pub async fn add_host(
         &self,
-        name: &proto::types::HostName,
-        token: &TokenHash,
+        name: &HostName,
+        labels: &Labels,
+        token: &NewJoinToken,
         actor: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let added =
-            sqlx::query("INSERT INTO hosts (name, added_ms) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
-                .bind(name.as_str())
-                .bind(now.unix_ms())
-                .execute(tx.sql())
-                .await
-                .map_err(StoreError::sql("add a host"))?;
+        let added = sqlx::query(
+            "INSERT INTO hosts (name, labels, added_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(name.as_str())
+        .bind(labels.to_string())
+        .bind(now.unix_ms())
+        .execute(tx.sql())
+        .await
+        .map_err(StoreError::sql("add a host"))?;
         if added.rows_affected() == 0 {
             return Err(Refusal::HostExists(name.clone()).into());
         }
         tx.record(EventKind::HostAdded, now, |event| {
             event.host = name.to_string();
             event.actor = actor.to_owned();
+            event.comment = labels.to_string();
         })
         .await?;
-        tx.issue_host_token(name, token, actor, now).await?;
+        tx.issue_join_token(name, token, actor, now).await?;
         tx.commit().await
     }
 }

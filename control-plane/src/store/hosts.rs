@@ -1,8 +1,9 @@
 //! Hosts: what is wanted there, and how they were last seen.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use proto::types::{HostName, HostState, Report, Timestamp};
+use proto::types::{HostName, HostState, Labels, Report, Resource, Subject, Timestamp};
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Store, StoreError, decode, directory};
@@ -28,6 +29,8 @@ pub struct HostRecord {
     pub report: Option<Report>,
     /// What its kernel could not take.
     pub missing: Vec<Missing>,
+    /// What it is.
+    pub labels: Labels,
 }
 
 #[derive(sqlx::FromRow)]
@@ -41,6 +44,7 @@ struct HostRow {
     kernel_release: String,
     reported_state: Option<String>,
     reported_detail: String,
+    labels: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -54,9 +58,9 @@ struct WantedRow {
 }
 
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
-                     kernel_release, reported_state, reported_detail FROM hosts ORDER BY name";
+                     kernel_release, reported_state, reported_detail, labels FROM hosts ORDER BY name";
 const HOST: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
-                    kernel_release, reported_state, reported_detail FROM hosts WHERE name = ?";
+                    kernel_release, reported_state, reported_detail, labels FROM hosts WHERE name = ?";
 
 impl Store {
     /// By name.
@@ -81,11 +85,12 @@ impl Store {
     /// All that a host should enforce, as of one moment.
     pub async fn plan(&self, name: &HostName) -> Result<Plan, StoreError> {
         let mut sql = self.read().await?;
-        let generation: i64 = sqlx::query_scalar("SELECT generation FROM hosts WHERE name = ?")
-            .bind(name.as_str())
-            .fetch_one(&mut *sql)
-            .await
-            .map_err(StoreError::sql("read a host's generation"))?;
+        let (generation, revision): (i64, i64) =
+            sqlx::query_as("SELECT generation, directory_revision FROM hosts, timeline WHERE name = ?")
+                .bind(name.as_str())
+                .fetch_one(&mut *sql)
+                .await
+                .map_err(StoreError::sql("read a host's generation"))?;
         let rows: Vec<WantedRow> = sqlx::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
                  requests.while_running
@@ -113,12 +118,37 @@ impl Store {
                     .transpose()?,
             })
         };
+        let Directory { resources, subjects, .. } = self.directory(&mut sql, revision).await?;
         Ok(Plan {
             generation: decode::number("generation", generation)?,
-            resources: directory::resources(&mut sql).await?,
-            subjects: directory::subjects(&mut sql).await?,
+            resources,
+            subjects,
             grants: rows.into_iter().map(wanted).collect::<Result<_, StoreError>>()?,
         })
+    }
+}
+
+/// What is in every host's set.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    revision: i64,
+    resources: Arc<[Resource]>,
+    subjects: Arc<[Subject]>,
+}
+
+impl Store {
+    /// The directory of this revision, which is the one that `sql` sees. A thousand hosts that get their sets at once read it
+    /// once.
+    async fn directory(&self, sql: &mut SqliteConnection, revision: i64) -> Result<Directory, StoreError> {
+        let mut known = self.directory.lock().await;
+        match &*known {
+            Some(directory) if directory.revision == revision => Ok(directory.clone()),
+            _ => {
+                let resources = directory::resources(sql).await?.into();
+                let subjects = directory::subjects(sql).await?.into();
+                Ok(known.insert(Directory { revision, resources, subjects }).clone())
+            }
+        }
     }
 }
 
@@ -184,5 +214,6 @@ fn record(row: HostRow, missing: Vec<Missing>) -> Result<HostRecord, StoreError>
         kernel_release: row.kernel_release,
         report,
         missing,
+        labels: decode::text("labels", &row.labels)?,
     })
 }

@@ -68,7 +68,14 @@ impl Store {
         let timeline = timeline.ok_or_else(|| StoreError::Incomplete(path.to_owned()))?;
         let timeline = Uuid::try_parse(&timeline).map_err(|_| StoreError::Incomplete(path.to_owned()))?;
         let readers = connect(path, READERS, true).await?;
-        Ok(Self { writer, readers, timeline, signals: Arc::new(Signals::new()), _lock: Arc::new(lock) })
+        Ok(Self {
+            writer,
+            readers,
+            timeline,
+            signals: Arc::new(Signals::new()),
+            directory: Arc::default(),
+            _lock: Arc::new(lock),
+        })
     }
 }
 
@@ -79,7 +86,8 @@ async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), Stor
     let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     let signals = Arc::new(Signals::new());
     let readers = writer.clone();
-    let store = Store { writer, readers, timeline, signals, _lock: Arc::new(lock) };
+    let store =
+        Store { writer, readers, timeline, signals, directory: Arc::default(), _lock: Arc::new(lock) };
 
     let mut tx = store.write().await?;
     sqlx::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")

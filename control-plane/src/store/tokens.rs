@@ -1,6 +1,6 @@
 //! Tokens' rows: hashes, and whose they are.
 
-use proto::types::{EventKind, HostName, SubjectId, SubjectRole, Timestamp};
+use proto::types::{EventKind, SubjectId, SubjectRole, Timestamp};
 
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
@@ -11,24 +11,19 @@ use crate::rules::calls::Caller;
 impl Store {
     /// Whose token this is; None: nobody's.
     pub async fn caller(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
-        let row: Option<(Option<String>, Option<String>, Option<String>)> = sqlx::query_as(
-            "SELECT subjects.id, subjects.role, hosts.name FROM tokens
-             LEFT JOIN subjects ON subjects.number = tokens.subject
-             LEFT JOIN hosts ON hosts.number = tokens.host
-             WHERE tokens.hash = ?",
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT subjects.id, subjects.role FROM tokens
+             JOIN subjects ON subjects.number = tokens.subject WHERE tokens.hash = ?",
         )
         .bind(token.as_bytes().as_slice())
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a token"))?;
-        match row {
-            Some((Some(id), Some(role), _)) => {
-                let role = decode::text::<SubjectRole>("role", &role)?;
-                Ok(Some(Caller::Subject { id: decode::text("subject", &id)?, role }))
-            }
-            Some((_, _, Some(host))) => Ok(Some(Caller::Host(decode::text("host", &host)?))),
-            Some(_) | None => Ok(None),
-        }
+        let caller = |(id, role): (String, String)| {
+            let role = decode::text::<SubjectRole>("role", &role)?;
+            Ok(Caller::Subject { id: decode::text("subject", &id)?, role })
+        };
+        row.map(caller).transpose()
     }
 
     /// Gives a subject this token and ends the one before.
@@ -68,29 +63,6 @@ impl Tx {
         }
         self.record(EventKind::TokenIssued, now, |event| {
             event.subject = subject.to_string();
-            event.actor = actor.to_owned();
-        })
-        .await
-    }
-
-    pub(super) async fn issue_host_token(
-        &mut self,
-        host: &HostName,
-        token: &TokenHash,
-        actor: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO tokens (hash, host, issued_ms) SELECT ?, number, ? FROM hosts WHERE name = ?",
-        )
-        .bind(token.as_bytes().as_slice())
-        .bind(now.unix_ms())
-        .bind(host.as_str())
-        .execute(self.sql())
-        .await
-        .map_err(StoreError::sql("store a token"))?;
-        self.record(EventKind::TokenIssued, now, |event| {
-            event.host = host.to_string();
             event.actor = actor.to_owned();
         })
         .await

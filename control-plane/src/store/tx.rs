@@ -38,6 +38,11 @@ impl Tx {
         self.changes.events = true;
     }
 
+    /// The session of a host is woken: there is news of the host, though its set may be as it was.
+    pub(super) fn wake_session(&mut self, host: &HostName) {
+        self.changes.sets.insert(host.clone());
+    }
+
     /// Writes one line of our own into the record; `fill` says what there is to say.
     pub(super) async fn record(
         &mut self,
@@ -68,8 +73,12 @@ impl Tx {
         decode::number("generation", raised)
     }
 
-    /// Raises the generation of every host.
+    /// Raises the generation of every host: what is in every set has changed.
     pub(super) async fn raise_all(&mut self) -> Result<(), StoreError> {
+        sqlx::query("UPDATE timeline SET directory_revision = directory_revision + 1")
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("raise the directory's revision"))?;
         let names: Vec<String> =
             sqlx::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
                 .fetch_all(self.sql())

@@ -17,7 +17,7 @@ use crate::world::{FakeAgent, World, hello, refused, resource, until};
 async fn a_grant_from_wish_to_end() {
     let mut world = World::new().await;
     let mut story = world.story().await;
-    let (mut agent, first) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, first) = FakeAgent::start(&world, &story.host).await;
     assert_eq!((first.resources.len(), first.subjects.len(), first.grants.len()), (1, 3, 0));
     agent.applied(first.generation).await;
 
@@ -231,7 +231,7 @@ async fn what_a_kernel_cannot_take_ends_the_grant() {
     let mut world = World::new().await;
     let mut story = world.story().await;
     let other = world.host("db-8").await;
-    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host).await;
     let request = story.alice.request(60).await.expect("made");
     let grant = story.dora.approve(request.id).await.expect("approved");
     let set = agent.set_with(1).await;
@@ -244,7 +244,7 @@ async fn what_a_kernel_cannot_take_ends_the_grant() {
     assert_eq!(seen.len(), 1, "it cannot become active any more");
     agent.applied(without.generation).await;
     // The other host never had it: its agent's hello says that its kernel holds nothing.
-    let mut late = world.caller(&other).await;
+    let mut late = world.agent(&other).await;
     FakeAgent::open(&mut late, hello("db-8")).await.expect("a session");
     until(async || story.alice.clone().grants(false).await.is_empty()).await;
 }
@@ -264,7 +264,7 @@ async fn restarting_keeps_everything() {
     let open = alice.access.list_requests(list).await.expect("listed").into_inner().requests;
     assert_eq!(open.len(), 1);
     assert_eq!(open[0].id, pending.id.to_string());
-    let (mut agent, set) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, set) = FakeAgent::start(&world, &story.host).await;
     assert_eq!(set.grants[0].id, grant.id);
     agent.applied(set.generation).await;
     assert_eq!(
@@ -300,7 +300,9 @@ async fn names_and_destinations_belong_to_one() {
     refused(taken, ErrorKind::AlreadyExists, "selector `unix-user:bob` belongs to subject `user:bob`");
     let again = directory.add_subject(subject("user:alice", "unix-user:alice")).await;
     refused(again, ErrorKind::AlreadyExists, "subject `user:alice` is there already");
-    let host = directory.add_host(wire::AddHostRequest { name: "db-7".to_owned() }).await;
+    let host = directory
+        .add_host(wire::AddHostRequest { name: "db-7".to_owned(), ..wire::AddHostRequest::default() })
+        .await;
     refused(host, ErrorKind::AlreadyExists, "host `db-7` is there already");
     let token = directory.issue_token(wire::IssueTokenRequest { subject: "user:nobody".to_owned() }).await;
     refused(token, ErrorKind::NotFound, "subject `user:nobody` is not known");
@@ -319,8 +321,7 @@ async fn a_new_token_ends_the_one_before() {
     world.caller(&token).await.directory.list_hosts(wire::ListHostsRequest {}).await.expect("allowed");
     let nobody = world.caller("").await.directory.list_hosts(wire::ListHostsRequest {}).await;
     refused(nobody, ErrorKind::Unauthenticated, "no token came with the call");
-    let host =
-        world.caller(&story.host_token).await.access.list_grants(wire::ListGrantsRequest::default()).await;
+    let host = world.agent(&story.host).await.access.list_grants(wire::ListGrantsRequest::default()).await;
     refused(host, ErrorKind::PermissionDenied, "`host:db-7` may not call AccessService.ListGrants");
 }
 
@@ -329,9 +330,9 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
     let mut world = World::new().await;
     let mut story = world.story().await;
     let other_token = world.host("db-8").await;
-    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host).await;
     let mut other =
-        FakeAgent::open(&mut world.caller(&other_token).await, hello("db-8")).await.expect("a session");
+        FakeAgent::open(&mut world.agent(&other_token).await, hello("db-8")).await.expect("a session");
     let mut new: wire::CreateRequestRequest = NewRequest {
         resource: "db".parse().expect("valid"),
         subject: None,
@@ -409,7 +410,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
 async fn a_removed_resource_leaves_its_past() {
     let mut world = World::new().await;
     let mut story = world.story().await;
-    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host).await;
     let request = story.alice.request(60).await.expect("made");
     let pending = story.alice.request(60).await.expect("made");
     let grant = story.dora.approve(request.id).await.expect("approved");

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use proto::wire::access::ListHostsRequest;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::world::{Caller, until};
 
@@ -25,6 +27,10 @@ fn write_config(folder: &Path, listen: &str) -> PathBuf {
     let text = format!("listen = \"{listen}\"\ndatabase = \"cp.db\"\nmax_grant_duration = \"1h\"\n");
     std::fs::write(&path, text).expect("written");
     path
+}
+
+fn authority_of(folder: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(folder.join("authority/ca.pem")).expect("a certificate")
 }
 
 fn text(path: &Path) -> &str {
@@ -68,8 +74,10 @@ fn init_shows_the_token_once() {
     assert_eq!(code, 0, "{explanation}");
     assert!(token.starts_with("pct_") && token.trim().len() == 68 && token.lines().count() == 1);
     assert!(explanation.contains("the token of `user:admin` is the line on standard output"));
-    let mode = std::fs::metadata(&database).expect("is there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    for secret in [database.clone(), folder.path().join("authority/ca.key")] {
+        let mode = std::fs::metadata(&secret).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret:?}");
+    }
     let (code, stdout, stderr) = run(&["init", "--database", text(&database)]);
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(stderr.contains("exists already") && stderr.contains("hint: it was left as it is"), "{stderr}");
@@ -101,10 +109,10 @@ fn mistakes_are_answered() {
         stderr.contains("does not exist") && stderr.contains("portcullis-control-plane init"),
         "{stderr}"
     );
-    let config = write_config(folder.path(), "0.0.0.0:7400");
+    let config = write_config(folder.path(), "localhost:7400");
     let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
     assert_eq!(code, 2);
-    assert!(stderr.contains("listen = \"0.0.0.0:7400\" can be reached from other machines"), "{stderr}");
+    assert!(stderr.contains("listen = \"localhost:7400\" is not `ADDRESS:PORT`"), "{stderr}");
     let (code, _, stderr) = run(&["serve", "--config", "/nowhere.toml"]);
     assert!(code == 2 && stderr.contains("caused by: No such file"), "{stderr}");
     assert_eq!(run(&["init"]).0, 2);
@@ -130,7 +138,8 @@ async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
     let (running, address) = Running::start(&config, &ready).await;
     assert_eq!(address, listen);
     assert_eq!(std::fs::metadata(&socket).expect("is there").permissions().mode() & 0o777, 0o660);
-    let mut caller = Caller::connect(&address, token.trim().to_owned()).await;
+    let mut caller =
+        Caller::connect(&address, &authority_of(folder.path()), None, token.trim().to_owned()).await;
     caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
     let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
     assert!(code == 1 && stderr.contains("is in use by another control plane"), "{stderr}");
@@ -143,7 +152,8 @@ async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
     assert!(socket.exists());
     std::fs::remove_file(&ready).expect("removed");
     let (running, address) = Running::start(&config, &ready).await;
-    let mut caller = Caller::connect(&address, token.trim().to_owned()).await;
+    let mut caller =
+        Caller::connect(&address, &authority_of(folder.path()), None, token.trim().to_owned()).await;
     caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
     assert_eq!(running.terminate().await, 0);
     std::fs::write(&socket, "not a socket").expect("written");
@@ -155,8 +165,11 @@ async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
 async fn a_port_of_its_own_choice_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = write_config(folder.path(), "[::1]:0");
-    run(&["init", "--config", text(&config), "--quiet"]);
+    let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
     let (running, address) = Running::start(&config, &folder.path().join("ready")).await;
     assert!(address.starts_with("[::1]:") && !address.ends_with(":0"), "{address}");
+    let mut caller =
+        Caller::connect(&address, &authority_of(folder.path()), None, token.trim().to_owned()).await;
+    caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
     assert_eq!(running.terminate().await, 0);
 }

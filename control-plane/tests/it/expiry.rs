@@ -8,7 +8,7 @@ use crate::world::{FakeAgent, World, until};
 async fn an_active_grant_ends_at_its_deadline() {
     let mut world = World::new().await;
     let mut story = world.story().await;
-    let (mut agent, _) = FakeAgent::start(&world, &story.host_token).await;
+    let (mut agent, _) = FakeAgent::start(&world, &story.host).await;
     let request = story.alice.request(2).await.expect("made");
     let issued = story.dora.approve(request.id).await.expect("approved");
     let set = agent.set_with(1).await;
@@ -54,6 +54,6 @@ async fn a_deadline_that_passes_while_the_control_plane_is_down_is_noticed() {
     until(async || control_plane::clock::now() > grant.expires).await;
     world.start().await;
     until(async || world.admin.clone().grants(false).await.is_empty()).await;
-    let (_, set) = FakeAgent::start(&world, &story.host_token).await;
+    let (_, set) = FakeAgent::start(&world, &story.host).await;
     assert!(set.grants.is_empty());
 }

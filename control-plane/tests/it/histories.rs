@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use control_plane::identity::Token;
-use control_plane::store::{RequestFilter, Store, Whose};
+use control_plane::identity::{Token, TokenHash};
+use control_plane::store::{NewJoinToken, RequestFilter, Store, Whose};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proto::types::{
-    Applied, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName, HostState,
+    Applied, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName, HostState, Labels,
     NewResource, NewSubject, Refused, RefusedItem, Report, SubjectId, SubjectRole, Timestamp,
 };
 use uuid::Uuid;
@@ -98,7 +98,8 @@ impl World {
         let mut world = Self { store, now, names, hosts: Default::default(), alice, dora, _folder: folder };
         for index in 0..2 {
             let name = world.names[index].clone();
-            world.store.add_host(&name, &Token::for_host().hash(), "system", now).await.expect("added");
+            let token = NewJoinToken { hash: TokenHash::of(name.as_str()), expires: now };
+            world.store.add_host(&name, &Labels::default(), &token, "system", now).await.expect("added");
             world.connect(index).await;
         }
         world
@@ -191,6 +192,8 @@ impl World {
             applied,
             agent_version: String::new(),
             kernel_release: String::new(),
+            instance: None,
+            protocol: 1,
             report: Report { state: HostState::Enforcing, detail: String::new() },
         };
         let ended = host.ended();

@@ -3,6 +3,7 @@
 mod access;
 mod audit;
 mod binary;
+mod enrolment;
 mod expiry;
 mod histories;
 mod sessions;

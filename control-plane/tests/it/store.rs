@@ -1,9 +1,9 @@
 //! The record on a real file.
 
 use control_plane::clock;
-use control_plane::identity::Token;
-use control_plane::store::{RequestFilter, Store, StoreError, Whose};
-use proto::types::{EventKind, HostName};
+use control_plane::identity::{Token, TokenHash};
+use control_plane::store::{NewJoinToken, RequestFilter, Store, StoreError, Whose};
+use proto::types::{EventKind, HostName, Labels};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tempfile::TempDir;
@@ -124,7 +124,8 @@ async fn a_broken_row_is_an_error_and_no_panic() {
     let path = folder.path().join("cp.db");
     let host: HostName = "db-7".parse().expect("valid");
     let store = Store::open(&path).await.expect("opens");
-    store.add_host(&host, &Token::for_host().hash(), "user:admin", clock::now()).await.expect("added");
+    let token = NewJoinToken { hash: TokenHash::of("secret"), expires: clock::now() };
+    store.add_host(&host, &Labels::default(), &token, "user:admin", clock::now()).await.expect("added");
     let mut sql = raw(&folder).await;
     sqlx::query("UPDATE hosts SET name = 'NOT A NAME'").execute(&mut sql).await.expect("written");
     sqlx::query("INSERT INTO audit_events VALUES (5, 'x', 'y', 1, x'ff')")

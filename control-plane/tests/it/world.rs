@@ -1,15 +1,19 @@
 //! A control plane of its own for each test, with callers and agents to talk to it.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control_plane::clock;
 use control_plane::config::{Config, Listen};
 use control_plane::identity::Token;
+use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::store::Store;
+use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
-    AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, NewRequest, Request,
-    RequestId, ResourceOptions, SubjectRole,
+    AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, JoinToken,
+    NewRequest, Request, RequestId, ResourceOptions, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -20,13 +24,22 @@ use proto::wire::agent::session_request::Message as Said;
 use proto::wire::agent::session_response::Message as Answer;
 use proto::wire::audit as audit_wire;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
+use proto::wire::enrolment as enrolment_wire;
+use proto::wire::enrolment::enrolment_service_client::EnrolmentServiceClient;
+use proto::wire::enrolment::{JoinRequest, RenewRequest};
+use rcgen::KeyPair;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Status, Streaming};
+use tower::service_fn;
 use uuid::Uuid;
 
 /// Nothing in these tests takes this long; a test that waits for it has failed.
@@ -35,6 +48,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) admin: Caller,
+    /// Whom everybody believes.
+    pub(crate) authority: CertificateDer<'static>,
     server: Option<Server>,
 }
 
@@ -49,15 +64,22 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let token = Token::for_subject();
         Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
+        let authority = folder.path().join("authority");
+        let authority = Authority::create(&authority, TRUST_DOMAIN, clock::system_now()).expect("made");
+        let authority = authority.certificate().clone();
         let server = start(&folder).await;
-        let admin = Caller::connect(&server.address, token.reveal()).await;
-        Self { folder, admin, server: Some(server) }
+        let admin = Caller::connect(&server.address, &authority, None, token.reveal()).await;
+        Self { folder, admin, authority, server: Some(server) }
     }
 
     pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
         Config {
-            listen: Listen::Tcp("127.0.0.1:0".parse().expect("valid")),
+            listen: vec![Listen::Tcp("127.0.0.1:0".parse().expect("valid"))],
             database: folder.path().join("cp.db"),
+            authority: folder.path().join("authority"),
+            tls_names: Vec::new(),
+            tls_files: None,
+            host_certificate_lifetime: Duration::from_secs(3600),
             max_grant_duration: Duration::from_secs(3600),
         }
     }
@@ -81,12 +103,17 @@ impl World {
 
     pub(crate) async fn start(&mut self) {
         let server = start(&self.folder).await;
-        self.admin = Caller::connect(&server.address, self.admin.token.clone()).await;
+        self.admin = Caller::connect(&server.address, &self.authority, None, self.admin.token.clone()).await;
         self.server = Some(server);
     }
 
     pub(crate) async fn caller(&self, token: &str) -> Caller {
-        Caller::connect(self.address(), token.to_owned()).await
+        Caller::connect(self.address(), &self.authority, None, token.to_owned()).await
+    }
+
+    /// A host's agent, over a connection of its own.
+    pub(crate) async fn agent(&self, identity: &HostIdentity) -> Caller {
+        Caller::connect(self.address(), &self.authority, Some(identity), String::new()).await
     }
 
     /// Adds a subject and signs it in.
@@ -103,10 +130,25 @@ impl World {
         self.caller(&token).await
     }
 
-    /// Adds a host; returns its token.
-    pub(crate) async fn host(&mut self, name: &str) -> String {
-        let add = wire::AddHostRequest { name: name.to_owned() };
-        self.admin.directory.add_host(add).await.expect("added").into_inner().token
+    /// Adds a host, and lets it join.
+    pub(crate) async fn host(&mut self, name: &str) -> HostIdentity {
+        let token = self.join_token(name).await;
+        self.join(name, &token).await.expect("joined")
+    }
+
+    /// Adds a host; returns its join token.
+    pub(crate) async fn join_token(&mut self, name: &str) -> JoinToken {
+        let add = wire::AddHostRequest { name: name.to_owned(), ..wire::AddHostRequest::default() };
+        let added = self.admin.directory.add_host(add).await.expect("added").into_inner();
+        added.join_token.parse().expect("a join token")
+    }
+
+    /// Joins, with a key of its own.
+    pub(crate) async fn join(&self, name: &str, token: &JoinToken) -> Result<HostIdentity, Status> {
+        let (key, signing_request) = signing_request();
+        let join = JoinRequest { host: name.to_owned(), secret: token.secret().to_owned(), signing_request };
+        let joined = self.caller("").await.enrolment.join(join).await?.into_inner();
+        Ok(HostIdentity::new(key, joined.identity))
     }
 
     pub(crate) async fn resource(&mut self, name: &str, address: &str) -> u32 {
@@ -117,9 +159,9 @@ impl World {
     /// What most stories begin with: `db`, `db-7`, alice (a member) and dora (an approver).
     pub(crate) async fn story(&mut self) -> Story {
         self.resource("db", "10.0.0.7").await;
-        let host_token = self.host("db-7").await;
+        let host = self.host("db-7").await;
         Story {
-            host_token,
+            host,
             alice: self.subject("user:alice", SubjectRole::Member).await,
             dora: self.subject("user:dora", SubjectRole::Approver).await,
         }
@@ -137,7 +179,7 @@ impl World {
 }
 
 pub(crate) struct Story {
-    pub(crate) host_token: String,
+    pub(crate) host: HostIdentity,
     pub(crate) alice: Caller,
     pub(crate) dora: Caller,
 }
@@ -147,7 +189,7 @@ async fn start(folder: &tempfile::TempDir) -> Server {
     let (ready, bound) = oneshot::channel();
     let config = World::config(folder);
     let task = tokio::spawn(async move {
-        let ready = |listen: &Listen| ready.send(listen.to_string()).expect("somebody waits");
+        let ready = |listen: &[Listen]| ready.send(listen[0].to_string()).expect("somebody waits");
         let shutdown = async move {
             let _ = stopped.await;
         };
@@ -187,27 +229,98 @@ impl Interceptor for Bearer {
 
 type Wire = InterceptedService<Channel, Bearer>;
 
-/// Somebody with a token.
+/// A key, and a request for a certificate.
+pub(crate) fn signing_request() -> (KeyPair, Vec<u8>) {
+    let key = KeyPair::generate().expect("a key");
+    let request = rcgen::CertificateParams::default().serialize_request(&key).expect("signed");
+    (key, request.der().to_vec())
+}
+
+/// A host's key and certificate.
+#[derive(Clone)]
+pub(crate) struct HostIdentity {
+    key: Vec<u8>,
+    pub(crate) certificate: Vec<u8>,
+}
+
+impl HostIdentity {
+    pub(crate) fn new(key: KeyPair, identity: Option<enrolment_wire::Identity>) -> Self {
+        let identity = identity.expect("is there");
+        assert_eq!(identity.authorities.len(), 1);
+        Self { key: key.serialize_der(), certificate: identity.certificate }
+    }
+
+    /// The next one, asked for by this one.
+    pub(crate) async fn renew(&self, world: &World) -> Result<Self, Status> {
+        let (key, signing_request) = signing_request();
+        let renewed = world.agent(self).await.enrolment.renew(RenewRequest { signing_request }).await?;
+        Ok(Self::new(key, renewed.into_inner().identity))
+    }
+}
+
+/// TLS that believes the authority, and proves to be a host.
+pub(crate) fn tls(authority: &CertificateDer<'static>, identity: Option<&HostIdentity>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone()).expect("an authority");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.expect("versions").with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(HostIdentity { key, certificate }) => {
+            let key = PrivatePkcs8KeyDer::from(key.clone()).into();
+            builder.with_client_auth_cert(vec![certificate.clone().into()], key).expect("they fit")
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Somebody with a token, or with a host's certificate.
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) token: String,
+    pub(crate) channel: Channel,
     pub(crate) directory: DirectoryServiceClient<Wire>,
     pub(crate) access: AccessServiceClient<Wire>,
     pub(crate) audit: AuditServiceClient<Wire>,
     pub(crate) agent: AgentServiceClient<Wire>,
+    pub(crate) enrolment: EnrolmentServiceClient<Wire>,
 }
 
 impl Caller {
-    pub(crate) async fn connect(address: &str, token: String) -> Self {
-        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
-        let channel = Endpoint::from_shared(uri).expect("valid").connect().await.expect("connected");
+    pub(crate) async fn connect(
+        address: &str,
+        authority: &CertificateDer<'static>,
+        identity: Option<&HostIdentity>,
+        token: String,
+    ) -> Self {
+        let channel = match address.strip_prefix("unix:") {
+            Some(_) => Endpoint::from_shared(address.to_owned()).expect("valid").connect().await,
+            None => {
+                let connector = TlsConnector::from(Arc::new(tls(authority, identity)));
+                let address: SocketAddr = address.parse().expect("an address");
+                let connector = service_fn(move |_: Uri| {
+                    let connector = connector.clone();
+                    async move {
+                        let stream = TcpStream::connect(address).await?;
+                        stream.set_nodelay(true)?;
+                        connector.connect(address.ip().into(), stream).await.map(TokioIo::new)
+                    }
+                });
+                Endpoint::from_static("http://control-plane").connect_with_connector(connector).await
+            }
+        };
+        let channel = channel.expect("connected");
         let bearer = Bearer(token.clone());
         Self {
             token,
+            channel: channel.clone(),
             directory: DirectoryServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            agent: AgentServiceClient::with_interceptor(channel, bearer),
+            agent: AgentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            enrolment: EnrolmentServiceClient::with_interceptor(channel, bearer),
         }
     }
 
@@ -306,6 +419,8 @@ pub(crate) fn hello(host: &str) -> agent_wire::Hello {
         agent_version: "0.1.0".to_owned(),
         kernel_release: "6.12.0".to_owned(),
         report: Some(report("", wire::HostState::Enforcing)),
+        instance: String::new(),
+        protocol: 0,
     }
 }
 
@@ -324,8 +439,8 @@ impl FakeAgent {
     }
 
     /// Opens a session of `db-7`, and waits for the welcome and the first set.
-    pub(crate) async fn start(world: &World, token: &str) -> (Self, GrantSet) {
-        let mut agent = Self::open(&mut world.caller(token).await, hello("db-7")).await.expect("a session");
+    pub(crate) async fn start(world: &World, identity: &HostIdentity) -> (Self, GrantSet) {
+        let mut agent = Self::open(&mut world.agent(identity).await, hello("db-7")).await.expect("a session");
         let Ok(Answer::Welcome(_)) = agent.next().await else { panic!("a welcome comes first") };
         let set = agent.set().await;
         (agent, set)

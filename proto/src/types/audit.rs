@@ -116,8 +116,18 @@ event_kinds! {
     SubjectAdded = "subject.added",
     /// A host became known.
     HostAdded = "host.added",
+    /// A host got a certificate for a join token.
+    HostJoined = "host.joined",
+    /// A host got its next certificate.
+    HostRenewed = "host.renewed",
+    /// All that a host could prove itself by has ended.
+    HostRevoked = "host.revoked",
+    /// Somebody has a copy of a host's key.
+    HostKeyCopied = "host.key_copied",
     /// Somebody got a new token.
     TokenIssued = "token.issued",
+    /// A host's kernel does not hold what the control plane wants there.
+    HostDisagrees = "host.disagrees",
     /// An agent took over, or put up, the gate of its host.
     AgentStarted = "agent.started",
     /// Root lifted the gate of a host.

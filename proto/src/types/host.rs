@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::{HostName, Invalid, Timestamp, time};
+use super::{HostName, Invalid, Labels, Timestamp, time};
 use crate::wire::access as wire;
 
 /// What is known about a host's gate.
@@ -83,6 +83,8 @@ pub struct Host {
     pub agent_version: String,
     /// Empty: never seen.
     pub kernel_release: String,
+    /// What it is.
+    pub labels: Labels,
 }
 
 impl TryFrom<wire::Host> for Host {
@@ -98,6 +100,7 @@ impl TryFrom<wire::Host> for Host {
             seen: time::optional("seen", wire.seen)?,
             agent_version: wire.agent_version,
             kernel_release: wire.kernel_release,
+            labels: wire.labels.try_into()?,
         })
     }
 }
@@ -113,6 +116,7 @@ impl From<Host> for wire::Host {
             seen: host.seen.map(Into::into),
             agent_version: host.agent_version,
             kernel_release: host.kernel_release,
+            labels: host.labels.into(),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::wire::agent as wire;
 
 /// The most a kernel holds; above it, a set cannot be meant.
-const ITEMS_MAX: usize = 1_000_000;
+pub(super) const ITEMS_MAX: usize = 1_000_000;
 
 /// The longest text that a report or a refusal may carry, in bytes; longer ones are cut.
 const DETAIL_MAX_BYTES: usize = 1000;
@@ -32,6 +32,22 @@ pub struct Hello {
     pub kernel_release: String,
     /// Whether it is enforcing.
     pub report: Report,
+    /// Which run of the agent's process this is; None: an agent that does not say.
+    pub instance: Option<Uuid>,
+    /// The newest version of the protocol that the agent speaks; from 1.
+    pub protocol: u32,
+}
+
+/// The newest version of the protocol between agent and control plane. 1: whole sets only. 2: deltas and digests.
+pub const PROTOCOL: u32 = 2;
+
+/// The control plane's first message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Whose generations these are.
+    pub timeline: Uuid,
+    /// The version of the protocol that both speak; from 1, at most [`PROTOCOL`].
+    pub protocol: u32,
 }
 
 /// What an agent has just proven about its host.
@@ -139,6 +155,11 @@ impl TryFrom<wire::Hello> for Hello {
             agent_version: cut(wire.agent_version),
             kernel_release: cut(wire.kernel_release),
             report: wire.report.ok_or_else(|| Invalid::missing("report"))?.try_into()?,
+            instance: match wire.instance.is_empty() {
+                true => None,
+                false => Some(uuid("instance", &wire.instance)?),
+            },
+            protocol: wire.protocol.max(1),
         })
     }
 }
@@ -154,8 +175,32 @@ impl From<Hello> for wire::Hello {
             agent_version: hello.agent_version,
             kernel_release: hello.kernel_release,
             report: Some(hello.report.into()),
+            instance: hello.instance.map(|instance| instance.to_string()).unwrap_or_default(),
+            protocol: hello.protocol,
         }
     }
+}
+
+impl TryFrom<wire::Welcome> for Welcome {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Welcome) -> Result<Self, Invalid> {
+        match wire.protocol.max(1) {
+            protocol @ 1..=PROTOCOL => Ok(Self { timeline: uuid("timeline", &wire.timeline)?, protocol }),
+            newer => Err(Invalid::new("protocol", format_args!("{newer} is newer than {PROTOCOL}"))),
+        }
+    }
+}
+
+impl From<Welcome> for wire::Welcome {
+    fn from(welcome: Welcome) -> Self {
+        Self { timeline: welcome.timeline.to_string(), protocol: welcome.protocol }
+    }
+}
+
+/// Why an agent needs a whole set, for people.
+pub fn resync_reason(wire: wire::Resync) -> String {
+    cut(wire.reason)
 }
 
 impl TryFrom<wire::Report> for Report {
@@ -188,6 +233,14 @@ impl TryFrom<wire::GrantSet> for GrantSet {
             subjects: all("subjects", wire.subjects, ITEMS_MAX, TryInto::try_into)?,
             grants: all("grants", wire.grants, ITEMS_MAX, TryInto::try_into)?,
         };
+        set.checked()
+    }
+}
+
+impl GrantSet {
+    /// By the rules between its parts.
+    pub(super) fn checked(self) -> Result<Self, Invalid> {
+        let set = self;
         let resources = distinct("resources", set.resources.iter().map(|resource| resource.number))?;
         distinct("resources", set.resources.iter().map(|resource| &resource.name))?;
         let subjects = distinct("subjects", set.subjects.iter().map(|subject| subject.number))?;

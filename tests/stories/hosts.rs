@@ -1,0 +1,118 @@
+//! Hosts: how one joins, keeps its certificate fresh, loses it, and comes back.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::ensure_eq;
+use tests::network::CONTROL_PLANE;
+use tests::process::{in_cgroup, wait_for};
+use tests::runner::Test;
+use tests::sandbox::Cgroup;
+use tests::stage::{ADMIN, HOST, Plan, SOON, Stage};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("hosts::a_host_joins_over_a_network_and_is_granted_access", over_a_network),
+    ("hosts::a_certificate_is_renewed_and_nobody_notices", renewal),
+    ("hosts::a_host_whose_certificate_ran_out_joins_again", run_out),
+    ("hosts::an_agent_believes_no_other_control_plane", other_control_plane),
+];
+
+/// The shortest life that a certificate can have.
+const SHORT: Plan<'_> =
+    Plan { control_plane: "host_certificate_lifetime = \"10s\"", agent: "", is_apart: false };
+
+fn over_a_network() -> Result<()> {
+    // 1. Control plane and host are two machines, as far as the network is concerned; the host joins over TLS.
+    let stage = Stage::start_as(Plan { is_apart: true, ..Plan::default() })?;
+    let joined = stage.wait_for_event("the host to join", |event| event["event"] == "host.joined")?;
+    ensure_eq!(joined["host"].as_str(), Some(HOST));
+    // 2. Over the same wire, somebody asks for access and gets it.
+    let admin = stage.cli(ADMIN)?;
+    admin.run(&["resource", "add", "db", "--address", CONTROL_PLANE, "--port", "tcp/5432"])?;
+    let cgroup = stage.add_subject_with_cgroup("user:alice")?;
+    stage.wait_until_applied()?;
+    ensure_eq!(connect(&stage, &cgroup)?, "Operation not permitted");
+    stage.grant("user:alice", "db", "5m")?;
+    ensure_eq!(connect(&stage, &cgroup)?, "Connection refused");
+    // 3. Without the authority's certificate nobody is believed.
+    let mut command = stage.cli(ADMIN)?.command(&["status"]);
+    let output = command.env("PORTCULLIS_CA_FILE", "/dev/null").output()?;
+    ensure!(!output.status.success(), "it believes anybody");
+    Ok(())
+}
+
+/// What a connection from the host to the resource comes to; nobody serves there.
+fn connect(stage: &Stage, cgroup: &Cgroup) -> Result<&'static str> {
+    let mut command = in_cgroup(cgroup, "nsenter");
+    command.arg(stage.network()?.host.path());
+    let output = command.args(["bash", "-c", &format!("exec 3<>/dev/tcp/{CONTROL_PLANE}/5432")]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let known =
+        ["Operation not permitted", "Connection refused"].into_iter().find(|words| said.contains(words));
+    known.with_context(|| format!("it came to something else: {said}"))
+}
+
+fn renewal() -> Result<()> {
+    let mut stage = Stage::start_as(SHORT)?;
+    stage.cli(ADMIN)?.run(&["resource", "add", "db", "--address", "127.1.2.3", "--port", "tcp/5432"])?;
+    stage.add_subject_with_cgroup("user:alice")?;
+    let grant = stage.grant("user:alice", "db", "5m")?;
+    let renewals = |stage: &Stage| -> Result<usize> {
+        Ok(stage.events()?.iter().filter(|event| event["event"] == "host.renewed").count())
+    };
+    wait_for("the second renewal", SOON, || Ok((renewals(&stage)? >= 2).then_some(())))?;
+    // It comes back at once with the new one, and what was granted stays.
+    stage.wait_for_host("enforcing")?;
+    stage.wait_for_grant(&grant, "active")?;
+    // Each new one was used before the one before ran out, and nothing was taken for a copy.
+    ensure!(stage.events()?.iter().all(|event| event["event"] != "host.key_copied"));
+    let names: Vec<_> = fs::read_dir(stage.path("agent/identity"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    ensure!(names.iter().all(|name| name.ends_with(".pem")), "something is left over: {names:?}");
+    stage.agent()?.stop()?;
+    Ok(())
+}
+
+fn run_out() -> Result<()> {
+    let mut stage = Stage::start_as(SHORT)?;
+    // 1. The control plane is away for longer than the certificate counts.
+    stage.kill_control_plane()?;
+    sleep(Duration::from_secs(11));
+    stage.start_control_plane()?;
+    // 2. The agent says so, and goes on with the gate.
+    let agent = stage.agent()?;
+    wait_for("the agent to say it", SOON, || {
+        agent.ensure_running()?;
+        Ok(agent.log().contains("this host's certificate is over").then_some(()))
+    })?;
+    stage.wait_for_host("unreachable")?;
+    // 3. An operator lets it join again; the running agent takes it up.
+    stage.join()?;
+    stage.wait_for_host("enforcing")
+}
+
+fn other_control_plane() -> Result<()> {
+    let mut stage = Stage::start()?;
+    let token = stage.cli(ADMIN)?.run(&["host", "join-token", HOST])?;
+    // 1. Somebody puts another control plane in the place of ours.
+    stage.kill_control_plane()?;
+    for name in ["authority", "control-plane.db"] {
+        fs::rename(stage.path(name), stage.path(&format!("{name}.away")))?;
+    }
+    stage.init_control_plane()?;
+    stage.start_control_plane()?;
+    // 2. The agent turns away from it.
+    let agent = stage.agent()?;
+    wait_for("the agent to turn away", SOON, || {
+        agent.ensure_running()?;
+        Ok(agent.log().contains("invalid peer certificate").then_some(()))
+    })?;
+    // 3. Nor does a host show it a token that is of ours.
+    let joined = stage.join_with(&token).map_err(|error| format!("{error:#}"));
+    let error = joined.err().context("it joined another control plane")?;
+    ensure!(error.contains("invalid peer certificate: UnknownIssuer"), "{error}");
+    Ok(())
+}
