@@ -1,7 +1,7 @@
 //! The only reader of `/proc` and cgroupfs.
 //!
-//! Owns: where the cgroup v2 root is, which cgroup a selector stands for, what a process is, where the paths of
-//! unix sockets lead. Must not know: rules.
+//! Owns: where the cgroup v2 root is, which cgroups are there, what a process is, where the paths of unix sockets lead. Must not
+//! know: what follows from it; what a cgroup's path means, and what a selector stands for, it asks the rules.
 
 mod accounts;
 mod tree;
