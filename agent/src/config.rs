@@ -11,6 +11,7 @@ use proto::types::{HostName, Selector};
 use serde::Deserialize;
 
 use crate::kernel;
+use crate::kubernetes;
 use crate::session::Endpoint;
 
 /// What the agent was told.
@@ -28,6 +29,8 @@ pub struct Config {
     pub kernel: kernel::Settings,
     /// Whose processes may have sockets of any family.
     pub exempt: Vec<Selector>,
+    /// How the API server is asked for this node's pods; None: this host is no node.
+    pub kubernetes: Option<kubernetes::Settings>,
     /// How much of the disk events may take.
     pub spool_max_bytes: u64,
 }
@@ -72,6 +75,7 @@ struct File {
     state_dir: PathBuf,
     #[serde(default)]
     kernel: KernelFile,
+    kubernetes: Option<KubernetesFile>,
     #[serde(default)]
     spool: SpoolFile,
 }
@@ -134,6 +138,63 @@ impl Default for KernelFile {
     }
 }
 
+/// Where Kubernetes puts what a pod needs to ask the API server.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KubernetesFile {
+    api_server: Option<String>,
+    token_file: PathBuf,
+    ca_file: PathBuf,
+    node: Option<String>,
+}
+
+impl Default for KubernetesFile {
+    fn default() -> Self {
+        let directory = Path::new(SERVICE_ACCOUNT);
+        let (token_file, ca_file) = (directory.join("token"), directory.join("ca.crt"));
+        Self { api_server: None, token_file, ca_file, node: None }
+    }
+}
+
+impl KubernetesFile {
+    /// `variable` is one of the agent's environment, where Kubernetes says where its API server is. `host` is the host's name.
+    fn settings(
+        self,
+        host: &str,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<kubernetes::Settings, (&'static str, String)> {
+        let of_pod = || {
+            let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            Some(format!("https://{host}:{port}"))
+        };
+        let refuse = |problem: &str| ("kubernetes.api_server", problem.to_owned());
+        let text = self.api_server.or_else(of_pod);
+        let text = text.ok_or_else(|| refuse("is missing, and this is no pod, which is told: name it"))?;
+        let api_server = text.parse::<reqwest::Url>().ok();
+        let is_whole = |url: &reqwest::Url| {
+            url.scheme() == "https" && url.has_host() && url.path() == "/" && url.query().is_none()
+        };
+        let api_server = api_server
+            .filter(is_whole)
+            .ok_or_else(|| refuse(&format!("`{text}` is not `https://HOST:PORT`")))?;
+        let node = self.node.or_else(|| variable("NODE_NAME")).unwrap_or_else(|| host.to_owned());
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        if node.is_empty() || node.len() > 253 || !node.bytes().all(allowed) {
+            return Err(("kubernetes.node", format!("`{}` is no name of a node", node.escape_debug())));
+        }
+        let absolute = |field, path: PathBuf| match path.is_absolute() {
+            true => Ok(path),
+            false => Err((field, format!("`{}` is not an absolute path", path.display()))),
+        };
+        let token_file = absolute("kubernetes.token_file", self.token_file)?;
+        let ca_file = absolute("kubernetes.ca_file", self.ca_file)?;
+        Ok(kubernetes::Settings { api_server, token_file, ca_file, node })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct SpoolFile {
@@ -159,12 +220,26 @@ const SPOOL_BYTES_MIN: u64 = 4 * 1024 * 1024;
 impl Config {
     /// Reads and checks the file. `hostname` is this machine's, for when the file names none.
     pub fn load(path: &Path, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text, hostname)
+        Self::load_in(path, hostname, |name| std::env::var(name).ok())
     }
 
-    fn parse(path: &Path, text: &str, hostname: impl FnOnce() -> String) -> Result<Self, ConfigError> {
+    /// The same in an environment of these variables.
+    pub fn load_in(
+        path: &Path,
+        hostname: impl FnOnce() -> String,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, hostname, variable)
+    }
+
+    fn parse(
+        path: &Path,
+        text: &str,
+        hostname: impl FnOnce() -> String,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let refuse = |field: &'static str, problem: String| ConfigError::Value {
@@ -199,6 +274,8 @@ impl Config {
         let families =
             families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
         let host = file.host.unwrap_or_else(hostname);
+        let kubernetes = file.kubernetes.map(|section| section.settings(&host, variable));
+        let kubernetes = kubernetes.transpose().map_err(|(field, problem)| refuse(field, problem))?;
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
             control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
@@ -224,6 +301,7 @@ impl Config {
                 tamper: kernel.tamper.into(),
             },
             exempt,
+            kubernetes,
             spool_max_bytes: file.spool.max_bytes,
         })
     }
@@ -252,7 +330,7 @@ mod tests {
     "#;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(Path::new("agent.toml"), text, || "db-7".to_owned())
+        Config::parse(Path::new("agent.toml"), text, || "db-7".to_owned(), |_| None)
     }
 
     #[track_caller]
@@ -280,6 +358,49 @@ mod tests {
         assert_eq!(config.exempt, ["unix-user:0".parse().expect("valid")]);
         assert_eq!(lsm("lsm = \"require\"").kernel.lsm.demand, kernel::Demand::Require);
         assert_eq!(lsm("tamper = \"prefer\"").kernel.tamper, kernel::Demand::Prefer);
+    }
+
+    #[track_caller]
+    fn kubernetes(text: &str, variables: &[(&str, &str)]) -> Result<kubernetes::Settings, String> {
+        let file: KubernetesFile = toml::from_str(text).expect("valid");
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        file.settings("db-7", variable).map_err(|(field, problem)| format!("{field} {problem}"))
+    }
+
+    #[test]
+    fn a_pod_is_told_where_its_api_server_is() {
+        let told = [("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
+        let settings = kubernetes("", &told).expect("told");
+        assert_eq!(settings.api_server.as_str(), "https://10.0.0.1/");
+        assert_eq!(settings.ca_file, Path::new(SERVICE_ACCOUNT).join("ca.crt"));
+        assert_eq!(settings.node, "db-7");
+        let ipv6 = [
+            ("KUBERNETES_SERVICE_HOST", "fd00::1"),
+            ("KUBERNETES_SERVICE_PORT", "6443"),
+            ("NODE_NAME", "n1"),
+        ];
+        let settings = kubernetes("", &ipv6).expect("told");
+        assert_eq!((settings.api_server.as_str(), settings.node.as_str()), ("https://[fd00::1]:6443/", "n1"));
+        let written = "api_server = \"https://api.example:6443\"\nnode = \"n2\"";
+        let settings = kubernetes(written, &ipv6).expect("written");
+        assert_eq!(
+            (settings.api_server.as_str(), settings.node.as_str()),
+            ("https://api.example:6443/", "n2")
+        );
+
+        let refused = |text: &str, part: &str| {
+            let problem = kubernetes(text, &[]).expect_err("must be refused");
+            assert!(problem.contains(part), "{problem}");
+        };
+        refused("", "kubernetes.api_server is missing");
+        refused("api_server = \"http://10.0.0.1\"", "`http://10.0.0.1` is not `https://HOST:PORT`");
+        refused("api_server = \"https://10.0.0.1/prefix\"", "is not `https://HOST:PORT`");
+        let api = "api_server = \"https://10.0.0.1\"\n";
+        refused(&format!("{api}node = \"a,b\""), "kubernetes.node `a,b`");
+        refused(&format!("{api}token_file = \"token\""), "kubernetes.token_file `token`");
+        assert_eq!(parse(LEAST).expect("valid").kubernetes, None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod config;
 pub mod detach;
 pub mod identity;
 pub mod kernel;
+pub mod kubernetes;
 pub mod memory;
 mod netlink;
 pub mod observe;

@@ -1,20 +1,25 @@
 //! The only reader of `/proc` and cgroupfs.
 //!
-//! Owns: where the cgroup v2 root is, which cgroup a selector stands for, what a process is, where the paths of
-//! unix sockets lead. Must not know: rules.
+//! Owns: where the cgroup v2 root is, which cgroups are there, what a process is, where the paths of unix sockets lead. Must not
+//! know: what follows from it; what a cgroup's path means, and what a selector stands for, it asks the rules.
 
+mod accounts;
+mod tree;
 mod unix;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::utsname::uname;
-use nix::unistd::{User, gethostname};
+use nix::unistd::{Uid, gethostname};
 use procfs::process::Process;
 use proto::types::{CgroupPath, Selector, UnixUser};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
 
 pub use unix::{Host, UnixSockets, unix_keys};
@@ -22,6 +27,10 @@ pub use unix::{Host, UnixSockets, unix_keys};
 use crate::clock::now_boot_ns;
 use crate::rules::audit::ProcessDetails;
 use crate::rules::mounts::unescape;
+use crate::rules::pods::Pods;
+use crate::rules::workloads::{Doubt, Sight};
+use accounts::Accounts;
+use tree::Tree;
 
 /// The inode of the root of the whole hierarchy. Any other directory is a container's view, or a subtree: programs
 /// attached there would not see the rest of the host.
@@ -93,6 +102,10 @@ pub fn hostname() -> String {
 /// What can be seen below the cgroup root.
 pub struct Cgroups {
     root: PathBuf,
+    tree: Tree,
+    accounts: Accounts,
+    /// The pods of this node, as somebody else was told of them.
+    pods: Pods,
     /// Paths of cgroups that processes were seen in, for when those processes are gone.
     paths: HashMap<u64, String>,
     /// Processes that were looked at, by pid.
@@ -114,9 +127,20 @@ impl Cgroups {
     /// How many processes are remembered: more than one batch of records can name.
     const PROCESSES_MAX: usize = 1024;
 
-    /// Looks below this root.
+    /// Looks below this root, where only root makes cgroups that mean something.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, paths: HashMap::new(), processes: HashMap::new() }
+        Self::owned_by(root, Uid::from_raw(0))
+    }
+
+    fn owned_by(root: PathBuf, owner: Uid) -> Self {
+        Self {
+            tree: Tree::new(root.clone(), owner.as_raw()),
+            root,
+            accounts: Accounts::default(),
+            pods: Pods::default(),
+            paths: HashMap::new(),
+            processes: HashMap::new(),
+        }
     }
 
     /// The root.
@@ -124,15 +148,50 @@ impl Cgroups {
         &self.root
     }
 
-    /// The id of the cgroup that a selector stands for; None: it is not there now.
-    pub fn resolve(&self, selector: &Selector) -> Option<u64> {
-        match selector {
-            Selector::Cgroup(path) => self.id_of(path.as_str()),
-            Selector::UnixUser(user) => {
-                let uid = uid_of(user)?;
-                self.id_of(&format!("/user.slice/user-{uid}.slice"))
-            }
-        }
+    /// What tells when it is time to look; None: only time does.
+    pub fn notices(&self) -> io::Result<Option<Notices>> {
+        self.tree.notices().map(|fd| Notices::new(fd?)).transpose()
+    }
+
+    /// These are the selectors that will be asked for, from the next look on.
+    pub fn follow<'a>(&mut self, selectors: impl Iterator<Item = &'a Selector> + Clone) {
+        let paths = selectors.clone().filter_map(|selector| match selector {
+            Selector::Cgroup(path) => Some(path),
+            _ => None,
+        });
+        self.tree.follow(paths);
+        self.accounts.follow(selectors.filter_map(|selector| match selector {
+            Selector::UnixUser(user) => Some(user),
+            _ => None,
+        }));
+    }
+
+    /// Follows what came and went. `again`: also what there was no notice of. Returns whether a selector may stand for
+    /// something else now.
+    pub fn look(&mut self, again: bool) -> bool {
+        let moved = self.tree.look(again);
+        let users = self.tree.census().users().collect();
+        self.accounts.look(users, again) || moved
+    }
+
+    /// The ids of the cgroups that a selector stands for, as they were at the last look; none: it is not there.
+    pub fn find(&self, selector: &Selector) -> Result<BTreeSet<u64>, Doubt> {
+        self.tree.census().find(selector, self)
+    }
+
+    /// Whether pods run here.
+    pub fn has_pods(&self) -> bool {
+        self.tree.census().has_pods()
+    }
+
+    /// Why not all that is there may be known; None: it is.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.tree.problem()
+    }
+
+    /// What somebody else is told of this node's pods.
+    pub fn pods_mut(&mut self) -> &mut Pods {
+        &mut self.pods
     }
 
     /// The id of the cgroup at this path, if there are processes in it or below it. What cannot be read has none.
@@ -194,6 +253,39 @@ impl Cgroups {
     }
 }
 
+impl Sight for Cgroups {
+    fn at(&self, path: &CgroupPath) -> Result<Option<u64>, Doubt> {
+        self.tree.at(path)
+    }
+
+    fn uid_of(&self, user: &UnixUser) -> Option<u32> {
+        self.accounts.uid_of(user)
+    }
+
+    fn pods(&self) -> &Pods {
+        &self.pods
+    }
+}
+
+/// The kernel's word that cgroups came or went.
+pub struct Notices(AsyncFd<OwnedFd>);
+
+impl Notices {
+    #[expect(
+        deprecated,
+        reason = "an `OwnedFd` is what the one without `unsafe` is sound for: it stays open, and the same"
+    )]
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
+    }
+
+    /// Returns when there is something to look at that was not there when it returned last.
+    pub async fn next(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+}
+
 /// The path of a process's cgroup in the v2 hierarchy.
 fn unified_path(process: &Process) -> Option<String> {
     let cgroups = process.cgroups().ok()?;
@@ -218,13 +310,6 @@ fn started_boot_ns(process: &Process) -> u64 {
     let ticks_per_second = u128::from(procfs::ticks_per_second().max(1));
     let started = process.stat().map(|stat| u128::from(stat.starttime) * 1_000_000_000 / ticks_per_second);
     started.ok().and_then(|started| u64::try_from(started).ok()).unwrap_or(u64::MAX)
-}
-
-fn uid_of(user: &UnixUser) -> Option<u32> {
-    match user {
-        UnixUser::Uid(uid) => Some(*uid),
-        UnixUser::Name(name) => User::from_name(name).ok().flatten().map(|user| user.uid.as_raw()),
-    }
 }
 
 /// The mounts of the file system on this device, here and as the host's first process sees them, and all that they are mounted
@@ -267,23 +352,6 @@ mod tests {
                          30 23 0:27 / /sys/fs/bpf rw - bpf bpf rw\nnonsense\n";
         assert_eq!(carrying(mountinfo, "0:27"), [22, 23, 30].into());
         assert_eq!(carrying(mountinfo, "0:99"), BTreeSet::new());
-    }
-
-    #[test]
-    fn selectors_stand_for_directories() {
-        let root = tempfile::tempdir().expect("temporary directory");
-        fs::create_dir_all(root.path().join("user.slice/user-0.slice")).expect("made");
-        fs::write(root.path().join("file"), "").expect("made");
-        let cgroups = Cgroups::new(root.path().to_owned());
-        let resolve = |text: &str| cgroups.resolve(&text.parse().expect("valid"));
-        let id = fs::metadata(root.path().join("user.slice/user-0.slice")).expect("there").ino();
-        assert_eq!(resolve("unix-user:0"), Some(id));
-        assert_eq!(resolve("unix-user:root"), Some(id));
-        assert_eq!(resolve("cgroup:/user.slice/user-0.slice"), Some(id));
-        assert_eq!(resolve("unix-user:4242"), None);
-        assert_eq!(resolve("unix-user:nobody-has-this-name"), None);
-        assert_eq!(resolve("cgroup:/absent"), None);
-        assert_eq!(resolve("cgroup:/file"), None);
     }
 
     #[test]

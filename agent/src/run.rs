@@ -26,14 +26,16 @@ use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::identity::Identities;
 use crate::kernel::{Gate, KernelError};
+use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
-use crate::observe::{self, Cgroups, ObserveError};
+use crate::observe::{self, Cgroups, Notices, ObserveError};
 use crate::session::{self, Incoming, Outgoing};
 use crate::spool::{Spool, SpoolError};
 use auditing::Auditing;
 use enforcing::Enforcing;
 
-/// How often it is looked which cgroups and addresses came or went, and which grants are over by what is seen here.
+/// How often it is looked which addresses came or went, and which grants are over by what is seen here; and which cgroups,
+/// should the kernel's notices of them have been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often losses are counted, the disk is asked to keep events, and failed writes are tried again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
@@ -83,6 +85,9 @@ pub enum RunError {
     /// A ring cannot be awaited.
     #[error("cannot wait for the kernel's records")]
     Ring(#[source] io::Error),
+    /// Nobody can wait for cgroups to come and go.
+    #[error("cannot wait for the kernel's notices of cgroups")]
+    Notices(#[source] io::Error),
 }
 
 /// Keeps two agents from using one state directory.
@@ -113,6 +118,10 @@ enum Event {
     Closed(Vec<ClosedRecord>),
     /// The control plane said something.
     Session(Incoming),
+    /// Cgroups came or went.
+    Cgroups,
+    /// The API server told of pods, or cannot be heard.
+    Pods(PodsNews),
     /// Time to look what came and went on this host.
     Look,
     /// Time to keep what must be kept.
@@ -160,11 +169,14 @@ pub async fn run_on(
 ) -> Result<(), RunError> {
     let _lock = StateLock::take(&config)?;
     let boot_id = observe::boot_id()?;
-    let cgroups = Cgroups::new(ground.cgroup_root.clone());
+    let mut cgroups = Cgroups::new(ground.cgroup_root.clone());
+    cgroups.follow(config.exempt.iter());
+    cgroups.look(true);
+    let notices = cgroups.notices().map_err(RunError::Notices)?;
     let memory_file = MemoryFile::new(&config.state_dir, boot_id);
     let spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
     let mut settings = config.kernel.clone();
-    settings.lsm.exempt = config.exempt.iter().filter_map(|selector| cgroups.resolve(selector)).collect();
+    settings.lsm.exempt = enforcing::exempt(&cgroups, &config.exempt);
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
     let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
@@ -187,6 +199,8 @@ pub async fn run_on(
     let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
+    let mut pods = config.kubernetes.map(kubernetes::follow);
+
     let mut look = every(LOOK_EVERY);
     let mut keep = every(KEEP_EVERY);
     let mut prove = every(PROVE_EVERY);
@@ -202,6 +216,11 @@ pub async fn run_on(
                 Some(message) => Event::Session(message),
                 None => return Ok(()),
             },
+            result = notices_of(notices.as_ref()) => {
+                result.map_err(RunError::Notices)?;
+                Event::Cgroups
+            }
+            Some(news) = news_of(pods.as_mut()) => Event::Pods(news),
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
             _ = keep.tick() => Event::Keep,
@@ -236,6 +255,19 @@ fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Never, where the kernel tells nothing.
+async fn notices_of(notices: Option<&Notices>) -> io::Result<()> {
+    match notices {
+        Some(notices) => notices.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// None, for good, where nobody asks for pods.
+async fn news_of(pods: Option<&mut Following>) -> Option<PodsNews> {
+    pods?.next().await
 }
 
 /// None, for good, where there are no diagnostics.
@@ -279,7 +311,9 @@ impl Agent {
         let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
         let abi_version = config.kernel.abi_version;
         let lost = memory.lost.clone();
-        let mut enforcing = Enforcing::new(gate, cgroups, config.exempt.clone(), memory, memory_file)?;
+        let pods_file = config.kubernetes.as_ref().map(|_| PodsFile::new(&config.state_dir, boot_id));
+        let mut enforcing =
+            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
         let how = match (took_over, predecessors.as_slice()) {
@@ -328,6 +362,16 @@ impl Agent {
                 self.ship();
             }
             Event::Session(incoming) => self.hear(incoming),
+            Event::Cgroups => {
+                if self.enforcing.follow_cgroups(false) {
+                    self.report_if_changed();
+                }
+            }
+            Event::Pods(news) => {
+                if self.enforcing.follow_pods(news) {
+                    self.report_if_changed();
+                }
+            }
             Event::Look => {
                 if self.enforcing.follow(false) {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{HostState, Refused, RefusedItem, Report, SubjectNumber};
+use proto::types::{HostState, Refused, RefusedItem, Report, Selector, SubjectNumber};
 
 use crate::kernel::Missing;
+use crate::rules::workloads::Doubt;
 
 /// Something that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,14 @@ pub struct Health {
     pub waiting: Option<String>,
     /// Cgroups that several subjects claim.
     pub contested: BTreeMap<u64, Vec<SubjectNumber>>,
+    /// Selectors that bind nothing, though something is there.
+    pub doubts: BTreeMap<(SubjectNumber, Selector), Doubt>,
+    /// Why cgroups may be there that nobody knows; None: all are known.
+    pub cgroups: Option<&'static str>,
+    /// Why it is not known which pods run here now; None: it is, or nobody asks.
+    pub pods: Option<String>,
+    /// Pods run here that a subject may have, and nobody asks whose they are.
+    pub unknown_pods: bool,
 }
 
 impl Health {
@@ -68,6 +77,13 @@ impl Health {
         missing.extend(self.contested.iter().map(|(id, subjects)| {
             format!("cgroup {id} is claimed by {} subjects, and so is nobody's", subjects.len())
         }));
+        missing.extend(self.doubts.iter().map(|((subject, selector), doubt)| {
+            format!("`{selector}` of subject {subject} binds nothing: {doubt}")
+        }));
+        missing.extend(self.cgroups.map(ToOwned::to_owned));
+        missing.extend(self.pods.as_ref().map(|why| format!("new pods are not bound: {why}")));
+        let unknown = "no pod is bound: the agent's configuration has no `[kubernetes]`";
+        missing.extend(self.unknown_pods.then(|| unknown.to_owned()));
         missing.extend(spool_error.map(ToOwned::to_owned));
         match (grave.is_empty(), missing.is_empty()) {
             (false, _) => report(HostState::NotEnforcing, [grave, missing].concat()),
@@ -144,6 +160,21 @@ mod tests {
             Health { contested, ..proven() },
             HostState::Degraded,
             "cgroup 42 is claimed by 2 subjects, and so is nobody's",
+        );
+        let selector = "systemd-unit:a.service".parse().expect("valid");
+        let doubts = [((7.try_into().expect("not 0"), selector), Doubt::SeveralPlaces(2))].into();
+        check(
+            Health { doubts, ..proven() },
+            HostState::Degraded,
+            "`systemd-unit:a.service` of subject 7 binds nothing: it is at 2 places: remove the cgroups that nobody uses any \
+             more",
+        );
+        let pods = Some("the API server cannot be reached".to_owned());
+        check(
+            Health { pods, unknown_pods: true, ..proven() },
+            HostState::Degraded,
+            "new pods are not bound: the API server cannot be reached; no pod is bound: the agent's configuration has no \
+             `[kubernetes]`",
         );
         let waiting = Some("until the control plane has been heard".to_owned());
         let told = "the gate of another ABI version decides, until the control plane has been heard";

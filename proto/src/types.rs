@@ -14,6 +14,7 @@ mod labels;
 mod outage;
 mod request;
 mod resource;
+mod selector;
 mod session;
 mod subject;
 mod time;
@@ -37,14 +38,15 @@ pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
     ResourceOptions, UnixPath,
 };
+pub use selector::{CgroupPath, ContainerPrefix, PodSelector, Selector, UnitName, UnixUser};
 pub use session::{
     Applied, EndedGrant, GrantSet, Hello, LiveGrant, PROTOCOL, Refused, RefusedItem, Report, Welcome,
     resync_reason,
 };
-pub use subject::{CgroupPath, NewSubject, Selector, Subject, SubjectRole, UnixUser};
+pub use subject::{NewSubject, Subject, SubjectRole};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
 
-pub(crate) use subject::optional_cgroup;
+pub(crate) use selector::optional_cgroup;
 
 use std::fmt::{self, Display};
 

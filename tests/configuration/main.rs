@@ -32,5 +32,17 @@ fn the_daemon_sets_configuration_is_usable() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("agent.toml");
     fs::write(&path, text.join("\n")).expect("written");
-    agent::config::Config::load(&path, || "node-1".to_owned()).expect("usable");
+    // As it is in a pod.
+    let variable = |name: &str| match name {
+        "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+        "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+        "NODE_NAME" => Some("node-1.example".to_owned()),
+        _ => None,
+    };
+    let config = agent::config::Config::load_in(&path, || "node-1".to_owned(), variable).expect("usable");
+    let kubernetes = config.kubernetes.expect("the agent asks for pods");
+    assert_eq!(
+        (kubernetes.api_server.as_str(), kubernetes.node.as_str()),
+        ("https://10.96.0.1/", "node-1.example")
+    );
 }

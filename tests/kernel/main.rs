@@ -16,6 +16,7 @@ mod senders;
 mod tamper;
 mod unix;
 mod verdicts;
+mod workloads;
 
 use tests::fixture;
 
@@ -37,8 +38,9 @@ fn main() {
             unix::TESTS,
             tamper::TESTS,
             proof::TESTS,
+            workloads::TESTS,
         ]
         .concat(),
-        [lsm::CHOOSY, unix::CHOOSY, tamper::CHOOSY, proof::CHOOSY].concat(),
+        [lsm::CHOOSY, unix::CHOOSY, tamper::CHOOSY, proof::CHOOSY, workloads::CHOOSY].concat(),
     );
 }

@@ -65,14 +65,14 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(30);
 const REPAIRED_WITHIN: Duration = Duration::from_secs(10);
 
 /// An agent at work.
-struct Running {
+pub(crate) struct Running {
     hello: watch::Receiver<Hello>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), RunError>>>,
-    pinned: Pinned,
+    pub(crate) pinned: Pinned,
     settings: Settings,
     root: Cgroup,
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
 }
 
 impl Running {
@@ -96,23 +96,33 @@ impl Running {
         program: PathBuf,
         change: impl FnOnce(&mut Settings),
     ) -> Result<Self> {
+        Self::with_config(sandbox, set, program, |config| change(&mut config.kernel))
+    }
+
+    pub(crate) fn with_config(
+        sandbox: Sandbox,
+        set: GrantSet,
+        program: PathBuf,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let root = sandbox.make_cgroup("")?;
         let state_dir = sandbox.dir().join("agent");
         fs::create_dir(&state_dir)?;
         let memory = Memory { grants: Some((Uuid::from_u128(1), set)), ..Memory::default() };
         MemoryFile::new(&state_dir, observe::boot_id()?).write(&memory, now_boot_ns())?;
-        let mut settings = Settings::new(sandbox.pin_dir());
-        change(&mut settings);
-        let config = Config {
+        let mut config = Config {
             host: "proof".parse()?,
             // It has not joined, and so asks nobody.
             control_plane: "https://127.0.0.1:1".parse().map_err(anyhow::Error::msg)?,
             join_token_file: None,
             state_dir,
-            kernel: settings.clone(),
+            kernel: Settings::new(sandbox.pin_dir()),
             exempt: Vec::new(),
+            kubernetes: None,
             spool_max_bytes: 1 << 24,
         };
+        change(&mut config);
+        let settings = config.kernel.clone();
         let ground = Ground { cgroup_root: root.directory.clone(), program };
         let (stop, stopped) = oneshot::channel();
         let (to_us, hello) = std::sync::mpsc::channel();
@@ -133,12 +143,12 @@ impl Running {
         Ok(running)
     }
 
-    fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         self.hello.borrow().report.clone()
     }
 
     /// Waits until it says so.
-    fn wait(&self, state: HostState, words: &str) -> Result<Report> {
+    pub(crate) fn wait(&self, state: HostState, words: &str) -> Result<Report> {
         let what = format!("a report that the host is {state}: {words}");
         let said = wait_for(&what, STATE_TIMEOUT, || {
             let report = self.report();
@@ -194,7 +204,7 @@ fn set_of(resources: Vec<proto::types::Resource>, subjects: u32, grants: Vec<Liv
     Ok(GrantSet { generation: 1, resources, subjects, grants })
 }
 
-fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
+pub(crate) fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
     Ok(LiveGrant {
         id: GrantId::new(),
         subject: subject.try_into()?,
@@ -206,7 +216,7 @@ fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
 }
 
 /// Two numbers as a key or value.
-fn pair(first: u32, second: u32) -> [u8; 8] {
+pub(crate) fn pair(first: u32, second: u32) -> [u8; 8] {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
     bytes[4..].copy_from_slice(&second.to_ne_bytes());

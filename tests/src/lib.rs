@@ -3,8 +3,10 @@
 //! Owns: making all that, and taking it away again, also after a failure. Everything made here has a name or an address of
 //! its own, and only processes started here are ever ended.
 
+pub mod api_server;
 pub mod bench;
 pub mod cleanup;
+pub mod container;
 pub mod fixture;
 pub mod listener;
 pub mod machine;

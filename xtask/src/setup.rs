@@ -31,6 +31,10 @@ const VIRTUAL_MACHINES: [(&str, &str); 6] = [
     ("setpriv", "util-linux"),
 ];
 
+/// The programs that tests with containers start or copy, and Debian's packages of them.
+const CONTAINER_RUNTIMES: [(&str, &str); 3] =
+    [("crun", "crun"), ("runc", "runc"), ("busybox", "busybox-static")];
+
 /// Something a chore needs that is not in the checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thing {
@@ -60,10 +64,12 @@ pub(crate) enum Thing {
     OpenSsh,
     /// An identity provider, for Node, to sign in with.
     OidcProvider,
+    /// What is below Docker, containerd, CRI-O and Podman, and something to run in a container.
+    ContainerRuntimes,
 }
 
 impl Thing {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -77,6 +83,7 @@ impl Thing {
         Self::Iproute,
         Self::OpenSsh,
         Self::OidcProvider,
+        Self::ContainerRuntimes,
     ];
 
     fn name(self) -> &'static str {
@@ -94,6 +101,7 @@ impl Thing {
             Self::Iproute => "iproute2",
             Self::OpenSsh => "openssh",
             Self::OidcProvider => "oidc-provider",
+            Self::ContainerRuntimes => "container runtimes",
         }
     }
 
@@ -113,6 +121,11 @@ impl Thing {
             Self::Iproute => check_program("ip"),
             Self::OpenSsh => check_program("ssh").and_then(|_| check_program("sshd")),
             Self::OidcProvider => check_oidc_provider(checkout),
+            Self::ContainerRuntimes => CONTAINER_RUNTIMES
+                .iter()
+                .map(|(program, _)| check_program(program))
+                .collect::<Result<Vec<_>>>()
+                .map(|paths| paths.join(", ")),
         }
     }
 
@@ -134,6 +147,7 @@ impl Thing {
                 install_asleep("openssh-server")
             }
             Self::OidcProvider => install_oidc_provider(checkout),
+            Self::ContainerRuntimes => apt_install(&CONTAINER_RUNTIMES.map(|(_, package)| package)),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 /// Without these nothing can be built.
 const NEEDED: [Thing; 2] = [Thing::RustComponents, Thing::BpfLinker];
 /// Without these some tests are skipped.
-const WANTED: [Thing; 9] = [
+const WANTED: [Thing; 10] = [
     Thing::Postgres,
     Thing::SystemdAnalyze,
     Thing::KubernetesValidate,
@@ -30,6 +30,7 @@ const WANTED: [Thing; 9] = [
     Thing::Iproute,
     Thing::OpenSsh,
     Thing::OidcProvider,
+    Thing::ContainerRuntimes,
 ];
 
 /// The verb: runs, then prints what was skipped and the closing line.

@@ -16,12 +16,14 @@ use crate::addresses::LocalAddresses;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::kernel::{Fault, Gate, KernelError, Missing, UNIX_SOCKETS};
+use crate::kubernetes::{PodsFile, PodsNews};
 use crate::memory::{Lost, Memory, MemoryFile};
 use crate::observe::{Cgroups, UnixSockets};
 use crate::rules::digest::digest;
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
+use crate::rules::pods::{Pods, PodsChange};
 use crate::rules::{local, workloads};
 use crate::sockets::{self, Ended, Target};
 use crate::status::{Flaw, Health};
@@ -38,6 +40,8 @@ pub(super) struct Enforcing {
     unix_sockets: UnixSockets,
     /// Whose processes may have sockets of any family.
     exempt: Vec<Selector>,
+    /// What is known of pods is kept there; None: nobody asks for them.
+    pods_file: Option<PodsFile>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
@@ -93,17 +97,22 @@ impl Enforcing {
     /// is until the control plane speaks: it holds what an earlier agent was told, and its deadlines pass by themselves.
     pub(super) fn new(
         gate: Gate,
-        cgroups: Cgroups,
+        mut cgroups: Cgroups,
         exempt: Vec<Selector>,
+        pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
     ) -> Result<Self, KernelError> {
+        if let Some(file) = &pods_file {
+            cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
+        }
         let entries = gate.read()?;
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
         grants.hear_from_maps(&entries);
-        let health = Health::default();
+        let unheard = || "the API server has not been heard yet".to_owned();
+        let health = Health { pods: pods_file.is_some().then(unheard), ..Health::default() };
         let addresses = LocalAddresses::default();
         let bound = BTreeMap::new();
         let periods = BTreeMap::new();
@@ -116,6 +125,7 @@ impl Enforcing {
             addresses,
             unix_sockets: UnixSockets::default(),
             exempt,
+            pods_file,
             bound,
             health,
             memory,
@@ -131,7 +141,7 @@ impl Enforcing {
         enforcing.note_missing();
         enforcing.note_periods();
         if enforcing.knows_what_is_wanted() {
-            enforcing.look(false);
+            enforcing.look_for_set();
             enforcing.find_ends();
             enforcing.reconcile();
         }
@@ -271,7 +281,7 @@ impl Enforcing {
     }
 
     fn put_into_the_kernel(&mut self, generation: u64) -> Applied {
-        self.look(false);
+        self.look_for_set();
         // What is over before it began lets nobody through at all.
         self.find_ends();
         self.reconcile();
@@ -299,8 +309,53 @@ impl Enforcing {
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.
     /// Returns whether anything changed.
     pub(super) fn follow(&mut self, again: bool) -> bool {
-        self.follow_exempt();
-        let changed = self.grants.applied().is_some() && self.look(again);
+        let rebound = self.follow_cgroups(again);
+        let elsewhere = self.grants.applied().is_some() && self.look_elsewhere(again);
+        if elsewhere {
+            self.reconcile();
+        }
+        rebound || elsewhere
+    }
+
+    /// The same of cgroups only.
+    pub(super) fn follow_cgroups(&mut self, again: bool) -> bool {
+        let came_or_went = self.cgroups.look(again);
+        if came_or_went || again {
+            self.follow_exempt();
+        }
+        came_or_went && self.follow_bindings()
+    }
+
+    /// The API server told of this node's pods. Returns whether anything changed.
+    pub(super) fn follow_pods(&mut self, news: PodsNews) -> bool {
+        let before = self.health.pods.take();
+        let moved = match news {
+            PodsNews::Changed(change) => self.cgroups.pods_mut().apply(change),
+            PodsNews::Unreachable(why) => {
+                self.health.pods = Some(why);
+                false
+            }
+        };
+        if self.health.pods.is_none() && self.cgroups.pods_mut().left_out() {
+            self.health.pods = Some(format!("of more than {} pods some are not known", Pods::MAX));
+        }
+        if moved {
+            self.remember_pods();
+            self.follow_exempt();
+        }
+        let rebound = moved && self.follow_bindings();
+        rebound || self.health.pods != before
+    }
+
+    fn remember_pods(&mut self) {
+        let pods = self.cgroups.pods_mut();
+        if let Some(Err(error)) = self.pods_file.as_ref().map(|file| file.write(pods)) {
+            tracing::error!(%error, "cannot write down the pods; a restart would wait for the API server");
+        }
+    }
+
+    fn follow_bindings(&mut self) -> bool {
+        let changed = self.grants.applied().is_some() && self.rebind();
         if changed {
             self.reconcile();
         }
@@ -308,7 +363,7 @@ impl Enforcing {
     }
 
     fn follow_exempt(&mut self) {
-        let exempt = self.exempt.iter().filter_map(|selector| self.cgroups.resolve(selector)).collect();
+        let exempt = exempt(&self.cgroups, &self.exempt);
         if let Err(error) = self.gate.exempt(&exempt) {
             tracing::error!(%error, "cannot change whose processes may have sockets of any family");
         }
@@ -345,16 +400,44 @@ impl Enforcing {
         self.succeed();
     }
 
-    /// Returns whether something changed since the last look.
-    fn look(&mut self, again: bool) -> bool {
+    /// Looks at everything as a new set wants it.
+    fn look_for_set(&mut self) {
+        let selectors = self.grants.subjects().iter().flat_map(|subject| &subject.selectors);
+        self.cgroups.follow(self.exempt.iter().chain(selectors));
+        self.cgroups.look(false);
+        self.rebind();
+        self.look_elsewhere(false);
+    }
+
+    /// Whose each cgroup is now. Returns whether that is another than before.
+    fn rebind(&mut self) -> bool {
+        let bindings = workloads::bind(self.grants.subjects(), |selector| self.cgroups.find(selector));
+        let unknown_pods = self.unknown_pods();
+        let changed = bindings.cgroups != self.bound
+            || bindings.contested != self.health.contested
+            || bindings.doubts != self.health.doubts
+            || unknown_pods != self.health.unknown_pods;
+        self.bound = bindings.cgroups;
+        self.health.contested = bindings.contested;
+        self.health.doubts = bindings.doubts;
+        self.health.unknown_pods = unknown_pods;
+        changed
+    }
+
+    /// Whether pods run here that a subject may have, and nobody tells whose they are.
+    fn unknown_pods(&self) -> bool {
+        let mut selectors = self.grants.subjects().iter().flat_map(|subject| &subject.selectors);
+        self.pods_file.is_none()
+            && self.cgroups.has_pods()
+            && selectors.any(|selector| matches!(selector, Selector::Kubernetes(_)))
+    }
+
+    /// Returns whether addresses or paths changed since the last look.
+    fn look_elsewhere(&mut self, again: bool) -> bool {
         let is_anything_local = self.grants.resources().iter().any(|resource| resource.local);
         let moved = is_anything_local && self.addresses.look(again);
         let rerouted = self.unix_sockets.look(self.grants.resources(), again);
-        let bindings = workloads::bind(self.grants.subjects(), |selector| self.cgroups.resolve(selector));
-        let changed = bindings.cgroups != self.bound || bindings.contested != self.health.contested;
-        self.bound = bindings.cgroups;
-        self.health.contested = bindings.contested;
-        changed || moved || rerouted
+        moved || rerouted
     }
 
     fn reconcile(&mut self) {
@@ -671,6 +754,7 @@ impl Enforcing {
     /// `spool_error` is why events cannot be kept; None: they can.
     pub(super) fn report(&mut self, spool_error: Option<&str>) -> Report {
         self.health.canary = self.proving.flaws(now_boot_ns());
+        self.health.cgroups = self.cgroups.problem();
         self.health.report(spool_error)
     }
 
@@ -688,6 +772,11 @@ impl Enforcing {
             tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
         }
     }
+}
+
+/// The cgroups of these selectors, all of which mean the same. What could be several things is not exempt.
+pub(super) fn exempt(cgroups: &Cgroups, selectors: &[Selector]) -> BTreeSet<u64> {
+    selectors.iter().filter_map(|selector| cgroups.find(selector).ok()).flatten().collect()
 }
 
 /// What was ended here without the kernel's programs being told: they hear of the end of TCP connections only. What such a

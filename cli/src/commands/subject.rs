@@ -17,7 +17,8 @@ pub enum Verb {
     #[command(after_help = "\
 Examples:
   portcullis subject add user:alice@example.com --selector unix-user:alice
-  portcullis subject add workload:ci/deploy --selector cgroup:/system.slice/ci-runner.service
+  portcullis subject add workload:ci/deploy --selector systemd-unit:ci-runner.service
+  portcullis subject add workload:billing --selector kubernetes:prod/billing
   portcullis subject add user:bob@example.com --role approver")]
     Add(Add),
     /// Show them all, by id
@@ -41,8 +42,10 @@ pub struct Add {
     /// `user:NAME` or `workload:NAME`; NAME is 1 to 128 of a-z, 0-9, `.`, `_`, `-`, `@`, `/`, `+`
     #[arg(value_parser = checked::<SubjectId>)]
     id: SubjectId,
-    /// How its processes are found on a host: `cgroup:/PATH` or `unix-user:NAME-OR-UID`; give it again for each more
+    /// How its processes are found on a host; give it again for each more
     ///
+    /// One of `cgroup:/PATH`, `unix-user:NAME-OR-UID` (the account's systemd slice), `systemd-unit:NAME`, `container:ID` (64
+    /// digits, or at least the first 12), `kubernetes:NAMESPACE/SERVICE-ACCOUNT`, `kubernetes:NAMESPACE?LABEL=VALUE,...`.
     /// Without one it can sign in and approve, but no process belongs to it.
     #[arg(long = "selector", value_name = "SELECTOR", value_parser = checked::<Selector>)]
     selectors: Vec<Selector>,

@@ -28,7 +28,7 @@ const TAIL_LINES: usize = 25;
 
 /// A test that some kernel cannot run.
 pub(super) struct Skip {
-    /// The run of the table; a series stands for all its runs, and with `=` in front for its first one only.
+    /// The run of the table; a series stands for all its runs, and with `=` in front for its first one only; `*` for every run.
     pub(super) run: &'static str,
     pub(super) test: &'static str,
     /// Why that kernel cannot.
@@ -211,7 +211,8 @@ fn push(lines: &mut VecDeque<String>, line: &str) {
 fn listed<'a>(run: &str, test: &str, may_skip: &'a [Skip]) -> Option<&'a Skip> {
     let name = test.split(' ').next().unwrap_or_default();
     let series = run.split('+').next().unwrap_or_default();
-    let stands = |of: &str| of.strip_prefix('=').map_or(of == run || of == series, |of| of == run);
+    let stands =
+        |of: &str| of == "*" || of.strip_prefix('=').map_or(of == run || of == series, |of| of == run);
     may_skip.iter().find(|skip| skip.test == name && stands(skip.run))
 }
 
