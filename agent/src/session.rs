@@ -32,6 +32,10 @@ pub use enrolment::{EnrolmentError, join};
 
 /// How long the control plane may take to accept the connection, and to welcome us.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the control plane may say nothing, in a session in which it answers reports: three of ours.
+const GAP_LIMIT: Duration = Duration::from_secs(30);
+/// How long a session lives at most, give or take a half: what it was opened by, and with whom, is looked at anew by then.
+const LIFE_LIMIT: Duration = Duration::from_secs(12 * 60 * 60);
 /// The first pause after a failure; it doubles with each further one.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -113,6 +117,8 @@ enum SessionError {
     Connect(#[from] ConnectError),
     #[error("the control plane at {0} did not answer within {WELCOME_TIMEOUT:?}")]
     Silent(Endpoint),
+    #[error("the control plane at {0} has said nothing for {GAP_LIMIT:?}")]
+    Gap(Endpoint),
     #[error("the control plane refused: {}", .0.message())]
     Refused(Box<Status>),
     #[error("the control plane sent something that does not check")]
@@ -186,7 +192,7 @@ async fn comes(identities: &Identities) {
 enum Ended {
     /// Nobody listens any more.
     Left,
-    /// There is a new certificate, to be used.
+    /// Another one is to be opened: there is a new certificate, or this one has lived for long enough.
     Renewed,
 }
 
@@ -231,9 +237,19 @@ async fn session(
     }
     let mut reports = Reports::default();
     let mut renewal = std::pin::pin!(tokio::time::sleep(until(identity.renew_at)));
+    let mut gap = std::pin::pin!(tokio::time::sleep(if protocol >= 2 { GAP_LIMIT } else { Duration::MAX }));
+    let mut life = std::pin::pin!(tokio::time::sleep(jittered(LIFE_LIMIT)));
     loop {
         tokio::select! {
+            () = &mut gap => return Err(SessionError::Gap(endpoint.clone())),
+            () = &mut life => {
+                tracing::info!("the session has lived long enough: another one is opened");
+                return Ok(Ended::Renewed);
+            }
             message = stream.next() => {
+                if protocol >= 2 {
+                    gap.set(tokio::time::sleep(GAP_LIMIT));
+                }
                 let message = message.ok_or(SessionError::Ended)??;
                 let Some(message) = check(message, &mut reports)? else { continue };
                 if incoming.send(message).await.is_err() {
