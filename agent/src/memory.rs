@@ -110,7 +110,8 @@ impl MemoryFile {
         self.path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     }
 
-    fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
+    /// What [`MemoryFile::write`] writes.
+    pub fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
         let mut content = Vec::new();
         content.extend_from_slice(self.boot_id.as_bytes());
         content.extend_from_slice(&now_boot_ns.to_le_bytes());
@@ -128,7 +129,8 @@ impl MemoryFile {
         [&MAGIC[..], &crc32fast::hash(&content).to_le_bytes(), &content].concat()
     }
 
-    fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
+    /// What [`MemoryFile::read`] makes of it. None: it is damaged.
+    pub fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
         let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
         let (sum, content) = rest.split_at_checked(4)?;
         if magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {

@@ -7,4 +7,6 @@ pub mod grants;
 pub mod local;
 pub mod mounts;
 pub mod plan;
+pub mod queue;
+pub mod reports;
 pub mod workloads;

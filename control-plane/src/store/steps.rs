@@ -10,7 +10,8 @@ use super::setup::SYSTEM;
 use super::tx::Tx;
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
-use crate::rules::grant::{Answer, Holding, Life, NotLive, Step, Stepped};
+use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped};
+use crate::rules::placement::{self, Removal};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
 const EXPIRE_BATCH: u32 = 100;
@@ -110,19 +111,16 @@ impl Tx {
                 self.note_holding(grant.id, host, holding).await?;
             }
         }
-        match (before.state().end_reason(), life.state().end_reason()) {
-            (None, Some(_)) => self.take_out(&grant, &entered).await?,
-            // It goes on, but for hosts that have ended it by themselves.
-            (None, None) => {
-                let may_hold =
-                    |life: &Life, host: &HostName| life.body().hosts.get(host).is_some_and(Holding::may_hold);
-                let is_over = |host: &&HostName| may_hold(&before, host) && !may_hold(&life, host);
-                for host in life.body().hosts.keys().filter(is_over) {
+        match placement::removal(&before, &life, &entered) {
+            Removal::Nowhere => {}
+            Removal::Early => self.take_out(&grant, true).await?,
+            Removal::AtDeadline => self.take_out(&grant, false).await?,
+            Removal::Of(hosts) => {
+                for host in &hosts {
                     let generation = self.raise(host).await?;
                     self.take_out_of(grant.id, host, generation).await?;
                 }
             }
-            (Some(_), _) => {}
         }
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
@@ -155,10 +153,8 @@ impl Tx {
         Ok(())
     }
 
-    /// Takes a grant out of its hosts' sets. If it was ended before its deadline, the sets are sent anew; at its deadline
-    /// the kernels end it by themselves, and the next set will be without it.
-    async fn take_out(&mut self, grant: &Grant, entered: &[GrantState]) -> Result<(), StoreError> {
-        let is_early = entered.iter().any(|state| matches!(state, GrantState::Ending(_)));
+    /// Takes a grant out of its hosts' sets: [`Removal::Early`] or [`Removal::AtDeadline`].
+    async fn take_out(&mut self, grant: &Grant, is_early: bool) -> Result<(), StoreError> {
         if is_early {
             for host in &grant.hosts {
                 self.raise(&host.name).await?;
