@@ -1,6 +1,6 @@
 //! A bounded queue of numbered events, kept in runs: which runs are done with, which make room, and what stands in their place.
 //!
-//! Owns: the bound, and the numbers of what is dropped. Must not know: disks, what events say.
+//! Owns: the bound, the numbers of what is dropped, and what is sent next. Must not know: disks, sessions, what events say.
 //!
 //! Invariant: a number that is dropped is in exactly one gap, which is read where its events would have been.
 
@@ -76,6 +76,35 @@ fn is_done(run: &Run, epoch: Uuid, sequence: u64) -> bool {
     run.epoch == epoch && run.next <= sequence.saturating_add(1)
 }
 
+/// How far events were sent in one session: one batch at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sending {
+    /// The last event that was sent; None: none yet.
+    after: Option<(Uuid, u64)>,
+    /// Whether an answer to it is awaited.
+    in_flight: bool,
+}
+
+impl Sending {
+    /// After which event to go on; None: an answer is awaited.
+    pub fn next(&self) -> Option<Option<(Uuid, u64)>> {
+        (!self.in_flight).then_some(self.after)
+    }
+
+    /// A batch goes out that ends with this event.
+    pub fn send(&mut self, epoch: Uuid, sequence: u64) {
+        *self = Self { after: Some((epoch, sequence)), in_flight: true };
+    }
+
+    /// Everything of `epoch` up to `sequence` is stored. That may be more than was sent in this session: the answers of an earlier
+    /// one were lost.
+    pub fn acknowledge(&mut self, epoch: Uuid, sequence: u64) {
+        if self.after.is_some_and(|(sent, last)| sent == epoch && last <= sequence) {
+            *self = Self { after: Some((epoch, sequence)), in_flight: false };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +143,23 @@ mod tests {
         let runs = [run(BEFORE, 1, 3), run(HERE, 1, 3), run(HERE, 3, 6)];
         let starts = [None, Some((BEFORE, 2)), Some((HERE, 1)), Some((HERE, 2)), Some((HERE, 5))];
         assert_eq!(starts.map(|after| start(&runs, after)), [0, 1, 0, 2, 2]);
+    }
+
+    #[test]
+    fn one_batch_is_sent_at_a_time() {
+        let mut sending = Sending::default();
+        assert_eq!(sending.next(), Some(None));
+        sending.send(HERE, 5);
+        assert_eq!(sending.next(), None);
+        for (epoch, sequence) in [(HERE, 4), (BEFORE, 5)] {
+            sending.acknowledge(epoch, sequence);
+            assert_eq!(sending.next(), None, "{epoch} {sequence} is not what was sent");
+        }
+        let mut ahead = sending;
+        sending.acknowledge(HERE, 5);
+        assert_eq!(sending.next(), Some(Some((HERE, 5))));
+        ahead.acknowledge(HERE, 9);
+        assert_eq!(ahead.next(), Some(Some((HERE, 9))), "more was stored than is known here");
     }
 
     #[test]
