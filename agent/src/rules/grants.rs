@@ -252,15 +252,16 @@ impl Grants {
     /// outages ends, in the kernel, that long after the control plane was last heard; hearing it again moves that on.
     pub fn wanted(&self) -> Vec<WantedGrant> {
         let limits = self.outage_limits();
-        let limited = |held: &Held| {
-            let bound = limits.get(&held.wanted.resource).map(|limit| match self.heard_boot_ns {
+        let limited = |grant: &WantedGrant| {
+            let bound = limits.get(&grant.resource).map(|limit| match self.heard_boot_ns {
                 Some(heard_boot_ns) => heard_boot_ns.saturating_add(*limit),
                 None => 0,
             });
-            let expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(bound.unwrap_or(u64::MAX));
-            WantedGrant { expires_at_boot_ns, ..held.wanted }
+            let expires_at_boot_ns = grant.expires_at_boot_ns.min(bound.unwrap_or(u64::MAX));
+            WantedGrant { expires_at_boot_ns, ..*grant }
         };
-        self.grants.values().map(limited).chain(self.lapsed.values().copied()).collect()
+        // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
+        self.grants.values().map(|held| &held.wanted).chain(self.lapsed.values()).map(limited).collect()
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
@@ -490,6 +491,25 @@ mod tests {
         next.recall(Some((Uuid::from_u128(1), set)), Vec::new(), 0);
         next.hear_from_maps(&entries);
         assert_eq!(next.wanted(), before.wanted());
+    }
+
+    #[test]
+    fn what_ran_out_does_not_look_like_news_of_the_control_plane() {
+        let (timeline, over) = (Uuid::from_u128(1), GrantId::new());
+        let mut set = known(set(3, &[(over, 69)]));
+        set.resources[0].options.outage = "cut".parse().expect("valid");
+        let mut before = Grants::default();
+        before.accept(timeline, set.clone(), 0);
+        before.hear(SECOND);
+        // It was cut off long ago when it runs out by the control plane's word, which came late.
+        before.accept(timeline, GrantSet { generation: 4, grants: vec![], ..set.clone() }, 69 * SECOND);
+        let mut entries = Entries::default();
+        let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+        reconcile(&mut entries, &wanted, 64, 69 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
+        let mut next = Grants::default();
+        next.recall(Some((timeline, GrantSet { generation: 5, ..set })), Vec::new(), 69 * SECOND);
+        next.hear_from_maps(&entries);
+        assert_eq!(live(&next, 16), [], "it was last heard in the first second");
     }
 
     #[test]
