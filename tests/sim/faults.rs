@@ -108,15 +108,15 @@ events! {
     /// It is started again.
     StartAgent { host } = "start-agent", 6;
     /// A host boots: its kernel holds nothing, and its boot clock starts anew.
-    Reboot { host } = "reboot", 1;
+    Reboot { host } = "reboot", 3;
     /// The control plane's process ends; its database stays.
-    CrashControlPlane {} = "crash-control-plane", 1;
+    CrashControlPlane {} = "crash-control-plane", 2;
     /// It is started again.
     StartControlPlane {} = "start-control-plane", 4;
     /// So many of the next commits fail.
     FailCommits { count } = "fail-commits", 2;
     /// The control plane's wall clock is set, by up to an hour back or forth.
-    StepClock { seconds } = "step-clock", 1;
+    StepClock { seconds } = "step-clock", 2;
     /// The kernel's maps take nothing new.
     FillMaps { host } = "fill-maps", 2;
     /// They do again.
@@ -128,7 +128,7 @@ events! {
     /// A process of some subject connects to some resource.
     Try { host, pair } = "try", 24;
     /// Many do, faster than anybody reads.
-    Flood { host, pair } = "flood", 1;
+    Flood { host, pair } = "flood", 3;
     /// The cgroup that some grant is bound to becomes empty, or another one takes its place.
     ExitTask { host, again } = "exit-task", 2;
     /// Time goes on: by milliseconds, seconds or minutes.

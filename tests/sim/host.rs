@@ -12,6 +12,7 @@ use agent::rules::audit::{Names, Numbering, ProcessDetails};
 use agent::rules::digest::digest;
 use agent::rules::grants::{Accepted, Grants, Sight};
 use agent::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile};
+use agent::rules::queue::Sending;
 use agent::rules::reports::Reports;
 use agent::rules::workloads;
 use agent_ebpf::abi::{GrantKey, Hook, ResourceEntry, Ring, VerdictRecord, protocol};
@@ -177,9 +178,10 @@ pub(crate) struct Agent {
     numbering: Numbering,
     names: Names,
     pub(crate) pending: Vec<AuditEvent>,
-    cursor: Option<(Uuid, u64)>,
-    in_flight: bool,
+    sending: Sending,
     lost: u64,
+    /// Of these, what is in the spool.
+    lost_kept: u64,
     instance: Uuid,
     ticks: u32,
     owes_digest: bool,
@@ -318,6 +320,7 @@ impl Host {
         let is_known = |id: &GrantId| remembered.iter().any(|grant| grant.id == *id);
         self.truth.deadlines.retain(|id, deadline| is_known(id) || *deadline > boot_ns);
         self.truth.has_heard = false;
+        let lost = memory.lost.get(&ABI).map_or(0, |lost| lost[Ring::Deny as usize]);
         self.next_instance += 1;
         self.agent = Some(Agent {
             grants,
@@ -328,9 +331,9 @@ impl Host {
             numbering: Numbering::new(self.name.clone(), self.boot, next),
             names: Names::default(),
             pending: Vec::new(),
-            cursor: None,
-            in_flight: false,
-            lost: memory.lost.get(&ABI).map_or(0, |lost| lost[Ring::Deny as usize]),
+            sending: Sending::default(),
+            lost,
+            lost_kept: lost,
             instance: Uuid::from_u128(self.next_instance),
             ticks: 0,
             owes_digest: false,
@@ -438,16 +441,19 @@ impl Host {
         }
     }
 
-    fn remember(&mut self, now_ns: u64) {
+    /// Returns whether it was still there to do it.
+    fn remember(&mut self, now_ns: u64) -> bool {
         let boot_ns = self.boot_ns(now_ns);
-        let Some(agent) = &self.agent else { return };
+        let Some(agent) = &self.agent else { return false };
         let set = agent.grants.applied().map(|(timeline, _)| (timeline, agent.grants.remaining_set(boot_ns)));
         let mut lost = [0; Ring::ALL.len()];
-        lost[Ring::Deny as usize] = agent.lost;
+        lost[Ring::Deny as usize] = agent.lost_kept;
         let memory = Memory { grants: set, ended: agent.grants.ended(), lost: [(ABI, lost)].into() };
-        if self.fuse.burns() {
+        let is_there = self.fuse.burns();
+        if is_there {
             self.disk.remember(self.boot, &memory, boot_ns);
         }
+        is_there
     }
 
     /// What an agent says first.
@@ -491,7 +497,7 @@ impl Host {
 
     fn rewind(&mut self) {
         if let Some(agent) = &mut self.agent {
-            (agent.cursor, agent.in_flight) = (None, false);
+            agent.sending = Sending::default();
         }
     }
 
@@ -540,32 +546,30 @@ impl Host {
         self.find_ends(now_ns);
         self.reconcile(now_ns);
         let refused = self.agent.as_ref().map(|agent| agent.refused.clone()).unwrap_or_default();
-        if self.broken != Broken::Memory {
-            self.remember(now_ns);
-        }
+        let is_late = self.broken == Broken::Memory;
+        let mut is_kept = !is_late && self.remember(now_ns);
         self.tell_ended(now_ns);
         self.say(Say::Applied(Applied { generation, refused }));
-        if self.broken == Broken::Memory {
-            self.remember(now_ns);
+        if is_late {
+            is_kept = self.remember(now_ns);
         }
         if let Some(agent) = &mut self.agent {
             agent.names.learn(agent.grants.resources(), agent.grants.subjects());
             agent.owes_digest = true;
         }
-        self.note_deadlines(told, self.boot_ns(now_ns));
+        self.note_told(told, is_kept, self.boot_ns(now_ns));
     }
 
-    /// An agent that has ended in the midst of it may not have written what is earlier.
-    fn note_deadlines(&mut self, told: &[LiveGrant], boot_ns: u64) {
-        let has_ended = matches!(self.fuse, Fuse(Some(0)));
+    /// The next agent goes back to what was before if this one has ended in the midst of it, before it was kept.
+    fn note_told(&mut self, told: &[LiveGrant], is_kept: bool, boot_ns: u64) {
         for grant in told {
             let deadline = boot_ns + u64::try_from(grant.remaining.as_nanos()).unwrap_or(u64::MAX);
             let known = self.truth.deadlines.entry(grant.id).or_insert(deadline);
-            if !has_ended {
+            if is_kept {
                 *known = deadline.min(*known);
             }
         }
-        if let Some(agent) = self.agent.as_ref().filter(|_| !has_ended) {
+        if let Some(agent) = self.agent.as_ref().filter(|_| is_kept) {
             let limits = agent.grants.resources().iter().filter_map(|resource| {
                 let limit = resource.options.outage.limit()?;
                 Some((resource.number.get(), u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)))
@@ -675,16 +679,17 @@ impl Host {
         self.disk.append(&agent.pending, at);
         let kept = self.disk.next_sequence();
         agent.pending.retain(|event| event.id.sequence >= kept);
+        if agent.pending.is_empty() {
+            agent.lost_kept = agent.lost;
+        }
     }
 
     fn ship(&mut self) {
         let Some(agent) = &mut self.agent else { return };
-        if agent.session.is_none() || agent.in_flight {
-            return;
-        }
-        let events = self.disk.read(agent.cursor);
+        let Some(after) = agent.sending.next().filter(|_| agent.session.is_some()) else { return };
+        let events = self.disk.read(after);
         let Some(last) = events.last().map(|last| (last.id.epoch, last.id.sequence)) else { return };
-        (agent.cursor, agent.in_flight) = (Some(last), true);
+        agent.sending.send(last.0, last.1);
         if self.broken == Broken::Spool {
             self.disk.acknowledge(last.0, last.1);
         }
@@ -693,9 +698,7 @@ impl Host {
 
     pub(crate) fn acknowledged(&mut self, epoch: Uuid, sequence: u64) {
         let Some(agent) = &mut self.agent else { return };
-        if agent.cursor == Some((epoch, sequence)) {
-            agent.in_flight = false;
-        }
+        agent.sending.acknowledge(epoch, sequence);
         if self.fuse.burns() {
             self.disk.acknowledge(epoch, sequence);
         }

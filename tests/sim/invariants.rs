@@ -71,7 +71,7 @@ fn entries_end(world: &World, index: usize, host: &Host) -> Held {
         if let Some(limit) = host.truth.limits.get(&resource) {
             let heard = host.truth.heard_boot_ns.unwrap_or(0);
             if boot_ns >= heard + limit {
-                return broken(host, format_args!("{id} lets through {boot_ns}, last heard {heard}"));
+                return broken(host, format_args!("{id} lets through at {boot_ns}, last heard {heard}"));
             }
         }
         let row = &world.central.db.grants[&id];
