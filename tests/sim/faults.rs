@@ -24,7 +24,7 @@ impl Draw {
     }
 }
 
-/// Fields are any number: what they are taken from is divided by as many as there are.
+/// Each field is any number: taken as a place among those that there are.
 const FIELD_END: u32 = 1000;
 
 macro_rules! events {
@@ -87,6 +87,8 @@ events! {
     Outage { resource, limit } = "outage", 1;
     /// An agent begins a session.
     Connect { host } = "connect", 10;
+    /// A host and the control plane say all that they have to say.
+    Exchange { host } = "exchange", 14;
     /// Some messages from agent to control plane arrive.
     Up { host, count } = "up", 20;
     /// Some messages from control plane to agent arrive.

@@ -203,6 +203,8 @@ pub(crate) struct Welcomed {
 pub(crate) struct Truth {
     /// The earliest deadline of each grant that an agent was told and took, on the boot clock.
     pub(crate) deadlines: BTreeMap<GrantId, u64>,
+    /// Those of them that the agent does not remember, although they may be in the maps.
+    pub(crate) unsure: BTreeSet<GrantId>,
     /// When the control plane was last there for certain; None: not since this boot.
     pub(crate) heard_boot_ns: Option<u64>,
     /// The agent has heard it since it has started; before, it may take it for silent for longer than it is.
@@ -211,6 +213,8 @@ pub(crate) struct Truth {
     pub(crate) limits: BTreeMap<u32, u64>,
     /// The last generation that the control plane may have heard of as applied, of this boot.
     pub(crate) told_generation: u64,
+    /// What the host has ended by itself, and remembers.
+    pub(crate) ended: BTreeSet<GrantId>,
     /// Which number the record of each verdict was given.
     pub(crate) numbers: BTreeMap<u64, (Uuid, u64)>,
     /// Verdicts whose records are gone without a gap: of a machine that lost its power, and of an agent that ended between
@@ -315,10 +319,13 @@ impl Host {
         let ended = if self.broken == Broken::Ends { Vec::new() } else { memory.ended };
         grants.recall(memory.grants, ended, boot_ns);
         grants.hear_from_maps(&entries);
-        // What it does not remember is over, and what has run out it does not remember.
+        // What it does not remember, it takes from the control plane as if it were new.
         let remembered = grants.remaining_set(boot_ns).grants;
         let is_known = |id: &GrantId| remembered.iter().any(|grant| grant.id == *id);
-        self.truth.deadlines.retain(|id, deadline| is_known(id) || *deadline > boot_ns);
+        let in_kernel = |id: &GrantId| entries.names.values().any(|name| name == id.as_bytes());
+        self.truth.deadlines.retain(|id, _| is_known(id) || in_kernel(id));
+        let unsure = self.truth.deadlines.keys().filter(|id| !is_known(id));
+        self.truth.unsure = unsure.copied().collect();
         self.truth.has_heard = false;
         let lost = memory.lost.get(&ABI).map_or(0, |lost| lost[Ring::Deny as usize]);
         self.next_instance += 1;
@@ -386,8 +393,8 @@ impl Host {
         self.boot = Uuid::from_u128(self.boot.as_u128() + 1);
         self.booted_ns = now_ns;
         self.tasks.clear();
-        let Truth { numbers, excused, .. } = std::mem::take(&mut self.truth);
-        self.truth = Truth { numbers, excused, ..Truth::default() };
+        let Truth { ended, numbers, excused, .. } = std::mem::take(&mut self.truth);
+        self.truth = Truth { ended, numbers, excused, ..Truth::default() };
     }
 
     fn look(&mut self, _now_ns: u64) {
@@ -565,9 +572,14 @@ impl Host {
         for grant in told {
             let deadline = boot_ns + u64::try_from(grant.remaining.as_nanos()).unwrap_or(u64::MAX);
             let known = self.truth.deadlines.entry(grant.id).or_insert(deadline);
-            if is_kept {
+            if self.truth.unsure.contains(&grant.id) {
+                *known = deadline.max(*known);
+            } else if is_kept {
                 *known = deadline.min(*known);
             }
+        }
+        if is_kept {
+            self.truth.unsure.clear();
         }
         if let Some(agent) = self.agent.as_ref().filter(|_| is_kept) {
             let limits = agent.grants.resources().iter().filter_map(|resource| {
@@ -581,7 +593,9 @@ impl Host {
     fn tell_ended(&mut self, now_ns: u64) {
         let ended = self.agent.as_ref().map(|agent| agent.grants.ended()).unwrap_or_default();
         if !ended.is_empty() {
-            self.remember(now_ns);
+            if self.remember(now_ns) {
+                self.truth.ended.extend(ended.iter().map(|ended| ended.grant));
+            }
             self.say(Say::Ended(ended));
         }
     }

@@ -74,6 +74,9 @@ fn entries_end(world: &World, index: usize, host: &Host) -> Held {
                 return broken(host, format_args!("{id} lets through at {boot_ns}, last heard {heard}"));
             }
         }
+        if host.truth.ended.contains(&id) {
+            return broken(host, format_args!("{id} lets through, and this host has ended it"));
+        }
         let row = &world.central.db.grants[&id];
         let is_free = matches!(row.life.body().hosts.get(&host.name), None | Some(Holding::Free(_)));
         if is_free && !row.ended_by_clock {

@@ -138,6 +138,7 @@ impl World {
                 self.central.replace(resource(number % RESOURCES + 1, outage));
             }
             Event::Connect { host: number } => self.connect(host(number)),
+            Event::Exchange { host: number } => self.exchange(host(number)),
             Event::Up { host: number, count } => (0..=count % 4).for_each(|_| self.up(host(number))),
             Event::Down { host: number, count } => (0..=count % 4).for_each(|_| self.down(host(number))),
             Event::Push { host: number } => self.push(host(number)),
@@ -396,15 +397,19 @@ impl World {
     /// Five seconds in which nothing goes wrong.
     pub(crate) fn talk(&mut self) {
         for host in 0..HOSTS {
-            self.connect(host);
             self.act(host, Host::tick);
-            for _ in 0..4 {
-                (0..8).for_each(|_| self.up(host));
-                self.push(host);
-                (0..8).for_each(|_| self.down(host));
-            }
+            self.exchange(host);
         }
         self.wait(5 * SECOND);
+    }
+
+    fn exchange(&mut self, host: usize) {
+        self.connect(host);
+        for _ in 0..4 {
+            (0..8).for_each(|_| self.up(host));
+            self.push(host);
+            (0..8).for_each(|_| self.down(host));
+        }
     }
 }
 
