@@ -518,10 +518,11 @@ impl Host {
     fn heard(&mut self, boot_ns: u64, now_ns: u64) {
         let Some(agent) = &mut self.agent else { return };
         self.truth.heard_boot_ns = self.truth.heard_boot_ns.max(Some(boot_ns));
-        self.truth.has_heard = true;
         if agent.grants.hear(boot_ns) {
             self.reconcile(now_ns);
         }
+        // One that has ended in the midst of it may not have moved every deadline.
+        self.truth.has_heard = !matches!(self.fuse, Fuse(Some(0)));
     }
 
     pub(crate) fn set(&mut self, set: GrantSet, now_ns: u64) {
@@ -579,7 +580,7 @@ impl Host {
             }
         }
         if is_kept {
-            self.truth.unsure.clear();
+            told.iter().for_each(|grant| _ = self.truth.unsure.remove(&grant.id));
         }
         if let Some(agent) = self.agent.as_ref().filter(|_| is_kept) {
             let limits = agent.grants.resources().iter().filter_map(|resource| {
