@@ -532,7 +532,7 @@ impl Host {
         let Some(Welcomed { timeline, .. }) = agent.session else { return };
         let told = set.grants.clone();
         match agent.grants.accept(timeline, set, boot_ns) {
-            Accepted::Older => return,
+            Accepted::Older => {}
             Accepted::Same => self.apply(generation, &[], now_ns),
             Accepted::Changed => self.apply(generation, &told, now_ns),
         }
@@ -582,12 +582,17 @@ impl Host {
         if is_kept {
             told.iter().for_each(|grant| _ = self.truth.unsure.remove(&grant.id));
         }
-        if let Some(agent) = self.agent.as_ref().filter(|_| is_kept) {
+        if let Some(agent) = &self.agent {
             let limits = agent.grants.resources().iter().filter_map(|resource| {
                 let limit = resource.options.outage.limit()?;
                 Some((resource.number.get(), u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)))
             });
-            self.truth.limits = limits.collect();
+            let told: BTreeMap<u32, u64> = limits.collect();
+            // Whichever is longer, while the kernel may have one and the memory the other.
+            let before =
+                |number: &u32| if is_kept { Some(0) } else { self.truth.limits.get(number).copied() };
+            let longer = |(number, limit): (u32, u64)| Some((number, limit.max(before(&number)?)));
+            self.truth.limits = told.into_iter().filter_map(longer).collect();
         }
     }
 

@@ -183,8 +183,9 @@ impl World {
         let number = self.give_number();
         // Ids grow with time.
         let id = GrantId::from_bytes((u128::from(number) << 64).to_be_bytes()).expect("not 0");
-        let task =
-            (limit % 5 == 0).then(|| -> CgroupPath { format!("/job-{number}").parse().expect("valid") });
+        let task = limit
+            .is_multiple_of(5)
+            .then(|| -> CgroupPath { format!("/job-{number}").parse().expect("valid") });
         let mut hosts: BTreeSet<usize> = (0..HOSTS).filter(|host| (hosts % 7 + 1) >> host & 1 == 1).collect();
         if let Some(path) = &task {
             // A task runs on one host.

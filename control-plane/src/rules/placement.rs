@@ -131,7 +131,7 @@ impl Plan {
         let meant: Vec<&Wanted> = self.grants.iter().filter(holds).collect();
         let is_near =
             |wanted: &&Wanted| wanted.expires.since(now).max(now.since(wanted.expires)) < DIGEST_LEEWAY;
-        if meant.iter().any(|wanted| is_near(wanted)) {
+        if meant.iter().any(is_near) {
             return None;
         }
         let live = meant.iter().filter(|wanted| wanted.expires > now);

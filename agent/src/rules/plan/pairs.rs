@@ -117,10 +117,8 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
             .collect();
         let refused = grants.iter().filter_map(|grant| Some((key_of(grant), errors.get(&grant.id)?)));
         let pairs: BTreeMap<GrantKey, &String> = refused.collect();
-        let now_boot_ns = self.now_boot_ns;
-        let is_silent =
-            |grant: &&WantedGrant| grant.expires_at_boot_ns > now_boot_ns && !errors.contains_key(&grant.id);
-        for grant in grants.iter().filter(is_silent) {
+        // Also those that are over: they may be cut off only until the control plane is heard again.
+        for grant in grants.iter().filter(|grant| !errors.contains_key(&grant.id)) {
             if let Some(error) = pairs.get(&key_of(grant)) {
                 let item = RefusedItem::Grant(grant.id);
                 self.outcome.refused.push(Refused { item, error: (*error).clone() });

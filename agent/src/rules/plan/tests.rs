@@ -418,7 +418,8 @@ fn what_has_no_room_is_refused_by_every_grant_of_its_pair() {
     let outcome = reconcile(&mut Entries::default(), &wanted, 0, NOW, |_| Ok::<(), String>(()));
     let refused: BTreeSet<RefusedItem> = outcome.refused.iter().map(|refused| refused.item).collect();
     let item = |id| RefusedItem::Grant(GrantId::from_bytes([id; 16]).expect("not 0"));
-    assert_eq!(refused, [item(1), item(2)].into(), "the third is over anyway");
+    // The third is over; it may be only until the control plane is heard again.
+    assert_eq!(refused, [1, 2, 3].map(item).into());
 }
 
 #[test]
