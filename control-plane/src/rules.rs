@@ -15,5 +15,6 @@ pub mod refusal;
 pub mod request;
 pub mod roster;
 pub mod throttle;
+pub mod workload;
 
 pub use refusal::Refusal;
