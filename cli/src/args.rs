@@ -64,8 +64,8 @@ pub struct Global {
     /// File with the token of a job, which signs in by itself for this call; `-` reads standard input
     ///
     /// A CI job's, or that of a pod: a JWT of an issuer that the control plane knows. Or the token itself in
-    /// PORTCULLIS_WORKLOAD_TOKEN. On GitHub Actions neither is needed: a job with the permission `id-token: write` is asked for
-    /// one, for the audience in PORTCULLIS_WORKLOAD_AUDIENCE (else `portcullis`).
+    /// PORTCULLIS_WORKLOAD_TOKEN. On GitHub Actions neither is needed: with the permission `id-token: write` one is asked for
+    /// there, for the audience in PORTCULLIS_WORKLOAD_AUDIENCE (else `portcullis`).
     #[arg(
         long,
         global = true,

@@ -2,6 +2,7 @@
 
 use proto::types::{EventKind, HostName, Labels, ProviderName, Timestamp};
 
+use super::sign_ins::forget_what_is_over;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::{HostCertificate, Serial, TokenHash};
@@ -95,6 +96,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let ClusterJoin { node: ProvenNode { host, pod, usable_until }, cluster, .. } = join;
         let mut tx = self.write().await?;
+        forget_what_is_over(tx.sql(), now).await?;
         tx.use_up(&join.used, *usable_until, CLUSTER_TOKEN_USES_MAX).await?;
         let known: Option<Option<String>> = sqlx::query_scalar("SELECT cluster FROM hosts WHERE name = ?")
             .bind(host.as_str())

@@ -244,7 +244,10 @@ async fn in_directory(
 }
 
 /// Rows that nobody can use any more.
-async fn forget_what_is_over(sql: &mut SqliteConnection, now: Timestamp) -> Result<(), StoreError> {
+pub(super) async fn forget_what_is_over(
+    sql: &mut SqliteConnection,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     for statement in
         ["DELETE FROM sign_ins WHERE expires_ms <= ?", "DELETE FROM used_tokens WHERE usable_until_ms <= ?"]
     {
