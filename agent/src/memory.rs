@@ -110,7 +110,8 @@ impl MemoryFile {
         self.path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     }
 
-    fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
+    /// What [`MemoryFile::write`] writes.
+    pub fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
         let mut content = Vec::new();
         content.extend_from_slice(self.boot_id.as_bytes());
         content.extend_from_slice(&now_boot_ns.to_le_bytes());
@@ -128,7 +129,8 @@ impl MemoryFile {
         [&MAGIC[..], &crc32fast::hash(&content).to_le_bytes(), &content].concat()
     }
 
-    fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
+    /// What [`MemoryFile::read`] makes of it. None: it is damaged.
+    pub fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
         let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
         let (sum, content) = rest.split_at_checked(4)?;
         if magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {
@@ -149,12 +151,13 @@ impl MemoryFile {
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
-                let wire = wire::GrantSet::decode(set).ok()?;
+                let mut wire = wire::GrantSet::decode(set).ok()?;
+                // No generation: the kernel holds none of its grants, and the control plane must send them again. What was
+                // written before it did says so, too, which no set of the control plane may.
+                let generation = if same_boot { wire.generation } else { 0 };
+                wire.generation = wire.generation.max(1);
                 let mut set = GrantSet::try_from(wire).ok()?;
-                if !same_boot {
-                    // No generation: the kernel holds none of its grants, and the control plane must send them again.
-                    set.generation = 0;
-                }
+                set.generation = generation;
                 set.grants.retain_mut(|grant| {
                     grant.remaining = grant.remaining.saturating_sub(elapsed);
                     same_boot && !grant.remaining.is_zero()
@@ -244,6 +247,28 @@ mod tests {
         assert_eq!((remaining(&memory), memory.lost), (vec![], BTreeMap::new()));
         assert_eq!(memory.ended, written.ended, "what has ended does not come back by a boot");
         assert_eq!(memory.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
+    }
+
+    #[test]
+    fn what_is_protected_outlives_boots_without_a_control_plane() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let boot = |number| MemoryFile::new(dir.path(), Uuid::from_u128(number));
+        let written = memory();
+        boot(1).write(&written, 100 * SECOND).expect("written");
+        for number in 2..5 {
+            let known = boot(number).try_read(5 * SECOND).expect("it can be read");
+            assert_eq!(known.ended, written.ended);
+            assert_eq!(
+                known.grants.as_ref().map(|(_, set)| (set.generation, set.resources.len())),
+                Some((0, 1))
+            );
+            boot(number).write(&known, 6 * SECOND).expect("written");
+            assert_eq!(
+                boot(number).try_read(7 * SECOND).expect("it can be read"),
+                known,
+                "within the boot, too"
+            );
+        }
     }
 
     #[test]

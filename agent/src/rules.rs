@@ -9,4 +9,6 @@ pub mod local;
 pub mod mounts;
 pub mod plan;
 pub mod pods;
+pub mod queue;
+pub mod reports;
 pub mod workloads;

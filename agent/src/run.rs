@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of effects, the timers, shutdown. Must not know: how effects are done, or what is allowed.
 //!
-//! Invariants: a grant set is reported as applied only after the maps hold it; events leave memory for the spool before
+//! Invariants: a grant set is reported as applied only after the maps hold it and a restart would go on from it; events leave memory for the spool before
 //! anything else is read from the rings, so that what cannot be kept stays in the kernel, where its loss is counted.
 
 mod auditing;
@@ -458,13 +458,15 @@ impl Agent {
     }
 
     fn tell_applied(&mut self, applied: Applied) {
+        // Before anybody is told: an agent that ends here must not leave the one before as what the next one goes back to, and
+        // revive what the control plane shows as ended.
+        self.enforcing.remember(self.auditing.lost());
         // First, so that nobody takes what ended at once for active.
         self.tell_ended();
         self.send(Outgoing::Applied(applied));
         // Also what was only observed until now.
         self.end_connections(true);
         self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
-        self.enforcing.remember(self.auditing.lost());
         self.owes_digest = true;
         self.ask_canary();
         self.report();

@@ -9,7 +9,6 @@ mod endpoint;
 mod enrolment;
 mod tls;
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,11 +29,16 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::identity::{Identities, Identity, IdentityError, Which};
+use crate::rules::reports::Reports;
 pub use endpoint::{ConnectError, Endpoint};
 pub use enrolment::{EnrolmentError, join};
 
 /// How long the control plane may take to accept the connection, and to welcome us.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the control plane may say nothing, in a session in which it answers reports: three of ours.
+const GAP_LIMIT: Duration = Duration::from_secs(30);
+/// How long a session lives at most, give or take a half: what it was opened by, and with whom, is looked at anew by then.
+const LIFE_LIMIT: Duration = Duration::from_secs(12 * 60 * 60);
 /// The first pause after a failure; it doubles with each further one.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -116,6 +120,8 @@ enum SessionError {
     Connect(#[from] ConnectError),
     #[error("the control plane at {0} did not answer within {WELCOME_TIMEOUT:?}")]
     Silent(Endpoint),
+    #[error("the control plane at {0} has said nothing for {GAP_LIMIT:?}")]
+    Gap(Endpoint),
     #[error("the control plane refused: {}", .0.message())]
     Refused(Box<Status>),
     #[error("the control plane sent something that does not check")]
@@ -203,7 +209,7 @@ async fn comes(identities: &Identities) {
 enum Ended {
     /// Nobody listens any more.
     Left,
-    /// There is a new certificate, to be used.
+    /// Another one is to be opened: there is a new certificate, or this one has lived for long enough.
     Renewed,
 }
 
@@ -248,9 +254,19 @@ async fn session(
     }
     let mut reports = Reports::default();
     let mut renewal = std::pin::pin!(tokio::time::sleep(until(identity.renew_at)));
+    let mut gap = std::pin::pin!(tokio::time::sleep(if protocol >= 2 { GAP_LIMIT } else { Duration::MAX }));
+    let mut life = std::pin::pin!(tokio::time::sleep(jittered(LIFE_LIMIT)));
     loop {
         tokio::select! {
+            () = &mut gap => return Err(SessionError::Gap(endpoint.clone())),
+            () = &mut life => {
+                tracing::info!("the session has lived long enough: another one is opened");
+                return Ok(Ended::Renewed);
+            }
             message = stream.next() => {
+                if protocol >= 2 {
+                    gap.set(tokio::time::sleep(GAP_LIMIT));
+                }
                 let message = message.ok_or(SessionError::Ended)??;
                 let Some(message) = check(message, &mut reports)? else { continue };
                 if incoming.send(message).await.is_err() {
@@ -354,35 +370,6 @@ async fn open(endpoint: &Endpoint, identity: &Identity, hello: Hello) -> Result<
     }
 }
 
-/// The reports of a session that were sent and may still be answered.
-#[derive(Debug, Default)]
-struct Reports {
-    sent: u64,
-    /// Number and when it was sent, on the boot clock; the newest last.
-    waiting: VecDeque<(u64, u64)>,
-}
-
-impl Reports {
-    /// More than are sent while a connection can be silent and live.
-    const WAITING_MAX: usize = 64;
-
-    /// The number of the next one.
-    fn next(&mut self, now_boot_ns: u64) -> u64 {
-        self.sent += 1;
-        if self.waiting.len() >= Self::WAITING_MAX {
-            self.waiting.pop_front();
-        }
-        self.waiting.push_back((self.sent, now_boot_ns));
-        self.sent
-    }
-
-    /// When the report of this number was sent; None: it is not one that waits.
-    fn answered(&mut self, number: u64) -> Option<u64> {
-        let at = self.waiting.iter().position(|(sent, _)| *sent == number)?;
-        self.waiting.drain(..=at).next_back().map(|(_, boot_ns)| boot_ns)
-    }
-}
-
 /// None: there is nothing to tell.
 fn check(message: wire::SessionResponse, reports: &mut Reports) -> Result<Option<Incoming>, SessionError> {
     use wire::session_response::Message;
@@ -419,21 +406,4 @@ fn to_wire(message: Outgoing, reports: &mut Reports) -> wire::SessionRequest {
         }
     };
     wire::SessionRequest { message: Some(message) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_says_when_its_report_was_sent() {
-        let mut reports = Reports::default();
-        assert_eq!([reports.next(10), reports.next(20), reports.next(30)], [1, 2, 3]);
-        assert_eq!(reports.answered(2), Some(20));
-        assert_eq!(reports.answered(1), None, "an older one says nothing new");
-        assert_eq!(reports.answered(9), None, "it was not sent");
-        assert_eq!(reports.answered(3), Some(30));
-        (0..1000).for_each(|at| assert_ne!(reports.next(at), 0));
-        assert_eq!(reports.waiting.len(), Reports::WAITING_MAX);
-    }
 }

@@ -1,6 +1,6 @@
 //! A bounded queue on disk for events that are not acknowledged yet.
 //!
-//! Owns: segments, their bound, and the numbers of what had to be dropped. Must not know: what events say.
+//! Owns: segments on disk. Must not know: what events say; which of them make room is `rules/queue`'s.
 //!
 //! Layout: a directory for each epoch (boot), in it segments named by the first sequence number they may hold, in each a
 //! run of frames: length and CRC-32 of the payload (little endian, 4 bytes each), then the payload, an `AuditEvent` of the
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use proto::types::{AuditEvent, EventId, EventKind, Gap, Timestamp};
 use uuid::Uuid;
 
+use crate::rules::queue::{self, Dropped, Run};
 use segment::Segment;
 
 /// How large a segment grows before the next one begins. The bound is kept in steps of this.
@@ -107,16 +108,7 @@ impl Spool {
 
     /// The next events after the cursor, of one epoch, at most `max`; empty: none yet.
     pub fn read(&self, cursor: Cursor, max: usize) -> Result<Vec<AuditEvent>, SpoolError> {
-        let start = match cursor.after {
-            None => 0,
-            Some((epoch, sequence)) => {
-                let past =
-                    |segment: &Segment| segment.epoch == epoch && segment.next_sequence() <= sequence + 1;
-                let newest = self.segments.len() - 1;
-                // A segment that is gone was acknowledged or dropped: go on with the oldest that is there.
-                self.segments.iter().rposition(past).map_or(0, |index| newest.min(index + 1))
-            }
-        };
+        let start = queue::start(&self.runs(), cursor.after);
         let after = |segment: &Segment| match cursor.after {
             Some((epoch, sequence)) if epoch == segment.epoch => sequence,
             _ => 0,
@@ -133,19 +125,11 @@ impl Spool {
 
     /// Forgets everything of `epoch` up to and including `sequence`.
     pub fn acknowledge(&mut self, epoch: Uuid, sequence: u64) -> Result<(), SpoolError> {
-        let newest = self.newest();
-        if newest.epoch == epoch && newest.bytes > 0 && newest.next_sequence() <= sequence + 1 {
-            let next = newest.next_sequence();
+        if queue::is_all(&self.runs(), epoch, sequence) {
+            let next = self.next_sequence();
             self.begin_segment(next)?;
         }
-        let newest = self.segments.len() - 1;
-        let done = |index: usize, segment: &Segment| {
-            index < newest && segment.epoch == epoch && segment.next_sequence() <= sequence + 1
-        };
-        let gone: Vec<usize> = (0..newest)
-            .filter(|index| self.segments.get(*index).is_some_and(|segment| done(*index, segment)))
-            .collect();
-        for index in gone.into_iter().rev() {
+        for index in queue::done(&self.runs(), epoch, sequence).into_iter().rev() {
             if let Some(segment) = self.segments.remove(index) {
                 segment.delete().map_err(SpoolError::at("shorten", &segment.path))?;
             }
@@ -168,6 +152,17 @@ impl Spool {
         self.segments.back_mut().expect("the spool has a newest segment")
     }
 
+    fn runs(&self) -> Vec<Run> {
+        let run = |segment: &Segment| Run {
+            epoch: segment.epoch,
+            first: segment.first,
+            next: segment.next_sequence(),
+            bytes: segment.bytes,
+            is_gap: segment.is_gap,
+        };
+        self.segments.iter().map(run).collect()
+    }
+
     fn begin_segment(&mut self, first: u64) -> Result<(), SpoolError> {
         let dir = self.dir.join(self.epoch.to_string());
         let segment = Segment::create(&dir, self.epoch, first).map_err(SpoolError::at("extend", &dir))?;
@@ -177,25 +172,16 @@ impl Spool {
 
     /// Drops the oldest segments until the rest fits, each for one gap event.
     fn make_room(&mut self, now: Timestamp) -> Result<(), SpoolError> {
-        while self.segments.iter().map(|segment| segment.bytes).sum::<u64>() > self.max_bytes {
-            // The newest is the one being written to, and the gaps of dropped ones merge: two are left at the least.
-            let Some(index) = self.segments.iter().position(|segment| !segment.is_gap) else { return Ok(()) };
-            if index + 1 >= self.segments.len() {
-                return Ok(());
-            }
-            self.drop_segment(index, now)?;
+        while let Some(dropped) = queue::to_drop(&self.runs(), self.max_bytes) {
+            self.drop_segment(dropped, now)?;
         }
         Ok(())
     }
 
-    fn drop_segment(&mut self, index: usize, now: Timestamp) -> Result<(), SpoolError> {
+    fn drop_segment(&mut self, dropped: Dropped, now: Timestamp) -> Result<(), SpoolError> {
+        let Dropped { index, place, first, last } = dropped;
         let Some(dropped) = self.segments.get(index) else { return Ok(()) };
-        let (epoch, last) = (dropped.epoch, dropped.next_sequence() - 1);
-        // A gap just before becomes part of this one.
-        let merged =
-            index > 0 && self.segments.get(index - 1).is_some_and(|gap| gap.is_gap && gap.epoch == epoch);
-        let from = if merged { index - 1 } else { index };
-        let first = self.segments.get(from).map_or(1, |segment| segment.first);
+        let epoch = dropped.epoch;
         let host = dropped.host.clone();
         tracing::error!(%epoch, first, last, "the spool is full: events are dropped, with a gap event in their place");
         let event = AuditEvent {
@@ -208,10 +194,12 @@ impl Spool {
         };
         let dir = self.dir.join(epoch.to_string());
         let gap = Segment::replace_by_gap(&dir, first, &event).map_err(SpoolError::at("shorten", &dir))?;
-        if merged && let Some(segment) = self.segments.remove(index) {
+        if place != index
+            && let Some(segment) = self.segments.remove(index)
+        {
             segment.delete().map_err(SpoolError::at("shorten", &segment.path))?;
         }
-        if let Some(place) = self.segments.get_mut(from) {
+        if let Some(place) = self.segments.get_mut(place) {
             *place = gap;
         }
         Ok(())

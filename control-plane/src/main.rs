@@ -15,9 +15,13 @@ use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, AuthorityError, TRUST_DOMAIN};
 use control_plane::store::{Store, StoreError};
 use control_plane::{ServeError, clock};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::types::Fingerprint;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// For all the connections that are taken, and the database.
+const OPEN_FILES_WANTED: u64 = 12_500;
 
 /// The control plane of Portcullis: requests, approvals, grants, the audit record.
 #[derive(Parser)]
@@ -201,6 +205,7 @@ fn new_token_file(path: &Path) -> anyhow::Result<std::fs::File> {
 
 async fn run_server(arguments: Serve) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
+    raise_open_files();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
     let shutdown = async move {
@@ -217,6 +222,25 @@ async fn run_server(arguments: Serve) -> anyhow::Result<()> {
         }
     };
     Ok(control_plane::serve(config, ready, shutdown).await?)
+}
+
+/// As many open files as the system lets this process have: each connection is one, and the usual soft limit is 1024.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(files) if files < OPEN_FILES_WANTED => {
+            tracing::warn!(
+                files,
+                wanted = OPEN_FILES_WANTED,
+                "few files can be open at once, and so few connections"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot tell how many files can be open at once"),
+    }
 }
 
 /// The file is there whole or not at all.

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod refusal;
 pub mod request;
 pub mod roster;
+pub mod session;
 pub mod throttle;
 pub mod workload;
 

@@ -47,6 +47,13 @@ fn accounts() -> Value {
     })
 }
 
+/// Where everything listens: on this machine, unless a story has moved into a network of its own.
+pub(crate) const ADDRESS: &str = "PORTCULLIS_TEST_ADDRESS";
+
+fn address() -> String {
+    std::env::var(ADDRESS).unwrap_or_else(|_| "127.0.0.1".to_owned())
+}
+
 impl Office {
     /// As an operator sets it up, with more lines for the provider.
     pub(crate) fn open(more: &str) -> Result<Self> {
@@ -61,7 +68,7 @@ impl Office {
         fs::write(path("accounts.json"), accounts().to_string())?;
         let settings = json!({
             "modules": modules().context("there is no `oidc-provider`: run `cargo xtask setup`")?,
-            "certificate": path("provider.pem"), "key": path("provider.key"),
+            "address": address(), "certificate": path("provider.pem"), "key": path("provider.key"),
             "accounts": path("accounts.json"), "ready": path("issuer"),
             "deviceCodeSeconds": device_code_lifetime.as_secs(),
         });
@@ -94,9 +101,10 @@ impl Office {
 
     fn write_configuration(&self, more: &str) -> Result<()> {
         let text = format!(
-            "listen = '127.0.0.1:0'\ndatabase = 'cp.db'\n\n[[identity_provider]]\nname = 'corp'\nissuer = '{issuer}'\n\
+            "listen = '{address}:0'\ndatabase = 'cp.db'\n\n[[identity_provider]]\nname = 'corp'\nissuer = '{issuer}'\n\
              ca_file = 'ca.pem'\nscopes = ['openid', 'email', 'groups', 'offline_access']\ngroups_prefix = 'pc-'\n\
              roles = {{ engineers = 'member', approvers = 'approver' }}\n{more}\n",
+            address = address(),
             issuer = self.issuer,
         );
         let client = if more.contains("client_id") { "" } else { "client_id = 'portcullis'\n" };
@@ -167,7 +175,7 @@ impl Office {
     }
 }
 
-/// An authority, and a certificate of its for `localhost`. Gives the authority's PEM.
+/// An authority, and a certificate of its for `localhost` and the address. Gives the authority's PEM.
 fn write_certificates(folder: &Path) -> Result<Vec<u8>> {
     let mut authority = rcgen::CertificateParams::new(Vec::new())?;
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -175,7 +183,8 @@ fn write_certificates(folder: &Path) -> Result<Vec<u8>> {
     let authority_certificate = authority.self_signed(&authority_key)?;
     let issuer = rcgen::Issuer::new(authority, authority_key);
     let key = rcgen::KeyPair::generate()?;
-    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()])?.signed_by(&key, &issuer)?;
+    let certificate =
+        rcgen::CertificateParams::new(["localhost".to_owned(), address()])?.signed_by(&key, &issuer)?;
     let pem = authority_certificate.pem();
     fs::write(folder.join("ca.pem"), &pem)?;
     fs::write(folder.join("provider.pem"), certificate.pem())?;

@@ -1,7 +1,7 @@
 // The identity provider that the tests sign in with: npm `oidc-provider`, over https, with accounts of our own. Whoever comes to
 // an interaction is taken for the account that their `x-account` header names; the rest is as a conforming provider does it.
 //
-// node provider.mjs SETTINGS.json: { modules, certificate, key, accounts, ready, deviceCodeSeconds }. Writes its issuer to the file `ready`.
+// node provider.mjs SETTINGS.json: { modules, address, certificate, key, accounts, ready, deviceCodeSeconds }. Writes its issuer to the file `ready`.
 import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -13,8 +13,9 @@ const found = createRequire(`${settings.modules}/`).resolve('oidc-provider');
 const { default: Provider } = await import(pathToFileURL(found));
 
 const server = createServer({ cert: readFileSync(settings.certificate), key: readFileSync(settings.key) });
-await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
-const issuer = `https://localhost:${server.address().port}`;
+await new Promise((listening) => server.listen(0, settings.address, listening));
+const host = settings.address === '127.0.0.1' ? 'localhost' : settings.address;
+const issuer = `https://${host}:${server.address().port}`;
 
 const key = (kid, kind, options) => ({
   ...generateKeyPairSync(kind, options).privateKey.export({ format: 'jwk' }), kid, use: 'sig',

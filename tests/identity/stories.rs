@@ -1,15 +1,17 @@
 //! The stories.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::ensure_eq;
+use tests::process::output;
 use tests::runner::Test;
 use tokio::runtime::Runtime;
 
-use crate::office::{Machine, Office, read};
+use crate::office::{ADDRESS, Machine, Office, read};
 
 pub(crate) const TESTS: &[Test] = &[
     ("by_the_browser_of_this_machine", by_the_browser_of_this_machine),
@@ -18,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_code_that_somebody_else_asked_for_is_turned_down",
         a_code_that_somebody_else_asked_for_is_turned_down,
     ),
+    ("over_a_network_of_their_own", over_a_network_of_their_own),
     ("a_code_that_nobody_types_runs_out", a_code_that_nobody_types_runs_out),
     ("a_person_who_says_no_is_not_signed_in", a_person_who_says_no_is_not_signed_in),
     ("only_the_answer_that_is_waited_for_counts", only_the_answer_that_is_waited_for_counts),
@@ -32,6 +35,22 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("the_provider_is_known_by_its_certificate", the_provider_is_known_by_its_certificate),
 ];
+
+/// The ways to sign in once more, with all that is asked and answered on an address that is not of the loopback network.
+fn over_a_network_of_their_own() -> Result<()> {
+    const MOVE_IN: &str =
+        r#"ip link set lo up && ip address add "$PORTCULLIS_TEST_ADDRESS/32" dev lo && exec "$0" by_"#;
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args(["--net", "/bin/sh", "-c", MOVE_IN]).arg(std::env::current_exe()?).env(ADDRESS, "192.0.2.1");
+    let told = output(&mut command)?;
+    for way in ["by_the_browser_of_this_machine", "by_a_code_on_another_device"] {
+        ensure!(told.lines().any(|line| line.contains(way) && line.ends_with("ok")), "{told}");
+    }
+    Ok(())
+}
 
 /// Opens an office and tells a story. What the office's programs said is told with what went wrong.
 fn story(more: &str, tell: impl FnOnce(&mut Office) -> Result<()>) -> Result<()> {

@@ -153,8 +153,9 @@ impl Grants {
         if self.timeline != Some(timeline) {
             return Err(Invalid::new("timeline", format_args!("{timeline} is not the one that is held")));
         }
-        // What has ended here, or run out, is not in it, and does not come back by a change of others.
-        let set = delta.of(self.remaining_set(now_boot_ns))?;
+        // What has ended here is not in it, and does not come back by a change of others. What has run out is: were it forgotten
+        // while the control plane, whose clock may have been set back, still names it, a whole set would make it a new one.
+        let set = delta.of(self.set(now_boot_ns, Duration::ZERO))?;
         for id in &delta.removed_grants {
             self.ended.remove(id);
         }
@@ -252,15 +253,16 @@ impl Grants {
     /// outages ends, in the kernel, that long after the control plane was last heard; hearing it again moves that on.
     pub fn wanted(&self) -> Vec<WantedGrant> {
         let limits = self.outage_limits();
-        let limited = |held: &Held| {
-            let bound = limits.get(&held.wanted.resource).map(|limit| match self.heard_boot_ns {
+        let limited = |grant: &WantedGrant| {
+            let bound = limits.get(&grant.resource).map(|limit| match self.heard_boot_ns {
                 Some(heard_boot_ns) => heard_boot_ns.saturating_add(*limit),
                 None => 0,
             });
-            let expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(bound.unwrap_or(u64::MAX));
-            WantedGrant { expires_at_boot_ns, ..held.wanted }
+            let expires_at_boot_ns = grant.expires_at_boot_ns.min(bound.unwrap_or(u64::MAX));
+            WantedGrant { expires_at_boot_ns, ..*grant }
         };
-        self.grants.values().map(limited).chain(self.lapsed.values().copied()).collect()
+        // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
+        self.grants.values().map(|held| &held.wanted).chain(self.lapsed.values()).map(limited).collect()
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
@@ -297,9 +299,14 @@ impl Grants {
     /// The set as it can be kept on disk: with what is left of each grant at `now_boot_ns`; grants with nothing left are
     /// left out.
     pub fn remaining_set(&self, now_boot_ns: u64) -> GrantSet {
+        self.set(now_boot_ns, Duration::from_nanos(1))
+    }
+
+    /// With the grants of which this much is left.
+    fn set(&self, now_boot_ns: u64, at_least: Duration) -> GrantSet {
         let live = |held: &Held| {
-            let left_ns = held.wanted.expires_at_boot_ns.saturating_sub(now_boot_ns);
-            (left_ns > 0).then(|| held.live(Duration::from_nanos(left_ns)))
+            let left = Duration::from_nanos(held.wanted.expires_at_boot_ns.saturating_sub(now_boot_ns));
+            (left >= at_least).then(|| held.live(left))
         };
         GrantSet {
             generation: self.generation,
@@ -493,6 +500,25 @@ mod tests {
     }
 
     #[test]
+    fn what_ran_out_does_not_look_like_news_of_the_control_plane() {
+        let (timeline, over) = (Uuid::from_u128(1), GrantId::new());
+        let mut set = known(set(3, &[(over, 69)]));
+        set.resources[0].options.outage = "cut".parse().expect("valid");
+        let mut before = Grants::default();
+        before.accept(timeline, set.clone(), 0);
+        before.hear(SECOND);
+        // It was cut off long ago when it runs out by the control plane's word, which came late.
+        before.accept(timeline, GrantSet { generation: 4, grants: vec![], ..set.clone() }, 69 * SECOND);
+        let mut entries = Entries::default();
+        let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+        reconcile(&mut entries, &wanted, 64, 69 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
+        let mut next = Grants::default();
+        next.recall(Some((timeline, GrantSet { generation: 5, ..set })), Vec::new(), 69 * SECOND);
+        next.hear_from_maps(&entries);
+        assert_eq!(live(&next, 16), [], "it was last heard in the first second");
+    }
+
+    #[test]
     fn a_deadline_never_moves_later() {
         let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
         let mut grants = Grants::default();
@@ -507,6 +533,31 @@ mod tests {
         // Another timeline changes nothing about it.
         grants.accept(Uuid::from_u128(2), set(1, &[(id, 600)]), 20 * SECOND);
         assert_eq!(deadlines(&grants), [(id, 25)]);
+    }
+
+    #[test]
+    fn what_ran_out_stays_so_when_the_control_planes_clock_is_set_back() {
+        let (timeline, over) = (Uuid::from_u128(1), GrantId::new());
+        let set = known(set(1, &[(over, 60)]));
+        let mut grants = Grants::default();
+        grants.accept(timeline, set.clone(), 0);
+        let mut delta = Delta {
+            since: 1,
+            generation: 2,
+            put_resources: vec![],
+            removed_resources: vec![],
+            put_subjects: vec![],
+            removed_subjects: vec![],
+            put_grants: vec![],
+            removed_grants: vec![],
+        };
+        grants.change(timeline, &delta, 70 * SECOND).expect("it fits");
+        grants.accept(timeline, GrantSet { generation: 3, ..set }, 80 * SECOND);
+        assert_eq!(deadlines(&grants), [(over, 60)], "it is named again, with a minute left");
+        (delta.since, delta.generation, delta.removed_grants) = (3, 4, vec![over]);
+        grants.change(timeline, &delta, 90 * SECOND).expect("it fits");
+        assert_eq!(deadlines(&grants), [(over, 60)], "a denial still says that it is over");
+        assert_eq!(grants.remaining_set(90 * SECOND).grants, []);
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub fn reconcile<E: Display>(
     reconciler.protect_unix(wanted);
     reconciler.bind(&wanted.cgroups);
     reconciler.put_grants(&grants);
+    reconciler.refuse_unions(&wanted.grants);
     reconciler.outcome
 }
 

@@ -12,6 +12,7 @@ use crate::memory::Lost;
 use crate::observe::{Cgroups, UnixSockets};
 use crate::rules::audit::{Names, Numbering};
 use crate::rules::grants::Grants;
+use crate::rules::queue::Sending;
 use crate::spool::{Cursor, Spool, SpoolError};
 
 use super::enforcing::PeriodEnd;
@@ -27,12 +28,12 @@ pub(super) struct Auditing {
     /// Numbered, and not in the spool: the disk refused them. While there are any, nothing more is read.
     pending: Vec<AuditEvent>,
     error: Option<String>,
-    /// What was sent.
-    cursor: Cursor,
-    /// Whether an answer to it is awaited.
-    in_flight: bool,
-    /// Losses that were reported, by the ABI version of the gate.
+    /// What was sent in this session.
+    sending: Sending,
+    /// Losses that were counted, by the ABI version of the gate.
     lost: BTreeMap<u32, Lost>,
+    /// Those of them whose events are in the spool: what a restart may take for reported.
+    lost_kept: BTreeMap<u32, Lost>,
     lost_changed: bool,
 }
 
@@ -45,8 +46,8 @@ impl Auditing {
             spool,
             pending: Vec::new(),
             error: None,
-            cursor: Cursor::default(),
-            in_flight: false,
+            sending: Sending::default(),
+            lost_kept: lost.clone(),
             lost,
             lost_changed: false,
         }
@@ -126,25 +127,26 @@ impl Auditing {
         }
         let lost = total.checked_sub(*reported).unwrap_or(total);
         *reported = total;
-        self.lost_changed = true;
+        let now = Instants::now();
         if lost > 0 {
-            let now = Instants::now();
             tracing::error!(?ring, lost, "the ring was full: what happened has no record");
             self.pending.push(self.numbering.lost(ring, lost, now.wall()));
-            self.flush(now);
         }
+        self.flush(now);
     }
 
     /// The gate of this ABI version is gone, and its rings with it.
     pub(super) fn forget_lost(&mut self, abi_version: u32) {
-        self.lost_changed |= self.lost.remove(&abi_version).is_some();
+        self.lost.remove(&abi_version);
+        self.lost_changed |= self.lost_kept.remove(&abi_version).is_some();
     }
 
+    /// Losses that are on their way to the record, whatever becomes of this process.
     pub(super) fn lost(&self) -> BTreeMap<u32, Lost> {
-        self.lost.clone()
+        self.lost_kept.clone()
     }
 
-    /// Whether losses were counted since the last call.
+    /// Whether these are others than at the last call.
     pub(super) fn take_lost_changed(&mut self) -> bool {
         std::mem::take(&mut self.lost_changed)
     }
@@ -154,6 +156,10 @@ impl Auditing {
         let result = self.spool.append(&self.pending, now.wall());
         let kept = self.spool.next_sequence();
         self.pending.retain(|event| event.id.sequence >= kept);
+        if self.pending.is_empty() && self.lost_kept != self.lost {
+            self.lost_kept.clone_from(&self.lost);
+            self.lost_changed = true;
+        }
         self.note(result);
     }
 
@@ -181,16 +187,13 @@ impl Auditing {
 
     /// A new session: what was sent and not acknowledged is sent again.
     pub(super) fn rewind(&mut self) {
-        self.cursor = Cursor::default();
-        self.in_flight = false;
+        self.sending = Sending::default();
     }
 
     /// The next events to send; None: none, or the answer to the last ones is still awaited.
     pub(super) fn next_batch(&mut self) -> Option<Vec<AuditEvent>> {
-        if self.in_flight {
-            return None;
-        }
-        let events = match self.spool.read(self.cursor, BATCH_MAX) {
+        let cursor = Cursor { after: self.sending.next()? };
+        let events = match self.spool.read(cursor, BATCH_MAX) {
             Ok(events) => events,
             Err(error) => {
                 self.note(Err(error));
@@ -198,15 +201,12 @@ impl Auditing {
             }
         };
         let last = events.last()?;
-        self.cursor.after = Some((last.id.epoch, last.id.sequence));
-        self.in_flight = true;
+        self.sending.send(last.id.epoch, last.id.sequence);
         Some(events)
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Uuid, sequence: u64) {
-        if self.cursor.after == Some((epoch, sequence)) {
-            self.in_flight = false;
-        }
+        self.sending.acknowledge(epoch, sequence);
         let result = self.spool.acknowledge(epoch, sequence);
         self.note(result);
     }

@@ -4,14 +4,13 @@
 //!
 //! Invariant: after every hello the current set is sent once, whatever the agent says that it holds.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    Applied, AuditEvent, Digest, EndedGrant, GrantId, Hello, HostName, Invalid, PROTOCOL, Refused, Report,
-    Timestamp, Welcome, resync_reason,
+    Applied, AuditEvent, Digest, EndedGrant, Hello, HostName, Invalid, PROTOCOL, Report, Welcome,
+    resync_reason,
 };
 use proto::wire::agent as wire;
 use proto::wire::agent::session_request::Message as Said;
@@ -23,7 +22,7 @@ use tonic::{Status, Streaming};
 use super::{Admitted, Gate, failed, invalid, stopping};
 use crate::clock;
 use crate::identity::IdentityError;
-use crate::rules::placement::{Plan, Sent};
+use crate::rules::session::{Judgement, News, Told};
 use crate::sessions::Seat;
 use crate::store::StoreError;
 
@@ -114,27 +113,6 @@ impl End {
     }
 }
 
-fn whole(plan: &Plan, now: Timestamp) -> (Answer, Vec<GrantId>) {
-    let (set, left_out) = plan.set(now);
-    (Answer::GrantSet(set.into()), left_out)
-}
-
-/// In what a host's kernel is not as it should be.
-fn disagreement(digest: &Digest, expected: &Digest) -> String {
-    let mut parts = Vec::new();
-    if digest.pairs != expected.pairs {
-        parts.push(format!(
-            "{} pairs are let through, and should be {}",
-            digest.pairs_count, expected.pairs_count
-        ));
-    }
-    if digest.definitions != expected.definitions {
-        let (held, wanted) = (digest.resources_count, expected.resources_count);
-        parts.push(format!("{held} resources are protected, and should be {wanted}, or other ones"));
-    }
-    format!("its kernel does not hold what it should: {}", parts.join("; "))
-}
-
 /// One session, before and during its life.
 pub(super) struct Session {
     gate: Gate,
@@ -142,17 +120,9 @@ pub(super) struct Session {
     host: HostName,
     incoming: Streaming<wire::SessionRequest>,
     answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
-    sent: Sent,
     /// The version that both speak.
     protocol: u32,
-    /// What was sent last, for the next delta and to compare digests with.
-    last: Option<Plan>,
-    /// What the host has refused of what it applied last, and which generation that was.
-    applied: (u64, Vec<Refused>),
-    /// What the host has ended by itself of what was sent last.
-    ended: HashSet<GrantId>,
-    /// How many digests in a row were wrong.
-    wrong_digests: u32,
+    told: Told,
 }
 
 impl Session {
@@ -163,19 +133,7 @@ impl Session {
         incoming: Streaming<wire::SessionRequest>,
         answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
     ) -> Self {
-        Self {
-            gate,
-            caller,
-            host,
-            incoming,
-            answers,
-            sent: Sent::default(),
-            protocol: 1,
-            last: None,
-            applied: (0, Vec::new()),
-            ended: HashSet::new(),
-            wrong_digests: 0,
-        }
+        Self { gate, caller, host, incoming, answers, protocol: 1, told: Told::new(1) }
     }
 
     /// The whole session.
@@ -190,6 +148,7 @@ impl Session {
             let _ = timeout(HANDOVER_LIMIT, before_gone.given()).await;
         }
         self.protocol = hello.protocol.min(PROTOCOL);
+        self.told = Told::new(self.protocol);
         if let Err(error) = self.gate.store.agent_connected(&hello, clock::now()).await {
             return self.say_goodbye(&error.into()).await;
         }
@@ -282,19 +241,11 @@ impl Session {
         let room = timeout(SILENCE_LIMIT, self.answers.reserve()).await.map_err(|_| End::Silent)?;
         let room = room.map_err(|_| End::Closed)?;
         let plan = self.gate.store.plan(&self.host).await?;
-        let now = clock::now();
-        let before = self.last.as_ref().filter(|_| self.protocol >= 2);
-        let (message, left_out) = match before {
-            Some(before) if before.generation == plan.generation => return Ok(()),
-            Some(before) => match plan.delta(before, now) {
-                Some((delta, left_out)) => (Answer::Delta(delta.into()), left_out),
-                None => whole(&plan, now),
-            },
-            None => whole(&plan, now),
+        let message = match self.told.tell(plan, clock::now()) {
+            None => return Ok(()),
+            Some(News::Set(set)) => Answer::GrantSet(set.into()),
+            Some(News::Delta(delta)) => Answer::Delta(delta.into()),
         };
-        self.sent.note(plan.generation, left_out);
-        self.ended.retain(|id| plan.grants.iter().any(|wanted| wanted.id == *id));
-        self.last = Some(plan);
         room.send(Ok(wire::SessionResponse { message: Some(message) }));
         Ok(())
     }
@@ -302,27 +253,21 @@ impl Session {
     /// The host and we do not mean the same: it gets a whole set, of a new generation, for it takes none twice.
     async fn send_anew(&mut self, why: &str) -> Result<(), End> {
         tracing::warn!(host = %self.host, why, "a host gets a whole set");
-        self.last = None;
+        self.told.tell_anew();
         Ok(self.gate.store.resync(&self.host, why, clock::now()).await?)
     }
 
     async fn digest(&mut self, digest: Digest, seat: &Seat) -> Result<(), End> {
-        let is_current =
-            |plan: &&Plan| plan.generation == digest.generation && self.applied.0 == digest.generation;
-        let Some(plan) = self.last.as_ref().filter(is_current) else { return Ok(()) };
-        let Some(expected) = plan.digest(&self.applied.1, &self.ended, clock::now()) else { return Ok(()) };
-        if digest == expected {
-            self.wrong_digests = 0;
-            seat.confirm(clock::now());
-            return Ok(());
-        }
-        self.wrong_digests += 1;
-        let why = disagreement(&digest, &expected);
-        seat.doubt(why.clone());
-        // A host that goes on being wrong does not get set after set: it is shown, and looked at now and then.
-        match self.wrong_digests.is_power_of_two() {
-            true => self.send_anew(&why).await,
-            false => Ok(()),
+        match self.told.judge(&digest, clock::now()) {
+            Judgement::Nothing => Ok(()),
+            Judgement::Right => {
+                seat.confirm(clock::now());
+                Ok(())
+            }
+            Judgement::Wrong { why, anew } => {
+                seat.doubt(why.clone());
+                if anew { self.send_anew(&why).await } else { Ok(()) }
+            }
         }
     }
 
@@ -337,7 +282,7 @@ impl Session {
                 let ended: Vec<EndedGrant> =
                     ended.try_into().map_err(|error: Invalid| error.within("ended"))?;
                 self.gate.store.agent_ended(&self.host, &ended, clock::now()).await?;
-                self.ended.extend(ended.iter().map(|ended| ended.grant));
+                self.told.note_ended(&ended);
                 Ok(())
             }
             Some(Said::Digest(digest)) => {
@@ -359,12 +304,12 @@ impl Session {
     }
 
     async fn applied(&mut self, applied: Applied) -> Result<(), End> {
-        let Some(left_out) = self.sent.answered(applied.generation) else {
+        let Some(left_out) = self.told.answered(applied.generation) else {
             tracing::warn!(host = %self.host, generation = applied.generation, "an agent applied what was not sent");
             return Ok(());
         };
         self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?;
-        self.applied = (applied.generation, applied.refused);
+        self.told.note_applied(applied);
         Ok(())
     }
 

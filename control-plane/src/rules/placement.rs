@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::types::{
-    Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, LiveGrant, Refused, RefusedItem, Resource,
-    ResourceNumber, Subject, SubjectNumber, Timestamp,
+    Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, GrantState, HostName, LiveGrant, Refused,
+    RefusedItem, Resource, ResourceNumber, Subject, SubjectNumber, Timestamp,
 };
 
-use super::grant::Answer;
+use super::grant::{Answer, Holding, Life};
 
 /// How many sent sets a session remembers. Beyond it the oldest is forgotten, and the answer to it means nothing: the
 /// answers to later sets say it all again.
@@ -206,6 +206,46 @@ pub fn answers(applied: &Applied, left_out: &[GrantId], open: &[(GrantId, Span)]
         }
     };
     open.iter().filter_map(answer).collect()
+}
+
+/// What the first message of a session says about a grant that the host's kernel may hold. `held`: the generation of ours that
+/// it holds; None: none, or somebody else's, which says nothing about our grants but that they are not there.
+pub fn greeted(span: Span, held: Option<u64>) -> Option<Answer> {
+    match held {
+        None => Some(Answer::Blank),
+        Some(held) => lacks(span, held).then_some(Answer::Lacks),
+    }
+}
+
+/// How a step of a grant's life changes the sets of its hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Not at all.
+    Nowhere,
+    /// It was ended before its deadline: it is taken out everywhere, and the sets are sent anew.
+    Early,
+    /// At its deadline the kernels end it by themselves: it is taken out everywhere, and the next set will be without it.
+    AtDeadline,
+    /// It goes on, but for these hosts, which have ended it by themselves: their sets are sent without it.
+    Of(Vec<HostName>),
+}
+
+/// What follows for the sets from a step that has entered these states.
+pub fn removal(before: &Life, after: &Life, entered: &[GrantState]) -> Removal {
+    match (before.state().end_reason(), after.state().end_reason()) {
+        (Some(_), _) => Removal::Nowhere,
+        (None, Some(_)) => match entered.iter().any(|state| matches!(state, GrantState::Ending(_))) {
+            true => Removal::Early,
+            false => Removal::AtDeadline,
+        },
+        (None, None) => {
+            let may_hold =
+                |life: &Life, host: &HostName| life.body().hosts.get(host).is_some_and(Holding::may_hold);
+            let is_over = |host: &&HostName| may_hold(before, host) && !may_hold(after, host);
+            let hosts: Vec<HostName> = after.body().hosts.keys().filter(is_over).cloned().collect();
+            if hosts.is_empty() { Removal::Nowhere } else { Removal::Of(hosts) }
+        }
+    }
 }
 
 /// Whether a kernel that holds this generation has let go of the grant.

@@ -4,7 +4,7 @@
 //! a thousand answers cost a few commits, and a single one waits for nobody.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::types::{Applied, GrantId, HostName, Timestamp};
 use tokio::sync::oneshot;
@@ -28,9 +28,12 @@ struct Acknowledgement {
     at: Timestamp,
 }
 
-/// Those that wait to be written down, each with where the outcome goes.
+/// One that waits to be written down, and where the outcome goes.
+type Turn = (Acknowledgement, oneshot::Sender<Result<(), StoreError>>);
+
+/// All that wait to be written down.
 #[derive(Debug, Default)]
-pub(super) struct Waiting(Mutex<Vec<(Acknowledgement, oneshot::Sender<Result<(), StoreError>>)>>);
+pub(super) struct Waiting(Mutex<Vec<Turn>>);
 
 impl Store {
     /// A host's kernel holds a set that was sent to it, without what was left out of it. When it returns, that is on disk.
@@ -90,9 +93,7 @@ impl Store {
 }
 
 impl Waiting {
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, Vec<(Acknowledgement, oneshot::Sender<Result<(), StoreError>>)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Turn>> {
         // Nothing that holds the lock can panic half way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

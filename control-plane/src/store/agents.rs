@@ -54,12 +54,7 @@ impl Store {
         })
         .await?;
         for (grant, span) in open_grants(tx.sql(), &hello.host).await? {
-            let answer = match held {
-                // A timeline of somebody else's says nothing about our grants, but that they are not there.
-                None => Some(Answer::Blank),
-                Some(held) => placement::lacks(span, held).then_some(Answer::Lacks),
-            };
-            if let Some(answer) = answer {
+            if let Some(answer) = placement::greeted(span, held) {
                 tx.heard(grant, &hello.host, answer, now).await?;
             }
         }

@@ -8,7 +8,8 @@ use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
-use crate::rules::grant::{Answer, Holding, Life, NotLive, Step, Stepped};
+use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped};
+use crate::rules::placement::{self, Removal};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
 const EXPIRE_BATCH: u32 = 100;
@@ -131,22 +132,17 @@ impl Tx {
                 self.note_holding(grant.id, host, holding).await?;
             }
         }
-        match (before.state().end_reason(), life.state().end_reason()) {
-            (None, Some(_)) => {
-                let is_early = entered.iter().any(|(state, _)| matches!(state, GrantState::Ending(_)));
-                self.take_out(&grant, is_early).await?;
-            }
-            // It goes on, but for hosts that have ended it by themselves.
-            (None, None) => {
-                let may_hold =
-                    |life: &Life, host: &HostName| life.body().hosts.get(host).is_some_and(Holding::may_hold);
-                let is_over = |host: &&HostName| may_hold(&before, host) && !may_hold(&life, host);
-                for host in life.body().hosts.keys().filter(is_over) {
+        let states: Vec<GrantState> = entered.iter().map(|(state, _)| *state).collect();
+        match placement::removal(&before, &life, &states) {
+            Removal::Nowhere => {}
+            Removal::Early => self.take_out(&grant, true).await?,
+            Removal::AtDeadline => self.take_out(&grant, false).await?,
+            Removal::Of(hosts) => {
+                for host in &hosts {
                     let generation = self.raise(host).await?;
                     self.take_out_of(grant.id, host, generation).await?;
                 }
             }
-            (Some(_), _) => {}
         }
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
@@ -179,8 +175,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Takes a grant out of its hosts' sets. If it was ended before its deadline, the sets are sent anew; at its deadline
-    /// the kernels end it by themselves, and the next set will be without it.
+    /// Takes a grant out of its hosts' sets: [`Removal::Early`] or [`Removal::AtDeadline`].
     async fn take_out(&mut self, grant: &Grant, is_early: bool) -> Result<(), StoreError> {
         if is_early {
             for host in &grant.hosts {

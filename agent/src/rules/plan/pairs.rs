@@ -2,11 +2,11 @@
 //!
 //! Owns: when a slot goes on, and when the next one begins. Must not know: what is protected.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 
 use agent_ebpf::abi::{GrantKey, GrantRef};
-use proto::types::RefusedItem;
+use proto::types::{GrantId, Refused, RefusedItem};
 
 use super::{Reconciler, WantedGrant, Write};
 
@@ -100,6 +100,28 @@ impl<E: Display, W: FnMut(&Write) -> Result<(), E>> Reconciler<'_, W> {
                 if !put {
                     self.must(Write::RemoveGrant { key: *key });
                 }
+            }
+        }
+    }
+
+    /// The grants of a pair are one entry: where it was refused by the name of one, none of them lets anybody through.
+    pub(super) fn refuse_unions(&mut self, grants: &[WantedGrant]) {
+        let errors: HashMap<GrantId, String> = self
+            .outcome
+            .refused
+            .iter()
+            .filter_map(|refused| match refused.item {
+                RefusedItem::Grant(id) => Some((id, refused.error.clone())),
+                RefusedItem::Resource(_) | RefusedItem::Subject(_) => None,
+            })
+            .collect();
+        let refused = grants.iter().filter_map(|grant| Some((key_of(grant), errors.get(&grant.id)?)));
+        let pairs: BTreeMap<GrantKey, &String> = refused.collect();
+        // Also those that are over: they may be cut off only until the control plane is heard again.
+        for grant in grants.iter().filter(|grant| !errors.contains_key(&grant.id)) {
+            if let Some(error) = pairs.get(&key_of(grant)) {
+                let item = RefusedItem::Grant(grant.id);
+                self.outcome.refused.push(Refused { item, error: (*error).clone() });
             }
         }
     }

@@ -412,6 +412,17 @@ fn a_full_map_refuses_by_name_and_keeps_the_rest() {
 }
 
 #[test]
+fn what_has_no_room_is_refused_by_every_grant_of_its_pair() {
+    let grants = vec![grant(1, 1, 1, 100), grant(2, 1, 1, 200), grant(3, 1, 1, NOW)];
+    let wanted = Wanted { grants, ..Wanted::default() };
+    let outcome = reconcile(&mut Entries::default(), &wanted, 0, NOW, |_| Ok::<(), String>(()));
+    let refused: BTreeSet<RefusedItem> = outcome.refused.iter().map(|refused| refused.item).collect();
+    let item = |id| RefusedItem::Grant(GrantId::from_bytes([id; 16]).expect("not 0"));
+    // The third is over; it may be only until the control plane is heard again.
+    assert_eq!(refused, [1, 2, 3].map(item).into());
+}
+
+#[test]
 fn one_pair_alone_is_brought_to_what_is_wanted() {
     let mut present = Entries::default();
     let others = Wanted { grants: vec![grant(1, 1, 1, HOUR), grant(2, 2, 1, HOUR)], ..Wanted::default() };
