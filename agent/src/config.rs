@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::kernel;
 use crate::kubernetes;
-use crate::session::Endpoint;
+use crate::session::{Endpoint, JoinBy};
 
 /// What the agent was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub struct Config {
     pub host: HostName,
     /// Where the control plane is.
     pub control_plane: Endpoint,
-    /// File with a join token, for a host that has not joined yet.
-    pub join_token_file: Option<PathBuf>,
+    /// How a host that has not joined yet does so by itself; None: an operator lets it.
+    pub join: Option<JoinBy>,
     /// The agent's own directory: the last grant set, events not yet acknowledged.
     pub state_dir: PathBuf,
     /// The gate.
@@ -72,12 +72,46 @@ struct File {
     host: Option<String>,
     control_plane: String,
     join_token_file: Option<PathBuf>,
+    join: Option<JoinFile>,
     state_dir: PathBuf,
     #[serde(default)]
     kernel: KernelFile,
     kubernetes: Option<KubernetesFile>,
     #[serde(default)]
     spool: SpoolFile,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinFile {
+    kubernetes_token_file: PathBuf,
+    authority_fingerprint: String,
+}
+
+/// The two ways to join exclude each other.
+fn join(
+    token_file: Option<PathBuf>,
+    section: Option<JoinFile>,
+) -> Result<Option<JoinBy>, (&'static str, String)> {
+    let absolute = |field, path: PathBuf| match path.is_absolute() {
+        true => Ok(path),
+        false => Err((field, format!("`{}` is not an absolute path", path.display()))),
+    };
+    match (token_file, section) {
+        (None, None) => Ok(None),
+        (Some(path), None) => Ok(Some(JoinBy::TokenFile(absolute("join_token_file", path)?))),
+        (None, Some(section)) => {
+            let authority = section.authority_fingerprint.parse();
+            let authority = authority
+                .map_err(|error: proto::types::Invalid| ("join.authority_fingerprint", error.to_string()))?;
+            let token_file = absolute("join.kubernetes_token_file", section.kubernetes_token_file)?;
+            Ok(Some(JoinBy::Kubernetes { token_file, authority }))
+        }
+        (Some(path), Some(_)) => {
+            let problem = format!("`{}` is there beside `[join]`: a host joins in one way", path.display());
+            Err(("join_token_file", problem))
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -273,16 +307,15 @@ impl Config {
         }
         let families =
             families(&kernel.lsm_families).map_err(|problem| refuse("kernel.lsm_families", problem))?;
-        let host = file.host.unwrap_or_else(hostname);
+        // A host that joins with a cluster's word is the node that the cluster knows, whatever the machine calls itself.
+        let node = file.join.as_ref().and_then(|_| variable("NODE_NAME"));
+        let host = file.host.or(node).unwrap_or_else(hostname);
         let kubernetes = file.kubernetes.map(|section| section.settings(&host, variable));
         let kubernetes = kubernetes.transpose().map_err(|(field, problem)| refuse(field, problem))?;
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
             control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
-            join_token_file: file
-                .join_token_file
-                .map(|path| absolute("join_token_file", path))
-                .transpose()?,
+            join: join(file.join_token_file, file.join).map_err(|(field, problem)| refuse(field, problem))?,
             state_dir: absolute("state_dir", file.state_dir.clone())?,
             kernel: kernel::Settings {
                 pin_dir: absolute("kernel.pin_dir", kernel.pin_dir)?,
@@ -401,6 +434,27 @@ mod tests {
         refused(&format!("{api}node = \"a,b\""), "kubernetes.node `a,b`");
         refused(&format!("{api}token_file = \"token\""), "kubernetes.token_file `token`");
         assert_eq!(parse(LEAST).expect("valid").kubernetes, None);
+    }
+
+    #[test]
+    fn a_host_joins_by_itself_in_one_way() {
+        let authority = "ab".repeat(32);
+        let section = format!(
+            "[join]\nkubernetes_token_file = \"/run/token\"\nauthority_fingerprint = \"{authority}\""
+        );
+        assert_eq!(parse(LEAST).expect("valid").join, None);
+        let by_file = parse(&format!("join_token_file = \"/a\"\n{LEAST}")).expect("valid").join;
+        assert_eq!(by_file, Some(JoinBy::TokenFile("/a".into())));
+        let join = parse(&format!("{LEAST}\n{section}")).expect("valid").join;
+        let authority = authority.parse().expect("valid");
+        assert_eq!(join, Some(JoinBy::Kubernetes { token_file: "/run/token".into(), authority }));
+        refused(&format!("join_token_file = \"/a\"\n{LEAST}\n{section}"), "joins in one way");
+        refused(&format!("{LEAST}\n{}", section.replace("abab", "xx")), "`join.authority_fingerprint`");
+        refused(
+            &format!("{LEAST}\n{}", section.replace("/run", "run")),
+            "`run/token` is not an absolute path",
+        );
+        refused(&format!("{LEAST}\n[join]\nkubernetes_token_file = \"/t\""), "authority_fingerprint");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use agent::run::{StateLock, run};
 use agent::session::{EnrolmentError, join};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use proto::types::{Evidence, JoinToken};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -188,8 +189,11 @@ async fn join_control_plane(path: &Path, token_file: &Path) -> Result<()> {
         false => std::fs::read_to_string(token_file),
     };
     let token = token.with_context(|| format!("cannot read the join token {}", token_file.display()))?;
-    let token = token.parse().map_err(|error: proto::types::Invalid| anyhow::anyhow!(error.problem))?;
-    join(&config.control_plane, &config.host, &token, &Identities::new(&config.state_dir)).await?;
+    let token: JoinToken =
+        token.parse().map_err(|error: proto::types::Invalid| anyhow::anyhow!(error.problem))?;
+    let (evidence, identities) =
+        (Evidence::JoinToken(token.secret().to_owned()), Identities::new(&config.state_dir));
+    join(&config.control_plane, &config.host, evidence, token.authority, &identities).await?;
     say(&format!("host `{}` has joined {}", config.host, config.control_plane));
     Ok(())
 }

@@ -194,7 +194,7 @@ pub async fn run_on(
     let access = session::Access {
         endpoint: config.control_plane.clone(),
         identities: Identities::new(&config.state_dir),
-        join_token_file: config.join_token_file.clone(),
+        join: config.join.clone(),
     };
     let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);

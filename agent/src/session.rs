@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proto::MESSAGE_MAX_BYTES;
-use proto::types::{Applied, AuditEvent, Delta, Digest, EndedGrant, GrantSet, Hello, Report, Welcome};
+use proto::types::{
+    Applied, AuditEvent, Delta, Digest, EndedGrant, Evidence, Fingerprint, GrantSet, Hello, JoinToken,
+    Report, Welcome,
+};
 use proto::wire::agent as wire;
 use proto::wire::agent::agent_service_client::AgentServiceClient;
 use tokio::sync::{mpsc, watch};
@@ -109,7 +112,7 @@ enum SessionError {
     Over,
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("cannot read the join token {path}", path = .0.display())]
+    #[error("cannot read the token to join with {path}", path = .0.display())]
     JoinToken(PathBuf, #[source] std::io::Error),
     #[error("this host cannot join")]
     Join(#[from] EnrolmentError),
@@ -140,8 +143,22 @@ pub struct Access {
     pub endpoint: Endpoint,
     /// By what this host proves itself.
     pub identities: Identities,
-    /// A file with a join token, for as long as it has not joined.
-    pub join_token_file: Option<PathBuf>,
+    /// How it joins, for as long as it has none that counts; None: an operator lets it.
+    pub join: Option<JoinBy>,
+}
+
+/// How a host joins by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinBy {
+    /// With the join token in this file.
+    TokenFile(PathBuf),
+    /// With the token in this file, which a Kubernetes cluster gives to the agent's pod and replaces from time to time.
+    Kubernetes {
+        /// Which file.
+        token_file: PathBuf,
+        /// Of the authority that signs the control plane's certificate: nobody else is shown the token.
+        authority: Fingerprint,
+    },
 }
 
 /// Keeps a session, for as long as somebody listens to `incoming`. `hello` is what is true when a session begins.
@@ -287,14 +304,27 @@ async fn choose(access: &Access, refusals: usize, hello: &Hello) -> Result<Ident
         return Ok(identity.clone());
     }
     let nothing = || if had == 0 { SessionError::NotJoined } else { SessionError::Over };
-    let path = access.join_token_file.as_ref().ok_or_else(nothing)?;
-    let token =
-        std::fs::read_to_string(path).map_err(|error| SessionError::JoinToken(path.clone(), error))?;
-    let token = token.parse()?;
-    join(&access.endpoint, &hello.host, &token, &access.identities).await?;
+    let (evidence, authority) = evidence(access.join.as_ref().ok_or_else(nothing)?)?;
+    join(&access.endpoint, &hello.host, evidence, authority, &access.identities).await?;
     tracing::info!("this host has joined");
     // The new one is the first to be tried.
     access.identities.read()?.into_iter().next().ok_or(SessionError::NotJoined)
+}
+
+/// What the host shows to join, and to whom.
+fn evidence(by: &JoinBy) -> Result<(Evidence, Fingerprint), SessionError> {
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|error| SessionError::JoinToken(path.clone(), error))
+    };
+    match by {
+        JoinBy::TokenFile(path) => {
+            let token: JoinToken = read(path)?.parse()?;
+            Ok((Evidence::JoinToken(token.secret().to_owned()), token.authority))
+        }
+        JoinBy::Kubernetes { token_file, authority } => {
+            Ok((Evidence::Kubernetes(read(token_file)?.parse()?), *authority))
+        }
+    }
 }
 
 fn until(moment: SystemTime) -> Duration {

@@ -61,6 +61,21 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_TOKEN_FILE", hide_env_values = true)]
     pub token_file: Option<PathBuf>,
 
+    /// File with the token of a job, which signs in by itself for this call; `-` reads standard input
+    ///
+    /// A CI job's, or that of a pod: a JWT of an issuer that the control plane knows. Or the token itself in
+    /// PORTCULLIS_WORKLOAD_TOKEN. On GitHub Actions neither is needed: with the permission `id-token: write` one is asked for
+    /// there, for the audience in PORTCULLIS_WORKLOAD_AUDIENCE (else `portcullis`).
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "PORTCULLIS_WORKLOAD_TOKEN_FILE",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    pub workload_token_file: Option<PathBuf>,
+
     /// File with the authority that has signed the control plane's certificate (PEM)
     ///
     /// Without it: that of the last `login`, if it was for the same server, else the authorities of this system. The control

@@ -16,6 +16,9 @@ pub mod output;
 mod backoff;
 mod oidc;
 mod renew;
+mod workload;
+
+pub use workload::Job;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -23,7 +26,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Arguments, Format};
+use args::{Arguments, Format, Global};
 use connect::{Authorities, ControlPlane, Server};
 use credentials::{Credentials, Token};
 use error::{Error, Kind};
@@ -43,6 +46,8 @@ pub struct Surroundings<'a> {
     pub zone: jiff::tz::TimeZone,
     /// Where `credentials.toml` lies; None: neither `XDG_CONFIG_HOME` nor `HOME` is set.
     pub config_dir: Option<PathBuf>,
+    /// What the environment says of a job's tokens.
+    pub job: Job,
     /// The program that shows an address to people; None: there is none, or nobody sits before it.
     pub browser: Option<OsString>,
 }
@@ -92,7 +97,7 @@ struct Place {
 
 /// What every command works with.
 pub struct Context<'a> {
-    global: args::Global,
+    global: Global,
     surroundings: Surroundings<'a>,
     /// The token that was last signed in with.
     presented: Option<Token>,
@@ -103,7 +108,7 @@ impl Context<'_> {
     fn place(&mut self) -> Result<Place, Error> {
         // Who names all needs no stored ones, and a broken file must not stand in the way.
         let stored = match &self.surroundings.config_dir {
-            Some(dir) if self.global.server.is_none() || self.global.token_file.is_none() => {
+            Some(dir) if self.global.server.is_none() || !self.has_token() => {
                 credentials::load(dir, self.surroundings.err)?
             }
             _ => None,
@@ -134,10 +139,32 @@ impl Context<'_> {
         }
     }
 
-    /// With the session renewed, if it is nearly over.
+    /// By what a job signs in; None: somebody else calls. What a job is told comes before what `login` stored, and that before
+    /// what the place where it runs offers, which is shown to nobody but a control plane that was named.
+    fn workload(&mut self) -> Result<Option<workload::Source>, Error> {
+        let Surroundings { job, .. } = &self.surroundings;
+        if self.global.token_file.is_some() {
+            return Ok(None);
+        }
+        if let Some(told) = workload::Source::told(self.global.workload_token_file.as_ref(), job) {
+            return Ok(Some(told));
+        }
+        let offered = workload::Source::offered(job).filter(|_| self.global.server.is_some());
+        match offered {
+            Some(offered) if self.place()?.stored.is_none() => Ok(Some(offered)),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// For a job with its session, for anybody else with it renewed, if it is nearly over.
     async fn connect(&mut self) -> Result<ControlPlane, Error> {
-        let credentials = self.credentials()?;
-        let credentials = renew::if_nearly_over(self, credentials).await?;
+        let credentials = match self.workload()? {
+            Some(source) => workload::sign_in(self, &source).await?.0,
+            None => {
+                let credentials = self.credentials()?;
+                renew::if_nearly_over(self, credentials).await?
+            }
+        };
         self.presented = Some(credentials.token.clone());
         ControlPlane::connect(&credentials).await
     }
@@ -150,11 +177,18 @@ impl Context<'_> {
         }
         let before = self.presented.clone();
         // Who reads the token from standard input cannot read it again.
-        if self.global.token_file.is_some() {
+        let is_lost = self.workload()?.is_some_and(|source| !source.lasts());
+        if self.global.token_file.is_some() || is_lost {
             return Err(error);
         }
         let control_plane = self.connect().await?;
         if self.presented == before { Err(error) } else { Ok(control_plane) }
+    }
+
+    /// Whether the command line or the environment says by what to be known.
+    fn has_token(&self) -> bool {
+        let Global { token_file, workload_token_file, .. } = &self.global;
+        token_file.is_some() || workload_token_file.is_some() || self.surroundings.job.token.is_some()
     }
 
     fn config_dir(&self) -> Result<PathBuf, Error> {

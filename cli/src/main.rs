@@ -5,7 +5,7 @@ use std::io::{BufWriter, LineWriter, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cli::{Surroundings, error::Kind};
+use cli::{Job, Surroundings, error::Kind};
 
 fn main() -> ExitCode {
     // One worker beside this thread: the connection stays alive while this one is blocked on a slow reader.
@@ -25,9 +25,21 @@ fn main() -> ExitCode {
         now: jiff::Timestamp::now,
         zone: jiff::tz::TimeZone::system(),
         config_dir: config_dir(),
+        job: job(),
         browser: browser(),
     };
     ExitCode::from(runtime.block_on(cli::run(std::env::args_os(), surroundings)))
+}
+
+/// What CI systems, and who writes their jobs, tell a job of its tokens.
+fn job() -> Job {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let github = variable("ACTIONS_ID_TOKEN_REQUEST_URL").zip(variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN"));
+    Job {
+        token: variable("PORTCULLIS_WORKLOAD_TOKEN"),
+        audience: variable("PORTCULLIS_WORKLOAD_AUDIENCE"),
+        github,
+    }
 }
 
 /// What opens an address where a desktop is. Elsewhere it would take over the terminal, or do nothing.

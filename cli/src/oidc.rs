@@ -214,6 +214,14 @@ impl Issuer {
     }
 }
 
+/// One answer for somebody who shows a permit.
+pub(crate) async fn ask_with<T: DeserializeOwned>(url: &url::Url, permit: &str) -> Result<T, Fault> {
+    let address = url.origin().ascii_serialization();
+    let http = Client::builder().https_only(true).redirect(Policy::none()).timeout(ANSWER_LIMIT);
+    let http = http.build().map_err(Fault::Prepare)?;
+    answer(&address, http.get(url.clone()).bearer_auth(permit).send().await).await
+}
+
 fn certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
     let what = "certificates";
     let pem =

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use proto::types::{Provider, SignIn, SubjectIdentity};
+use proto::types::{Provider, ProviderName, SignIn, SubjectIdentity};
 use proto::wire::identity as wire;
 
 use crate::connect::{call, newcomer};
@@ -111,6 +111,20 @@ impl Session {
         }
     }
 
+    /// A workload's, which nobody renews: it signs in again with its token.
+    pub(crate) fn of_workload(issuer: &ProviderName, expires: jiff::Timestamp) -> Self {
+        Self {
+            provider: issuer.to_string(),
+            expires: expires.to_string(),
+            issuer: String::new(),
+            client_id: String::new(),
+            client_secret: None,
+            refresh_token: None,
+            nonce: None,
+            provider_ca_file: None,
+        }
+    }
+
     /// As far as it has to be known for asking it: what was stored when it was signed in with, so that no one else is shown the
     /// refresh token, whatever the control plane says by then.
     pub(crate) fn provider(&self) -> Result<Provider, Error> {
@@ -130,7 +144,7 @@ impl Session {
 }
 
 /// When a session that has just begun ends, by the clock of this machine: another one's may be wrong, or ours.
-fn ends_here(sign_in: &SignIn, now: jiff::Timestamp) -> jiff::Timestamp {
+pub(crate) fn ends_here(sign_in: &SignIn, now: jiff::Timestamp) -> jiff::Timestamp {
     let lifetime = sign_in.expires.since(sign_in.began);
     now.checked_add(lifetime).unwrap_or(now)
 }

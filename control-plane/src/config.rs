@@ -2,9 +2,13 @@
 //!
 //! Owns: what an operator may write. Must not know: what the rest does with it.
 
+mod issuers;
 mod providers;
+mod workloads;
 
+pub use issuers::{IssuerKeys, KeySource};
 pub use providers::IdentityProvider;
+pub use workloads::{KubernetesCluster, WorkloadIssuer};
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -36,6 +40,10 @@ pub struct Config {
     pub max_grant_duration: Duration,
     /// Whom people sign in with; at most 16.
     pub identity_providers: Vec<IdentityProvider>,
+    /// Whose tokens workloads sign in with; at most 16.
+    pub workload_issuers: Vec<WorkloadIssuer>,
+    /// Whose nodes may join; at most 64.
+    pub kubernetes_clusters: Vec<KubernetesCluster>,
 }
 
 /// A certificate with its chain, and its key, both in PEM.
@@ -87,6 +95,10 @@ struct Raw {
     max_grant_duration: Option<String>,
     #[serde(default)]
     identity_provider: Vec<providers::Raw>,
+    #[serde(default)]
+    workload_issuer: Vec<workloads::RawIssuer>,
+    #[serde(default)]
+    kubernetes_cluster: Vec<workloads::RawCluster>,
     host_certificate_lifetime: Option<String>,
     #[serde(default)]
     tls: RawTls,
@@ -213,6 +225,8 @@ impl Config {
         };
         Ok(Self {
             identity_providers: providers::check(raw.identity_provider, path)?,
+            workload_issuers: workloads::issuers(raw.workload_issuer, path)?,
+            kubernetes_clusters: workloads::clusters(raw.kubernetes_cluster, path)?,
             listen: listen.collect::<Result<_, _>>()?,
             authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),
             database: raw.database,

@@ -7,6 +7,7 @@ pub mod authority;
 pub mod certificate;
 pub mod oidc;
 mod token;
+pub mod workloads;
 
 pub use certificate::{HostCertificate, Serial};
 pub use token::{Token, TokenHash};

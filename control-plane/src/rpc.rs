@@ -26,6 +26,7 @@ use tonic::{Request, Status};
 use crate::clock;
 use crate::identity::authority::Authority;
 use crate::identity::oidc::Providers;
+use crate::identity::workloads::Vouchers;
 use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
@@ -60,6 +61,7 @@ pub(crate) struct Gate {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) throttle: Arc<Mutex<Throttle>>,
     pub(crate) providers: Arc<Providers>,
+    pub(crate) vouchers: Arc<Vouchers>,
 }
 
 /// A caller that may call the method it called.

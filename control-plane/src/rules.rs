@@ -16,5 +16,6 @@ pub mod request;
 pub mod roster;
 pub mod session;
 pub mod throttle;
+pub mod workload;
 
 pub use refusal::Refusal;

@@ -23,6 +23,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::config::{Config, Listen};
 use crate::identity::authority::{Authority, AuthorityError, ServerName};
 use crate::identity::oidc::{FetchError, Providers};
+use crate::identity::workloads::Vouchers;
 use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
 use crate::rpc::admission::Admission;
 use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity};
@@ -42,8 +43,8 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 /// has 70 KiB.
 const CALL_MAX_BYTES: usize = 1024 * 1024;
 
-/// The largest message of a host that joins or renews: a request for a certificate and a secret.
-const ENROLMENT_MAX_BYTES: usize = 16 * 1024;
+/// The largest message of a host that joins or renews: a request for a certificate, and a secret or a token.
+const ENROLMENT_MAX_BYTES: usize = 2 * ID_TOKEN_MAX_BYTES;
 
 /// The largest message of somebody who signs in: an ID token, and what comes with it.
 const SIGN_IN_MAX_BYTES: usize = 2 * ID_TOKEN_MAX_BYTES;
@@ -110,6 +111,7 @@ pub async fn serve(
         return Err(ServeError::Calls { lacking, besides });
     }
     let providers = Providers::new(config.identity_providers)?;
+    let vouchers = Vouchers::new(config.workload_issuers, config.kubernetes_clusters)?;
     let store = Store::open(&config.database).await?;
     let authority = Arc::new(Authority::open(&config.authority)?);
     let (listeners, bound) = bind(&config.listen).await?;
@@ -128,6 +130,7 @@ pub async fn serve(
         stopping: stopping.clone(),
         throttle: Arc::default(),
         providers: Arc::new(providers),
+        vouchers: Arc::new(vouchers),
     };
     let acceptor = Arc::new(certificates.server_config()?).into();
     let refusing = gate.clone();

@@ -25,11 +25,11 @@ mod tokens;
 mod tx;
 
 pub use audit::Stored;
-pub use enrolment::{NewCertificate, NewJoinToken};
+pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};
-pub use sign_ins::Entry;
+pub use sign_ins::{Entry, WorkloadEntry};
 pub use signals::Signals;
 
 use std::fs::File;

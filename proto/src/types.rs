@@ -22,11 +22,12 @@ mod time;
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use delta::Delta;
 pub use digest::Digest;
-pub use enrolment::{Fingerprint, Identity, Join, JoinToken, SigningRequest};
+pub use enrolment::{Evidence, Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use identity::{
-    Credential, ID_TOKEN_MAX_BYTES, NewSignIn, PROVIDERS_MAX, Provider, SignIn, SubjectIdentity,
+    Credential, ID_TOKEN_MAX_BYTES, NewSignIn, PROVIDERS_MAX, Provider, SignIn, SignInBy, SubjectIdentity,
+    WorkloadToken,
 };
 pub use ids::{
     GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,

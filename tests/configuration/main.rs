@@ -40,6 +40,11 @@ fn the_daemon_sets_configuration_is_usable() {
         _ => None,
     };
     let config = agent::config::Config::load_in(&path, || "node-1".to_owned(), variable).expect("usable");
+    assert_eq!(config.host.as_str(), "node-1.example");
+    let Some(agent::session::JoinBy::Kubernetes { token_file, .. }) = config.join else {
+        panic!("a node joins with its pod's token: {:?}", config.join);
+    };
+    assert!(manifest.contains(&format!("mountPath: {}", token_file.parent().expect("a folder").display())));
     let kubernetes = config.kubernetes.expect("the agent asks for pods");
     assert_eq!(
         (kubernetes.api_server.as_str(), kubernetes.node.as_str()),

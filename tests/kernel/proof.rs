@@ -114,7 +114,7 @@ impl Running {
             host: "proof".parse()?,
             // It has not joined, and so asks nobody.
             control_plane: "https://127.0.0.1:1".parse().map_err(anyhow::Error::msg)?,
-            join_token_file: None,
+            join: None,
             state_dir,
             kernel: Settings::new(sandbox.pin_dir()),
             exempt: Vec::new(),

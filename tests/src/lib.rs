@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cleanup;
 pub mod container;
 pub mod fixture;
+pub mod issuer;
 pub mod listener;
 pub mod machine;
 pub mod netlink;

@@ -7,7 +7,11 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use proto::types::Fingerprint;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::network::{self, Network};
 use crate::other_agent;
@@ -41,6 +45,8 @@ pub struct Plan<'a> {
     pub control_plane: &'a str,
     /// More lines of the agent's configuration, before its tables.
     pub agent: &'a str,
+    /// The host is a node of a cluster, and joins by itself with this token of its agent's pod; None: an operator lets it join.
+    pub pod_token: Option<&'a str>,
     /// Control plane and host are in network namespaces of their own, and what they say goes over a wire.
     pub is_apart: bool,
 }
@@ -71,9 +77,17 @@ impl Stage {
         stage.write_control_plane_configuration(plan.control_plane)?;
         stage.init_control_plane()?;
         stage.start_control_plane()?;
-        stage.write_agent_configuration(plan.agent)?;
-        let token = stage.cli(ADMIN)?.run(&["host", "add", HOST])?;
-        stage.join_with(&token)?;
+        match plan.pod_token {
+            None => {
+                stage.write_agent_configuration(plan.agent)?;
+                let token = stage.cli(ADMIN)?.run(&["host", "add", HOST])?;
+                stage.join_with(&token)?;
+            }
+            Some(token) => {
+                let join = stage.write_pod_token(token)?;
+                stage.write_agent_configuration(&format!("{}\n{join}", plan.agent))?;
+            }
+        }
         stage.start_agent()?;
         stage.wait_for_host("enforcing")?;
         Ok(stage)
@@ -96,6 +110,18 @@ impl Stage {
         );
         fs::write(self.path("control-plane.toml"), control_plane)?;
         Ok(())
+    }
+
+    /// Gives the host the token of a pod, as Kubernetes does: the table of the agent's configuration that names it.
+    pub fn write_pod_token(&self, token: &str) -> Result<String> {
+        let file = self.path("pod.token");
+        fs::write(&file, token)?;
+        let authority = CertificateDer::from_pem_file(self.path("authority/ca.pem"))?;
+        let fingerprint = Fingerprint::new(Sha256::digest(&authority).into());
+        Ok(format!(
+            "[join]\nkubernetes_token_file = \"{}\"\nauthority_fingerprint = \"{fingerprint}\"",
+            file.display()
+        ))
     }
 
     fn write_agent_configuration(&self, more: &str) -> Result<()> {

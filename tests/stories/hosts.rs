@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tests::ensure_eq;
+use tests::issuer::Issuer;
 use tests::network::CONTROL_PLANE;
 use tests::process::{in_cgroup, wait_for};
 use tests::runner::Test;
@@ -18,12 +20,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("hosts::what_a_partition_does_is_what_each_resource_says", partition),
     ("hosts::a_certificate_is_renewed_and_nobody_notices", renewal),
     ("hosts::a_host_whose_certificate_ran_out_joins_again", run_out),
+    ("hosts::a_node_joins_with_the_token_of_its_pod", node),
     ("hosts::an_agent_believes_no_other_control_plane", other_control_plane),
 ];
 
 /// The shortest life that a certificate can have.
-const SHORT: Plan<'_> =
-    Plan { control_plane: "host_certificate_lifetime = \"10s\"", agent: "", is_apart: false };
+const SHORT: Plan<'_> = Plan { control_plane: SHORT_LIFETIME, agent: "", pod_token: None, is_apart: false };
+const SHORT_LIFETIME: &str = "host_certificate_lifetime = \"10s\"";
 
 fn over_a_network() -> Result<()> {
     // 1. Control plane and host are two machines, as far as the network is concerned; the host joins over TLS.
@@ -184,5 +187,53 @@ fn other_control_plane() -> Result<()> {
     let joined = stage.join_with(&token).map_err(|error| format!("{error:#}"));
     let error = joined.err().context("it joined another control plane")?;
     ensure!(error.contains("invalid peer certificate: UnknownIssuer"), "{error}");
+    Ok(())
+}
+
+/// What a cluster says of an agent's pod on the one node.
+fn pod() -> Value {
+    json!({
+        "sub": "system:serviceaccount:portcullis:portcullis-agent",
+        "kubernetes.io": {
+            "namespace": "portcullis", "node": { "name": HOST, "uid": "n" },
+            "pod": { "name": "portcullis-agent-x7", "uid": "p" },
+            "serviceaccount": { "name": "portcullis-agent", "uid": "s" },
+        },
+    })
+}
+
+fn node() -> Result<()> {
+    // 1. A node that nobody has heard of joins by itself, with its cluster's word.
+    let folder = tempfile::tempdir()?;
+    let cluster = Issuer::start(folder.path(), json!({}))?;
+    let control_plane = format!(
+        "{SHORT_LIFETIME}\n[[kubernetes_cluster]]\nname = \"prod\"\nissuer = \"{}\"\nca_file = \"{}\"\n\
+         labels = {{ env = \"prod\" }}",
+        cluster.url(),
+        cluster.ca_file.display(),
+    );
+    let token = cluster.sign("portcullis", &pod())?;
+    let mut stage =
+        Stage::start_as(Plan { control_plane: &control_plane, pod_token: Some(&token), ..Plan::default() })?;
+    let added = stage.wait_for_event("the host", |event| event["event"] == "host.added")?;
+    ensure_eq!((added["host"].as_str(), added["reason"].as_str()), (Some(HOST), Some("kubernetes")));
+    // 2. Its agent was away until the certificate had run out: with the pod's next token it comes back.
+    let away = |stage: &mut Stage| -> Result<()> {
+        stage.kill_agent()?;
+        sleep(Duration::from_secs(11));
+        stage.write_pod_token(&cluster.sign("portcullis", &pod())?)?;
+        stage.start_agent()
+    };
+    away(&mut stage)?;
+    stage.wait_for_host("enforcing")?;
+    let joined = stage.events()?.iter().filter(|event| event["event"] == "host.joined").count();
+    ensure_eq!(joined, 2);
+    // 3. Revoked, it stays away, whatever its cluster says.
+    stage.cli(ADMIN)?.run(&["host", "revoke", HOST, "--comment", "stolen"])?;
+    away(&mut stage)?;
+    stage.wait_for_event("the refusal", |event| {
+        let comment = event["comment"].as_str().unwrap_or_default();
+        event["reason"] == "permission_denied" && comment.contains("EnrolmentService.Join")
+    })?;
     Ok(())
 }

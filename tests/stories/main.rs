@@ -6,6 +6,7 @@ mod benchmarks;
 mod borrowed;
 mod deadlines;
 mod hosts;
+mod jobs;
 mod life;
 mod lsm;
 mod modes;
@@ -27,6 +28,7 @@ fn main() {
             upgrades::TESTS,
             proof::TESTS,
             hosts::TESTS,
+            jobs::TESTS,
             bad_input::TESTS,
             lsm::TESTS,
             options::TESTS,

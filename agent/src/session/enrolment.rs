@@ -1,11 +1,11 @@
-//! Getting certificates: the first one for a join token, each next one for the one before.
+//! Getting certificates: the first one for a join token, or for the token of a pod; each next one for the one before.
 //!
 //! Owns: the two calls, and their time limit. Must not know: when a certificate is due.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::types::{HostName, Identity, Invalid, Join, JoinToken};
+use proto::types::{Evidence, Fingerprint, HostName, Identity, Invalid, Join};
 use proto::wire::enrolment as wire;
 use proto::wire::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use tokio::time::timeout;
@@ -56,17 +56,17 @@ impl EnrolmentError {
     }
 }
 
-/// Trades a join token for the next identity of this host.
+/// Trades evidence for the next identity of this host. It is shown to nobody but who has a certificate of `authority`.
 pub async fn join(
     endpoint: &Endpoint,
     host: &HostName,
-    token: &JoinToken,
+    evidence: Evidence,
+    authority: Fingerprint,
     identities: &Identities,
 ) -> Result<(), EnrolmentError> {
     let new = NewKey::make()?;
-    let config = tls::with_fingerprint(token.authority).map_err(|error| endpoint.insecure(error))?;
-    let join =
-        Join { host: host.clone(), secret: token.secret().to_owned(), signing_request: new.request.clone() };
+    let config = tls::with_fingerprint(authority).map_err(|error| endpoint.insecure(error))?;
+    let join = Join { host: host.clone(), evidence, signing_request: new.request.clone() };
     let joined = async {
         let mut client = client(endpoint.connect(Arc::new(config)).await?);
         let joined = client.join(wire::JoinRequest::from(join)).await?.into_inner();

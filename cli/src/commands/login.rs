@@ -12,13 +12,15 @@ use crate::credentials::{self, Credentials, Session};
 use crate::error::Error;
 use crate::oidc::{Issuer, Tokens, browser, device};
 use crate::renew;
+use crate::workload;
 use crate::{Context, Place};
 
 /// Sign in, so that later calls need neither server nor token
 ///
 /// By default with an identity provider of the control plane: the command shows an address, opens it in a browser where there is
 /// one, and waits. The session is short; later calls renew it while the provider lets them. With `--token-file`, a static token is
-/// checked instead: an administrator issues those to begin with, for services, and to break glass.
+/// checked instead: an administrator issues those to begin with, for services, and to break glass. With `--workload-token-file`, a
+/// job signs in with the token that it was given where it runs; that session lasts some minutes and is not renewed.
 ///
 /// Server and token are kept in `$XDG_CONFIG_HOME/portcullis/credentials.toml` (else ~/.config), which only you can read, and the
 /// authority of `--ca-file` with them. Nothing is stored unless signing in succeeds.
@@ -28,6 +30,7 @@ Examples:
   portcullis login --server https://portcullis.example:7400
   portcullis login --server https://10.0.0.7:7400 --ca-file ca.pem --provider corp --device
   portcullis login --token-file alice.token
+  portcullis login --workload-token-file /var/run/secrets/tokens/portcullis
   pass portcullis | portcullis login --token-file - --server unix:/run/portcullis/api.sock")]
 pub struct Arguments {
     /// With which identity provider, if the control plane has several
@@ -44,11 +47,22 @@ pub struct Arguments {
     provider_ca_file: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// Whether it says how a person signs in.
+    fn is_for_a_person(&self) -> bool {
+        let Self { provider, device, no_browser, provider_ca_file } = self;
+        provider.is_some() || *device || *no_browser || provider_ca_file.is_some()
+    }
+}
+
 pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
     let config_dir = context.config_dir()?;
-    let (credentials, identity) = match context.global.token_file.is_some() {
-        true => with_token(&arguments, context).await?,
-        false => with_provider(arguments, context).await?,
+    let (credentials, identity) = if context.global.token_file.is_some() {
+        with_token(&arguments, context).await?
+    } else if let Some(source) = context.workload()?.filter(|_| !arguments.is_for_a_person()) {
+        workload::sign_in(context, &source).await?
+    } else {
+        with_provider(arguments, context).await?
     };
     let lock = credentials::lock(&config_dir).await?;
     let path = credentials::store(&config_dir, &credentials)?;
@@ -70,8 +84,7 @@ async fn with_token(
     arguments: &Arguments,
     context: &mut Context<'_>,
 ) -> Result<(Credentials, SubjectIdentity), Error> {
-    let Arguments { provider, device, no_browser, provider_ca_file } = arguments;
-    if provider.is_some() || *device || *no_browser || provider_ca_file.is_some() {
+    if arguments.is_for_a_person() {
         let problem = "`--token-file` (or PORTCULLIS_TOKEN_FILE) signs in without a provider: leave out the one or the other";
         return Err(Error::Usage(problem.to_owned()));
     }

@@ -10,8 +10,8 @@ use crate::output::rows::IdentityRow;
 
 /// Show whom the control plane takes you for
 ///
-/// CREDENTIAL is `session` (signed in with the identity provider PROVIDER, until UNTIL) or `token` (a static token, which an
-/// administrator issued).
+/// CREDENTIAL is `session` (signed in with the identity provider PROVIDER, until UNTIL), `workload` (a job's, with a token of the
+/// issuer PROVIDER) or `token` (a static token, which an administrator issued).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -379,6 +379,13 @@ impl IdentityService for Canned {
         Err(Status::unimplemented("the stories sign in for real"))
     }
 
+    async fn sign_in_workload(
+        &self,
+        _: Call<SignInWorkloadRequest>,
+    ) -> Result<Response<SignInWorkloadResponse>, Status> {
+        Err(Status::unimplemented("the stories sign in for real"))
+    }
+
     async fn sign_out(&self, call: Call<SignOutRequest>) -> Result<Response<SignOutResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(SignOutResponse {}))
@@ -447,6 +454,7 @@ impl World {
             now: || "2026-11-22T10:00:00Z".parse().unwrap(),
             zone: jiff::tz::TimeZone::UTC,
             config_dir: Some(self.path("config/portcullis")),
+            job: cli::Job::default(),
             browser: None,
         };
         let args = ["portcullis"].iter().chain(args).map(Into::into);

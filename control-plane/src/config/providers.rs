@@ -12,7 +12,8 @@ use proto::types::{PROVIDERS_MAX, Provider, SubjectRole};
 use proto::wire::identity as wire;
 use serde::Deserialize;
 
-use super::{ConfigError, duration_between};
+use super::ConfigError;
+use super::issuers::{self, Problem, optional_duration, read, refused};
 use crate::rules::claims::Expected;
 
 /// Long enough that people do not sign in all day, short enough that who leaves is gone within the hour.
@@ -32,26 +33,8 @@ const ROLES_MAX: usize = 256;
 /// The longest name of a claim, a group or a prefix.
 const NAME_MAX_BYTES: usize = 256;
 
-/// Far above any certificate or secret; a larger file is something else.
-const FILE_MAX_BYTES: u64 = 256 * 1024;
-
 /// What is asked for unless told otherwise: who it is, and to be renewed without a browser.
 const SCOPES_DEFAULT: [&str; 3] = ["openid", "email", "offline_access"];
-
-/// Signatures that a provider can make and that nobody who only knows its public keys can.
-const ALGORITHMS: [(&str, Algorithm); 9] = [
-    ("RS256", Algorithm::RS256),
-    ("RS384", Algorithm::RS384),
-    ("RS512", Algorithm::RS512),
-    ("PS256", Algorithm::PS256),
-    ("PS384", Algorithm::PS384),
-    ("PS512", Algorithm::PS512),
-    ("ES256", Algorithm::ES256),
-    ("ES384", Algorithm::ES384),
-    ("EdDSA", Algorithm::EdDSA),
-];
-const ALGORITHMS_DEFAULT: [Algorithm; 5] =
-    [Algorithm::RS256, Algorithm::PS256, Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
 /// An identity provider, as an operator set it up.
 #[derive(Clone, PartialEq, Eq)]
@@ -95,17 +78,9 @@ pub(super) struct Raw {
     roles: BTreeMap<String, String>,
 }
 
-/// A field, what it was set to, and what is wrong with that.
-type Problem = (&'static str, String, String);
-
 /// Checks all of them. `path` is that of the configuration; files are seen from its folder.
 pub(super) fn check(raw: Vec<Raw>, path: &Path) -> Result<Vec<IdentityProvider>, ConfigError> {
-    let refuse = |(field, value, problem): Problem| ConfigError::Value {
-        path: path.to_owned(),
-        field,
-        value,
-        problem,
-    };
+    let refuse = refused(path);
     if raw.len() > PROVIDERS_MAX {
         let problem = format!("tables are too many: at most {PROVIDERS_MAX} are possible");
         return Err(refuse(("identity_provider", raw.len().to_string(), problem)));
@@ -130,7 +105,7 @@ pub(super) fn check(raw: Vec<Raw>, path: &Path) -> Result<Vec<IdentityProvider>,
 }
 
 fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
-    check_issuer(&raw.issuer)?;
+    issuers::https("identity_provider.issuer", &raw.issuer)?;
     let max_auth_age = optional_duration(
         "identity_provider.max_auth_age",
         raw.max_auth_age,
@@ -145,7 +120,9 @@ fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
         None => String::new(),
         Some(file) => secret(&folder.join(file))?,
     };
-    let authority = raw.ca_file.map(|file| authority(&folder.join(file))).transpose()?;
+    let authority =
+        raw.ca_file.map(|file| issuers::authority("identity_provider.ca_file", &folder.join(file)));
+    let authority = authority.transpose()?;
     let scopes = raw.scopes.unwrap_or_else(|| SCOPES_DEFAULT.map(str::to_owned).into());
     if !scopes.iter().any(|scope| scope == "openid") {
         let problem = "lacks `openid`, without which there is no ID token".to_owned();
@@ -184,37 +161,9 @@ fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
         provider,
         expected,
         session_lifetime: session_lifetime.unwrap_or(SESSION_LIFETIME_DEFAULT),
-        algorithms: algorithms(raw.algorithms)?,
+        algorithms: issuers::algorithms("identity_provider.algorithms", raw.algorithms)?,
         authority,
     })
-}
-
-/// An https URL that discovery can be asked under: with a host, without account, query or fragment.
-fn check_issuer(issuer: &str) -> Result<(), Problem> {
-    let refuse = |problem: &str| Err(("identity_provider.issuer", issuer.to_owned(), problem.to_owned()));
-    let Ok(url) = url::Url::parse(issuer) else {
-        return refuse("is not a URL such as `https://login.example.com`");
-    };
-    if url.scheme() != "https" {
-        return refuse("is not https: keys that came over anything else prove nothing");
-    }
-    if !url.username().is_empty()
-        || url.password().is_some()
-        || url.query().is_some()
-        || url.fragment().is_some()
-    {
-        return refuse("has an account, a query or a fragment, which an issuer cannot have");
-    }
-    Ok(())
-}
-
-fn optional_duration(
-    field: &'static str,
-    text: Option<String>,
-    bounds: std::ops::RangeInclusive<Duration>,
-) -> Result<Option<Duration>, Problem> {
-    let check = |text: String| duration_between(&text, &bounds).map_err(|problem| (field, text, problem));
-    text.map(check).transpose()
 }
 
 fn short(field: &'static str, text: String) -> Result<String, Problem> {
@@ -244,29 +193,6 @@ fn roles(raw: BTreeMap<String, String>) -> Result<BTreeMap<String, SubjectRole>,
     raw.into_iter().map(|(group, name)| Ok((short(FIELD, group)?, role(FIELD, name)?))).collect()
 }
 
-fn algorithms(raw: Option<Vec<String>>) -> Result<Vec<Algorithm>, Problem> {
-    const FIELD: &str = "identity_provider.algorithms";
-    let Some(names) = raw else { return Ok(ALGORITHMS_DEFAULT.into()) };
-    if names.is_empty() {
-        return Err((FIELD, String::new(), "is empty: leave it out for the usual ones".to_owned()));
-    }
-    let known = ALGORITHMS.map(|(name, _)| name).join(", ");
-    let find = |name: String| match ALGORITHMS.iter().find(|(known, _)| *known == name) {
-        Some((_, algorithm)) => Ok(*algorithm),
-        None => Err((FIELD, name, format!("is not one of {known}"))),
-    };
-    names.into_iter().map(find).collect()
-}
-
-fn read(field: &'static str, path: &Path) -> Result<Vec<u8>, Problem> {
-    let refuse = |problem: String| (field, path.display().to_string(), problem);
-    let size = std::fs::metadata(path).map_err(|error| refuse(format!("cannot be read: {error}")))?.len();
-    if size > FILE_MAX_BYTES {
-        return Err(refuse(format!("has {size} bytes; at most {FILE_MAX_BYTES} are possible")));
-    }
-    std::fs::read(path).map_err(|error| refuse(format!("cannot be read: {error}")))
-}
-
 /// The value is never part of an error.
 fn secret(path: &Path) -> Result<String, Problem> {
     const FIELD: &str = "identity_provider.client_secret_file";
@@ -278,20 +204,11 @@ fn secret(path: &Path) -> Result<String, Problem> {
     }
 }
 
-fn authority(path: &Path) -> Result<Vec<u8>, Problem> {
-    const FIELD: &str = "identity_provider.ca_file";
-    let pem = read(FIELD, path)?;
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem);
-    match certificates.is_ok_and(|certificates| !certificates.is_empty()) {
-        true => Ok(pem),
-        false => Err((FIELD, path.display().to_string(), "holds no certificates in PEM form".to_owned())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::config::issuers::ALGORITHMS_DEFAULT;
 
     const LEAST: &str = "name = 'corp'\nissuer = 'https://login.example.com'\nclient_id = 'portcullis'\n";
 

@@ -1,20 +1,22 @@
-//! `IdentityService`: signing in with an identity provider, and out again.
+//! `IdentityService`: signing in with an identity provider or as a workload, and out again.
 
 use proto::status::{ErrorKind, status};
-use proto::types::{NewSignIn, ProviderName, SubjectIdentity};
+use proto::types::{NewSignIn, ProviderName, SubjectIdentity, WorkloadToken};
 use proto::wire::identity as wire;
 use proto::wire::identity::identity_service_server::IdentityService;
 use tonic::{Request, Response, Status};
 
 use super::{Gate, admitted, failed, invalid};
 use crate::clock;
-use crate::identity::oidc::{Known, TokenError};
+use crate::identity::oidc::{self, Known, TokenError};
+use crate::identity::workloads::NobodyVouches;
 use crate::identity::{Token, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::calls::Method;
 use crate::rules::claims::{self, ClaimsError};
 use crate::rules::throttle::Key;
-use crate::store::{Entry, StoreError};
+use crate::rules::workload::{self, WorkloadError};
+use crate::store::{Entry, StoreError, WorkloadEntry};
 
 /// Answers for those who sign in.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ enum NotSignedIn {
     Refusal(Refusal),
     Token(TokenError),
     Claims(ClaimsError),
+    Workload(WorkloadError),
+    NobodyVouches,
     /// Our fault, or what is said of nobody in particular.
     Failed(StoreError),
 }
@@ -39,27 +43,44 @@ impl From<StoreError> for NotSignedIn {
     }
 }
 
+impl From<NobodyVouches> for NotSignedIn {
+    fn from(nobody: NobodyVouches) -> Self {
+        match nobody {
+            NobodyVouches::Unknown => Self::NobodyVouches,
+            NobodyVouches::TooMany => Self::Refusal(Refusal::TooManySignIns),
+        }
+    }
+}
+
 impl NotSignedIn {
     /// As one word, for the record; None: it is no refusal.
     fn reason(&self) -> Option<&'static str> {
         match self {
             Self::Refusal(Refusal::UnknownProvider(_)) => Some("unknown_provider"),
-            Self::Refusal(Refusal::IdTokenUsed) => Some("replayed"),
+            Self::Refusal(Refusal::IdTokenUsed | Refusal::TokenUsedUp(_)) => Some("replayed"),
             Self::Refusal(Refusal::NotLetIn(_)) => Some("not_let_in"),
             Self::Refusal(Refusal::TooManySignIns) => Some("too_many"),
             Self::Refusal(_) => Some("refused"),
             Self::Token(error) => Some(error.reason()),
             Self::Claims(error) => Some(error.reason()),
+            Self::Workload(error) => Some(error.reason()),
+            Self::NobodyVouches => Some("unknown_provider"),
             Self::Failed(_) => None,
         }
     }
 
     fn status(&self) -> Status {
-        let refused = |error: &dyn std::fmt::Display| format!("the ID token is refused: {error}");
+        let refused = |error: &dyn std::fmt::Display| format!("the token is refused: {error}");
         match self {
             Self::Refusal(refusal) => status(refusal.kind(), refusal.to_string(), refusal.hint()),
             Self::Token(error) => status(error.kind(), refused(error), error.hint()),
             Self::Claims(error) => status(ErrorKind::Unauthenticated, refused(error), error.hint()),
+            Self::Workload(error) => status(error.kind(), refused(error), error.hint()),
+            Self::NobodyVouches => status(
+                ErrorKind::Unauthenticated,
+                refused(&"it is of no issuer that is known here"),
+                "an operator compares `issuer` of `[[workload_issuer]]` in the control plane's configuration with the token's `iss`",
+            ),
             Self::Failed(error) => failed(error),
         }
     }
@@ -68,7 +89,7 @@ impl NotSignedIn {
 impl SignIns {
     async fn enter(&self, new: &NewSignIn, token: &Token) -> Result<SubjectIdentity, NotSignedIn> {
         let known = self.known(&new.provider)?;
-        let claims = known.claims(&new.id_token).await.map_err(NotSignedIn::Token)?;
+        let claims = known.issuer.claims(&new.id_token).await.map_err(NotSignedIn::Token)?;
         // The provider may have taken its time with its keys.
         let now = clock::now();
         let proven = claims::check(&claims, &known.expected, new.nonce.as_deref(), now);
@@ -78,7 +99,7 @@ impl SignIns {
             provider: &known.provider.name,
             expected: &known.expected,
             lifetime: known.session_lifetime,
-            id_token: Known::mark(&new.id_token),
+            id_token: oidc::mark(&new.id_token),
             token: token.hash(),
             replaces: new.replaces.as_deref().map(TokenHash::of),
         };
@@ -96,12 +117,31 @@ impl SignIns {
         }
     }
 
+    async fn enter_workload(
+        &self,
+        shown: &WorkloadToken,
+        token: &Token,
+    ) -> Result<SubjectIdentity, NotSignedIn> {
+        let vouching = self.0.vouchers.issuer(shown.as_str())?;
+        let claims = vouching.issuer.claims(shown.as_str()).await.map_err(NotSignedIn::Token)?;
+        let now = clock::now();
+        let proven = workload::check(&claims, &vouching.expected, now).map_err(NotSignedIn::Workload)?;
+        let entry = WorkloadEntry {
+            proven: &proven,
+            issuer: &vouching.name,
+            lifetime: vouching.session_lifetime,
+            used: oidc::mark(shown.as_str()),
+            token: token.hash(),
+        };
+        Ok(self.0.store.sign_in_workload(&entry, now).await?)
+    }
+
     /// Puts the refusal on record, and gives what the caller is told.
-    async fn refuse(&self, provider: &ProviderName, error: &NotSignedIn) -> Status {
+    async fn refuse(&self, method: Method, whose: &str, error: &NotSignedIn) -> Status {
         let status = error.status();
         if let Some(reason) = error.reason() {
-            let detail = format!("provider `{provider}`: {}", status.message());
-            let key = Key { caller: None, reason, what: Method::SignIn.as_str() };
+            let detail = format!("{whose}: {}", status.message());
+            let key = Key { caller: None, reason, what: method.as_str() };
             self.0.put_on_record(key, &detail).await;
         }
         status
@@ -131,7 +171,26 @@ impl IdentityService for SignIns {
                 token: token.reveal(),
                 identity: Some(identity.into()),
             })),
-            Err(error) => Err(self.refuse(&new.provider, &error).await),
+            Err(error) => {
+                let whose = format!("provider `{}`", new.provider);
+                Err(self.refuse(Method::SignIn, &whose, &error).await)
+            }
+        }
+    }
+
+    async fn sign_in_workload(
+        &self,
+        request: Request<wire::SignInWorkloadRequest>,
+    ) -> Result<Response<wire::SignInWorkloadResponse>, Status> {
+        admitted(&request)?;
+        let shown: WorkloadToken = request.into_inner().try_into().map_err(invalid)?;
+        let token = Token::for_session();
+        match self.enter_workload(&shown, &token).await {
+            Ok(identity) => Ok(Response::new(wire::SignInWorkloadResponse {
+                token: token.reveal(),
+                identity: Some(identity.into()),
+            })),
+            Err(error) => Err(self.refuse(Method::SignInWorkload, "a workload", &error).await),
         }
     }
 

@@ -135,6 +135,7 @@ calls! {
     Renew = "EnrolmentService.Renew":                   No     No     No       No      No            Own;
     ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
     SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
+    SignInWorkload = "IdentityService.SignInWorkload":  All    All    All      All     All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
 }

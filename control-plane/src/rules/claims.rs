@@ -74,8 +74,8 @@ pub enum ClaimsError {
     Expired,
     #[error("the token is not valid yet")]
     NotYetValid,
-    #[error("the token is older than {}", humantime::format_duration(AGE_MAX))]
-    TooOld,
+    #[error("the token is older than {}", humantime::format_duration(*maximum))]
+    TooOld { maximum: Duration },
     #[error("the token was not made for this sign-in: its nonce is another one")]
     WrongNonce,
     #[error("the token does not say when its holder proved who they are, and `max_auth_age` wants to know")]
@@ -101,7 +101,7 @@ impl ClaimsError {
             Self::WrongAudience { .. } => "wrong_audience",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
-            Self::TooOld => "too_old",
+            Self::TooOld { .. } => "too_old",
             Self::WrongNonce => "wrong_nonce",
             Self::NoAuthTime | Self::StaleAuthentication { .. } => "stale_authentication",
             Self::UnverifiedEmail => "unverified_email",
@@ -113,7 +113,7 @@ impl ClaimsError {
     /// What to do next; empty: nothing that would help is known.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Expired | Self::TooOld | Self::WrongNonce | Self::StaleAuthentication { .. } => {
+            Self::Expired | Self::TooOld { .. } | Self::WrongNonce | Self::StaleAuthentication { .. } => {
                 "run `portcullis login` again"
             }
             Self::NotYetValid => "compare the clocks of the control plane and the identity provider",
@@ -142,17 +142,14 @@ pub fn check(
     nonce: Option<&str>,
     now: Timestamp,
 ) -> Result<Proven, ClaimsError> {
-    check_issuer(claims, expected)?;
+    check_issuer(claims, &expected.issuer)?;
     check_audience(claims, expected)?;
-    let usable_until = check_times(claims, now)?;
+    let usable_until = check_times(claims, AGE_MAX, now)?;
     if text(claims, "nonce")? != nonce {
         return Err(ClaimsError::WrongNonce);
     }
     let proven = check_authentication(claims, expected, now)?;
-    let account = text(claims, "sub")?.ok_or_else(|| malformed("sub", "is missing"))?;
-    if account.is_empty() || account.chars().count() > ACCOUNT_MAX_CHARS {
-        return Err(malformed("sub", "is empty or longer than 255 characters"));
-    }
+    let account = account(claims)?;
     let subject = subject(claims, expected)?;
     let role = groups(claims, expected)?.into_iter().filter_map(|group| expected.roles.get(group)).max();
     Ok(Proven {
@@ -165,6 +162,15 @@ pub fn check(
     })
 }
 
+/// What the issuer calls whom the token is of.
+pub(super) fn account(claims: &Map<String, Value>) -> Result<&str, ClaimsError> {
+    let account = text(claims, "sub")?.ok_or_else(|| malformed("sub", "is missing"))?;
+    match account.is_empty() || account.chars().count() > ACCOUNT_MAX_CHARS {
+        true => Err(malformed("sub", "is empty or longer than 255 characters")),
+        false => Ok(account),
+    }
+}
+
 /// What somebody may do who has signed in; None: they are not let in. What the groups give comes before what the directory
 /// says, and both before the default. `directory` is None also for somebody whom only a sign-in has put there: when the groups
 /// are gone, so is what they gave.
@@ -172,12 +178,12 @@ pub fn role(proven: &Proven, expected: &Expected, directory: Option<SubjectRole>
     proven.role.or(directory).or(expected.default_role)
 }
 
-fn malformed(claim: &str, problem: &'static str) -> ClaimsError {
+pub(super) fn malformed(claim: &str, problem: &'static str) -> ClaimsError {
     ClaimsError::Malformed { claim: claim.to_owned(), problem }
 }
 
 /// A text of the token's, for an error: cut, and without what could steer a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(120).flat_map(char::escape_debug).collect()
 }
 
@@ -190,7 +196,10 @@ fn text<'a>(claims: &'a Map<String, Value>, claim: &str) -> Result<Option<&'a st
 }
 
 /// One text, or a list of texts: both are usual.
-fn texts<'a>(claims: &'a Map<String, Value>, claim: &str) -> Result<Option<Vec<&'a str>>, ClaimsError> {
+pub(super) fn texts<'a>(
+    claims: &'a Map<String, Value>,
+    claim: &str,
+) -> Result<Option<Vec<&'a str>>, ClaimsError> {
     let refuse = || malformed(claim, "is neither a text nor a list of texts");
     match claims.get(claim) {
         None => Ok(None),
@@ -218,11 +227,11 @@ fn required(claims: &Map<String, Value>, claim: &str) -> Result<Timestamp, Claim
     moment(claims, claim)?.ok_or_else(|| malformed(claim, "is missing"))
 }
 
-fn check_issuer(claims: &Map<String, Value>, expected: &Expected) -> Result<(), ClaimsError> {
+pub(super) fn check_issuer(claims: &Map<String, Value>, expected: &str) -> Result<(), ClaimsError> {
     let found = text(claims, "iss")?.ok_or_else(|| malformed("iss", "is missing"))?;
-    match found == expected.issuer {
+    match found == expected {
         true => Ok(()),
-        false => Err(ClaimsError::WrongIssuer { found: shown(found), expected: expected.issuer.clone() }),
+        false => Err(ClaimsError::WrongIssuer { found: shown(found), expected: expected.to_owned() }),
     }
 }
 
@@ -243,16 +252,20 @@ fn check_audience(claims: &Map<String, Value>, expected: &Expected) -> Result<()
     }
 }
 
-/// Until when the token could be used, if nobody had seen it.
-fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, ClaimsError> {
+/// Until when a token that may be so old could be used, if nobody had seen it.
+pub(super) fn check_times(
+    claims: &Map<String, Value>,
+    age_max: Duration,
+    now: Timestamp,
+) -> Result<Timestamp, ClaimsError> {
     let expires = required(claims, "exp")?.plus(LEEWAY);
     let issued = required(claims, "iat")?;
-    let usable_until = expires.min(issued.plus(AGE_MAX + LEEWAY));
+    let usable_until = expires.min(issued.plus(age_max + LEEWAY));
     if now >= expires {
         return Err(ClaimsError::Expired);
     }
     if now >= usable_until {
-        return Err(ClaimsError::TooOld);
+        return Err(ClaimsError::TooOld { maximum: age_max });
     }
     let begins = moment(claims, "nbf")?.unwrap_or(issued).max(issued);
     match begins > now.plus(LEEWAY) {

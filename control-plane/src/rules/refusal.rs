@@ -65,9 +65,15 @@ pub enum Refusal {
     NotLetIn(SubjectId),
     #[error("the ID token was used before")]
     IdTokenUsed,
+    #[error("the token was used {0} times before, which is all that it is good for")]
+    TokenUsedUp(u32),
+    #[error(
+        "host `{host}` was not brought by cluster `{cluster}`, or was revoked: its tokens are no evidence for it"
+    )]
+    NotOfCluster { host: HostName, cluster: ProviderName },
     #[error("this is a static token, which has no session to end")]
     NoSession,
-    #[error("too many people sign in with this provider at once")]
+    #[error("too many sign in with this provider at once")]
     TooManySignIns,
     #[error("after_position: {asked} lies beyond the newest event, {newest}")]
     BeyondNewest { asked: u64, newest: u64 },
@@ -132,9 +138,11 @@ impl Refusal {
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
             | Self::NotLetIn(_)
+            | Self::NotOfCluster { .. }
             | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
             Self::TooManySignIns => ErrorKind::ResourceExhausted,
             Self::IdTokenUsed
+            | Self::TokenUsedUp(_)
             | Self::UnknownJoinToken
             | Self::JoinTokenOver
             | Self::UnknownCertificate(_)
@@ -177,6 +185,12 @@ impl Refusal {
                 "ask an administrator to add the subject, or the identity provider's to add you to a group that has a role"
             }
             Self::IdTokenUsed => "run `portcullis login` again",
+            Self::TokenUsedUp(_) => {
+                "get another one where this runs; a job that makes many calls signs in once, with `portcullis login`"
+            }
+            Self::NotOfCluster { .. } => {
+                "an administrator lets it join with a token: `portcullis host join-token HOST`"
+            }
             Self::NoSession => {
                 "an administrator ends a static token by issuing another with `portcullis subject token`"
             }

@@ -65,7 +65,9 @@ impl Store {
         comment: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let kind = match refused.what == Method::SignIn.as_str() {
+        let is_sign_in =
+            [Method::SignIn, Method::SignInWorkload].iter().any(|method| refused.what == method.as_str());
+        let kind = match is_sign_in {
             true => EventKind::SignInRefused,
             false => EventKind::CallRefused,
         };

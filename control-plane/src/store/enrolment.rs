@@ -1,13 +1,15 @@
 //! How hosts prove themselves: the rows of join tokens and certificates.
 
-use proto::types::{EventKind, HostName, Timestamp};
+use proto::types::{EventKind, HostName, Labels, ProviderName, Timestamp};
 
+use super::sign_ins::forget_what_is_over;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::{HostCertificate, Serial, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::actor::Actor;
 use crate::rules::enrolment::{self, Presented, Standing};
+use crate::rules::workload::ProvenNode;
 
 /// A join token as it is kept.
 #[derive(Clone, Debug)]
@@ -26,6 +28,22 @@ pub struct NewCertificate {
     /// It counts until then.
     pub expires: Timestamp,
 }
+
+/// What is asked of the record when a cluster vouches for one of its nodes.
+#[derive(Clone, Debug)]
+pub struct ClusterJoin<'a> {
+    /// What the token proves.
+    pub node: &'a ProvenNode,
+    /// Which cluster.
+    pub cluster: &'a ProviderName,
+    /// Of a host that is new.
+    pub labels: &'a Labels,
+    /// By what the token is known.
+    pub used: TokenHash,
+}
+
+/// How often the token of one pod may be used: an answer can be lost, and an agent that starts anew may find no other one yet.
+const CLUSTER_TOKEN_USES_MAX: u32 = 3;
 
 impl Store {
     /// Gives a host this join token and ends the one before.
@@ -65,7 +83,43 @@ impl Store {
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("use up a join token"))?;
-        tx.add_certificate(host, certificate, EventKind::HostJoined, now).await?;
+        tx.add_certificate(host, certificate, EventKind::HostJoined, HowJoined::default(), now).await?;
+        tx.commit().await
+    }
+
+    /// Gives a node of a cluster a certificate, and makes a host of it if it is none yet. What is refused changes nothing.
+    pub async fn join_by_cluster(
+        &self,
+        join: &ClusterJoin<'_>,
+        certificate: &NewCertificate,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let ClusterJoin { node: ProvenNode { host, pod, usable_until }, cluster, .. } = join;
+        let mut tx = self.write().await?;
+        forget_what_is_over(tx.sql(), now).await?;
+        tx.use_up(&join.used, *usable_until, CLUSTER_TOKEN_USES_MAX).await?;
+        let known: Option<Option<String>> = sqlx::query_scalar("SELECT cluster FROM hosts WHERE name = ?")
+            .bind(host.as_str())
+            .fetch_optional(tx.sql())
+            .await
+            .map_err(StoreError::sql("look up a host"))?;
+        let had_one = match known {
+            None => {
+                tx.bring_host(join, now).await?;
+                false
+            }
+            Some(brought_by) if brought_by.as_deref() == Some(cluster.as_str()) => {
+                tx.has_certificate(host, now).await?
+            }
+            // Whoever can make nodes of a cluster gets no host of somebody else's by it, and none back that was revoked.
+            Some(_) => {
+                return Err(Refusal::NotOfCluster { host: host.clone(), cluster: (*cluster).clone() }.into());
+            }
+        };
+        let besides = if had_one { "; it had another one that counts" } else { "" };
+        let told = format!(", cluster `{cluster}`, pod `{pod}`{besides}");
+        let how = HowJoined { reason: "kubernetes", told };
+        tx.add_certificate(host, certificate, EventKind::HostJoined, how, now).await?;
         tx.commit().await
     }
 
@@ -77,7 +131,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        tx.add_certificate(host, certificate, EventKind::HostRenewed, now).await?;
+        tx.add_certificate(host, certificate, EventKind::HostRenewed, HowJoined::default(), now).await?;
         tx.commit().await
     }
 
@@ -155,6 +209,11 @@ impl Store {
         .execute(tx.sql())
         .await
         .map_err(&failed)?;
+        sqlx::query("UPDATE hosts SET cluster = NULL WHERE number = ?")
+            .bind(number)
+            .execute(tx.sql())
+            .await
+            .map_err(&failed)?;
         tx.record(EventKind::HostRevoked, now, |event| {
             event.host = host.to_string();
             caused_by(event, actor);
@@ -167,7 +226,48 @@ impl Store {
     }
 }
 
+/// What the record tells of how a host got a certificate.
+#[derive(Default)]
+struct HowJoined {
+    reason: &'static str,
+    told: String,
+}
+
 impl Tx {
+    /// Makes a host of a cluster's node.
+    async fn bring_host(&mut self, join: &ClusterJoin<'_>, now: Timestamp) -> Result<(), StoreError> {
+        let ClusterJoin { node: ProvenNode { host, .. }, cluster, labels, .. } = join;
+        sqlx::query("INSERT INTO hosts (name, labels, added_ms, cluster) VALUES (?, ?, ?, ?)")
+            .bind(host.as_str())
+            .bind(labels.to_string())
+            .bind(now.unix_ms())
+            .bind(cluster.as_str())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("add a host"))?;
+        self.record(EventKind::HostAdded, now, |event| {
+            event.host = host.to_string();
+            event.actor = format!("host:{host}");
+            event.reason = "kubernetes".to_owned();
+            event.comment = format!("cluster `{cluster}`; {labels}");
+        })
+        .await
+    }
+
+    /// Whether a host has a certificate that counts.
+    async fn has_certificate(&mut self, host: &HostName, now: Timestamp) -> Result<bool, StoreError> {
+        let current: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM certificates JOIN hosts ON hosts.number = certificates.host
+             WHERE hosts.name = ? AND standing IN ('pending', 'current') AND expires_ms >= ? LIMIT 1",
+        )
+        .bind(host.as_str())
+        .bind(now.unix_ms())
+        .fetch_optional(self.sql())
+        .await
+        .map_err(StoreError::sql("look up a host's certificates"))?;
+        Ok(current.is_some())
+    }
+
     pub(super) async fn issue_join_token(
         &mut self,
         host: &HostName,
@@ -199,6 +299,7 @@ impl Tx {
         host: &HostName,
         certificate: &NewCertificate,
         kind: EventKind,
+        how: HowJoined,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let number = self.host_number(host).await?;
@@ -229,7 +330,8 @@ impl Tx {
         self.record(kind, now, |event| {
             event.host = host.to_string();
             event.actor = format!("host:{host}");
-            event.comment = format!("certificate {}", certificate.serial);
+            event.reason = how.reason.to_owned();
+            event.comment = format!("certificate {}{}", certificate.serial, how.told);
         })
         .await
     }

@@ -1,10 +1,10 @@
-//! Sign-ins with identity providers: sessions' rows, and ID tokens that were used.
+//! Sign-ins, of people and of workloads: sessions' rows, and tokens that were used.
 
 use std::time::Duration;
 
 use proto::types::{
-    Credential, EventKind, NewSubject, ProviderName, SignIn, SubjectId, SubjectIdentity, SubjectRole,
-    Timestamp,
+    Credential, EventKind, NewSubject, ProviderName, SignIn, SignInBy, SubjectId, SubjectIdentity,
+    SubjectRole, Timestamp,
 };
 use sqlx::SqliteConnection;
 
@@ -14,9 +14,19 @@ use crate::identity::TokenHash;
 use crate::rules::Refusal;
 use crate::rules::actor::Acting;
 use crate::rules::claims::{Expected, Proven, role};
+use crate::rules::workload;
 
 /// How many sessions one subject can have: a person has a few machines. Beyond it the oldest ends.
 const SESSIONS_MAX: i64 = 32;
+
+/// The same of a workload: a job signs in with each command, and many jobs run at once.
+const WORKLOAD_SESSIONS_MAX: i64 = 1000;
+
+/// How often one workload's token may be used: a job whose commands each sign in has fewer, and who has stolen it is bounded.
+const WORKLOAD_TOKEN_USES_MAX: u32 = 100;
+
+/// Whatever an administrator made of the subject in the directory: what a job's token is enough for is to ask, use and release.
+const WORKLOAD_ROLE: SubjectRole = SubjectRole::Member;
 
 /// What is asked of the record when somebody has proven who they are.
 #[derive(Clone, Debug)]
@@ -37,12 +47,41 @@ pub struct Entry<'a> {
     pub replaces: Option<TokenHash>,
 }
 
+/// What is asked of the record when a workload has proven what it is.
+#[derive(Clone, Debug)]
+pub struct WorkloadEntry<'a> {
+    /// What the token proves.
+    pub proven: &'a workload::Proven,
+    /// By which issuer.
+    pub issuer: &'a ProviderName,
+    /// How long the session lasts.
+    pub lifetime: Duration,
+    /// By what the workload's token is known.
+    pub used: TokenHash,
+    /// Of the new session's token.
+    pub token: TokenHash,
+}
+
+/// A session that is to begin.
+struct NewSession<'a> {
+    subject: &'a SubjectId,
+    role: SubjectRole,
+    by: SignInBy,
+    provider: &'a ProviderName,
+    account: &'a str,
+    proven: Option<Timestamp>,
+    methods: &'a [String],
+    token: &'a TokenHash,
+    began: Timestamp,
+    expires: Timestamp,
+}
+
 impl Store {
     /// Begins a session. Somebody new gets into the directory, if the provider or the operator gives them a role.
     pub async fn sign_in(&self, entry: &Entry<'_>, now: Timestamp) -> Result<SubjectIdentity, StoreError> {
         let mut tx = self.write().await?;
         forget_what_is_over(tx.sql(), now).await?;
-        tx.use_up(&entry.id_token, entry.proven.usable_until).await?;
+        tx.use_up(&entry.id_token, entry.proven.usable_until, 1).await?;
         let subject = &entry.proven.subject;
         let known = in_directory(tx.sql(), subject).await?;
         let of_directory = known.as_ref().filter(|known| !known.by_provider).map(|known| known.role);
@@ -59,7 +98,20 @@ impl Store {
             None => false,
         };
         let expires = now.plus(entry.lifetime);
-        tx.begin(entry, role, now, expires).await?;
+        let Proven { account, proven, methods, .. } = entry.proven;
+        let session = NewSession {
+            subject,
+            role,
+            by: SignInBy::Person,
+            provider: entry.provider,
+            account,
+            proven: *proven,
+            methods,
+            token: &entry.token,
+            began: now,
+            expires,
+        };
+        tx.begin(&session).await?;
         tx.record(EventKind::SubjectSignedIn, now, |event| {
             caused_by(event, &acting.into());
             event.subject = subject.to_string();
@@ -69,8 +121,49 @@ impl Store {
         })
         .await?;
         tx.commit().await?;
-        let sign_in = SignIn { provider: entry.provider.clone(), began: now, expires };
-        Ok(SubjectIdentity { subject: subject.clone(), role, sign_in: Some(sign_in) })
+        Ok(session.identity())
+    }
+
+    /// Begins a workload's session. What an operator has bound to its claims is in the directory from then on.
+    pub async fn sign_in_workload(
+        &self,
+        entry: &WorkloadEntry<'_>,
+        now: Timestamp,
+    ) -> Result<SubjectIdentity, StoreError> {
+        let mut tx = self.write().await?;
+        forget_what_is_over(tx.sql(), now).await?;
+        let workload::Proven { subject, account, usable_until } = entry.proven;
+        let times = tx.use_up(&entry.used, *usable_until, WORKLOAD_TOKEN_USES_MAX).await?;
+        let acting = Acting { id: subject.clone(), credential: Credential::Workload };
+        if in_directory(tx.sql(), subject).await?.is_none() {
+            tx.enter(entry.issuer, WORKLOAD_ROLE, &acting, now).await?;
+        }
+        let expires = now.plus(entry.lifetime);
+        let session = NewSession {
+            subject,
+            role: WORKLOAD_ROLE,
+            by: SignInBy::Workload,
+            provider: entry.issuer,
+            account,
+            proven: None,
+            methods: &[],
+            token: &entry.token,
+            began: now,
+            expires,
+        };
+        tx.begin(&session).await?;
+        tx.record(EventKind::SubjectSignedIn, now, |event| {
+            caused_by(event, &acting.into());
+            event.subject = subject.to_string();
+            event.reason = "workload".to_owned();
+            event.expires = Some(expires);
+            let account: String = account.chars().flat_map(char::escape_debug).collect();
+            event.comment =
+                format!("issuer `{}`, account `{account}`, use {times} of the token", entry.issuer);
+        })
+        .await?;
+        tx.commit().await?;
+        Ok(session.identity())
     }
 
     /// Ends a session before its time.
@@ -94,21 +187,37 @@ impl Store {
 
     /// The session of this token, if it has not ended.
     pub async fn session(&self, token: &TokenHash, now: Timestamp) -> Result<Option<SignIn>, StoreError> {
-        let row: Option<(String, i64, i64)> = sqlx::query_as(
-            "SELECT provider, began_ms, expires_ms FROM sign_ins WHERE hash = ? AND expires_ms > ?",
+        let row: Option<(String, String, i64, i64)> = sqlx::query_as(
+            "SELECT credential, provider, began_ms, expires_ms FROM sign_ins WHERE hash = ? AND expires_ms > ?",
         )
         .bind(token.as_bytes().as_slice())
         .bind(now.unix_ms())
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a session"))?;
-        let Some((provider, began, expires)) = row else { return Ok(None) };
+        let Some((credential, provider, began, expires)) = row else { return Ok(None) };
         Ok(Some(SignIn {
+            by: sign_in_by(&credential)?,
             provider: decode::text("provider", &provider)?,
             began: decode::time("began", began)?,
             expires: decode::time("expires", expires)?,
         }))
     }
+}
+
+impl NewSession<'_> {
+    /// Whom the control plane takes its holder for.
+    fn identity(&self) -> SubjectIdentity {
+        let Self { by, provider, began, expires, .. } = self;
+        let sign_in = SignIn { by: *by, provider: (*provider).clone(), began: *began, expires: *expires };
+        SubjectIdentity { subject: self.subject.clone(), role: self.role, sign_in: Some(sign_in) }
+    }
+}
+
+/// Who signed in, as a row says.
+pub(super) fn sign_in_by(text: &str) -> Result<SignInBy, StoreError> {
+    const ALL: [SignInBy; 2] = [SignInBy::Person, SignInBy::Workload];
+    decode::one_of("credential", &ALL, |by| by.credential().as_str(), text)
 }
 
 /// What the directory has of somebody.
@@ -135,11 +244,13 @@ async fn in_directory(
 }
 
 /// Rows that nobody can use any more.
-async fn forget_what_is_over(sql: &mut SqliteConnection, now: Timestamp) -> Result<(), StoreError> {
-    for statement in [
-        "DELETE FROM sign_ins WHERE expires_ms <= ?",
-        "DELETE FROM used_id_tokens WHERE usable_until_ms <= ?",
-    ] {
+pub(super) async fn forget_what_is_over(
+    sql: &mut SqliteConnection,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for statement in
+        ["DELETE FROM sign_ins WHERE expires_ms <= ?", "DELETE FROM used_tokens WHERE usable_until_ms <= ?"]
+    {
         sqlx::query(statement)
             .bind(now.unix_ms())
             .execute(&mut *sql)
@@ -161,20 +272,25 @@ fn told(entry: &Entry<'_>, role: SubjectRole) -> String {
 }
 
 impl Tx {
-    /// Notes that an ID token is used; refused if it was before.
-    async fn use_up(&mut self, id_token: &TokenHash, until: Timestamp) -> Result<(), StoreError> {
-        let noted = sqlx::query(
-            "INSERT INTO used_id_tokens (hash, usable_until_ms) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING",
+    /// Notes that a token is used, and the how manieth time that is; refused if it was used `most` times before.
+    pub(super) async fn use_up(
+        &mut self,
+        token: &TokenHash,
+        until: Timestamp,
+        most: u32,
+    ) -> Result<u32, StoreError> {
+        let times: Option<u32> = sqlx::query_scalar(
+            "INSERT INTO used_tokens (hash, usable_until_ms) VALUES (?, ?)
+             ON CONFLICT (hash) DO UPDATE SET times = times + 1 WHERE times < ? RETURNING times",
         )
-        .bind(id_token.as_bytes().as_slice())
+        .bind(token.as_bytes().as_slice())
         .bind(until.unix_ms())
-        .execute(self.sql())
+        .bind(most)
+        .fetch_optional(self.sql())
         .await
-        .map_err(StoreError::sql("note that an ID token is used"))?;
-        match noted.rows_affected() {
-            0 => Err(Refusal::IdTokenUsed.into()),
-            _ => Ok(()),
-        }
+        .map_err(StoreError::sql("note that a token is used"))?;
+        let used_up = || if most == 1 { Refusal::IdTokenUsed } else { Refusal::TokenUsedUp(most) };
+        Ok(times.ok_or_else(used_up)?)
     }
 
     /// Puts somebody into the directory who is there by their sign-in only.
@@ -219,39 +335,37 @@ impl Tx {
         Ok(ended.rows_affected() > 0)
     }
 
-    async fn begin(
-        &mut self,
-        entry: &Entry<'_>,
-        role: SubjectRole,
-        now: Timestamp,
-        expires: Timestamp,
-    ) -> Result<(), StoreError> {
-        let Proven { subject, account, proven, methods, .. } = entry.proven;
+    async fn begin(&mut self, session: &NewSession<'_>) -> Result<(), StoreError> {
+        let sessions_max = match session.by {
+            SignInBy::Person => SESSIONS_MAX,
+            SignInBy::Workload => WORKLOAD_SESSIONS_MAX,
+        };
         // Room for one more: the oldest beyond that go.
         sqlx::query(
             "DELETE FROM sign_ins WHERE hash IN (
                  SELECT hash FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)
                  ORDER BY began_ms DESC LIMIT -1 OFFSET ?)",
         )
-        .bind(subject.as_str())
-        .bind(SESSIONS_MAX - 1)
+        .bind(session.subject.as_str())
+        .bind(sessions_max - 1)
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("end the oldest sessions"))?;
         sqlx::query(
             "INSERT INTO sign_ins
-                 (hash, subject, role, provider, account, proven_ms, methods, began_ms, expires_ms)
-             SELECT ?, number, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
+                 (hash, subject, role, credential, provider, account, proven_ms, methods, began_ms, expires_ms)
+             SELECT ?, number, ?, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
         )
-        .bind(entry.token.as_bytes().as_slice())
-        .bind(role.as_str())
-        .bind(entry.provider.as_str())
-        .bind(account)
-        .bind(proven.map(Timestamp::unix_ms))
-        .bind(methods.join("\n"))
-        .bind(now.unix_ms())
-        .bind(expires.unix_ms())
-        .bind(subject.as_str())
+        .bind(session.token.as_bytes().as_slice())
+        .bind(session.role.as_str())
+        .bind(session.by.credential().as_str())
+        .bind(session.provider.as_str())
+        .bind(session.account)
+        .bind(session.proven.map(Timestamp::unix_ms))
+        .bind(session.methods.join("\n"))
+        .bind(session.began.unix_ms())
+        .bind(session.expires.unix_ms())
+        .bind(session.subject.as_str())
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("begin a session"))?;

@@ -2,6 +2,7 @@
 
 use proto::types::{Credential, EventKind, SubjectId, Timestamp};
 
+use super::sign_ins::sign_in_by;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
@@ -20,8 +21,8 @@ impl Store {
 
     /// Whose session this is.
     async fn signed_in(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
-        let row: Option<(String, String)> = sqlx::query_as(
-            "SELECT subjects.id, sign_ins.role FROM sign_ins
+        let row: Option<(String, String, String)> = sqlx::query_as(
+            "SELECT subjects.id, sign_ins.role, sign_ins.credential FROM sign_ins
              JOIN subjects ON subjects.number = sign_ins.subject
              WHERE hash = ? AND expires_ms > ?",
         )
@@ -30,7 +31,7 @@ impl Store {
         .fetch_optional(&self.readers)
         .await
         .map_err(StoreError::sql("look up a session"))?;
-        row.map(|row| subject(row, Credential::Session)).transpose()
+        row.map(|(id, role, by)| subject((id, role), sign_in_by(&by)?.credential())).transpose()
     }
 
     /// Whose static token this is.

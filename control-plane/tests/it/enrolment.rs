@@ -17,7 +17,11 @@ use crate::world::{
 };
 
 /// The session that this identity opens, or why there is none.
-async fn session(world: &World, identity: &HostIdentity, hello: Hello) -> Result<FakeAgent, Status> {
+pub(crate) async fn session(
+    world: &World,
+    identity: &HostIdentity,
+    hello: Hello,
+) -> Result<FakeAgent, Status> {
     let mut agent = FakeAgent::open(&mut world.agent(identity).await, hello).await?;
     agent.next().await?;
     Ok(agent)
@@ -50,6 +54,7 @@ async fn a_join_token_counts_once_for_one_host_and_for_minutes() {
         host: "db-7".to_owned(),
         secret: token.secret().to_owned(),
         signing_request: b"garbage".to_vec(),
+        ..JoinRequest::default()
     };
     let garbage = world.caller("").await.enrolment.join(join).await;
     refused(garbage, ErrorKind::InvalidArgument, "signing_request: is not a certificate signing request");

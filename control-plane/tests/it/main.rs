@@ -10,4 +10,5 @@ mod provider;
 mod sessions;
 mod sign_in;
 mod store;
+mod workloads;
 mod world;

@@ -54,7 +54,7 @@ impl Key {
         EncodingKey::from_ec_der(&self.pair.serialize_der())
     }
 
-    fn public(&self) -> Value {
+    pub(crate) fn public(&self) -> Value {
         let mut key = Jwk::from_encoding_key(&self.signing(), Algorithm::ES256).expect("a public key");
         key.common.key_id = Some(self.id.clone());
         serde_json::to_value(key).expect("JSON")

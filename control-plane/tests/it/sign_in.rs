@@ -274,9 +274,9 @@ async fn bad_tokens_are_refused_and_on_record() {
         ("wrong_algorithm", "algorithm `None`", forged("None", &claims(json!({})), &office.key)),
         ("wrong_algorithm", "algorithm `HS256`", forged("HS256", &claims(json!({})), &office.key)),
         ("unknown_key", "has no key `k1` that may sign", forged("RS256", &claims(json!({})), &office.key)),
-        ("bad_signature", "is not the provider's", stranger.sign(&claims(json!({})))),
-        ("bad_signature", "is not the provider's", cut.to_owned()),
-        ("bad_signature", "is not the provider's", [parts[0], &another, parts[2]].join(".")),
+        ("bad_signature", "is not the issuer's", stranger.sign(&claims(json!({})))),
+        ("bad_signature", "is not the issuer's", cut.to_owned()),
+        ("bad_signature", "is not the issuer's", [parts[0], &another, parts[2]].join(".")),
         ("malformed", "another kind of token", office.key.sign_as("at+jwt", &claims(json!({})))),
         ("malformed", "not three parts", "no-token".to_owned()),
         ("malformed", "`exp` is not a moment", of(json!({ "exp": "soon" }))),
@@ -384,7 +384,7 @@ async fn a_provider_that_is_not_there_is_told() {
     })
     .await;
     let token = office.token(json!({}));
-    refused(office.present(token).await, ErrorKind::Unavailable, "the keys of the provider cannot be had");
+    refused(office.present(token).await, ErrorKind::Unavailable, "the keys of the issuer cannot be had");
     assert_eq!(office.last(EventKind::SignInRefused).await.reason, "provider_unreachable");
     // Another authority than the one that was named is no authority.
     let mut office = Office::open_with(|configured| {

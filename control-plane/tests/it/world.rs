@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_plane::clock;
-use control_plane::config::{Config, IdentityProvider, Listen};
+use control_plane::config::{Config, IdentityProvider, KubernetesCluster, Listen, WorkloadIssuer};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::store::Store;
@@ -51,8 +51,16 @@ pub(crate) struct World {
     pub(crate) admin: Caller,
     /// Whom everybody believes.
     pub(crate) authority: CertificateDer<'static>,
-    providers: Vec<IdentityProvider>,
+    trusted: Trusted,
     server: Option<Server>,
+}
+
+/// Whose tokens are believed.
+#[derive(Clone, Default)]
+pub(crate) struct Trusted {
+    pub(crate) providers: Vec<IdentityProvider>,
+    pub(crate) issuers: Vec<WorkloadIssuer>,
+    pub(crate) clusters: Vec<KubernetesCluster>,
 }
 
 struct Server {
@@ -63,20 +71,25 @@ struct Server {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::with_providers(Vec::new()).await
+        Self::trusting(Trusted::default()).await
     }
 
     /// Where people can sign in with these.
     pub(crate) async fn with_providers(providers: Vec<IdentityProvider>) -> Self {
+        Self::trusting(Trusted { providers, ..Trusted::default() }).await
+    }
+
+    /// Where these are believed.
+    pub(crate) async fn trusting(trusted: Trusted) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let token = Token::for_subject();
         Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
         let authority = folder.path().join("authority");
         let authority = Authority::create(&authority, TRUST_DOMAIN, clock::system_now()).expect("made");
         let authority = authority.certificate().clone();
-        let server = start(&folder, &providers).await;
+        let server = start(&folder, &trusted).await;
         let admin = Caller::connect(&server.address, &authority, None, token.reveal()).await;
-        Self { folder, admin, authority, providers, server: Some(server) }
+        Self { folder, admin, authority, trusted, server: Some(server) }
     }
 
     pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
@@ -89,6 +102,8 @@ impl World {
             host_certificate_lifetime: Duration::from_secs(3600),
             max_grant_duration: Duration::from_secs(3600),
             identity_providers: Vec::new(),
+            workload_issuers: Vec::new(),
+            kubernetes_clusters: Vec::new(),
         }
     }
 
@@ -110,7 +125,7 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self) {
-        let server = start(&self.folder, &self.providers).await;
+        let server = start(&self.folder, &self.trusted).await;
         self.admin = Caller::connect(&server.address, &self.authority, None, self.admin.token.clone()).await;
         self.server = Some(server);
     }
@@ -154,7 +169,22 @@ impl World {
     /// Joins, with a key of its own.
     pub(crate) async fn join(&self, name: &str, token: &JoinToken) -> Result<HostIdentity, Status> {
         let (key, signing_request) = signing_request();
-        let join = JoinRequest { host: name.to_owned(), secret: token.secret().to_owned(), signing_request };
+        let secret = token.secret().to_owned();
+        let join = JoinRequest { host: name.to_owned(), secret, signing_request, ..JoinRequest::default() };
+        let joined = self.caller("").await.enrolment.join(join).await?.into_inner();
+        Ok(HostIdentity::new(key, joined.identity))
+    }
+
+    /// The same, with a token of a cluster.
+    pub(crate) async fn join_by_cluster(&self, name: &str, token: &str) -> Result<HostIdentity, Status> {
+        let (key, signing_request) = signing_request();
+        let kubernetes_token = token.to_owned();
+        let join = JoinRequest {
+            host: name.to_owned(),
+            signing_request,
+            kubernetes_token,
+            ..JoinRequest::default()
+        };
         let joined = self.caller("").await.enrolment.join(join).await?.into_inner();
         Ok(HostIdentity::new(key, joined.identity))
     }
@@ -192,10 +222,16 @@ pub(crate) struct Story {
     pub(crate) dora: Caller,
 }
 
-async fn start(folder: &tempfile::TempDir, providers: &[IdentityProvider]) -> Server {
+async fn start(folder: &tempfile::TempDir, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let config = Config { identity_providers: providers.to_vec(), ..World::config(folder) };
+    let Trusted { providers, issuers, clusters } = trusted.clone();
+    let config = Config {
+        identity_providers: providers,
+        workload_issuers: issuers,
+        kubernetes_clusters: clusters,
+        ..World::config(folder)
+    };
     let task = tokio::spawn(async move {
         let ready = |listen: &[Listen]| ready.send(listen[0].to_string()).expect("somebody waits");
         let shutdown = async move {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use super::{HostName, Invalid, all};
+use super::{HostName, Invalid, WorkloadToken, all};
 use crate::wire::enrolment as wire;
 
 /// A request for an elliptic-curve key has some 200 bytes, one for the longest RSA key in use some 1500.
@@ -122,10 +122,29 @@ impl FromStr for JoinToken {
 pub struct Join {
     /// What it calls itself.
     pub host: HostName,
-    /// Of its join token.
-    pub secret: String,
+    /// Why it may.
+    pub evidence: Evidence,
     /// A request for a certificate.
     pub signing_request: SigningRequest,
+}
+
+/// Why a host may join.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Evidence {
+    /// The secret of its join token.
+    JoinToken(String),
+    /// The token that a Kubernetes cluster has given to its agent's pod.
+    Kubernetes(WorkloadToken),
+}
+
+impl fmt::Debug for Evidence {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JoinToken(_) => "JoinToken(…)",
+            Self::Kubernetes(_) => "Kubernetes(…)",
+        })
+    }
 }
 
 impl TryFrom<wire::JoinRequest> for Join {
@@ -134,9 +153,7 @@ impl TryFrom<wire::JoinRequest> for Join {
     fn try_from(wire: wire::JoinRequest) -> Result<Self, Invalid> {
         Ok(Self {
             host: wire.host.parse()?,
-            secret: hex(&wire.secret)
-                .map(|_| wire.secret)
-                .ok_or_else(|| Invalid::new("secret", "is not 64 hexadecimal digits"))?,
+            evidence: evidence(wire.secret, &wire.kubernetes_token)?,
             signing_request: wire.signing_request.try_into()?,
         })
     }
@@ -144,7 +161,27 @@ impl TryFrom<wire::JoinRequest> for Join {
 
 impl From<Join> for wire::JoinRequest {
     fn from(join: Join) -> Self {
-        Self { host: join.host.into(), secret: join.secret, signing_request: join.signing_request.0 }
+        let (secret, kubernetes_token) = match join.evidence {
+            Evidence::JoinToken(secret) => (secret, String::new()),
+            Evidence::Kubernetes(token) => (String::new(), token.as_str().to_owned()),
+        };
+        Self { host: join.host.into(), secret, signing_request: join.signing_request.0, kubernetes_token }
+    }
+}
+
+fn evidence(secret: String, kubernetes_token: &str) -> Result<Evidence, Invalid> {
+    match (secret.is_empty(), kubernetes_token.is_empty()) {
+        (false, false) => {
+            Err(Invalid::new("secret", "is there beside `kubernetes_token`: one of them is evidence"))
+        }
+        (true, false) => {
+            let token = kubernetes_token.parse::<WorkloadToken>();
+            token.map(Evidence::Kubernetes).map_err(|error| Invalid::new("kubernetes_token", error.problem))
+        }
+        (_, true) => match hex(&secret) {
+            Some(_) => Ok(Evidence::JoinToken(secret)),
+            None => Err(Invalid::new("secret", "is not 64 hexadecimal digits")),
+        },
     }
 }
 
@@ -236,12 +273,21 @@ mod tests {
 
     #[test]
     fn what_joins_is_bounded() {
-        let join = Join {
+        let join = |evidence| Join {
             host: "db-7".parse().expect("valid"),
-            secret: "a".repeat(64),
+            evidence,
             signing_request: vec![1].try_into().expect("valid"),
         };
-        assert_eq!(Join::try_from(wire::JoinRequest::from(join.clone())), Ok(join));
+        let secret = join(Evidence::JoinToken("a".repeat(64)));
+        let kubernetes = join(Evidence::Kubernetes("a.b.c".parse().expect("valid")));
+        for join in [&secret, &kubernetes] {
+            assert_eq!(Join::try_from(wire::JoinRequest::from(join.clone())).as_ref(), Ok(join));
+            assert!(!format!("{join:?}").contains('a'.to_string().repeat(64).as_str()));
+        }
+        let none = wire::JoinRequest { secret: String::new(), ..secret.clone().into() };
+        assert!(Join::try_from(none).is_err());
+        let both = wire::JoinRequest { kubernetes_token: "a.b.c".to_owned(), ..secret.into() };
+        assert!(Join::try_from(both).is_err());
         for size in [0, SIGNING_REQUEST_MAX_BYTES + 1] {
             assert!(SigningRequest::try_from(vec![0; size]).is_err(), "{size}");
         }

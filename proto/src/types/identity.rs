@@ -1,6 +1,7 @@
 //! Signing in: identity providers, credentials, and whom the control plane takes a caller for.
 
 use std::fmt::{self, Display};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
@@ -33,17 +34,20 @@ pub enum Credential {
     Token,
     /// A session, got by signing in with an identity provider.
     Session,
+    /// A session, got for a workload's token.
+    Workload,
 }
 
 impl Credential {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Token, Self::Session];
+    pub const ALL: [Self; 3] = [Self::Token, Self::Session, Self::Workload];
 
     /// As audit events and people write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",
             Self::Session => "session",
+            Self::Workload => "workload",
         }
     }
 }
@@ -61,6 +65,7 @@ impl TryFrom<wire::Credential> for Credential {
         match wire {
             wire::Credential::Token => Ok(Self::Token),
             wire::Credential::Session => Ok(Self::Session),
+            wire::Credential::Workload => Ok(Self::Workload),
             wire::Credential::Unspecified => Err(Invalid::new("credential", "is missing or unknown")),
         }
     }
@@ -71,6 +76,7 @@ impl From<Credential> for wire::Credential {
         match credential {
             Credential::Token => Self::Token,
             Credential::Session => Self::Session,
+            Credential::Workload => Self::Workload,
         }
     }
 }
@@ -86,10 +92,12 @@ pub struct SubjectIdentity {
     pub sign_in: Option<SignIn>,
 }
 
-/// A sign-in with an identity provider, as far as the one who signed in sees it.
+/// A sign-in, as far as the one who signed in sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignIn {
-    /// With which.
+    /// Who signed in.
+    pub by: SignInBy,
+    /// With which identity provider, or with a token of which issuer.
     pub provider: ProviderName,
     /// When it began.
     pub began: Timestamp,
@@ -97,13 +105,38 @@ pub struct SignIn {
     pub expires: Timestamp,
 }
 
+/// Who signs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignInBy {
+    /// A person, with an identity provider.
+    Person,
+    /// A workload, with a token that it was given where it runs.
+    Workload,
+}
+
+impl SignInBy {
+    /// By what the subject is recognised from then on.
+    pub fn credential(self) -> Credential {
+        match self {
+            Self::Person => Credential::Session,
+            Self::Workload => Credential::Workload,
+        }
+    }
+
+    /// The other way round; None: by a static token nobody signs in.
+    pub fn of(credential: Credential) -> Option<Self> {
+        match credential {
+            Credential::Token => None,
+            Credential::Session => Some(Self::Person),
+            Credential::Workload => Some(Self::Workload),
+        }
+    }
+}
+
 impl SubjectIdentity {
     /// By what the subject is recognised.
     pub fn credential(&self) -> Credential {
-        match self.sign_in {
-            Some(_) => Credential::Session,
-            None => Credential::Token,
-        }
+        self.sign_in.as_ref().map_or(Credential::Token, |sign_in| sign_in.by.credential())
     }
 }
 
@@ -111,9 +144,10 @@ impl TryFrom<wire::Identity> for SubjectIdentity {
     type Error = Invalid;
 
     fn try_from(wire: wire::Identity) -> Result<Self, Invalid> {
-        let sign_in = match wire.credential().try_into()? {
-            Credential::Token => None,
-            Credential::Session => Some(SignIn {
+        let sign_in = match SignInBy::of(wire.credential().try_into()?) {
+            None => None,
+            Some(by) => Some(SignIn {
+                by,
                 provider: wire.provider.parse()?,
                 began: time::required("signed_in", wire.signed_in)?,
                 expires: time::required("expires", wire.expires)?,
@@ -239,6 +273,46 @@ impl TryFrom<wire::SignInRequest> for NewSignIn {
     }
 }
 
+/// A token that a workload wants to sign in with. Nothing of it is proven yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WorkloadToken(String);
+
+impl WorkloadToken {
+    /// In compact form: visible ASCII, at most [`ID_TOKEN_MAX_BYTES`].
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WorkloadToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WorkloadToken(…)")
+    }
+}
+
+impl FromStr for WorkloadToken {
+    type Err = Invalid;
+
+    /// White space around it, as files have it, does not count. The error does not show the text.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        visible("token", text.trim().to_owned(), ID_TOKEN_MAX_BYTES).map(Self)
+    }
+}
+
+impl TryFrom<wire::SignInWorkloadRequest> for WorkloadToken {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::SignInWorkloadRequest) -> Result<Self, Invalid> {
+        wire.token.parse()
+    }
+}
+
+impl From<WorkloadToken> for wire::SignInWorkloadRequest {
+    fn from(token: WorkloadToken) -> Self {
+        Self { token: token.0 }
+    }
+}
+
 /// A text of visible ASCII that is not empty. What does not pass is not quoted: it may be a secret.
 fn visible(field: &str, text: String, max_bytes: usize) -> Result<String, Invalid> {
     if text.is_empty() {
@@ -260,12 +334,13 @@ mod tests {
     #[test]
     fn identities_survive_the_wire() {
         let moment = |ms| Timestamp::from_unix_ms(ms).expect("in range");
-        let sign_in = SignIn {
+        let sign_in = |by| SignIn {
+            by,
             provider: "corp".parse().expect("valid"),
             began: moment(1_795_000_000_000),
             expires: moment(1_795_003_600_000),
         };
-        for sign_in in [None, Some(sign_in)] {
+        for sign_in in [None, Some(sign_in(SignInBy::Person)), Some(sign_in(SignInBy::Workload))] {
             let subject = "user:alice@example.com".parse().expect("valid");
             let identity = SubjectIdentity { subject, role: SubjectRole::Approver, sign_in };
             assert_eq!(SubjectIdentity::try_from(wire::Identity::from(identity.clone())), Ok(identity));
@@ -285,6 +360,16 @@ mod tests {
         };
         assert!(!format!("{provider:?}").contains("hush"));
         assert_eq!(Provider::try_from(wire::Provider::from(provider.clone())), Ok(provider));
+    }
+
+    #[test]
+    fn workload_tokens_are_bounded_and_not_shown() {
+        let token: WorkloadToken = " a.b.c\n".parse().expect("valid");
+        assert_eq!((token.as_str(), format!("{token:?}").as_str()), ("a.b.c", "WorkloadToken(…)"));
+        for bad in ["", " ", "hush hush", "ä", &"x".repeat(ID_TOKEN_MAX_BYTES + 1)] {
+            let error = bad.parse::<WorkloadToken>().expect_err("is refused");
+            assert!(!error.to_string().contains("hush"), "{error}");
+        }
     }
 
     #[test]

@@ -1,10 +1,13 @@
-//! One bounded question to a provider.
+//! One bounded question to an issuer.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, StatusCode};
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt as _;
 
 /// The largest answer. Key sets of large providers have 20 KiB.
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
@@ -13,7 +16,7 @@ const ANSWER_MAX_BYTES: usize = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say it")]
 pub enum FetchError {
-    #[error("cannot prepare to ask identity providers")]
+    #[error("cannot prepare to ask issuers of tokens")]
     Prepare(#[source] reqwest::Error),
     #[error("cannot get `{address}`")]
     Get { address: String, source: reqwest::Error },
@@ -23,7 +26,11 @@ pub enum FetchError {
     TooLarge { address: String },
     #[error("the answer of `{address}` is not understood")]
     Malformed { address: String, source: serde_json::Error },
-    #[error("the provider calls itself `{found}`, not `{expected}`")]
+    #[error("cannot read the keys in `{}`", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("`{}` is no set of keys", path.display())]
+    MalformedFile { path: PathBuf, source: serde_json::Error },
+    #[error("the issuer calls itself `{found}`, not `{expected}`")]
     OtherIssuer { found: String, expected: String },
 }
 
@@ -58,4 +65,15 @@ impl Fetcher {
         serde_json::from_slice(&body)
             .map_err(|source| FetchError::Malformed { address: address.to_owned(), source })
     }
+}
+
+/// The same from a file that an operator keeps up to date.
+pub(super) async fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FetchError> {
+    let failed = |source| FetchError::File { path: path.to_owned(), source };
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut text = Vec::new();
+    // What is cut short is malformed.
+    file.take(ANSWER_MAX_BYTES as u64).read_to_end(&mut text).await.map_err(failed)?;
+    serde_json::from_slice(&text)
+        .map_err(|source| FetchError::MalformedFile { path: path.to_owned(), source })
 }

@@ -1,4 +1,4 @@
-//! A provider's keys, and what each may sign with.
+//! An issuer's keys, and what each may sign with.
 //!
 //! Owns: the header of a token, the choice of the key, the signature. Must not know: where keys come from, what claims mean.
 
@@ -126,6 +126,17 @@ pub(super) fn signed_part(token: &str) -> &str {
     token.rsplit_once('.').map_or(token, |(signed, _)| signed)
 }
 
+/// Whose a token says it is. Nothing of it is proven: it tells whose keys to try.
+pub fn unproven_issuer(token: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        iss: String,
+    }
+
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    serde_json::from_slice::<Claims>(&claims).ok().map(|claims| claims.iss)
+}
+
 /// The claims, if the signature is that of the key.
 pub(super) fn verified(
     token: &str,
@@ -204,6 +215,8 @@ mod tests {
         #[test]
         fn no_token_and_no_key_set_panics(header in "[-A-Za-z0-9_=.]{0,40}", key in "[{}\\[\\]\":,a-zA-Z0-9-]{0,60}") {
             let _ = super::header(&header);
+            let _ = unproven_issuer(&header);
+            let _ = unproven_issuer(&format!("a.{}.c", BASE64_URL_SAFE_NO_PAD.encode(&key)));
             let _ = super::header(&format!("{}.b.c", BASE64_URL_SAFE_NO_PAD.encode(&key)));
             if let Ok(keys) = serde_json::from_str::<Published>(&format!("{{\"keys\":[{key}]}}")) {
                 let _ = Keys::from(keys).find(Algorithm::RS256, None);

@@ -1,4 +1,4 @@
-//! How many may sign in at once with one provider, from wherever they come: who has no token can be anybody, and many.
+//! How many may sign in at once with one issuer, from wherever they come: who has no token can be anybody, and many.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -16,7 +16,8 @@ const SIGN_INS_AT_ONCE: NonZeroU32 = NonZeroU32::new(100).expect("is not 0");
 pub struct Limits(HashMap<ProviderName, DefaultDirectRateLimiter>);
 
 impl Limits {
-    pub(super) fn new<'a>(providers: impl Iterator<Item = &'a ProviderName>) -> Self {
+    /// For these.
+    pub fn new<'a>(providers: impl Iterator<Item = &'a ProviderName>) -> Self {
         let quota = Quota::per_second(SIGN_INS_PER_SECOND).allow_burst(SIGN_INS_AT_ONCE);
         Self(providers.map(|name| (name.clone(), RateLimiter::direct(quota))).collect())
     }
