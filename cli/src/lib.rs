@@ -169,12 +169,35 @@ impl Context<'_> {
         ControlPlane::connect(&credentials).await
     }
 
-    /// What takes long outlives its session: after `error` connects anew, if the session was over and there is another one by
-    /// now. Else gives the error back.
+    /// What takes long outlives its session, and a control plane that goes away for a while. After `error`, whether to try
+    /// again:
+    ///
+    /// - `Ok(None)`: yes, as the session was over and `control_plane` is one with another session now;
+    /// - `Ok(Some(error))`: yes, as this may mend itself;
+    /// - `Err`: no.
+    ///
+    /// Wait before each try, after `Ok(None)` too: a control plane that gives out sessions and refuses them must not be asked
+    /// without a pause.
+    async fn outlive(
+        &mut self,
+        error: Error,
+        control_plane: &mut ControlPlane,
+    ) -> Result<Option<Error>, Error> {
+        let error = match error.kind() {
+            Kind::Unauthenticated => match self.reconnect(error).await {
+                Ok(renewed) => {
+                    *control_plane = renewed;
+                    return Ok(None);
+                }
+                Err(error) => error,
+            },
+            _ => error,
+        };
+        if error.worth_retrying() { Ok(Some(error)) } else { Err(error) }
+    }
+
+    /// Connects with another session than the one that `error` says is over. Gives the error back if there is no other.
     async fn reconnect(&mut self, error: Error) -> Result<ControlPlane, Error> {
-        if error.kind() != Kind::Unauthenticated {
-            return Err(error);
-        }
         let before = self.presented.clone();
         // Who reads the token from standard input cannot read it again.
         let is_lost = self.workload()?.is_some_and(|source| !source.lasts());

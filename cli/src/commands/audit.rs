@@ -97,14 +97,12 @@ async fn follow(
             Ok(()) => None,
             // The first try has to succeed: a wrong address or token is told at once, not tried for ever.
             Err(error) if progress.way == Way::Untried => return Err(error),
-            Err(error) if error.worth_retrying() => Some(error),
-            Err(error) => match context.reconnect(error).await {
-                Ok(renewed) => {
-                    control_plane = renewed;
+            Err(error) => match context.outlive(error, &mut control_plane).await? {
+                None => {
+                    sleep(backoff.step()).await;
                     continue;
                 }
-                Err(error) if error.worth_retrying() => Some(error),
-                Err(error) => return Err(error),
+                error => error,
             },
         };
         let trouble =

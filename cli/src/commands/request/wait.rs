@@ -95,14 +95,12 @@ async fn watch_on(
         let error = match watch(context, &control_plane, request, told).await {
             Ok(Some(grant)) => return Ok(grant),
             Ok(None) => None,
-            Err(error) if error.worth_retrying() => Some(error),
-            Err(error) => match context.reconnect(error).await {
-                Ok(renewed) => {
-                    control_plane = renewed;
+            Err(error) => match context.outlive(error, &mut control_plane).await? {
+                None => {
+                    sleep(backoff.step()).await;
                     continue;
                 }
-                Err(error) if error.worth_retrying() => Some(error),
-                Err(error) => return Err(error),
+                error => error,
             },
         };
         let now = error.map_or("the control plane ended the watch".to_owned(), |error| error.with_cause());
