@@ -84,15 +84,6 @@ impl Office {
         let identity = answer.identity.expect("is there").try_into().expect("valid");
         (self.world.caller(&answer.token).await, identity)
     }
-
-    async fn last(&mut self, kind: EventKind) -> AuditEvent {
-        self.world.record().await.into_iter().rfind(|event| event.kind == kind).expect("is on record")
-    }
-}
-
-async fn whoami(caller: &mut Caller) -> Result<SubjectIdentity, Status> {
-    let answer = caller.identity.who_am_i(wire::WhoAmIRequest {}).await?.into_inner();
-    Ok(answer.identity.expect("is there").try_into().expect("valid"))
 }
 
 #[tokio::test]
@@ -105,13 +96,13 @@ async fn a_session_from_its_beginning_to_its_end() {
     let (mut alice, identity) = office.sign_in(json!({ "amr": ["pwd", "otp"] })).await;
     assert!(alice.token.starts_with("pcs_"), "{}", alice.token.len());
     assert_eq!((identity.subject.as_str(), identity.role), ("user:alice@example.com", SubjectRole::Approver));
-    assert_eq!(whoami(&mut alice).await.expect("known"), identity);
+    assert_eq!(alice.who_am_i().await.expect("known"), identity);
     let sign_in = identity.sign_in.expect("a session");
     assert_eq!(sign_in.expires.since(sign_in.began), Duration::from_secs(600));
 
-    let added = office.last(EventKind::SubjectAdded).await;
+    let added = office.world.last(EventKind::SubjectAdded).await;
     assert_eq!((added.actor.as_str(), added.credential.as_str()), ("user:alice@example.com", "session"));
-    let begun = office.last(EventKind::SubjectSignedIn).await;
+    let begun = office.world.last(EventKind::SubjectSignedIn).await;
     assert_eq!((begun.subject.as_str(), begun.reason.as_str()), ("user:alice@example.com", "signed_in"));
     assert_eq!(begun.comment, "provider `corp`, account `00u1`, role approver, by pwd otp");
     assert_eq!(begun.expires, Some(sign_in.expires));
@@ -120,18 +111,18 @@ async fn a_session_from_its_beginning_to_its_end() {
     office.world.resource("db", "10.0.0.7").await;
     office.world.host("db-7").await;
     alice.request(60).await.expect("made");
-    let asked = office.last(EventKind::RequestCreated).await;
+    let asked = office.world.last(EventKind::RequestCreated).await;
     assert_eq!((asked.actor.as_str(), asked.credential.as_str()), ("user:alice@example.com", "session"));
-    assert_eq!(office.last(EventKind::ResourceAdded).await.credential, "token");
-    let admin = whoami(&mut office.world.admin).await.expect("known");
+    assert_eq!(office.world.last(EventKind::ResourceAdded).await.credential, "token");
+    let admin = office.world.admin.who_am_i().await.expect("known");
     assert_eq!((admin.credential(), admin.sign_in), (Credential::Token, None));
 
     // It outlives a restart, but not the sign-out.
     office.world.restart().await;
     let mut alice = office.world.caller(&alice.token).await;
     alice.identity.sign_out(wire::SignOutRequest {}).await.expect("signed out");
-    refused(whoami(&mut alice).await, ErrorKind::Unauthenticated, "not any more");
-    let ended = office.last(EventKind::SubjectSignedOut).await;
+    refused(alice.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
+    let ended = office.world.last(EventKind::SubjectSignedOut).await;
     assert_eq!((ended.actor.as_str(), ended.credential.as_str()), ("user:alice@example.com", "session"));
     let out = office.world.admin.identity.sign_out(wire::SignOutRequest {}).await;
     refused(out, ErrorKind::FailedPrecondition, "static token");
@@ -152,7 +143,7 @@ async fn a_session_ends_with_its_time_and_takes_its_streams_along() {
         }
     };
     refused::<()>(Err(end), ErrorKind::Unauthenticated, "sign in with `portcullis login`");
-    refused(whoami(&mut admin).await, ErrorKind::Unauthenticated, "not any more");
+    refused(admin.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
 }
 
 #[tokio::test]
@@ -162,14 +153,14 @@ async fn a_renewed_session_takes_the_place_of_the_one_before() {
     let (mut others, _) = office.sign_in(json!({ "email": "dora@example.com", "sub": "00u2" })).await;
     let token = office.token(json!({}));
     let second = office.renew(token, &first.token).await.expect("renewed");
-    assert_eq!(office.last(EventKind::SubjectSignedIn).await.reason, "renewed");
-    refused(whoami(&mut first).await, ErrorKind::Unauthenticated, "not any more");
-    whoami(&mut office.world.caller(&second.token).await).await.expect("known");
+    assert_eq!(office.world.last(EventKind::SubjectSignedIn).await.reason, "renewed");
+    refused(first.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
+    office.world.caller(&second.token).await.who_am_i().await.expect("known");
     // Nobody ends a session of somebody else's.
     let token = office.token(json!({}));
     office.renew(token, &others.token).await.expect("signed in");
-    assert_eq!(office.last(EventKind::SubjectSignedIn).await.reason, "signed_in");
-    whoami(&mut others).await.expect("known");
+    assert_eq!(office.world.last(EventKind::SubjectSignedIn).await.reason, "signed_in");
+    others.who_am_i().await.expect("known");
 }
 
 #[tokio::test]
@@ -179,9 +170,9 @@ async fn the_oldest_of_too_many_sessions_ends() {
     for _ in 0..31 {
         office.sign_in(json!({})).await;
     }
-    whoami(&mut first).await.expect("32 sessions are possible");
+    first.who_am_i().await.expect("32 sessions are possible");
     office.sign_in(json!({})).await;
-    refused(whoami(&mut first).await, ErrorKind::Unauthenticated, "not any more");
+    refused(first.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
 }
 
 #[tokio::test]
@@ -196,7 +187,7 @@ async fn roles_follow_the_groups() {
     // Out of the groups: what they gave is gone, although she is in the directory now.
     let token = office.token(json!({ "groups": [] }));
     refused(office.present(token).await, ErrorKind::PermissionDenied, "no group of theirs has a role");
-    let event = office.last(EventKind::SignInRefused).await;
+    let event = office.world.last(EventKind::SignInRefused).await;
     assert_eq!((event.reason.as_str(), event.actor.as_str()), ("not_let_in", ""));
     assert!(event.comment.contains("`user:alice@example.com` is not let in"), "{}", event.comment);
     // Whom only her groups have put there, an administrator can still add.
@@ -329,7 +320,7 @@ async fn an_id_token_is_taken_once() {
     office.world.restart().await;
     office.nobody = office.world.caller("").await;
     refused(office.present(token).await, ErrorKind::Unauthenticated, "was used before");
-    assert_eq!(office.last(EventKind::SignInRefused).await.reason, "replayed");
+    assert_eq!(office.world.last(EventKind::SignInRefused).await.reason, "replayed");
 }
 
 #[tokio::test]
@@ -374,7 +365,7 @@ async fn a_flood_is_held_back_and_counted() {
     let lines = record.iter().filter(too_many).count();
     assert!((1..60).contains(&lines), "{lines} lines for {held_back}");
     // Who is known is not held up by those who are not.
-    whoami(&mut office.world.admin).await.expect("known");
+    office.world.admin.who_am_i().await.expect("known");
 }
 
 #[tokio::test]
@@ -385,7 +376,7 @@ async fn a_provider_that_is_not_there_is_told() {
     .await;
     let token = office.token(json!({}));
     refused(office.present(token).await, ErrorKind::Unavailable, "the keys of the issuer cannot be had");
-    assert_eq!(office.last(EventKind::SignInRefused).await.reason, "provider_unreachable");
+    assert_eq!(office.world.last(EventKind::SignInRefused).await.reason, "provider_unreachable");
     // Another authority than the one that was named is no authority.
     let mut office = Office::open_with(|configured| {
         let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -400,7 +391,7 @@ async fn a_provider_that_is_not_there_is_told() {
 #[tokio::test]
 async fn nobody_may_do_nothing_else() {
     let mut office = Office::open().await;
-    refused(whoami(&mut office.nobody).await, ErrorKind::Unauthenticated, "sign in with `portcullis login`");
+    refused(office.nobody.who_am_i().await, ErrorKind::Unauthenticated, "sign in with `portcullis login`");
     let unknown = wire::SignInRequest {
         provider: "other".to_owned(),
         id_token: "a.b.c".to_owned(),
@@ -410,6 +401,6 @@ async fn nobody_may_do_nothing_else() {
     let (mut alice, _) = office.sign_in(json!({ "groups": ["approvers"] })).await;
     let tail = alice.audit.tail(TailRequest::default()).await;
     refused(tail, ErrorKind::PermissionDenied, "`user:alice@example.com` may not call");
-    let event = office.last(EventKind::CallRefused).await;
+    let event = office.world.last(EventKind::CallRefused).await;
     assert_eq!((event.actor.as_str(), event.credential.as_str()), ("user:alice@example.com", "session"));
 }

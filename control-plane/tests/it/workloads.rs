@@ -6,7 +6,7 @@ use control_plane::config::{IssuerKeys, KeySource, KubernetesCluster, WorkloadIs
 use control_plane::rules::workload::{Binding, ClaimPath, Expected, ExpectedAgent, Wanted};
 use jsonwebtoken::Algorithm;
 use proto::status::ErrorKind;
-use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
+use proto::types::{AuditEvent, Credential, EventKind, SubjectRole};
 use proto::wire::access::RevokeHostRequest;
 use proto::wire::identity as wire;
 use serde_json::{Value, json};
@@ -121,15 +121,6 @@ impl Ci {
         let sign_in = wire::SignInWorkloadRequest { token: token.to_owned() };
         Ok(within(self.nobody.identity.sign_in_workload(sign_in)).await?.into_inner())
     }
-
-    async fn last(&mut self, kind: EventKind) -> AuditEvent {
-        self.world.record().await.into_iter().rfind(|event| event.kind == kind).expect("is on record")
-    }
-}
-
-async fn whoami(caller: &mut Caller) -> Result<SubjectIdentity, Status> {
-    let answer = caller.identity.who_am_i(wire::WhoAmIRequest {}).await?.into_inner();
-    Ok(answer.identity.expect("is there").try_into().expect("valid"))
 }
 
 #[tokio::test]
@@ -140,19 +131,19 @@ async fn a_job_signs_in_asks_and_is_on_record_as_what_it_is() {
     let token = ci.key.sign(&ci.job(json!({})));
     let answer = ci.show(&token).await.expect("is let in");
     let mut job = ci.world.caller(&answer.token).await;
-    let identity = whoami(&mut job).await.expect("known");
+    let identity = job.who_am_i().await.expect("known");
     assert_eq!((identity.subject.as_str(), identity.role), ("workload:ci/deploy", SubjectRole::Member));
     assert_eq!(identity.credential(), Credential::Workload);
     let sign_in = identity.sign_in.expect("a session");
     assert_eq!((sign_in.provider.as_str(), sign_in.expires.since(sign_in.began).as_secs()), ("github", 900));
     job.request(60).await.expect("made");
-    let asked = ci.last(EventKind::RequestCreated).await;
+    let asked = ci.world.last(EventKind::RequestCreated).await;
     assert_eq!((asked.actor.as_str(), asked.credential.as_str()), ("workload:ci/deploy", "workload"));
-    let added = ci.last(EventKind::SubjectAdded).await;
+    let added = ci.world.last(EventKind::SubjectAdded).await;
     assert_eq!((added.subject.as_str(), added.credential.as_str()), ("workload:ci/deploy", "workload"));
     // Its next command shows the same token: it counts, and is told.
     ci.show(&token).await.expect("is let in again");
-    let again = ci.last(EventKind::SubjectSignedIn).await;
+    let again = ci.world.last(EventKind::SubjectSignedIn).await;
     assert_eq!((again.reason.as_str(), again.expires.is_some()), ("workload", true));
     assert_eq!(
         again.comment,
@@ -160,7 +151,7 @@ async fn a_job_signs_in_asks_and_is_on_record_as_what_it_is() {
     );
     // Its session ends as others do.
     job.identity.sign_out(wire::SignOutRequest {}).await.expect("signed out");
-    refused(whoami(&mut job).await, ErrorKind::Unauthenticated, "not any more");
+    refused(job.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
 }
 
 #[tokio::test]
@@ -170,7 +161,7 @@ async fn a_job_is_a_member_whatever_the_directory_says() {
     let token = ci.key.sign(&ci.job(json!({})));
     let answer = ci.show(&token).await.expect("is let in");
     let mut job = ci.world.caller(&answer.token).await;
-    assert_eq!(whoami(&mut job).await.expect("known").role, SubjectRole::Member);
+    assert_eq!(job.who_am_i().await.expect("known").role, SubjectRole::Member);
     refused(
         job.directory.list_subjects(proto::wire::access::ListSubjectsRequest {}).await,
         ErrorKind::PermissionDenied,
@@ -186,7 +177,7 @@ async fn a_token_that_leaks_is_bounded() {
         ci.show(&token).await.expect("is let in");
     }
     refused(ci.show(&token).await, ErrorKind::Unauthenticated, "used 100 times before");
-    assert_eq!(ci.last(EventKind::SignInRefused).await.reason, "replayed");
+    assert_eq!(ci.world.last(EventKind::SignInRefused).await.reason, "replayed");
     let another = ci.key.sign(&ci.job(json!({})));
     ci.show(&another).await.expect("another one is let in");
 }
@@ -257,9 +248,9 @@ async fn a_node_joins_and_becomes_a_host() {
     let hosts = ci.world.hosts().await;
     assert_eq!(hosts.len(), 1);
     assert_eq!((hosts[0].name.as_str(), hosts[0].labels.to_string().as_str()), ("node-1", "env=prod"));
-    let added = ci.last(EventKind::HostAdded).await;
+    let added = ci.world.last(EventKind::HostAdded).await;
     assert_eq!((added.actor.as_str(), added.reason.as_str()), ("host:node-1", "kubernetes"));
-    let joined = ci.last(EventKind::HostJoined).await;
+    let joined = ci.world.last(EventKind::HostJoined).await;
     assert_eq!(joined.reason, "kubernetes");
     assert!(joined.comment.ends_with("cluster `prod`, pod `portcullis-agent-x7`"), "{}", joined.comment);
     let first = session(&ci.world, &identity, hello("node-1")).await.expect("a session");
@@ -267,7 +258,7 @@ async fn a_node_joins_and_becomes_a_host() {
     // Another pod on the node, while the certificate counts: on record as that, pending until it is used,
     let token = ci.key.sign(&ci.pod("node-1", json!({})));
     let second = ci.world.join_by_cluster("node-1", &token).await.expect("joined");
-    let joined = ci.last(EventKind::HostJoined).await;
+    let joined = ci.world.last(EventKind::HostJoined).await;
     assert!(joined.comment.ends_with("it had another one that counts"), "{}", joined.comment);
     session(&ci.world, &identity, hello("node-1")).await.expect("the one before counts");
     // and from then on the one before is a copy.
@@ -275,7 +266,7 @@ async fn a_node_joins_and_becomes_a_host() {
     drop(first);
     let before = session(&ci.world, &identity, hello("node-1")).await.map(drop);
     refused(before, ErrorKind::Unauthenticated, "this is a copy");
-    assert_eq!(ci.last(EventKind::HostKeyCopied).await.reason, "superseded");
+    assert_eq!(ci.world.last(EventKind::HostKeyCopied).await.reason, "superseded");
 }
 
 #[tokio::test]

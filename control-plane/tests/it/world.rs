@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
     AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, JoinToken,
-    NewRequest, Request, RequestId, ResourceOptions, SubjectRole,
+    NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -27,6 +27,7 @@ use proto::wire::audit::audit_service_client::AuditServiceClient;
 use proto::wire::enrolment as enrolment_wire;
 use proto::wire::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use proto::wire::enrolment::{JoinRequest, RenewRequest};
+use proto::wire::identity as identity_wire;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -214,6 +215,11 @@ impl World {
     pub(crate) async fn record(&mut self) -> Vec<AuditEvent> {
         self.admin.tail(audit_wire::TailRequest::default()).await
     }
+
+    /// The newest event of its kind.
+    pub(crate) async fn last(&mut self, kind: EventKind) -> AuditEvent {
+        self.record().await.into_iter().rfind(|event| event.kind == kind).expect("is on record")
+    }
 }
 
 pub(crate) struct Story {
@@ -334,6 +340,12 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// As whom the control plane knows this caller.
+    pub(crate) async fn who_am_i(&mut self) -> Result<SubjectIdentity, Status> {
+        let answer = self.identity.who_am_i(identity_wire::WhoAmIRequest {}).await?.into_inner();
+        Ok(answer.identity.expect("is there").try_into().expect("valid"))
+    }
+
     pub(crate) async fn connect(
         address: &str,
         authority: &CertificateDer<'static>,
