@@ -39,12 +39,8 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
     unix_probe::run_if_asked();
     other_agent::run_if_asked();
     stranger::run_if_asked();
-    let tests = tests.into_iter().map(|(name, test)| Case {
-        name: name.to_owned(),
-        run: Box::new(move || test().map(|()| Outcome::Passed)),
-    });
     let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
-    run(tests.chain(choosy).collect(), || {
+    run(cases(&tests).into_iter().chain(choosy).collect(), || {
         sandbox::remove_canarys_cgroup();
         Ok(())
     });
@@ -52,21 +48,35 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
 
 /// Runs tests that need to enforce, and then does what is to be done after the last.
 pub fn run(cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
-    run_unless(machine::cannot_enforce(), cases, conclude);
+    run_unless(machine::cannot_enforce(), &Arguments::from_args(), cases, conclude);
+}
+
+/// Runs tests that change the whole machine, one after the other; `reason`: why they must not run here.
+pub fn main_in_turn(reason: Option<&str>, tests: &[Test]) {
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    run_unless(reason, &arguments, cases(tests), || Ok(()));
 }
 
 /// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here.
 pub fn main_unless(reason: Option<&str>, tests: &[Test]) {
-    let case = |(name, test): &Test| {
-        let test = *test;
-        Case { name: (*name).to_owned(), run: Box::new(move || test().map(|()| Outcome::Passed)) }
-    };
-    run_unless(reason, tests.iter().map(case).collect(), || Ok(()));
+    run_unless(reason, &Arguments::from_args(), cases(tests), || Ok(()));
 }
 
-fn run_unless(reason: Option<&str>, cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
+fn cases(tests: &[Test]) -> Vec<Case> {
+    let case = |&(name, test): &Test| Case {
+        name: name.to_owned(),
+        run: Box::new(move || test().map(|()| Outcome::Passed)),
+    };
+    tests.iter().map(case).collect()
+}
+
+fn run_unless(
+    reason: Option<&str>,
+    arguments: &Arguments,
+    cases: Vec<Case>,
+    conclude: impl FnOnce() -> Result<()>,
+) {
     cleanup::on_signals().expect("signals can be handled");
-    let arguments = Arguments::from_args();
     if let Some(reason) = reason {
         say(&format!("skipping {} tests: {reason}", cases.len()));
     }
@@ -78,7 +88,7 @@ fn run_unless(reason: Option<&str>, cases: Vec<Case>, conclude: impl FnOnce() ->
         };
         Trial::ignorable_test(name, run).with_ignored_flag(reason.is_some())
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let conclusion = libtest_mimic::run(arguments, trials.collect());
     let concluded = conclude();
     cleanup::let_signals_finish();
     if let Err(error) = concluded {

@@ -333,40 +333,22 @@ impl Stage {
 
     /// Asks for access as the subject, has the administrator approve, and returns when the kernel holds the grant: its id.
     pub fn grant(&self, subject: &str, resource: &str, duration: &str) -> Result<String> {
-        let request = self.cli(subject)?.json(&[
-            "request",
-            resource,
-            "--for",
-            duration,
-            "--reason",
-            "a story needs it",
-        ])?;
-        let request = text(&request, "id")?;
-        let admin = self.cli(ADMIN)?;
-        let grant = text(&admin.json(&["approve", &request])?, "id")?;
-        self.wait_for_grant(&grant, "active")?;
-        Ok(grant)
+        self.cli(ADMIN)?.grant(&self.cli(subject)?, resource, duration)
     }
 
     /// Waits until a grant is in this state.
     pub fn wait_for_grant(&self, id: &str, state: &str) -> Result<Value> {
-        let admin = self.cli(ADMIN)?;
-        wait_for(&format!("grant {id} to be {state}"), SOON, || {
-            let grants = admin.json(&["grants", "--all"])?;
-            let found = grants.as_array().into_iter().flatten().find(|grant| grant["id"] == id);
-            Ok(found.filter(|grant| grant["state"] == state).cloned())
-        })
+        self.cli(ADMIN)?.wait_for_grant(id, state)
     }
 
     /// All events so far, oldest first.
     pub fn events(&self) -> Result<Vec<Value>> {
-        let lines = self.cli(ADMIN)?.run(&["audit", "tail", "--after", "0", "-o", "json"])?;
-        lines.lines().map(|line| serde_json::from_str(line).context("an event is no JSON")).collect()
+        self.cli(ADMIN)?.events()
     }
 
     /// Waits until an event is in the record.
     pub fn wait_for_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
-        wait_for(what, SOON, || Ok(self.events()?.into_iter().find(|event| is_it(event))))
+        self.cli(ADMIN)?.wait_for_event(what, is_it)
     }
 }
 
@@ -387,6 +369,18 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// The one that is installed on this host, for a control plane that is.
+    pub fn installed(server: &str, ca_file: &Path, token_file: &Path) -> Self {
+        let (ca_file, token_file) = (ca_file.to_owned(), token_file.to_owned());
+        Self {
+            program: "/usr/bin/portcullis".into(),
+            netns: None,
+            server: server.to_owned(),
+            ca_file,
+            token_file,
+        }
+    }
+
     /// A command, to be changed and run.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.netns {
@@ -422,5 +416,34 @@ impl Cli {
             bail!("{arguments:?}: {}, expected exit code {code} and `{words}`:\n{stderr}", output.status);
         }
         Ok(())
+    }
+
+    /// As the administrator: approves what somebody asks for, and returns when the kernel holds the grant: its id.
+    pub fn grant(&self, somebody: &Self, resource: &str, duration: &str) -> Result<String> {
+        let request =
+            somebody.json(&["request", resource, "--for", duration, "--reason", "a story needs it"])?;
+        let grant = text(&self.json(&["approve", &text(&request, "id")?])?, "id")?;
+        self.wait_for_grant(&grant, "active")?;
+        Ok(grant)
+    }
+
+    /// As the administrator: waits until a grant is in this state.
+    pub fn wait_for_grant(&self, id: &str, state: &str) -> Result<Value> {
+        wait_for(&format!("grant {id} to be {state}"), SOON, || {
+            let grants = self.json(&["grants", "--all"])?;
+            let found = grants.as_array().into_iter().flatten().find(|grant| grant["id"] == id);
+            Ok(found.filter(|grant| grant["state"] == state).cloned())
+        })
+    }
+
+    /// As the administrator: all events so far, oldest first.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let lines = self.run(&["audit", "tail", "--after", "0", "-o", "json"])?;
+        lines.lines().map(|line| serde_json::from_str(line).context("an event is no JSON")).collect()
+    }
+
+    /// As the administrator: waits until an event is in the record.
+    pub fn wait_for_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_for(what, SOON, || Ok(self.events()?.into_iter().find(|event| is_it(event))))
     }
 }

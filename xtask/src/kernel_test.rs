@@ -1,17 +1,21 @@
 //! `kernel-test`: the kernel tests on other kernels than this machine's.
 //!
 //! Owns the table of runs and the list of tests that may be skipped. Each run is a virtual machine
-//! with one of Debian's kernels and a file system in memory that holds little more than the tests.
+//! with one of Debian's kernels and a file system in memory that holds little more than the tests,
+//! or, for the tests of an installation, a small Debian with systemd.
 
 mod archive;
+mod cache;
 mod guest;
 mod initramfs;
 mod kernels;
 mod report;
+mod userland;
 
 use std::{
     fmt, fs,
     path::PathBuf,
+    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -28,6 +32,7 @@ use self::{
     initramfs::Tests,
     kernels::{Kernel, Kernels},
     report::{Outcome, Skip},
+    userland::Userland,
 };
 use crate::{
     setup::{self, Thing},
@@ -156,18 +161,52 @@ pub(crate) enum Suite {
     Kernel,
     /// Every way to get past it
     Bypass,
+    /// The project installed on a host with systemd: units, sessions, containers
+    Systemd,
 }
 
 impl Suite {
-    const ALL: [Self; 2] = [Self::Kernel, Self::Bypass];
+    const ALL: [Self; 3] = [Self::Kernel, Self::Bypass, Self::Systemd];
 
     fn target(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Bypass => "bypass",
+            Self::Systemd => "systemd",
+        }
+    }
+
+    fn system(self) -> System {
+        match self {
+            Self::Kernel | Self::Bypass => System::Bare,
+            Self::Systemd => System::Debian,
         }
     }
 }
+
+/// What a guest has besides its kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum System {
+    /// The tests, and nothing that runs beside them.
+    Bare,
+    /// Debian, with systemd as the first process, and the project's programs where a package puts them.
+    Debian,
+}
+
+impl System {
+    const ALL: [Self; 2] = [Self::Bare, Self::Debian];
+
+    /// What the names of its runs end with.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Bare => "",
+            Self::Debian => "-systemd",
+        }
+    }
+}
+
+/// The packages with the programs that a Debian guest has installed.
+const INSTALLED: [&str; 3] = ["agent", "cli", "control-plane"];
 
 /// Debian's kernels are for this one; and the programs must run there without any library.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -201,24 +240,38 @@ pub(crate) fn execute(
         &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines, Thing::Iproute],
     )?;
     let suites = suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]);
-    let programs = build(checkout, &suites)?;
+    let of = |system| suites.iter().copied().filter(|suite| suite.system() == system).collect::<Vec<_>>();
+    let (bare, debian) = (of(System::Bare), of(System::Debian));
+    let userland = if debian.is_empty() { None } else { Some(Userland::provide(checkout)?) };
+    let guests = Guests {
+        bare: Tests { programs: &build(checkout, &bare)?, installed: &[], filters, userland: None },
+        debian: Tests {
+            programs: &build(checkout, &debian)?,
+            installed: &if debian.is_empty() { Vec::new() } else { build_installed(checkout)? },
+            filters,
+            userland: userland.as_ref(),
+        },
+        logs: checkout.target.join("kernel-test"),
+        kvm_failed: AtomicBool::new(false),
+    };
+    let systems = System::ALL.into_iter().filter(|system| !of(*system).is_empty());
     let mut matrix = Matrix::default();
     let mut ready = Vec::new();
     let mut kernels = Kernels::open(checkout)?;
     for run in runs {
         match kernels.newest(run.series) {
-            Ok(kernel) => ready.push((run, kernel)),
+            Ok(kernel) => {
+                ready.extend(systems.clone().map(|system| Boot { run, system, kernel: kernel.clone() }))
+            }
             Err(error) => {
-                println!("{:<9} NOT AVAILABLE: {error:#}", run.name);
+                println!("{:<13} NOT AVAILABLE: {error:#}", run.name);
                 matrix.not_available.push(run.name);
             }
         }
     }
     drop(kernels);
-    let logs = checkout.target.join("kernel-test");
-    fs::create_dir_all(&logs).with_context(|| format!("cannot make the folder {}", logs.display()))?;
-    let guests =
-        Guests { tests: Tests { programs: &programs, filters }, logs, kvm_failed: AtomicBool::new(false) };
+    let logs = &guests.logs;
+    fs::create_dir_all(logs).with_context(|| format!("cannot make the folder {}", logs.display()))?;
     guests.run_all(ready, &mut matrix)?;
     matrix.judge_missing(!series.is_empty());
     Ok(matrix)
@@ -240,8 +293,46 @@ fn is_meant(run: &Run, name: &str) -> bool {
     run.name == name || run.series.contains(&name)
 }
 
-/// Builds the programs once for all kernels, and says where they are.
+/// Builds the programs of tests once for all kernels, and says where they are.
 fn build(checkout: &Checkout, suites: &[Suite]) -> Result<Vec<PathBuf>> {
+    if suites.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut cargo = static_cargo(checkout);
+    cargo.args(["test", "--no-run", "--package", "tests"]);
+    cargo.args(suites.iter().flat_map(|suite| ["--test", suite.target()]));
+    let built = built(cargo)?;
+    let path = |suite: &Suite| -> Result<PathBuf> {
+        let program = suite.target();
+        let found = built.iter().find(|(name, _)| name == program);
+        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no program {program}"))
+    };
+    suites.iter().map(path).collect()
+}
+
+/// Builds what is installed in a Debian guest, in the same way.
+fn build_installed(checkout: &Checkout) -> Result<Vec<PathBuf>> {
+    let mut cargo = static_cargo(checkout);
+    cargo.args(["build", "--bins"]).args(INSTALLED.iter().flat_map(|package| ["--package", package]));
+    Ok(built(cargo)?.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Cargo, for programs that run in a guest.
+fn static_cargo(checkout: &Checkout) -> Command {
+    let mut cargo = checkout.cargo();
+    // The target is named, though it is ours: so cargo keeps what is linked statically in a folder
+    // of its own, and uses its flags for that alone.
+    cargo.env("CARGO_BUILD_TARGET", TARGET);
+    cargo.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // Half the size, in a machine that has its disk in memory; and faster, in one whose processor
+    // is software.
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "debuginfo");
+    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    cargo
+}
+
+/// Runs cargo; gives the programs that it built, by name.
+fn built(mut cargo: Command) -> Result<Vec<(String, PathBuf)>> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -251,52 +342,48 @@ fn build(checkout: &Checkout, suites: &[Suite]) -> Result<Vec<PathBuf>> {
     struct Target {
         name: String,
     }
-    let mut cargo = checkout.cargo();
-    // The target is named, though it is ours: so cargo keeps what is linked statically in a folder
-    // of its own, and uses its flags for that alone.
-    cargo.args(["test", "--no-run", "--package", "tests", "--target", TARGET]);
-    cargo.args(suites.iter().flat_map(|suite| ["--test", suite.target()]));
-    cargo.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    // Half the size, in a machine that has its disk in memory; and faster, in one whose processor
-    // is software.
-    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "debuginfo");
-    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
     sh::run(&mut cargo)?;
     let printed = sh::output(cargo.args(["--quiet", "--message-format", "json"]))?;
     let messages = printed.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    let built: Vec<(String, PathBuf)> =
-        messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect();
-    let path = |suite: &Suite| -> Result<PathBuf> {
-        let program = suite.target();
-        let found = built.iter().find(|(name, _)| name == program);
-        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no program {program}"))
-    };
-    suites.iter().map(path).collect()
+    Ok(messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect())
+}
+
+/// One machine to be started.
+struct Boot {
+    run: &'static Run,
+    system: System,
+    kernel: Kernel,
+}
+
+impl Boot {
+    fn name(&self) -> String {
+        format!("{}{}", self.run.name, self.system.suffix())
+    }
 }
 
 /// What all machines have in common.
 struct Guests<'a> {
-    tests: Tests<'a>,
+    bare: Tests<'a>,
+    debian: Tests<'a>,
     logs: PathBuf,
     /// Seen by one machine, so that the others need not try.
     kvm_failed: AtomicBool,
 }
 
 impl Guests<'_> {
-    fn run_all(&self, ready: Vec<(&'static Run, Kernel)>, matrix: &mut Matrix) -> Result<()> {
+    fn run_all(&self, ready: Vec<Boot>, matrix: &mut Matrix) -> Result<()> {
         let lanes = thread::available_parallelism().map_or(1, usize::from).clamp(1, LANES_MAX);
         let ready = Mutex::new(ready.into_iter());
         let matrix = Mutex::new(matrix);
         let lane = || -> Result<()> {
             loop {
                 let next = ready.lock().expect("no holder panics").next();
-                let Some((run, kernel)) = next else { return Ok(()) };
+                let Some(boot) = next else { return Ok(()) };
                 let start = Instant::now();
-                let (outcome, note) =
-                    self.run(run, &kernel).with_context(|| format!("kernel {}", run.name))?;
+                let (outcome, note) = self.run(&boot).with_context(|| format!("kernel {}", boot.name()))?;
                 let mut matrix = matrix.lock().expect("no holder panics");
-                matrix.add(run, &outcome);
-                self.tell(run, &outcome, &note, start.elapsed());
+                matrix.add(boot.run, &outcome);
+                self.tell(&boot, &outcome, &note, start.elapsed());
             }
         };
         thread::scope(|scope| {
@@ -305,11 +392,16 @@ impl Guests<'_> {
         })
     }
 
-    /// One kernel; also what is worth to be noted about it.
-    fn run(&self, run: &Run, kernel: &Kernel) -> Result<(Outcome, String)> {
-        let initramfs = self.log(run, "initramfs");
-        let lacking = initramfs::write(kernel, &self.tests, &initramfs)?;
-        let (log, console) = (self.log(run, "log"), self.log(run, "console"));
+    /// One machine; also what is worth to be noted about its kernel.
+    fn run(&self, boot: &Boot) -> Result<(Outcome, String)> {
+        let Boot { run, system, kernel } = boot;
+        let tests = match system {
+            System::Bare => &self.bare,
+            System::Debian => &self.debian,
+        };
+        let initramfs = self.log(boot, "initramfs");
+        let lacking = initramfs::write(kernel, tests, &initramfs)?;
+        let (log, console) = (self.log(boot, "log"), self.log(boot, "console"));
         let machine = Machine {
             kernel: &kernel.image(),
             initramfs: &initramfs,
@@ -318,8 +410,12 @@ impl Guests<'_> {
             console: &console,
         };
         let (report, end) = self.boot(&machine)?;
-        let rows = self.log(run, "bypass");
-        fs::write(&rows, report.rows()).with_context(|| format!("cannot write {}", rows.display()))?;
+        // They are large, and made anew each time.
+        let _ = fs::remove_file(&initramfs);
+        if *system == System::Bare {
+            let rows = self.log(boot, "bypass");
+            fs::write(&rows, report.rows()).with_context(|| format!("cannot write {}", rows.display()))?;
+        }
         let release = report.kernel.clone().unwrap_or_else(|| kernel.package.clone());
         let console = fs::read(&console).unwrap_or_default();
         let outcome = report.conclude(run.name, &end, &String::from_utf8_lossy(&console), MAY_SKIP);
@@ -343,17 +439,18 @@ impl Guests<'_> {
         guest::run(machine, Accelerator::Tcg)
     }
 
-    fn log(&self, run: &Run, extension: &str) -> PathBuf {
-        self.logs.join(format!("{}.{extension}", run.name))
+    fn log(&self, boot: &Boot, extension: &str) -> PathBuf {
+        self.logs.join(format!("{}.{extension}", boot.name()))
     }
 
     /// A line for the run, below the details of what failed in it.
-    fn tell(&self, run: &Run, outcome: &Outcome, note: &str, took: Duration) {
+    fn tell(&self, boot: &Boot, outcome: &Outcome, note: &str, took: Duration) {
+        let name = boot.name();
         if outcome.failed > 0 {
-            println!("\n== {}: what failed; all of it is in {}", run.name, self.log(run, "log").display());
+            println!("\n== {name}: what failed; all of it is in {}", self.log(boot, "log").display());
             outcome.details.iter().for_each(|line| println!("{line}"));
         }
-        println!("{}", line(run.name, outcome, note, took));
+        println!("{}", line(&name, outcome, note, took));
     }
 }
 
@@ -361,7 +458,7 @@ fn line(name: &str, outcome: &Outcome, note: &str, took: Duration) -> String {
     let Outcome { passed, failed, skipped, .. } = outcome;
     let skipped = skipped.len();
     let seconds = took.as_secs_f64();
-    format!("{name:<9} {passed:>4} passed {failed:>3} failed {skipped:>3} skipped {seconds:>6.1} s  {note}")
+    format!("{name:<13} {passed:>4} passed {failed:>3} failed {skipped:>3} skipped {seconds:>6.1} s  {note}")
 }
 
 /// What all kernels together came to.

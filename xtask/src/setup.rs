@@ -22,13 +22,14 @@ const CARGO_DENY_VERSION: &str = "0.20.2";
 const KUBERNETES_VALIDATE_VERSION: &str = "1.37.0";
 
 /// The programs that `kernel-test` starts or copies, and Debian's packages of them.
-const VIRTUAL_MACHINES: [(&str, &str); 6] = [
+const VIRTUAL_MACHINES: [(&str, &str); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
     ("xz", "xz-utils"),
     ("setpriv", "util-linux"),
+    ("mmdebstrap", "mmdebstrap"),
 ];
 
 /// The programs that tests with containers start or copy, and Debian's packages of them.

@@ -66,6 +66,12 @@ impl Archives {
         };
         SUITES.map(line).concat()
     }
+
+    /// A released suite with its fixes, as lines of a list of sources.
+    pub(super) fn of_suite(&self, suite: &str) -> [String; 2] {
+        let line = |address: &str, suite: &str| format!("deb [signed-by={KEYRING}] {address} {suite} main");
+        [line(&self.main, suite), line(&self.security, &format!("{suite}-security"))]
+    }
 }
 
 /// What has to be downloaded for a kernel. The order is that of preference, the best one least.

@@ -21,27 +21,9 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
 hostname guest
 
-stty -F /dev/ttyS1 raw -echo
-exec </dev/null >/dev/ttyS1 2>&1
-echo "@@guest kernel $(uname -r)"
 for module in /modules/*.ko; do
     [ -e "$module" ] || continue
-    insmod "$module" || echo "@@guest refused ${module##*-}"
+    insmod "$module" || echo "@@guest refused ${module##*-}" >/dev/ttyS1
 done
-echo "@@guest lsm $(cat /sys/kernel/security/lsm)"
-
-# A program of tests, and what it is asked for. The bypass suite leaves the rows of its table in the file.
-export PORTCULLIS_BYPASS_TABLE=/tmp/bypass-rows
-run() {
-    echo "@@guest begin ${1##*/}"
-    (cd /tests && exec "$@")
-    echo "@@guest end $?"
-    [ -e "$PORTCULLIS_BYPASS_TABLE" ] || return
-    sed 's/^/@@guest row /' "$PORTCULLIS_BYPASS_TABLE"
-    rm "$PORTCULLIS_BYPASS_TABLE"
-}
-. /tests/run
-
-# Says whether the kernel complained about itself.
-echo "@@guest done $(cat /proc/sys/kernel/tainted)"
+. /tests/guest.sh
 poweroff -f

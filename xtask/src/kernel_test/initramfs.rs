@@ -1,4 +1,5 @@
-//! What a guest boots into: a file system in memory, with the tests and what they need.
+//! What a guest boots into: a file system in memory, with the tests and what they need; below `/system` of it, for some, a Debian,
+//! which is the file system then.
 //!
 //! Owns the lists of modules and programs. Knows nothing of what the tests do with them.
 
@@ -7,14 +8,14 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Stdio,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::kernels::Kernel;
+use super::{kernels::Kernel, userland::Userland};
 use crate::sh;
 
 /// Loaded before the tests, where a kernel has them as modules. One that it lacks is told once; a
@@ -60,8 +61,16 @@ const MODULES: [&str; 28] = [
 /// Copied from this machine, with the libraries they want.
 const HOST_PROGRAMS: [&str; 2] = ["/usr/bin/setpriv", "/usr/sbin/ip"];
 
-/// The first program of the guest.
+/// The first program of a guest.
 const INIT: &str = include_str!("init.sh");
+const INIT_OF_DEBIAN: &str = include_str!("init-debian.sh");
+
+/// What runs the tests, and tells what came of them.
+const GUEST: &str = include_str!("guest.sh");
+
+/// Starts [`GUEST`] when Debian is up. It is nobody's job to end it.
+const GUEST_UNIT: &str = "[Unit]\nDescription=The tests\nAfter=multi-user.target\n\n[Service]\nType=exec\n\
+                          ExecStart=/bin/sh /tests/guest.sh\nEnvironment=HOME=/root\nDelegate=no\n";
 
 const FOLDERS: [&str; 13] = [
     "bin", "dev", "etc", "modules", "proc", "root", "run", "sbin", "sys", "tests", "tmp", "usr/bin",
@@ -76,6 +85,10 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 #[derive(Debug)]
 pub(super) struct Tests<'a> {
     pub(super) programs: &'a [PathBuf],
+    /// What lies in `/usr/bin` besides.
+    pub(super) installed: &'a [PathBuf],
+    /// The Debian to run them in; None: there is nothing but the tests.
+    pub(super) userland: Option<&'a Userland>,
     /// One run of each program for each; empty: one run of everything.
     pub(super) filters: &'a [String],
 }
@@ -91,24 +104,57 @@ pub(super) fn write(kernel: &Kernel, tests: &Tests<'_>, file: &Path) -> Result<V
     let busybox = sh::which("busybox").context("`busybox` is not on PATH")?;
     copy(&busybox, &root.join("bin/busybox"))?;
     copy_libraries(&busybox, root)?;
-    for program in HOST_PROGRAMS.map(Path::new) {
-        copy(program, &within(root, program))?;
-        copy_libraries(program, root)?;
+    match tests.userland {
+        None => {
+            for program in HOST_PROGRAMS.map(Path::new) {
+                copy(program, &within(root, program))?;
+                copy_libraries(program, root)?;
+            }
+            write_texts(root, &[("etc/passwd", PASSWD), ("etc/group", GROUP), ("init", INIT)])?;
+            furnish(root, tests)?;
+        }
+        Some(_) => {
+            write_texts(root, &[("init", INIT_OF_DEBIAN)])?;
+            let system = root.join("system");
+            write_texts(&system, &[("etc/systemd/system/guest.service", GUEST_UNIT)])?;
+            let wants = system.join("etc/systemd/system/multi-user.target.wants");
+            fs::create_dir_all(&wants)
+                .and_then(|()| symlink("../guest.service", wants.join("guest.service")))
+                .context("cannot enable the unit of the tests")?;
+            furnish(&system, tests)?;
+        }
     }
+    let lacking = copy_modules(kernel, &root.join("modules"))?;
+    // The kernel unpacks one archive after the other, if there are several in the file.
+    match tests.userland {
+        None => fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?,
+        Some(userland) => copy(&userland.archive, file)?,
+    }
+    append(root, file, &["--owner=+0:+0"])?;
+    Ok(lacking)
+}
+
+/// Puts the tests, and what is installed, where they look for it.
+fn furnish(root: &Path, tests: &Tests<'_>) -> Result<()> {
     for program in tests.programs {
         copy(program, &within(root, &in_guest(program)?))?;
     }
-    let texts =
-        [("etc/passwd", PASSWD), ("etc/group", GROUP), ("init", INIT), ("tests/run", &tests.script()?)];
+    for program in tests.installed {
+        copy(program, &root.join("usr/bin").join(program.file_name().context("a program has a name")?))?;
+    }
+    write_texts(root, &[("tests/guest.sh", GUEST), ("tests/run", &tests.script()?)])
+}
+
+fn write_texts(root: &Path, texts: &[(&str, &str)]) -> Result<()> {
     for (name, text) in texts {
         let path = root.join(name);
-        fs::write(&path, text)
+        path.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::write(&path, text))
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
             .with_context(|| format!("cannot write {name}"))?;
     }
-    let lacking = copy_modules(kernel, &root.join("modules"))?;
-    archive(root, file)?;
-    Ok(lacking)
+    Ok(())
 }
 
 impl Tests<'_> {
@@ -201,13 +247,20 @@ fn decompress(module: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Uncompressed: it is read once, by a machine without a real processor.
-fn archive(root: &Path, file: &Path) -> Result<()> {
+/// Packs a folder, with the owners of what is in it.
+pub(super) fn archive(root: &Path, file: &Path) -> Result<()> {
+    fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
+    append(root, file, &[])
+}
+
+/// Packs a folder at the end of a file. Uncompressed: it is read once, by a machine without a real processor.
+fn append(root: &Path, file: &Path, options: &[&str]) -> Result<()> {
     let mut names = Vec::new();
     list(root, root, &mut names)?;
-    let out = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+    let out = File::options().append(true).open(file);
+    let out = out.with_context(|| format!("cannot write {}", file.display()))?;
     let mut cpio = sh::command("cpio");
-    cpio.args(["--create", "--quiet", "--format=newc", "--owner=+0:+0", "--null"]);
+    cpio.args(["--create", "--quiet", "--format=newc", "--null"]).args(options);
     let mut child =
         cpio.current_dir(root).stdin(Stdio::piped()).stdout(out).spawn().context("cannot start cpio")?;
     let mut stdin = child.stdin.take().context("cpio has an input")?;
@@ -227,7 +280,7 @@ fn list(root: &Path, folder: &Path, names: &mut Vec<u8>) -> Result<()> {
         let name = path.strip_prefix(root).context("it lies below the root")?;
         names.extend_from_slice(name.as_os_str().as_encoded_bytes());
         names.push(0);
-        if path.is_dir() {
+        if path.is_dir() && !path.is_symlink() {
             list(root, &path, names)?;
         }
     }
@@ -261,7 +314,9 @@ mod tests {
     fn every_program_runs_once_for_each_filter() {
         let programs = [PathBuf::from("/target/deps/kernel-1f"), PathBuf::from("/target/deps/bypass-2e")];
         let script = |filters: &[String]| {
-            Tests { programs: &programs, filters }.script().expect("the programs have names")
+            Tests { programs: &programs, installed: &[], userland: None, filters }
+                .script()
+                .expect("the programs have names")
         };
         assert_eq!(script(&[]), "run /tests/kernel-1f --color=never \nrun /tests/bypass-2e --color=never \n");
         assert_eq!(

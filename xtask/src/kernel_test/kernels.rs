@@ -5,17 +5,20 @@
 //! what cannot be downloaded is passed over for the next one.
 
 use std::{
-    env,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use super::archive::{Archives, Candidate, candidates};
+use super::cache::{self, age};
 use crate::sh::{self, Checkout};
+
+/// Counted up when other parts of a package are wanted, see [`EXCLUDED`].
+const PARTS: u32 = 2;
 
 /// How old an index may be.
 const INDEX_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -71,13 +74,7 @@ pub(super) struct Kernels {
 impl Kernels {
     /// Waits for another run that is fetching.
     pub(super) fn open(checkout: &Checkout) -> Result<Self> {
-        let cache = cache(checkout);
-        let create = || {
-            fs::create_dir_all(&cache)?;
-            let lock = File::create(cache.join("lock"))?;
-            lock.lock().map(|()| lock)
-        };
-        let lock = create().with_context(|| format!("cannot use the folder {}", cache.display()))?;
+        let (cache, lock) = cache::open(checkout, "kernels", PARTS)?;
         Ok(Self { cache, _lock: lock, index: None })
     }
 
@@ -206,26 +203,11 @@ impl Kernels {
     }
 }
 
-fn cache(checkout: &Checkout) -> PathBuf {
-    /// Counted up when other parts of a package are wanted, see [`EXCLUDED`].
-    const PARTS: &str = "2";
-    let of_user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    of_user
-        .or_else(|| Some(env::home_dir()?.join(".cache")))
-        .map_or_else(|| checkout.target.join("kernels"), |cache| cache.join("portcullis/kernels"))
-        .join(PARTS)
-}
-
 /// A kernel that is there, and how long ago it was fetched.
 fn cached(root: &Path) -> Option<(Kernel, Duration)> {
     let note = root.join("package");
     let package = fs::read_to_string(&note).ok()?;
     Some((Kernel { root: root.to_owned(), package }, age(&note)?))
-}
-
-fn age(path: &Path) -> Option<Duration> {
-    let modified = fs::metadata(path).ok()?.modified().ok()?;
-    Some(SystemTime::now().duration_since(modified).unwrap_or_default())
 }
 
 /// Unpacks a package, with what newer ones have in `/usr/lib` in `/lib`, as older ones do.
