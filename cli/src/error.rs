@@ -187,6 +187,8 @@ pub enum Error {
     SessionOver { server: Server, source: Option<Box<Error>> },
     #[error("cannot {what}")]
     Provider { what: String, source: Fault },
+    #[error("cannot get a certificate from the Workload API at `{endpoint}`")]
+    WorkloadApi { endpoint: String, source: Problem },
     #[error("the control plane at `{server}` has no identity provider")]
     NoProvider { server: Server },
     #[error("cannot reach the control plane at `{server}`")]
@@ -296,7 +298,7 @@ impl Error {
             Self::NoToken { .. } | Self::SessionOver { .. } => Kind::Unauthenticated,
             Self::NoProvider { .. } => Kind::Conflict,
             Self::Provider { source, .. } => of_fault(source),
-            Self::Connect { .. } | Self::NoAnswer { .. } => Kind::Unreachable,
+            Self::Connect { .. } | Self::NoAnswer { .. } | Self::WorkloadApi { .. } => Kind::Unreachable,
             Self::Refused { source, .. } => Kind::of_answer(source.kind()),
             Self::Malformed { .. } | Self::UnreadableEvents { .. } => Kind::Internal,
             Self::NotEnforcing { .. } => Kind::NotEnforcing,
@@ -316,6 +318,9 @@ impl Error {
             Self::SessionOver { .. } => Some("run `portcullis login`".into()),
             Self::Provider { source: Fault::Unreachable { .. }, .. } => Some(
                 "check the way to the provider; `login --provider-ca-file` names the authority of a certificate that the system does not know".into(),
+            ),
+            Self::WorkloadApi { .. } => Some(
+                "compare SPIFFE_ENDPOINT_SOCKET with where the Workload API is, and look whether it knows this workload; or name a token with `--workload-token-file`".into(),
             ),
             Self::UnreadableEvents { .. } => {
                 Some("is the control plane newer than this `portcullis`? it may send kinds that are not known here".into())

@@ -36,6 +36,7 @@ fn job() -> Job {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let github = variable("ACTIONS_ID_TOKEN_REQUEST_URL").zip(variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN"));
     Job {
+        spiffe: variable("SPIFFE_ENDPOINT_SOCKET"),
         token: variable("PORTCULLIS_WORKLOAD_TOKEN"),
         audience: variable("PORTCULLIS_WORKLOAD_AUDIENCE"),
         github,

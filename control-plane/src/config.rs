@@ -4,10 +4,12 @@
 
 mod issuers;
 mod providers;
+mod trust_domains;
 mod workloads;
 
 pub use issuers::{IssuerKeys, KeySource};
 pub use providers::IdentityProvider;
+pub use trust_domains::SpiffeTrustDomain;
 pub use workloads::{KubernetesCluster, WorkloadIssuer};
 
 use std::fmt::{self, Display};
@@ -42,6 +44,8 @@ pub struct Config {
     pub identity_providers: Vec<IdentityProvider>,
     /// Whose tokens workloads sign in with; at most 16.
     pub workload_issuers: Vec<WorkloadIssuer>,
+    /// Whose certificates workloads sign in with; at most 16.
+    pub spiffe_trust_domains: Vec<SpiffeTrustDomain>,
     /// Whose nodes may join; at most 64.
     pub kubernetes_clusters: Vec<KubernetesCluster>,
 }
@@ -97,6 +101,8 @@ struct Raw {
     identity_provider: Vec<providers::Raw>,
     #[serde(default)]
     workload_issuer: Vec<workloads::RawIssuer>,
+    #[serde(default)]
+    spiffe_trust_domain: Vec<trust_domains::Raw>,
     #[serde(default)]
     kubernetes_cluster: Vec<workloads::RawCluster>,
     host_certificate_lifetime: Option<String>,
@@ -226,6 +232,7 @@ impl Config {
         Ok(Self {
             identity_providers: providers::check(raw.identity_provider, path)?,
             workload_issuers: workloads::issuers(raw.workload_issuer, path)?,
+            spiffe_trust_domains: trust_domains::trust_domains(raw.spiffe_trust_domain, path)?,
             kubernetes_clusters: workloads::clusters(raw.kubernetes_cluster, path)?,
             listen: listen.collect::<Result<_, _>>()?,
             authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),

@@ -26,6 +26,7 @@ use tonic::{Request, Status};
 use crate::clock;
 use crate::identity::authority::Authority;
 use crate::identity::oidc::Providers;
+use crate::identity::svid::TrustDomains;
 use crate::identity::workloads::Vouchers;
 use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
@@ -62,6 +63,7 @@ pub(crate) struct Gate {
     pub(crate) throttle: Arc<Mutex<Throttle>>,
     pub(crate) providers: Arc<Providers>,
     pub(crate) vouchers: Arc<Vouchers>,
+    pub(crate) trust_domains: Arc<TrustDomains>,
 }
 
 /// A caller that may call the method it called.

@@ -93,7 +93,7 @@ impl ServeError {
             Self::Store(error) => error.hint(),
             Self::Listen(_) => "choose another `listen` in the configuration, or stop what uses it",
             Self::Authority(error) => error.hint(),
-            Self::Tls(_) => "mend what `[tls]` in the configuration names",
+            Self::Tls(_) => "mend what `[tls]` or `[[spiffe_trust_domain]]` in the configuration names",
             Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
             Self::Calls { .. } | Self::Transport(_) => "",
         }
@@ -116,8 +116,13 @@ pub async fn serve(
     let authority = Arc::new(Authority::open(&config.authority)?);
     let (listeners, bound) = bind(&config.listen).await?;
     let names = names(&config.tls_names, &bound);
-    let certificates =
-        Arc::new(Certificates::new(Arc::clone(&authority), names, config.tls_files, clock::system_now())?);
+    let certificates = Arc::new(Certificates::new(
+        Arc::clone(&authority),
+        names,
+        config.tls_files,
+        config.spiffe_trust_domains,
+        clock::system_now(),
+    )?);
     let (stop, stopping) = watch::channel(false);
     let gate = Gate {
         store: store.clone(),
@@ -131,6 +136,7 @@ pub async fn serve(
         throttle: Arc::default(),
         providers: Arc::new(providers),
         vouchers: Arc::new(vouchers),
+        trust_domains: certificates.trust_domains(),
     };
     let acceptor = Arc::new(certificates.server_config()?).into();
     let refusing = gate.clone();

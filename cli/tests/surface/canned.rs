@@ -386,6 +386,13 @@ impl IdentityService for Canned {
         Err(Status::unimplemented("the stories sign in for real"))
     }
 
+    async fn sign_in_with_certificate(
+        &self,
+        _: Call<SignInWithCertificateRequest>,
+    ) -> Result<Response<SignInWithCertificateResponse>, Status> {
+        Err(Status::unimplemented("the stories sign in for real"))
+    }
+
     async fn sign_out(&self, call: Call<SignOutRequest>) -> Result<Response<SignOutResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(SignOutResponse {}))

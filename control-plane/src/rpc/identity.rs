@@ -1,7 +1,9 @@
 //! `IdentityService`: signing in with an identity provider or as a workload, and out again.
 
+use std::time::Duration;
+
 use proto::status::{ErrorKind, status};
-use proto::types::{NewSignIn, ProviderName, SubjectIdentity, WorkloadToken};
+use proto::types::{NewSignIn, ProviderName, SubjectIdentity, Timestamp, WorkloadToken};
 use proto::wire::identity as wire;
 use proto::wire::identity::identity_service_server::IdentityService;
 use tonic::{Request, Response, Status};
@@ -10,7 +12,8 @@ use super::{Gate, admitted, failed, invalid};
 use crate::clock;
 use crate::identity::oidc::{self, Known, TokenError};
 use crate::identity::workloads::NobodyVouches;
-use crate::identity::{Token, TokenHash};
+use crate::identity::{Svid, Token, TokenHash};
+use crate::listen::Peer;
 use crate::rules::Refusal;
 use crate::rules::calls::Method;
 use crate::rules::claims::{self, ClaimsError};
@@ -130,7 +133,30 @@ impl SignIns {
             proven: &proven,
             issuer: &vouching.name,
             lifetime: vouching.session_lifetime,
-            used: oidc::mark(shown.as_str()),
+            used: Some(oidc::mark(shown.as_str())),
+            token: token.hash(),
+        };
+        Ok(self.0.store.sign_in_workload(&entry, now).await?)
+    }
+
+    async fn enter_certified(
+        &self,
+        svid: Option<&Svid>,
+        token: &Token,
+    ) -> Result<SubjectIdentity, NotSignedIn> {
+        let now = clock::now();
+        let no_certificate = || NotSignedIn::Workload(WorkloadError::NoCertificate);
+        let svid = svid.ok_or_else(no_certificate)?;
+        let known = self.0.trust_domains.expected(svid).ok_or_else(no_certificate)?;
+        let not_after = Timestamp::from_unix_ms(svid.not_after_unix_s.saturating_mul(1000)).unwrap_or(now);
+        let proven = workload::check_id(&svid.id, not_after, &known.subjects, now);
+        let proven = proven.map_err(NotSignedIn::Workload)?;
+        let left = Duration::from_millis(u64::try_from(not_after.unix_ms() - now.unix_ms()).unwrap_or(0));
+        let entry = WorkloadEntry {
+            proven: &proven,
+            issuer: &known.name,
+            lifetime: known.session_lifetime.min(left),
+            used: None,
             token: token.hash(),
         };
         Ok(self.0.store.sign_in_workload(&entry, now).await?)
@@ -191,6 +217,25 @@ impl IdentityService for SignIns {
                 identity: Some(identity.into()),
             })),
             Err(error) => Err(self.refuse(Method::SignInWorkload, "a workload", &error).await),
+        }
+    }
+
+    async fn sign_in_with_certificate(
+        &self,
+        request: Request<wire::SignInWithCertificateRequest>,
+    ) -> Result<Response<wire::SignInWithCertificateResponse>, Status> {
+        admitted(&request)?;
+        let svid = request.extensions().get::<Peer>().and_then(Peer::workload);
+        let token = Token::for_session();
+        match self.enter_certified(svid, &token).await {
+            Ok(identity) => Ok(Response::new(wire::SignInWithCertificateResponse {
+                token: token.reveal(),
+                identity: Some(identity.into()),
+            })),
+            Err(error) => {
+                let whose = svid.map_or_else(|| "a workload".to_owned(), |svid| format!("`{}`", svid.id));
+                Err(self.refuse(Method::SignInWithCertificate, &whose, &error).await)
+            }
         }
     }
 

@@ -136,6 +136,7 @@ calls! {
     ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
     SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
     SignInWorkload = "IdentityService.SignInWorkload":  All    All    All      All     All           No;
+    SignInWithCertificate = "IdentityService.SignInWithCertificate": All All All All    All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
 }

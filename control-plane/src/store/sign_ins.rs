@@ -56,8 +56,8 @@ pub struct WorkloadEntry<'a> {
     pub issuer: &'a ProviderName,
     /// How long the session lasts.
     pub lifetime: Duration,
-    /// By what the workload's token is known.
-    pub used: TokenHash,
+    /// By what the workload's token is known; None: it has shown a certificate, which only its owner can.
+    pub used: Option<TokenHash>,
     /// Of the new session's token.
     pub token: TokenHash,
 }
@@ -133,7 +133,13 @@ impl Store {
         let mut tx = self.write().await?;
         forget_what_is_over(tx.sql(), now).await?;
         let workload::Proven { subject, account, usable_until } = entry.proven;
-        let times = tx.use_up(&entry.used, *usable_until, WORKLOAD_TOKEN_USES_MAX).await?;
+        let shown = match &entry.used {
+            Some(token) => {
+                let times = tx.use_up(token, *usable_until, WORKLOAD_TOKEN_USES_MAX).await?;
+                format!("use {times} of the token")
+            }
+            None => "by certificate".to_owned(),
+        };
         let acting = Acting { id: subject.clone(), credential: Credential::Workload };
         if in_directory(tx.sql(), subject).await?.is_none() {
             tx.enter(entry.issuer, WORKLOAD_ROLE, &acting, now).await?;
@@ -158,8 +164,7 @@ impl Store {
             event.reason = "workload".to_owned();
             event.expires = Some(expires);
             let account: String = account.chars().flat_map(char::escape_debug).collect();
-            event.comment =
-                format!("issuer `{}`, account `{account}`, use {times} of the token", entry.issuer);
+            event.comment = format!("issuer `{}`, account `{account}`, {shown}", entry.issuer);
         })
         .await?;
         tx.commit().await?;

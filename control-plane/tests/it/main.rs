@@ -10,5 +10,6 @@ mod provider;
 mod sessions;
 mod sign_in;
 mod store;
+mod svid;
 mod workloads;
 mod world;

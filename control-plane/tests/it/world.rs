@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_plane::clock;
-use control_plane::config::{Config, IdentityProvider, KubernetesCluster, Listen, WorkloadIssuer};
+use control_plane::config::{
+    Config, IdentityProvider, KubernetesCluster, Listen, SpiffeTrustDomain, WorkloadIssuer,
+};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::store::Store;
@@ -62,6 +64,7 @@ pub(crate) struct Trusted {
     pub(crate) providers: Vec<IdentityProvider>,
     pub(crate) issuers: Vec<WorkloadIssuer>,
     pub(crate) clusters: Vec<KubernetesCluster>,
+    pub(crate) trust_domains: Vec<SpiffeTrustDomain>,
 }
 
 struct Server {
@@ -104,6 +107,7 @@ impl World {
             max_grant_duration: Duration::from_secs(3600),
             identity_providers: Vec::new(),
             workload_issuers: Vec::new(),
+            spiffe_trust_domains: Vec::new(),
             kubernetes_clusters: Vec::new(),
         }
     }
@@ -231,11 +235,12 @@ pub(crate) struct Story {
 async fn start(folder: &tempfile::TempDir, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let Trusted { providers, issuers, clusters } = trusted.clone();
+    let Trusted { providers, issuers, clusters, trust_domains } = trusted.clone();
     let config = Config {
         identity_providers: providers,
         workload_issuers: issuers,
         kubernetes_clusters: clusters,
+        spiffe_trust_domains: trust_domains,
         ..World::config(folder)
     };
     let task = tokio::spawn(async move {
@@ -298,6 +303,11 @@ impl HostIdentity {
         let identity = identity.expect("is there");
         assert_eq!(identity.authorities.len(), 1);
         Self { key: key.serialize_der(), certificate: identity.certificate }
+    }
+
+    /// Of somebody who has not joined.
+    pub(crate) fn of(key: &KeyPair, certificate: Vec<u8>) -> Self {
+        Self { key: key.serialize_der(), certificate }
     }
 
     /// The next one, asked for by this one.
