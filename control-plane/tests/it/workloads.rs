@@ -77,6 +77,7 @@ fn trusted(issuer: &TestProvider, source: KeySource) -> Trusted {
             expected: agent,
             labels: "env=prod".parse().expect("valid"),
         }],
+        console: None,
     }
 }
 
