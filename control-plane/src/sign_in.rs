@@ -68,6 +68,9 @@ impl NotSignedIn {
             Self::Refusal(Refusal::UnknownProvider(_)) => Some("unknown_provider"),
             Self::Refusal(Refusal::IdTokenUsed | Refusal::TokenUsedUp(_)) => Some("replayed"),
             Self::Refusal(Refusal::NotLetIn(_)) => Some("not_let_in"),
+            Self::Refusal(Refusal::OtherAccount { .. } | Refusal::OtherName { .. }) => {
+                Some("bound_elsewhere")
+            }
             Self::Refusal(Refusal::TooManySignIns) => Some("too_many"),
             Self::Refusal(_) => Some("refused"),
             Self::Token(error) => Some(error.reason()),

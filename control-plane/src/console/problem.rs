@@ -49,9 +49,14 @@ impl Problem {
         problem
     }
 
-    /// Of a sign-in: it takes a new one, and what the browser remembers of this one is gone.
+    /// Of a sign-in: it takes a new one.
     pub(super) fn of_sign_in(mut self) -> Self {
         self.sign_in_again = true;
+        self
+    }
+
+    /// The same, and what the browser remembers of this one is gone.
+    pub(super) fn that_ends_it(mut self) -> Self {
         self.headers.push((SET_COOKIE, cookies::taken(cookies::ATTEMPT)));
         self
     }

@@ -79,7 +79,12 @@ impl Unfinished {
             Self::Code(error) => (error.kind(), error.hint()),
             Self::NotSignedIn(error) => (error.kind(), error.hint()),
         };
-        Problem::of(kind, self, hint).of_sign_in()
+        let problem = Problem::of(kind, self, hint).of_sign_in();
+        match self {
+            // Whoever had the browser come here has no say in what it has begun itself.
+            Self::OtherBrowser => problem,
+            _ => problem.that_ends_it(),
+        }
     }
 }
 

@@ -123,6 +123,7 @@ calls! {
     AddSubject = "DirectoryService.AddSubject":         No     No     No       No      All           No;
     ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
     IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
+    UnbindSubject = "DirectoryService.UnbindSubject":   No     No     No       No      All           No;
     AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
     IssueJoinToken = "DirectoryService.IssueJoinToken": No     No     No       No      All           No;
     RevokeHost = "DirectoryService.RevokeHost":         No     No     No       No      All           No;

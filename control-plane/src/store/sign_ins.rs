@@ -106,6 +106,7 @@ impl Store {
             Some(known) if known.by_provider && known.role != role => tx.note_role(subject, role).await?,
             Some(_) => {}
         }
+        tx.bind(entry, &acting, now).await?;
         let replaced = match &entry.replaces {
             Some(replaced) => tx.end_session_of(subject, replaced).await?,
             None => false,
@@ -133,7 +134,9 @@ impl Store {
         tx.record(EventKind::SubjectSignedIn, now, |event| {
             caused_by(event, &acting.into());
             event.subject = subject.to_string();
-            event.reason = if replaced { "renewed" } else { "signed_in" }.to_owned();
+            // A browser does nothing without the person.
+            let is_renewed = replaced && entry.held_by == HeldBy::Tool;
+            event.reason = if is_renewed { "renewed" } else { "signed_in" }.to_owned();
             event.expires = Some(expires);
             event.comment = told(entry, role);
         })

@@ -286,8 +286,7 @@ async fn only_the_answer_that_this_browser_waits_for_counts() {
     for back in foreign {
         let answer = browser.get(&back).await;
         is_page(&answer, StatusCode::BAD_REQUEST, "was not begun in this browser");
-        assert!(!browser.cookies.contains_key(SESSION), "{back}");
-        browser.cookies = begun_with.clone();
+        assert_eq!(browser.cookies, begun_with, "what was begun goes on: {back}");
     }
     let stolen = attacker.get(&good).await;
     is_page(&stolen, StatusCode::BAD_REQUEST, "was not begun in this browser");
@@ -461,7 +460,7 @@ async fn a_new_sign_in_has_a_new_secret_and_ends_what_the_browser_had() {
     let mut before = front.browser();
     before.cookies.insert(SESSION.to_owned(), first);
     is_page(&before.get("/").await, StatusCode::OK, "Sign in with corp");
-    assert_eq!(front.world.last(EventKind::SubjectSignedIn).await.reason, "renewed");
+    assert_eq!(front.world.last(EventKind::SubjectSignedIn).await.reason, "signed_in");
     // Somebody else, in the same browser.
     let alices = browser.cookies[SESSION].clone();
     front.sign_in(&mut browser, json!({ "sub": "00u2", "email": "dora@example.com" })).await;
@@ -607,6 +606,10 @@ async fn garbage_and_floods_of_bytes_are_refused() {
         let answer = to_the_end(&mut stream).await;
         assert!(answer.starts_with(status), "{status}: {}", &answer[..answer.len().min(80)]);
     }
+    // The same over HTTP/2.
+    let large = "a".repeat(20_000);
+    let answer = front.browser().send("GET", "/", &[("x", large.as_str())]).await;
+    assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     // A form that is larger than any of ours, told or not.
     let browser = front.signed_in().await;
     let head = format!(

@@ -222,6 +222,12 @@ impl World {
         hosts.into_inner().hosts.into_iter().map(|host| host.try_into().expect("valid")).collect()
     }
 
+    /// The ids of all subjects.
+    pub(crate) async fn subjects(&mut self) -> Vec<String> {
+        let listed = self.admin.directory.list_subjects(wire::ListSubjectsRequest {}).await.expect("listed");
+        listed.into_inner().subjects.into_iter().map(|subject| subject.id).collect()
+    }
+
     /// The whole record.
     pub(crate) async fn record(&mut self) -> Vec<AuditEvent> {
         self.admin.tail(audit_wire::TailRequest::default()).await
