@@ -302,6 +302,21 @@ enum Io {
     Unix(UnixStream),
 }
 
+impl Connection {
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether HTTP/2 was agreed on.
+    pub(crate) fn is_http2(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Io::Unix(_) => true,
+        }
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 

@@ -141,7 +141,7 @@ impl Gate {
         self.answer(admitted, refusal.into()).await
     }
 
-    async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
+    pub(crate) async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
         self.put_on_record(Key { caller, reason, what: method.as_str() }, "").await;
     }
 
@@ -151,7 +151,7 @@ impl Gate {
     }
 
     /// `detail` is for people, and may be empty.
-    async fn put_on_record(&self, key: Key, detail: &str) {
+    pub(crate) async fn put_on_record(&self, key: Key, detail: &str) {
         let line = self.throttle().note(key.clone(), clock::now());
         if let Some(others) = line {
             self.record_refused(key, detail, others).await;

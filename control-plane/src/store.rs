@@ -10,6 +10,8 @@ mod access;
 mod acknowledgements;
 mod agents;
 mod audit;
+mod bindings;
+mod browsers;
 mod decode;
 mod directory;
 mod enrolment;
@@ -25,11 +27,12 @@ mod tokens;
 mod tx;
 
 pub use audit::Stored;
+pub use browsers::BrowserSession;
 pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
 pub use requests::{RequestFilter, View, Whose};
-pub use sign_ins::{Entry, WorkloadEntry};
+pub use sign_ins::{Entry, HeldBy, WorkloadEntry};
 pub use signals::Signals;
 
 use std::fs::File;

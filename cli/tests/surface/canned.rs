@@ -238,6 +238,14 @@ impl DirectoryService for Canned {
         Ok(Response::new(IssueTokenResponse { token: "pct_new".into() }))
     }
 
+    async fn unbind_subject(
+        &self,
+        call: Call<UnbindSubjectRequest>,
+    ) -> Result<Response<UnbindSubjectResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(UnbindSubjectResponse {}))
+    }
+
     async fn add_host(&self, call: Call<AddHostRequest>) -> Result<Response<AddHostResponse>, Status> {
         let name = self.enter(call)?.name;
         let host = Host { name, state: HostState::Unreachable.into(), ..Host::default() };

@@ -109,7 +109,7 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let changes = vec![change("mode", "observe", "enforce"), change("strict", "false", "true")];
                 AuditEvent { changes, subject: String::new(), request: String::new(), ..about() }
             }
-            Kind::SubjectAdded | Kind::TokenIssued => {
+            Kind::SubjectAdded | Kind::SubjectBound | Kind::SubjectUnbound | Kind::TokenIssued => {
                 AuditEvent { resource: String::new(), request: String::new(), ..about() }
             }
             Kind::HostJoined

@@ -4,7 +4,8 @@
 //!
 //! There are two certificates. Hosts ask for [`CONTROL_PLANE_NAME`] and get one that our authority has signed; it is made here, and
 //! made anew at half of its life. Everybody else gets the one from the files that an operator has named, if any, and else the
-//! same as hosts. TLS 1.3 only; nothing is resumed, so that each connection proves its certificate anew.
+//! same as hosts. TLS 1.3 only; nothing is resumed, so that each connection proves its certificate anew. The console has a pair of
+//! its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -109,6 +110,19 @@ impl Certificates {
     /// Whose certificates count besides hosts'.
     pub(crate) fn trust_domains(&self) -> Arc<TrustDomains> {
         Arc::clone(&self.trust_domains)
+    }
+
+    /// The same for browsers: also TLS 1.2, which proxies of companies still speak, and HTTP/1.1. Nobody shows a certificate.
+    pub(crate) fn config_for_browsers(self: &Arc<Self>) -> Result<ServerConfig, TlsError> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .map_err(|error| TlsError::Setup(error.into()))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
     }
 
     /// In which hosts are named.

@@ -58,7 +58,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn allow(&self, caller: &Caller, peer: &Peer) -> bool {
+    pub(crate) fn allow(&self, caller: &Caller, peer: &Peer) -> bool {
         let (limiter, key) = match caller {
             Caller::Subject { id, .. } => (&self.subjects, id.to_string()),
             Caller::Host(name) => (&self.hosts, name.to_string()),

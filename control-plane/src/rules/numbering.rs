@@ -81,6 +81,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AgentStateChanged
         | EventKind::SubjectSignedIn
         | EventKind::SubjectSignedOut
+        | EventKind::SubjectBound
+        | EventKind::SubjectUnbound
         | EventKind::SignInRefused
         | EventKind::CallRefused => false,
     }

@@ -65,7 +65,13 @@ impl Store {
         comment: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let is_sign_in = [Method::SignIn, Method::SignInWorkload, Method::SignInWithCertificate]
+        let is_sign_in = [
+            Method::SignIn,
+            Method::SignInWorkload,
+            Method::SignInWithCertificate,
+            Method::BeginSignIn,
+            Method::FinishSignIn,
+        ]
             .iter()
             .any(|method| refused.what == method.as_str());
         let kind = match is_sign_in {

@@ -3,6 +3,8 @@
 mod access;
 mod audit;
 mod binary;
+mod browser;
+mod console;
 mod enrolment;
 mod expiry;
 mod histories;

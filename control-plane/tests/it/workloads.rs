@@ -78,6 +78,7 @@ fn trusted(issuer: &TestProvider, source: KeySource) -> Trusted {
             labels: "env=prod".parse().expect("valid"),
         }],
         trust_domains: Vec::new(),
+        console: None,
     }
 }
 

@@ -118,6 +118,10 @@ event_kinds! {
     SubjectSignedIn = "subject.signed_in",
     /// A person ended their session.
     SubjectSignedOut = "subject.signed_out",
+    /// A person's name belongs to one account from now on.
+    SubjectBound = "subject.bound",
+    /// It belongs to none any more.
+    SubjectUnbound = "subject.unbound",
     /// A host became known.
     HostAdded = "host.added",
     /// A host got a certificate for a join token.
