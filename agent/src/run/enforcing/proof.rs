@@ -9,7 +9,7 @@ use proto::types::GrantId;
 use super::Enforcing;
 use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
-use crate::kernel::{Fault, KernelError};
+use crate::kernel::{Fault, KernelError, Placed};
 use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::plan::{Entries, WantedGrant, Write, reconcile_pair};
 use crate::run::enforcing::ends::Period;
@@ -63,10 +63,10 @@ impl Enforcing {
         step == Step::Moved
     }
 
-    pub(in crate::run) fn see(&mut self, records: &[VerdictRecord]) {
-        records.iter().for_each(|record| self.proving.see(record));
+    pub(in crate::run) fn see(&mut self, records: &[Placed<VerdictRecord>]) {
+        records.iter().for_each(|placed| self.proving.see(&placed.record));
         // The kernel shows who made a socket only when a packet leaves: it has refused that, and nobody has told the caller.
-        self.strays |= records.iter().any(|record| record.reason == Reason::CreatorDiffers as u8);
+        self.strays |= records.iter().any(|placed| placed.record.reason == Reason::CreatorDiffers as u8);
         self.conclude();
     }
 

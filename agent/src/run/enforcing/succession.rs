@@ -9,7 +9,7 @@ use proto::types::{Refused, RefusedItem};
 
 use super::Enforcing;
 use crate::clock::now_boot_ns;
-use crate::kernel::KernelError;
+use crate::kernel::{Kept, KernelError, Placed};
 use crate::memory::Lost;
 
 impl Enforcing {
@@ -70,13 +70,23 @@ impl Enforcing {
     }
 
     /// Records of gates of other ABI versions: at most `max`. None: nothing now.
-    pub(in crate::run) fn read_predecessors(&mut self, max: usize) -> Vec<VerdictRecord> {
+    pub(in crate::run) fn read_predecessors(&mut self, max: usize) -> Vec<Placed<VerdictRecord>> {
         self.gate.read_predecessors(max)
     }
 
     /// The same of connections that have ended.
-    pub(in crate::run) fn read_predecessors_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+    pub(in crate::run) fn read_predecessors_closed(&mut self, max: usize) -> Vec<Placed<ClosedRecord>> {
         self.gate.read_predecessors_closed(max)
+    }
+
+    /// Gives the room of what is kept of that back to the kernel; says of each ring how far that is.
+    pub(in crate::run) fn release_predecessors(&mut self, kept: impl Fn(u32) -> Kept) {
+        self.gate.release_predecessors(kept);
+    }
+
+    /// Passes over what an earlier agent has kept of that; says of each ring where it ends.
+    pub(in crate::run) fn skip_predecessors(&mut self, end: impl Fn(u32) -> Option<u64>) {
+        self.gate.skip_predecessors(end);
     }
 
     /// What each gate of another ABI version has lost, by ring.
