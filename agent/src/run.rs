@@ -300,6 +300,8 @@ struct Agent {
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
+    /// What is to be told as soon as a restart would go on from it.
+    owes_applied: Option<Applied>,
     /// The control plane is to hear what the kernel holds.
     owes_digest: bool,
     /// The session is of a version of the protocol that has digests.
@@ -359,6 +361,7 @@ impl Agent {
             rings,
             outgoing: None,
             timeline: None,
+            owes_applied: None,
             owes_digest: false,
             knows_digests: false,
             proofs: 0,
@@ -473,24 +476,39 @@ impl Agent {
             }
             Incoming::Disconnected => {
                 self.outgoing = None;
+                // The next session begins with a set.
+                self.owes_applied = None;
                 self.auditing.rewind();
             }
         }
     }
 
     fn tell_applied(&mut self, applied: Applied) {
-        // Before anybody is told: an agent that ends here must not leave the one before as what the next one goes back to, and
-        // revive what the control plane shows as ended.
-        self.enforcing.remember(self.auditing.lost());
-        // First, so that nobody takes what ended at once for active.
-        self.tell_ended();
-        self.send(Outgoing::Applied(applied));
+        // Only when it is written down: an agent that ends here must not leave the one before as what the next one goes back to,
+        // and revive what the control plane shows as ended.
+        self.owes_applied = Some(applied);
+        self.tell_what_is_kept();
         // Also what was only observed until now.
         self.end_connections(true);
         self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
         self.owes_digest = true;
         self.ask_canary();
         self.report();
+    }
+
+    /// Writes down what a restart must know, and tells what was waiting for that. If it cannot be, it is tried again.
+    fn tell_what_is_kept(&mut self) {
+        if !self.enforcing.remember(self.auditing.lost()) {
+            return;
+        }
+        // First, so that nobody takes what ended at once for active.
+        let ended = self.enforcing.ended();
+        if !ended.is_empty() {
+            self.send(Outgoing::Ended(ended));
+        }
+        if let Some(applied) = self.owes_applied.take() {
+            self.send(Outgoing::Applied(applied));
+        }
     }
 
     /// Tells what the kernel holds, if the control plane is to hear it.
@@ -507,10 +525,8 @@ impl Agent {
     /// Tells what this host has ended by itself, again and again until a set comes without it; and writes it down, so that a
     /// restart revives nothing.
     fn tell_ended(&mut self) {
-        let ended = self.enforcing.ended();
-        if !ended.is_empty() {
-            self.enforcing.remember(self.auditing.lost());
-            self.send(Outgoing::Ended(ended));
+        if !self.enforcing.ended().is_empty() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -611,8 +627,8 @@ impl Agent {
                 Err(error) => tracing::error!(%error, "cannot count lost records"),
             }
         }
-        if self.auditing.take_lost_changed() {
-            self.enforcing.remember(self.auditing.lost());
+        if self.auditing.take_lost_changed() || self.enforcing.owes_memory() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -640,7 +656,7 @@ impl Agent {
     fn refresh_hello(&mut self) {
         let report = self.current_report();
         self.hello.send_modify(|hello| {
-            hello.applied = self.enforcing.grants().applied().filter(|(_, generation)| *generation > 0);
+            hello.applied = self.enforcing.confirmed();
             hello.report = report;
         });
     }

@@ -8,6 +8,7 @@ mod proof;
 mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use agent_ebpf::abi::Ring;
 use proto::types::{
@@ -49,6 +50,10 @@ pub(super) struct Enforcing {
     bound: BTreeMap<u64, SubjectNumber>,
     health: Health,
     memory: MemoryFile,
+    /// Whose set, and which, a restart would go on from. None: from none.
+    remembered: Option<(Uuid, u64)>,
+    /// When the next grant runs out that the memory knows as one that goes on.
+    forgotten_boot_ns: Option<u64>,
     proving: Proving,
     /// Its grant, while it has one.
     canary_grant: Option<WantedGrant>,
@@ -83,7 +88,9 @@ impl Enforcing {
         let entries = gate.read()?;
         let observed = entries.observed();
         let mut grants = Grants::default();
-        grants.recall(remembered.grants, remembered.ended, now_boot_ns());
+        let now_boot_ns = now_boot_ns();
+        grants.recall(remembered.grants, remembered.ended, remembered.left, now_boot_ns);
+        let (remembered, forgotten_boot_ns) = (grants.applied(), grants.next_deadline(now_boot_ns));
         grants.hear_from_maps(&entries);
         let unheard = || "the API server has not been heard yet".to_owned();
         let health = Health { pods: pods_file.is_some().then(unheard), ..Health::default() };
@@ -103,6 +110,8 @@ impl Enforcing {
             bound,
             health,
             memory,
+            remembered,
+            forgotten_boot_ns,
             proving: Proving::default(),
             canary_grant: None,
             next_part: 0,
@@ -307,14 +316,53 @@ impl Enforcing {
         self.gate.lost(ring)
     }
 
-    /// Writes down what a restart must know.
-    pub(super) fn remember(&self, lost: BTreeMap<u32, Lost>) {
+    /// Writes down what a restart must know. Returns whether it is: what is not must not be told, for a restart may undo it.
+    pub(super) fn remember(&mut self, lost: BTreeMap<u32, Lost>) -> bool {
         let now_boot_ns = now_boot_ns();
         let grants =
             self.grants.applied().map(|(timeline, _)| (timeline, self.grants.remaining_set(now_boot_ns)));
-        let memory = Memory { grants, ended: self.grants.ended(), lost };
-        if let Err(error) = self.memory.write(&memory, now_boot_ns) {
-            tracing::error!(%error, "cannot write down the grant set; a restart would wait for the control plane");
+        let memory = Memory { grants, ended: self.grants.ended(), left: self.grants.left(now_boot_ns), lost };
+        match self.memory.write(&memory, now_boot_ns) {
+            Ok(()) => {
+                self.health.memory = None;
+                self.remembered = self.grants.applied();
+                self.forgotten_boot_ns = self.grants.next_deadline(now_boot_ns);
+            }
+            Err(error) => self.note_unwritten(&error),
+        }
+        self.health.memory.is_none()
+    }
+
+    /// What is on disk would bring back what has ended: if it cannot be replaced, it is not to be used.
+    fn note_unwritten(&mut self, error: &io::Error) {
+        let why = error.to_string();
+        if self.health.memory.as_ref() != Some(&why) {
+            tracing::error!(
+                error = why,
+                "cannot write down the grant set; it is not confirmed to the control plane"
+            );
+        }
+        self.health.memory = Some(why);
+        match self.memory.spoil() {
+            Ok(()) => self.remembered = None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.remembered = None,
+            Err(error) => tracing::error!(%error, "a restart would go on from an older grant set"),
+        }
+    }
+
+    /// Whether something is to be written down that the memory does not know: it could not be, or a grant has run out since.
+    pub(super) fn owes_memory(&self) -> bool {
+        self.health.memory.is_some() || self.forgotten_boot_ns.is_some_and(|at| at <= now_boot_ns())
+    }
+
+    /// Whose set the kernel holds, and which; if a restart would bring back an older one, that: of the grants that have ended since
+    /// it must not be said that they are gone. Where a restart would bring back nothing, it revives nothing.
+    pub(super) fn confirmed(&self) -> Option<(Uuid, u64)> {
+        let applied = self.grants.applied().filter(|(_, generation)| *generation > 0);
+        let remembered = self.remembered.filter(|(_, generation)| *generation > 0);
+        match self.health.memory {
+            Some(_) => remembered.or(applied),
+            None => applied,
         }
     }
 }
