@@ -2,8 +2,9 @@
 //!
 //! Owns: the order of effects, the timers, shutdown. Must not know: how effects are done, or what is allowed.
 //!
-//! Invariants: a grant set is reported as applied only after the maps hold it and a restart would go on from it; events leave memory for the spool before
-//! anything else is read from the rings, so that what cannot be kept stays in the kernel, where its loss is counted.
+//! Invariants: a grant set is reported as applied only after the maps hold it and a restart would go on from it; a record leaves
+//! the kernel's ring only after its event is in the spool, and no more are read before it is, so that what cannot be kept stays in
+//! the kernel, where its loss is counted, and what an agent had read when it ended is read again by the next.
 
 mod auditing;
 mod enforcing;
@@ -25,7 +26,7 @@ use crate::canary::{self, Ask, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::identity::Identities;
-use crate::kernel::{Gate, KernelError};
+use crate::kernel::{Gate, KernelError, Placed, Rings};
 use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, Notices, ObserveError};
@@ -113,9 +114,9 @@ impl StateLock {
 /// Everything that can happen to the agent.
 enum Event {
     /// The kernel decided.
-    Records(Vec<VerdictRecord>),
+    Records(Vec<Placed<VerdictRecord>>),
     /// Connections have ended.
-    Closed(Vec<ClosedRecord>),
+    Closed(Vec<Placed<ClosedRecord>>),
     /// The control plane said something.
     Session(Incoming),
     /// Cgroups came or went.
@@ -179,9 +180,15 @@ pub async fn run_on(
     settings.lsm.exempt = enforcing::exempt(&cgroups, &config.exempt);
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
-    let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
-    let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
-    let mut closed = streams.rings.closed.into_async().map_err(RunError::Ring)?;
+    let Rings { mut allow, mut deny, mut closed } = streams.rings;
+    let marks = spool.marks();
+    for ring in [&mut allow, &mut deny] {
+        marks.end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
+    }
+    marks.end(closed.id()).into_iter().for_each(|end| closed.pass_over(end));
+    let mut allow = allow.into_async().map_err(RunError::Ring)?;
+    let mut deny = deny.into_async().map_err(RunError::Ring)?;
+    let mut closed = closed.into_async().map_err(RunError::Ring)?;
 
     let (asks, to_canary) = mpsc::channel(CANARY_MAX);
     let (from_canary, mut canary_says) = mpsc::channel(CANARY_MAX);
@@ -207,6 +214,10 @@ pub async fn run_on(
     let mut compare = every(COMPARE_EVERY);
     tokio::pin!(shutdown);
     loop {
+        // What is kept needs no room in the kernel any more; what is not stays there, for the next agent if this one ends.
+        allow.release(agent.auditing.kept(allow.id()));
+        deny.release(agent.auditing.kept(deny.id()));
+        closed.release(agent.auditing.kept(closed.id()));
         let can_keep = agent.auditing.can_keep_more();
         let event = tokio::select! {
             // Grants before records: a flood of denials must not delay a revocation.
@@ -284,9 +295,13 @@ struct Agent {
     auditing: Auditing,
     /// Of this agent's gate.
     abi_version: u32,
+    /// The kernel's numbers of its rings, in the order of [`Ring::ALL`].
+    rings: [u32; Ring::ALL.len()],
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
+    /// What is to be told as soon as a restart would go on from it.
+    owes_applied: Option<Applied>,
     /// The control plane is to hear what the kernel holds.
     owes_digest: bool,
     /// The session is of a version of the protocol that has digests.
@@ -308,14 +323,21 @@ impl Agent {
         canary: mpsc::Sender<Ask>,
     ) -> Result<Self, RunError> {
         let memory = memory_file.read(now_boot_ns());
-        let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
+        let (took_over, predecessors, rings) = (gate.took_over(), gate.predecessors(), gate.rings());
         let abi_version = config.kernel.abi_version;
-        let lost = memory.lost.clone();
+        let mut lost = memory.lost.clone();
+        // An agent that ends in between has kept an event of losses, and not written down that they are told.
+        for (ring, id) in Ring::ALL.into_iter().zip(rings) {
+            if let Some(told) = spool.marks().lost(id) {
+                lost.entry(abi_version).or_default()[ring as usize] = told;
+            }
+        }
         let pods_file = config.kubernetes.as_ref().map(|_| PodsFile::new(&config.state_dir, boot_id));
         let mut enforcing =
             Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
+        enforcing.skip_predecessors(|ring| auditing.end(ring));
         let how = match (took_over, predecessors.as_slice()) {
             (_, [first, ..]) => format!("met the gate of ABI version {first}, itself having {abi_version}"),
             (true, []) => "took over the gate that was up".to_owned(),
@@ -336,8 +358,10 @@ impl Agent {
             enforcing,
             auditing,
             abi_version,
+            rings,
             outgoing: None,
             timeline: None,
+            owes_applied: None,
             owes_digest: false,
             knows_digests: false,
             proofs: 0,
@@ -452,24 +476,39 @@ impl Agent {
             }
             Incoming::Disconnected => {
                 self.outgoing = None;
+                // The next session begins with a set.
+                self.owes_applied = None;
                 self.auditing.rewind();
             }
         }
     }
 
     fn tell_applied(&mut self, applied: Applied) {
-        // Before anybody is told: an agent that ends here must not leave the one before as what the next one goes back to, and
-        // revive what the control plane shows as ended.
-        self.enforcing.remember(self.auditing.lost());
-        // First, so that nobody takes what ended at once for active.
-        self.tell_ended();
-        self.send(Outgoing::Applied(applied));
+        // Only when it is written down: an agent that ends here must not leave the one before as what the next one goes back to,
+        // and revive what the control plane shows as ended.
+        self.owes_applied = Some(applied);
+        self.tell_what_is_kept();
         // Also what was only observed until now.
         self.end_connections(true);
         self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
         self.owes_digest = true;
         self.ask_canary();
         self.report();
+    }
+
+    /// Writes down what a restart must know, and tells what was waiting for that. If it cannot be, it is tried again.
+    fn tell_what_is_kept(&mut self) {
+        if !self.enforcing.remember(self.auditing.lost()) {
+            return;
+        }
+        // First, so that nobody takes what ended at once for active.
+        let ended = self.enforcing.ended();
+        if !ended.is_empty() {
+            self.send(Outgoing::Ended(ended));
+        }
+        if let Some(applied) = self.owes_applied.take() {
+            self.send(Outgoing::Applied(applied));
+        }
     }
 
     /// Tells what the kernel holds, if the control plane is to hear it.
@@ -486,10 +525,8 @@ impl Agent {
     /// Tells what this host has ended by itself, again and again until a set comes without it; and writes it down, so that a
     /// restart revives nothing.
     fn tell_ended(&mut self) {
-        let ended = self.enforcing.ended();
-        if !ended.is_empty() {
-            self.enforcing.remember(self.auditing.lost());
-            self.send(Outgoing::Ended(ended));
+        if !self.enforcing.ended().is_empty() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -506,7 +543,7 @@ impl Agent {
     fn end_connections(&mut self, again: bool) {
         match self.enforcing.end_connections(again) {
             Ok(ends) => {
-                self.auditing.closed(&ends.closed);
+                self.auditing.closed_here(&ends.closed);
                 self.auditing.receipts(&ends.periods);
                 self.ship();
             }
@@ -531,6 +568,8 @@ impl Agent {
             }
             self.auditing.records(&records, self.enforcing.cgroups());
             self.auditing.closed(&closed);
+            let auditing = &self.auditing;
+            self.enforcing.release_predecessors(|ring| auditing.kept(ring));
         }
     }
 
@@ -538,7 +577,7 @@ impl Agent {
         let forgotten = self.enforcing.predecessors_lost().and_then(|lost| {
             for (version, lost) in lost {
                 for (ring, lost) in Ring::ALL.into_iter().zip(lost) {
-                    self.auditing.count_lost(version, ring, lost);
+                    self.auditing.count_lost(version, ring, lost, None);
                 }
             }
             self.enforcing.forget_predecessors()
@@ -581,12 +620,15 @@ impl Agent {
     fn count_losses(&mut self) {
         for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
-                Ok(lost) => self.auditing.count_lost(self.abi_version, ring, lost),
+                Ok(lost) => {
+                    let id = self.rings[ring as usize];
+                    self.auditing.count_lost(self.abi_version, ring, lost, Some(id));
+                }
                 Err(error) => tracing::error!(%error, "cannot count lost records"),
             }
         }
-        if self.auditing.take_lost_changed() {
-            self.enforcing.remember(self.auditing.lost());
+        if self.auditing.take_lost_changed() || self.enforcing.owes_memory() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -614,7 +656,7 @@ impl Agent {
     fn refresh_hello(&mut self) {
         let report = self.current_report();
         self.hello.send_modify(|hello| {
-            hello.applied = self.enforcing.grants().applied().filter(|(_, generation)| *generation > 0);
+            hello.applied = self.enforcing.confirmed();
             hello.report = report;
         });
     }

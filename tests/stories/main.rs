@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod borrowed;
 mod deadlines;
+mod full_disk;
 mod hosts;
 mod jobs;
 mod life;
@@ -24,6 +25,7 @@ fn main() {
             psql::TESTS,
             sessions::TESTS,
             deadlines::TESTS,
+            full_disk::TESTS,
             outages::TESTS,
             upgrades::TESTS,
             proof::TESTS,
