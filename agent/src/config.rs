@@ -268,7 +268,8 @@ impl Config {
         Self::parse(path, &text, hostname, variable)
     }
 
-    fn parse(
+    /// The same of a text that was read from `path`.
+    pub fn parse(
         path: &Path,
         text: &str,
         hostname: impl FnOnce() -> String,

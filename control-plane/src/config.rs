@@ -192,7 +192,8 @@ impl Config {
         database.with_file_name("authority")
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Checks a text that was read from `path`. Other files that it names are read too.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: Raw = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let refuse = |field, value: &str, problem: String| ConfigError::Value {
