@@ -17,6 +17,7 @@ mod error;
 mod grants;
 mod hosts;
 mod requests;
+mod runs;
 mod setup;
 mod sign_ins;
 mod signals;

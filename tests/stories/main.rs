@@ -14,6 +14,7 @@ mod options;
 mod outages;
 mod proof;
 mod psql;
+mod runs;
 mod sessions;
 mod upgrades;
 
@@ -35,6 +36,7 @@ fn main() {
             modes::TESTS,
             benchmarks::TESTS,
             borrowed::TESTS,
+            runs::TESTS,
         ]
         .concat(),
     );

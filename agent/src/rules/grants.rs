@@ -11,11 +11,12 @@ use std::time::Duration;
 use agent_ebpf::abi::{GrantKey, GrantRef};
 use proto::types::{
     CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, ResourceNumber,
-    Subject,
+    RunId, Subject, SubjectNumber,
 };
 use uuid::Uuid;
 
 use super::plan::{Entries, WantedGrant};
+use super::runs::{Runs, Subjects};
 
 /// How long a grant that ran out stays in the maps, so that a denial says `expired`. The kernel lets nobody through by it.
 const LAPSED_KEPT: Duration = Duration::from_secs(10 * 60);
@@ -35,7 +36,7 @@ pub struct Grants {
     resources: Vec<Resource>,
     subjects: Vec<Subject>,
     grants: BTreeMap<GrantId, Held>,
-    lapsed: BTreeMap<GrantId, WantedGrant>,
+    lapsed: BTreeMap<GrantId, Lapsed>,
     /// What this host has ended by itself, until a set comes without it.
     ended: BTreeMap<GrantId, HostEnd>,
     /// When the control plane was last heard for certain; None: that is not known.
@@ -50,6 +51,15 @@ struct Held {
     idle: Option<Idle>,
     /// None: it is not bound to a cgroup.
     task: Option<Task>,
+    /// None: it is for all of the subject's processes.
+    run: Option<RunId>,
+}
+
+/// A grant that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lapsed {
+    wanted: WantedGrant,
+    run: Option<RunId>,
 }
 
 /// How long nothing may be let through.
@@ -74,9 +84,11 @@ struct Task {
 pub trait Sight {
     /// The id of the cgroup at a path, if there are processes in it or below it.
     fn running(&self, path: &CgroupPath) -> Option<u64>;
-    /// When payload was last sent or received for the pair of this grant, on the boot clock; None: nobody asks the kernel to
+    /// Whether a run is there, and is of the subject with this number.
+    fn has_run(&self, run: RunId, subject: SubjectNumber) -> bool;
+    /// When payload was last sent or received for a pair of this grant, on the boot clock; None: nobody asks the kernel to
     /// know, as another grant of the pair has no idle limit.
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64>;
+    fn last_active_boot_ns(&self, grant: &WantedGrant, run: Option<RunId>) -> Option<u64>;
 }
 
 impl Held {
@@ -90,7 +102,12 @@ impl Held {
         };
         let idle = |limit| Idle { limit, since_boot_ns: now_boot_ns, due_boot_ns: now_boot_ns };
         let task = |path: &CgroupPath| Task { path: path.clone(), id: None };
-        Self { wanted, idle: grant.idle.map(idle), task: grant.while_running.as_ref().map(task) }
+        Self {
+            wanted,
+            idle: grant.idle.map(idle),
+            task: grant.while_running.as_ref().map(task),
+            run: grant.run,
+        }
     }
 
     fn live(&self, remaining: Duration) -> LiveGrant {
@@ -101,11 +118,21 @@ impl Held {
             remaining,
             idle: self.idle.map(|idle| idle.limit),
             while_running: self.task.as_ref().map(|task| task.path.clone()),
+            run: self.run,
         }
+    }
+
+    /// It ends now, if it had not before: a denial says so for a while.
+    fn over(&self, now_boot_ns: u64) -> Lapsed {
+        let expires_at_boot_ns = self.wanted.expires_at_boot_ns.min(now_boot_ns);
+        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, run: self.run }
     }
 
     /// Whether it is over, and why.
     fn end(&mut self, sight: &impl Sight, now_boot_ns: u64) -> Option<HostEnd> {
+        if self.run.is_some_and(|run| !sight.has_run(run, self.wanted.subject)) {
+            return Some(HostEnd::TaskExit);
+        }
         if let Some(task) = &mut self.task {
             let running = sight.running(&task.path);
             if running.is_none() || task.id.is_some_and(|id| running != Some(id)) {
@@ -114,7 +141,7 @@ impl Held {
             task.id = running;
         }
         let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
-        let last = sight.last_active_boot_ns(&self.wanted)?.max(idle.since_boot_ns);
+        let last = sight.last_active_boot_ns(&self.wanted, self.run)?.max(idle.since_boot_ns);
         idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
         (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
     }
@@ -172,10 +199,10 @@ impl Grants {
             self.grants.insert(grant.id, held);
         }
         let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
-        let gone = known.into_values().map(|held| held.wanted);
-        let ran_out = gone.filter(|grant| grant.expires_at_boot_ns <= soon_boot_ns);
+        let gone = known.into_values();
+        let ran_out = gone.filter(|held| held.wanted.expires_at_boot_ns <= soon_boot_ns);
         // It ends now, not then: what is not in the set lets nobody through.
-        self.lapsed.extend(ran_out.map(|grant| (grant.id, over(grant, now_boot_ns))));
+        self.lapsed.extend(ran_out.map(|held| (held.wanted.id, held.over(now_boot_ns))));
         self.forget_lapsed(now_boot_ns);
         self.timeline = Some(timeline);
         self.generation = set.generation;
@@ -185,7 +212,7 @@ impl Grants {
 
     fn forget_lapsed(&mut self, now_boot_ns: u64) {
         let kept = nanoseconds(LAPSED_KEPT);
-        self.lapsed.retain(|_, grant| grant.expires_at_boot_ns.saturating_add(kept) > now_boot_ns);
+        self.lapsed.retain(|_, lapsed| lapsed.wanted.expires_at_boot_ns.saturating_add(kept) > now_boot_ns);
         // Ids grow with time, so the first are the oldest.
         while self.lapsed.len() > LAPSED_MAX {
             self.lapsed.pop_first();
@@ -202,7 +229,7 @@ impl Grants {
         for (id, end) in &found {
             self.ended.insert(*id, *end);
             if let Some(held) = self.grants.remove(id) {
-                self.lapsed.insert(*id, over(held.wanted, now_boot_ns));
+                self.lapsed.insert(*id, held.over(now_boot_ns));
             }
         }
         self.forget_lapsed(now_boot_ns);
@@ -251,8 +278,10 @@ impl Grants {
 
     /// What the maps should hold: the live grants, and those that ran out lately. A grant of a resource that has a limit for
     /// outages ends, in the kernel, that long after the control plane was last heard; hearing it again moves that on.
-    pub fn wanted(&self) -> Vec<WantedGrant> {
-        let limits = self.outage_limits();
+    ///
+    /// There is one for each pair: of the grant's subject and of each of its runs, or of the one run that it is for.
+    pub fn wanted(&self, runs: &Runs) -> Vec<WantedGrant> {
+        let (limits, subjects) = (self.outage_limits(), Subjects::of(&self.subjects));
         let limited = |grant: &WantedGrant| {
             let bound = limits.get(&grant.resource).map(|limit| match self.heard_boot_ns {
                 Some(heard_boot_ns) => heard_boot_ns.saturating_add(*limit),
@@ -262,7 +291,14 @@ impl Grants {
             WantedGrant { expires_at_boot_ns, ..*grant }
         };
         // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
-        self.grants.values().map(|held| &held.wanted).chain(self.lapsed.values()).map(limited).collect()
+        let held = self.grants.values().map(|held| (&held.wanted, held.run));
+        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.run));
+        held.chain(lapsed).flat_map(|(wanted, run)| runs.share(limited(wanted), run, &subjects)).collect()
+    }
+
+    /// The grants that are for one run only: the pair of each as the control plane names it, and the run.
+    pub fn of_runs(&self) -> impl Iterator<Item = (&WantedGrant, RunId)> {
+        self.grants.values().filter_map(|held| Some((&held.wanted, held.run?)))
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
@@ -317,18 +353,13 @@ impl Grants {
     }
 }
 
-/// A grant that ends now, if it had not before: a denial says so for a while.
-fn over(grant: WantedGrant, now_boot_ns: u64) -> WantedGrant {
-    WantedGrant { expires_at_boot_ns: grant.expires_at_boot_ns.min(now_boot_ns), ..grant }
-}
-
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::types::{NewResource, NewSubject, SubjectRole};
+    use proto::types::{NewResource, NewSubject, SubjectId, SubjectRole};
 
     use super::super::plan::{Wanted, reconcile};
     use super::*;
@@ -343,6 +374,7 @@ mod tests {
             remaining: Duration::from_secs(*seconds),
             idle: None,
             while_running: None,
+            run: None,
         };
         GrantSet {
             generation,
@@ -378,7 +410,11 @@ mod tests {
     }
 
     fn deadlines(grants: &Grants) -> Vec<(GrantId, u64)> {
-        grants.wanted().iter().map(|grant| (grant.id, grant.expires_at_boot_ns / SECOND)).collect()
+        grants
+            .wanted(&Runs::default())
+            .iter()
+            .map(|grant| (grant.id, grant.expires_at_boot_ns / SECOND))
+            .collect()
     }
 
     #[test]
@@ -460,7 +496,7 @@ mod tests {
             grants.accept(Uuid::from_u128(1), set, 0);
             grants
         };
-        let ends = |grants: &Grants| grants.wanted()[0].expires_at_boot_ns / SECOND;
+        let ends = |grants: &Grants| grants.wanted(&Runs::default())[0].expires_at_boot_ns / SECOND;
         let mut held = with("hold");
         assert!(!held.hear(10 * SECOND), "nothing moves by it");
         assert_eq!(ends(&held), 600);
@@ -491,12 +527,12 @@ mod tests {
         before.accept(Uuid::from_u128(1), set.clone(), 0);
         before.hear(30 * SECOND);
         let mut entries = Entries::default();
-        let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+        let wanted = Wanted { grants: before.wanted(&Runs::default()), ..Wanted::default() };
         reconcile(&mut entries, &wanted, 64, 30 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
         let mut next = Grants::default();
         next.recall(Some((Uuid::from_u128(1), set)), Vec::new(), 0);
         next.hear_from_maps(&entries);
-        assert_eq!(next.wanted(), before.wanted());
+        assert_eq!(next.wanted(&Runs::default()), before.wanted(&Runs::default()));
     }
 
     #[test]
@@ -510,7 +546,7 @@ mod tests {
         // It was cut off long ago when it runs out by the control plane's word, which came late.
         before.accept(timeline, GrantSet { generation: 4, grants: vec![], ..set.clone() }, 69 * SECOND);
         let mut entries = Entries::default();
-        let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+        let wanted = Wanted { grants: before.wanted(&Runs::default()), ..Wanted::default() };
         reconcile(&mut entries, &wanted, 64, 69 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
         let mut next = Grants::default();
         next.recall(Some((timeline, GrantSet { generation: 5, ..set })), Vec::new(), 69 * SECOND);
@@ -588,12 +624,16 @@ mod tests {
     struct Seen(Option<u64>, Option<u64>);
 
     impl Sight for Seen {
+        fn has_run(&self, _: RunId, subject: SubjectNumber) -> bool {
+            self.0.is_some() && subject.get() == 1
+        }
+
         fn running(&self, path: &CgroupPath) -> Option<u64> {
             assert_eq!(path.as_str(), "/job");
             self.0
         }
 
-        fn last_active_boot_ns(&self, _: &WantedGrant) -> Option<u64> {
+        fn last_active_boot_ns(&self, _: &WantedGrant, _: Option<RunId>) -> Option<u64> {
             self.1
         }
     }
@@ -654,6 +694,46 @@ mod tests {
         for grants in [gone, restarted] {
             assert_eq!(grants.ended(), [EndedGrant { grant: id, reason: HostEnd::TaskExit }]);
         }
+    }
+
+    #[test]
+    fn a_grant_of_a_run_opens_to_it_alone_and_ends_with_it() {
+        let alice: SubjectId = "user:alice".parse().expect("valid");
+        let mut runs = Runs::default();
+        let run = runs.open(RunId::new(), alice, 42).expect("there is room");
+        let (ordinary, of_run) = (GrantId::new(), GrantId::new());
+        let mut set = known(set(1, &[(ordinary, 60), (of_run, 60)]));
+        set.grants[1].run = Some(run.id);
+        let mut grants = Grants::default();
+        grants.accept(Uuid::from_u128(1), set.clone(), SECOND);
+        let opens = |grants: &Grants, runs: &Runs| {
+            let wanted = grants.wanted(runs);
+            wanted.iter().map(|grant| (grant.id, grant.subject.get())).collect::<Vec<_>>()
+        };
+        let number = run.number.get();
+        assert_eq!(opens(&grants, &runs), [(ordinary, 1), (ordinary, number), (of_run, number)]);
+        assert_eq!(
+            opens(&grants, &Runs::default()),
+            [(ordinary, 1)],
+            "where the run is not, it opens nothing"
+        );
+        // A restart keeps whom it is for.
+        let mut restarted = Grants::default();
+        restarted.recall(Some((Uuid::from_u128(1), grants.remaining_set(SECOND))), Vec::new(), SECOND);
+        assert_eq!(opens(&restarted, &runs), opens(&grants, &runs));
+        // The run is there; and then it is not.
+        let running = Seen(Some(1), None);
+        assert!(!grants.find_ends(&running, 2 * SECOND));
+        assert!(grants.find_ends(&NOTHING, 3 * SECOND));
+        assert_eq!(grants.ended(), [EndedGrant { grant: of_run, reason: HostEnd::TaskExit }]);
+        assert_eq!(opens(&grants, &Runs::default()), [(ordinary, 1)]);
+        // What ran out is over in the run, too, and nowhere else.
+        let mut over = Grants::default();
+        over.accept(Uuid::from_u128(1), set.clone(), SECOND);
+        over.accept(Uuid::from_u128(1), GrantSet { generation: 2, grants: vec![], ..set }, 61 * SECOND);
+        let mut lapsed = opens(&over, &runs);
+        lapsed.sort_unstable();
+        assert_eq!(lapsed, [(ordinary, 1), (ordinary, number), (of_run, number)]);
     }
 
     #[test]

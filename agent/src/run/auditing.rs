@@ -10,9 +10,10 @@ use crate::canary;
 use crate::clock::Instants;
 use crate::memory::Lost;
 use crate::observe::{Cgroups, UnixSockets};
-use crate::rules::audit::{Names, Numbering};
+use crate::rules::audit::{Names, Numbering, RunTold};
 use crate::rules::grants::Grants;
 use crate::rules::queue::Sending;
+use crate::rules::runs::Runs;
 use crate::spool::{Cursor, Spool, SpoolError};
 
 use super::enforcing::PeriodEnd;
@@ -94,6 +95,17 @@ impl Auditing {
     pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
         let now = Instants::now();
         self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
+        self.flush(now);
+    }
+
+    /// Whose run each number is.
+    pub(super) fn learn_runs(&mut self, runs: &Runs) {
+        self.names.learn_runs(runs);
+    }
+
+    pub(super) fn run_event(&mut self, kind: EventKind, told: RunTold) {
+        let now = Instants::now();
+        self.pending.push(self.numbering.run(kind, told, now.wall()));
         self.flush(now);
     }
 

@@ -8,7 +8,7 @@ use agent_ebpf::abi::{
 use agent_ebpf::verdict::Reason;
 use proto::types::{
     Applied, CgroupPath, Delta, Digest, EndReason, EndedGrant, GrantId, GrantSet, Invalid, Refused,
-    RefusedItem, Report, Selector, SubjectNumber,
+    RefusedItem, Report, RunId, Selector, SubjectNumber,
 };
 use uuid::Uuid;
 
@@ -24,18 +24,20 @@ use crate::rules::drift::{Drift, Part, distrust, drift};
 use crate::rules::grants::{Accepted, Grants, Sight};
 use crate::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile, reconcile_pair};
 use crate::rules::pods::{Pods, PodsChange};
+use crate::rules::runs::{FIRST_NUMBER, Runs, Subjects};
 use crate::rules::{local, workloads};
 use crate::sockets::{self, Ended, Target};
 use crate::status::{Flaw, Health};
 
 use super::proving::{Proving, Step};
+use super::runs::Running;
 
 /// The gate, what it should hold, and what it holds.
 pub(super) struct Enforcing {
     gate: Gate,
     entries: Entries,
-    grants: Grants,
-    cgroups: Cgroups,
+    pub(super) grants: Grants,
+    pub(super) cgroups: Cgroups,
     addresses: LocalAddresses,
     unix_sockets: UnixSockets,
     /// Whose processes may have sockets of any family.
@@ -44,8 +46,9 @@ pub(super) struct Enforcing {
     pods_file: Option<PodsFile>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
-    health: Health,
+    pub(super) health: Health,
     memory: MemoryFile,
+    pub(super) running: Running,
     proving: Proving,
     /// Its grant, while it has one.
     canary_grant: Option<WantedGrant>,
@@ -102,6 +105,7 @@ impl Enforcing {
         pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
+        running: Running,
     ) -> Result<Self, KernelError> {
         if let Some(file) = &pods_file {
             cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
@@ -129,6 +133,7 @@ impl Enforcing {
             bound,
             health,
             memory,
+            running,
             proving: Proving::default(),
             canary_grant: None,
             next_part: 0,
@@ -255,8 +260,8 @@ impl Enforcing {
         let generation = set.generation;
         let named = set.resources.iter().map(|resource| resource.number.get());
         let mut named = named.chain(set.subjects.iter().map(|subject| subject.number.get()));
-        if named.any(|number| number == canary::NUMBER) {
-            tracing::error!(generation, "the grant set uses the canary's number; left aside");
+        if named.any(|number| number >= FIRST_NUMBER) {
+            tracing::error!(generation, "the grant set uses numbers of runs or of the canary; left aside");
             return None;
         }
         match self.grants.accept(timeline, set, now_boot_ns()) {
@@ -273,8 +278,8 @@ impl Enforcing {
     pub(super) fn change(&mut self, timeline: Uuid, delta: &Delta) -> Result<Applied, Invalid> {
         let named = delta.put_resources.iter().map(|resource| resource.number.get());
         let mut named = named.chain(delta.put_subjects.iter().map(|subject| subject.number.get()));
-        if named.any(|number| number == canary::NUMBER) {
-            return Err(Invalid::new("delta", "uses the canary's number"));
+        if named.any(|number| number >= FIRST_NUMBER) {
+            return Err(Invalid::new("delta", "uses numbers of runs or of the canary"));
         }
         self.grants.change(timeline, delta, now_boot_ns())?;
         Ok(self.put_into_the_kernel(delta.generation))
@@ -303,7 +308,8 @@ impl Enforcing {
     pub(super) fn digest(&self) -> Option<Digest> {
         let read = self.gate.read_whole().ok()?;
         let (wanted, refused) = (self.wanted(), &self.health.refused);
-        digest(&read, &self.grants, &wanted, refused, self.gate.slots_max(), now_boot_ns())
+        let runs = &self.running.runs;
+        digest(&read, &self.grants, runs, &wanted, refused, self.gate.slots_max(), now_boot_ns())
     }
 
     /// Follows what came and went on this host: cgroups and addresses. `again`: also asks for what there was no notice of.
@@ -378,8 +384,15 @@ impl Enforcing {
         any
     }
 
-    fn find_ends(&mut self) -> bool {
-        let view = View { gate: &self.gate, entries: &self.entries, cgroups: &self.cgroups };
+    pub(super) fn find_ends(&mut self) -> bool {
+        let subjects = self.grants.subjects().to_vec();
+        let view = View {
+            gate: &self.gate,
+            entries: &self.entries,
+            cgroups: &self.cgroups,
+            runs: &self.running.runs,
+            subjects: Subjects::of(&subjects),
+        };
         let found = self.grants.find_ends(&view, now_boot_ns());
         if found {
             tracing::info!(ended = ?self.grants.ended(), "grants that this host has ended");
@@ -440,7 +453,7 @@ impl Enforcing {
         moved || rerouted
     }
 
-    fn reconcile(&mut self) {
+    pub(super) fn reconcile(&mut self) {
         let now_boot_ns = now_boot_ns();
         // What has ended idle must not be taken for live, nor what is active for ended.
         self.look_at_activity(now_boot_ns);
@@ -475,10 +488,12 @@ impl Enforcing {
     /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
     fn wanted(&self) -> Wanted {
         let resources = local::expand(self.grants.resources().to_vec(), self.addresses.known());
+        let runs = &self.running.runs;
         let mut wanted = Wanted {
             unix_sockets: self.unix_sockets.keys().iter().map(|(key, (number, _))| (*key, *number)).collect(),
-            cgroups: self.bound.clone(),
-            grants: self.grants.wanted(),
+            // Nobody else can mean the cgroup of a run.
+            cgroups: self.bound.iter().map(|(id, subject)| (*id, *subject)).chain(runs.bindings()).collect(),
+            grants: self.grants.wanted(runs),
             ..Wanted::guarding(resources)
         };
         let Some(place) = self.proving.place() else { return wanted };
@@ -587,7 +602,7 @@ impl Enforcing {
             ends.periods.push(PeriodEnd {
                 pair: period.pair,
                 grant: period.grant,
-                reason: self.end_reason((slot, epoch), period.grant, now_boot_ns),
+                reason: self.end_reason((slot, epoch), &period, now_boot_ns),
                 closed: count(&outcome.closed),
                 unconfirmed: count(&outcome.unconfirmed),
                 last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
@@ -597,9 +612,13 @@ impl Enforcing {
     }
 
     /// Why a period has ended, as far as this host knows.
-    fn end_reason(&self, (slot, epoch): (u32, u64), grant: [u8; 16], now_boot_ns: u64) -> EndReason {
-        if let Some(end) = GrantId::from_bytes(grant).and_then(|id| self.grants.end_of(id)) {
+    fn end_reason(&self, (slot, epoch): (u32, u64), period: &Period, now_boot_ns: u64) -> EndReason {
+        if let Some(end) = GrantId::from_bytes(period.grant).and_then(|id| self.grants.end_of(id)) {
             return end.into();
+        }
+        // The grant may go on: here it was that of a run.
+        if self.running.runs.is_over(period.pair.subject) && period.pair.subject != canary::NUMBER {
+            return EndReason::TaskExit;
         }
         if self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
             return EndReason::Time;
@@ -797,6 +816,8 @@ struct View<'a> {
     gate: &'a Gate,
     entries: &'a Entries,
     cgroups: &'a Cgroups,
+    runs: &'a Runs,
+    subjects: Subjects<'a>,
 }
 
 impl Sight for View<'_> {
@@ -804,12 +825,23 @@ impl Sight for View<'_> {
         self.cgroups.running(path)
     }
 
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
-        let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
-        let slot = self.entries.grants.get(&pair)?.slot;
-        // Where a grant without a limit covers the pair as well, the kernel does not keep it.
-        self.entries.idle_limits.get(&slot)?;
-        let last = self.gate.last_active_boot_ns(slot);
-        last.inspect_err(|error| tracing::error!(%error, slot, "cannot tell whether a grant is idle")).ok()
+    fn has_run(&self, run: RunId, subject: SubjectNumber) -> bool {
+        self.subjects.id(subject).is_some_and(|subject| self.runs.is_of(run, subject))
+    }
+
+    /// Of the subject's own pair, and of those of its runs, the one that was active last.
+    fn last_active_boot_ns(&self, grant: &WantedGrant, run: Option<RunId>) -> Option<u64> {
+        let mut last_boot_ns = None;
+        for pair in self.runs.share(*grant, run, &self.subjects) {
+            let key = GrantKey { subject: pair.subject.get(), resource: pair.resource.get() };
+            let Some(held) = self.entries.grants.get(&key) else { continue };
+            // Where a grant without a limit covers the pair as well, the kernel does not keep it.
+            self.entries.idle_limits.get(&held.slot)?;
+            let last = self.gate.last_active_boot_ns(held.slot);
+            let last =
+                last.inspect_err(|error| tracing::error!(%error, "cannot tell whether a grant is idle"));
+            last_boot_ns = last_boot_ns.max(Some(last.ok()?));
+        }
+        last_boot_ns
     }
 }

@@ -138,6 +138,7 @@ calls! {
     SignInWorkload = "IdentityService.SignInWorkload":  All    All    All      All     All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
+    IssueRunPass = "IdentityService.IssueRunPass":      No     Own    Own      Own     Own           No;
 }
 
 /// What the table lacks of these methods (`SERVICE.METHOD`), and what it has besides. Both empty: it is whole.

@@ -392,6 +392,7 @@ impl Caller {
             reason: "ticket 4711".parse().expect("valid"),
             idle: None,
             while_running: None,
+            run: None,
         };
         self.create(new.into()).await
     }
