@@ -253,6 +253,7 @@ mod tests {
             remaining: Duration::from_secs(60),
             idle: Some(Duration::from_secs(10)),
             while_running: None,
+            run: None,
         };
         let set = GrantSet {
             generation: 7,

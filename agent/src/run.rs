@@ -9,20 +9,23 @@
 mod auditing;
 mod enforcing;
 mod proving;
+mod runs;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report};
+use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report, RunPass};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use crate::canary::{self, Ask, Told};
+use crate::canary::{self, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::identity::Identities;
@@ -30,10 +33,12 @@ use crate::kernel::{Gate, KernelError, Placed, Rings};
 use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, Notices, ObserveError};
+use crate::runs::{self as programs, Ask, RunsFile};
 use crate::session::{self, Incoming, Outgoing};
 use crate::spool::{Spool, SpoolError};
 use auditing::Auditing;
 use enforcing::Enforcing;
+use runs::Running;
 
 /// How often it is looked which addresses came or went, and which grants are over by what is seen here; and which cgroups,
 /// should the kernel's notices of them have been lost.
@@ -54,6 +59,8 @@ const CANARY_MAX: usize = 4;
 const RECORDS_MAX: usize = 512;
 /// Turns that records of a gate of another ABI version are given at a time.
 const PREDECESSORS_TURNS_MAX: usize = 32;
+/// What programs want that waits.
+const PROGRAMS_MAX: usize = 64;
 /// Messages of the control plane that wait.
 const INCOMING_MAX: usize = 16;
 
@@ -133,6 +140,8 @@ enum Event {
     Compare,
     /// The canary said something.
     Canary(Told),
+    /// A program on this host wants something.
+    Program(Ask),
     /// Somebody asked the agent to end.
     Shutdown,
 }
@@ -196,13 +205,13 @@ pub async fn run_on(
     let canary = tokio::spawn(canary);
 
     let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
+    let (from_programs, mut programs) = mpsc::channel(PROGRAMS_MAX);
+    let identities = Identities::new(&config.state_dir);
+    let listening = agent.listen(&config, identities.clone(), from_programs);
     watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
-    let access = session::Access {
-        endpoint: config.control_plane.clone(),
-        identities: Identities::new(&config.state_dir),
-        join: config.join.clone(),
-    };
+    let access =
+        session::Access { endpoint: config.control_plane.clone(), identities, join: config.join.clone() };
     let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
@@ -232,6 +241,7 @@ pub async fn run_on(
                 Event::Cgroups
             }
             Some(news) = news_of(pods.as_mut()) => Event::Pods(news),
+            Some(ask) = programs.recv() => Event::Program(ask),
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
             _ = keep.tick() => Event::Keep,
@@ -252,6 +262,7 @@ pub async fn run_on(
             agent.tell_drift(repaired);
             agent.auditing.sync();
             session.abort();
+            listening.inspect(|listening| listening.abort());
             // The canary ends when nobody can ask it any more.
             drop(agent);
             let _ = tokio::time::timeout(CANARY_END_TIMEOUT, canary).await;
@@ -309,7 +320,7 @@ struct Agent {
     /// How often the gate was to be proven.
     proofs: u32,
     hello: watch::Sender<Hello>,
-    canary: mpsc::Sender<Ask>,
+    canary: mpsc::Sender<canary::Ask>,
 }
 
 impl Agent {
@@ -320,7 +331,7 @@ impl Agent {
         cgroups: Cgroups,
         spool: Spool,
         memory_file: MemoryFile,
-        canary: mpsc::Sender<Ask>,
+        canary: mpsc::Sender<canary::Ask>,
     ) -> Result<Self, RunError> {
         let memory = memory_file.read(now_boot_ns());
         let (took_over, predecessors, rings) = (gate.took_over(), gate.predecessors(), gate.rings());
@@ -333,11 +344,13 @@ impl Agent {
             }
         }
         let pods_file = config.kubernetes.as_ref().map(|_| PodsFile::new(&config.state_dir, boot_id));
+        let running = Running::new(RunsFile::new(&config.state_dir, boot_id), cgroups.root().to_owned());
         let mut enforcing =
-            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file)?;
+            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file, running)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
         enforcing.skip_predecessors(|ring| auditing.end(ring));
+        auditing.learn_runs(&enforcing.running.runs);
         let how = match (took_over, predecessors.as_slice()) {
             (_, [first, ..]) => format!("met the gate of ABI version {first}, itself having {abi_version}"),
             (true, []) => "took over the gate that was up".to_owned(),
@@ -373,6 +386,30 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Lets programs of this host in, if that is wanted. That it cannot be is told, and keeps nothing else from going on.
+    fn listen(
+        &mut self,
+        config: &Config,
+        identities: Identities,
+        asks: mpsc::Sender<Ask>,
+    ) -> Option<JoinHandle<()>> {
+        let path = config.runs_socket.as_ref()?;
+        let listener = match programs::listen(path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                let why = format!("cannot listen at {}: {error}", path.display());
+                tracing::error!(why, "nobody can run a command as a subject");
+                self.enforcing.health.runs = Some(why);
+                return None;
+            }
+        };
+        let vouch = move |pass: &RunPass| {
+            let signed = identities.have_signed(&pass.signed(), &pass.signature);
+            signed.map_err(|error| error.to_string())
+        };
+        Some(tokio::spawn(programs::serve(listener, config.host.clone(), Arc::new(vouch), asks)))
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::Records(records) => {
@@ -401,6 +438,7 @@ impl Agent {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                     self.report();
                 }
+                self.look_at_runs();
                 if self.enforcing.end_what_is_over() {
                     self.tell_ended();
                 }
@@ -437,6 +475,7 @@ impl Agent {
                 }
                 self.report_if_changed();
             }
+            Event::Program(ask) => self.hear_program(ask),
             // Ends the loop before it gets here.
             Event::Shutdown => {}
         }

@@ -58,6 +58,8 @@ pub struct Health {
     pub unknown_pods: bool,
     /// Why the grant set cannot be written down; None: it is.
     pub memory: Option<String>,
+    /// Why no program can run a command as a subject; None: it can, or nobody wants that.
+    pub runs: Option<String>,
 }
 
 impl Health {
@@ -90,6 +92,7 @@ impl Health {
         missing.extend(
             memory.map(|why| format!("the grant set cannot be written down, and is not confirmed: {why}")),
         );
+        missing.extend(self.runs.as_ref().map(|why| format!("nobody can run a command as a subject: {why}")));
         missing.extend(spool_error.map(ToOwned::to_owned));
         match (grave.is_empty(), missing.is_empty()) {
             (false, _) => report(HostState::NotEnforcing, [grave, missing].concat()),
@@ -177,10 +180,10 @@ mod tests {
         );
         let pods = Some("the API server cannot be reached".to_owned());
         check(
-            Health { pods, unknown_pods: true, ..proven() },
+            Health { pods, unknown_pods: true, runs: Some("no socket".to_owned()), ..proven() },
             HostState::Degraded,
             "new pods are not bound: the API server cannot be reached; no pod is bound: the agent's configuration has no \
-             `[kubernetes]`",
+             `[kubernetes]`; nobody can run a command as a subject: no socket",
         );
         let waiting = Some("until the control plane has been heard".to_owned());
         let told = "the gate of another ABI version decides, until the control plane has been heard";

@@ -9,9 +9,9 @@ use proto::status::ErrorKind;
 use proto::types::{ProviderName, SubjectIdentity, Timestamp};
 
 use crate::clock;
-use crate::identity::{Svid, TokenHash};
 use crate::identity::oidc::{self, Known, TokenError};
 use crate::identity::workloads::NobodyVouches;
+use crate::identity::{Svid, TokenHash};
 use crate::rpc::Gate;
 use crate::rules::Refusal;
 use crate::rules::claims::{self, ClaimsError, Expected};

@@ -19,6 +19,7 @@ mod error;
 mod grants;
 mod hosts;
 mod requests;
+mod runs;
 mod setup;
 mod sign_ins;
 mod signals;

@@ -14,13 +14,14 @@ use agent::rules::grants::{Accepted, Grants, Sight};
 use agent::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile};
 use agent::rules::queue::Sending;
 use agent::rules::reports::Reports;
+use agent::rules::runs::Runs;
 use agent::rules::workloads::{self, Doubt};
 use agent::spool::{Entry, Mark, Marks};
 use agent_ebpf::abi::{GrantKey, Hook, ResourceEntry, Ring, VerdictRecord, protocol};
 use agent_ebpf::verdict::{Caller, Facts, Reason, Slot, decide};
 use proto::types::{
     Applied, AuditEvent, CgroupPath, Delta, Digest, EndedGrant, EventKind, GrantId, GrantSet, Hello,
-    HostName, HostState, LiveGrant, Refused, Report, Selector, Timestamp,
+    HostName, HostState, LiveGrant, Refused, Report, RunId, Selector, SubjectNumber, Timestamp,
 };
 use uuid::Uuid;
 
@@ -185,7 +186,7 @@ impl Fuse {
 pub(crate) struct Agent {
     pub(crate) grants: Grants,
     entries: Entries,
-    bound: BTreeMap<u64, proto::types::SubjectNumber>,
+    bound: BTreeMap<u64, SubjectNumber>,
     pub(crate) refused: Vec<Refused>,
     failed: Vec<String>,
     numbering: Numbering,
@@ -275,11 +276,16 @@ struct View<'a> {
 }
 
 impl Sight for View<'_> {
+    /// There are no runs here.
+    fn has_run(&self, _: RunId, _: SubjectNumber) -> bool {
+        false
+    }
+
     fn running(&self, path: &CgroupPath) -> Option<u64> {
         self.tasks.get(path).copied()
     }
 
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
+    fn last_active_boot_ns(&self, grant: &WantedGrant, _: Option<RunId>) -> Option<u64> {
         let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
         let slot = self.entries.grants.get(&pair)?.slot;
         self.entries.idle_limits.get(&slot)?;
@@ -462,7 +468,7 @@ impl Host {
     fn wanted(agent: &Agent) -> Wanted {
         Wanted {
             cgroups: agent.bound.clone(),
-            grants: agent.grants.wanted(),
+            grants: agent.grants.wanted(&Runs::default()),
             ..Wanted::guarding(agent.grants.resources().to_vec())
         }
     }
@@ -750,7 +756,8 @@ impl Host {
     pub(crate) fn digest(&self, now_ns: u64) -> Option<Digest> {
         let agent = self.agent.as_ref()?;
         let (wanted, boot_ns) = (Self::wanted(agent), self.boot_ns(now_ns));
-        digest(&self.kernel.entries, &agent.grants, &wanted, &agent.refused, SLOTS_MAX, boot_ns)
+        let runs = Runs::default();
+        digest(&self.kernel.entries, &agent.grants, &runs, &wanted, &agent.refused, SLOTS_MAX, boot_ns)
     }
 
     /// Records are read only if what was read before them is on disk, and leave the kernel only after they are.

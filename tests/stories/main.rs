@@ -15,6 +15,7 @@ mod options;
 mod outages;
 mod proof;
 mod psql;
+mod runs;
 mod sessions;
 mod upgrades;
 
@@ -37,6 +38,7 @@ fn main() {
             modes::TESTS,
             benchmarks::TESTS,
             borrowed::TESTS,
+            runs::TESTS,
         ]
         .concat(),
     );

@@ -12,11 +12,12 @@ use std::time::Duration;
 use agent_ebpf::abi::{GrantKey, GrantRef};
 use proto::types::{
     CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, ResourceNumber,
-    Subject,
+    RunId, Subject, SubjectNumber,
 };
 use uuid::Uuid;
 
 use super::plan::{Entries, WantedGrant};
+use super::runs::{Runs, Subjects};
 
 /// How long a grant that ran out stays in the maps, so that a denial says `expired`. The kernel lets nobody through by it.
 const LAPSED_KEPT: Duration = Duration::from_secs(10 * 60);
@@ -36,7 +37,7 @@ pub struct Grants {
     resources: Vec<Resource>,
     subjects: Vec<Subject>,
     grants: BTreeMap<GrantId, Held>,
-    lapsed: BTreeMap<GrantId, WantedGrant>,
+    lapsed: BTreeMap<GrantId, Lapsed>,
     /// What this host has ended by itself, until a set comes without it.
     ended: BTreeMap<GrantId, HostEnd>,
     /// The latest deadlines of grants that an earlier agent was told and that are not among the others: by the clock of the control
@@ -54,6 +55,15 @@ struct Held {
     idle: Option<Idle>,
     /// None: it is not bound to a cgroup.
     task: Option<Task>,
+    /// None: it is for all of the subject's processes.
+    run: Option<RunId>,
+}
+
+/// A grant that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lapsed {
+    wanted: WantedGrant,
+    run: Option<RunId>,
 }
 
 /// How long nothing may be let through.
@@ -78,9 +88,11 @@ struct Task {
 pub trait Sight {
     /// The id of the cgroup at a path, if there are processes in it or below it.
     fn running(&self, path: &CgroupPath) -> Option<u64>;
-    /// When payload was last sent or received for the pair of this grant, on the boot clock; None: nobody asks the kernel to
+    /// Whether a run is there, and is of the subject with this number.
+    fn has_run(&self, run: RunId, subject: SubjectNumber) -> bool;
+    /// When payload was last sent or received for a pair of this grant, on the boot clock; None: nobody asks the kernel to
     /// know, as another grant of the pair has no idle limit.
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64>;
+    fn last_active_boot_ns(&self, grant: &WantedGrant, run: Option<RunId>) -> Option<u64>;
 }
 
 impl Held {
@@ -94,7 +106,12 @@ impl Held {
         };
         let idle = |limit| Idle { limit, since_boot_ns: now_boot_ns, due_boot_ns: now_boot_ns };
         let task = |path: &CgroupPath| Task { path: path.clone(), id: None };
-        Self { wanted, idle: grant.idle.map(idle), task: grant.while_running.as_ref().map(task) }
+        Self {
+            wanted,
+            idle: grant.idle.map(idle),
+            task: grant.while_running.as_ref().map(task),
+            run: grant.run,
+        }
     }
 
     fn live(&self, remaining: Duration) -> LiveGrant {
@@ -105,11 +122,21 @@ impl Held {
             remaining,
             idle: self.idle.map(|idle| idle.limit),
             while_running: self.task.as_ref().map(|task| task.path.clone()),
+            run: self.run,
         }
+    }
+
+    /// It ends now, if it had not before: a denial says so for a while.
+    fn over(&self, now_boot_ns: u64) -> Lapsed {
+        let expires_at_boot_ns = self.wanted.expires_at_boot_ns.min(now_boot_ns);
+        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, run: self.run }
     }
 
     /// Whether it is over, and why.
     fn end(&mut self, sight: &impl Sight, now_boot_ns: u64) -> Option<HostEnd> {
+        if self.run.is_some_and(|run| !sight.has_run(run, self.wanted.subject)) {
+            return Some(HostEnd::TaskExit);
+        }
         if let Some(task) = &mut self.task {
             let running = sight.running(&task.path);
             if running.is_none() || task.id.is_some_and(|id| running != Some(id)) {
@@ -118,7 +145,7 @@ impl Held {
             task.id = running;
         }
         let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
-        let last = sight.last_active_boot_ns(&self.wanted)?.max(idle.since_boot_ns);
+        let last = sight.last_active_boot_ns(&self.wanted, self.run)?.max(idle.since_boot_ns);
         idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
         (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
     }
@@ -180,10 +207,10 @@ impl Grants {
             self.grants.insert(grant.id, held);
         }
         let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
-        let gone = known.into_values().map(|held| held.wanted);
-        let ran_out = gone.filter(|grant| grant.expires_at_boot_ns <= soon_boot_ns);
+        let gone = known.into_values();
+        let ran_out = gone.filter(|held| held.wanted.expires_at_boot_ns <= soon_boot_ns);
         // It ends now, not then: what is not in the set lets nobody through.
-        self.lapsed.extend(ran_out.map(|grant| (grant.id, over(grant, now_boot_ns))));
+        self.lapsed.extend(ran_out.map(|held| (held.wanted.id, held.over(now_boot_ns))));
         self.forget_lapsed(now_boot_ns);
         self.timeline = Some(timeline);
         self.generation = set.generation;
@@ -193,7 +220,7 @@ impl Grants {
 
     fn forget_lapsed(&mut self, now_boot_ns: u64) {
         let kept = nanoseconds(LAPSED_KEPT);
-        self.lapsed.retain(|_, grant| grant.expires_at_boot_ns.saturating_add(kept) > now_boot_ns);
+        self.lapsed.retain(|_, lapsed| lapsed.wanted.expires_at_boot_ns.saturating_add(kept) > now_boot_ns);
         // Ids grow with time, so the first are the oldest.
         while self.lapsed.len() > LAPSED_MAX {
             self.lapsed.pop_first();
@@ -210,7 +237,7 @@ impl Grants {
         for (id, end) in &found {
             self.ended.insert(*id, *end);
             if let Some(held) = self.grants.remove(id) {
-                self.lapsed.insert(*id, over(held.wanted, now_boot_ns));
+                self.lapsed.insert(*id, held.over(now_boot_ns));
             }
         }
         self.forget_lapsed(now_boot_ns);
@@ -281,8 +308,10 @@ impl Grants {
 
     /// What the maps should hold: the live grants, and those that ran out lately. A grant of a resource that has a limit for
     /// outages ends, in the kernel, that long after the control plane was last heard; hearing it again moves that on.
-    pub fn wanted(&self) -> Vec<WantedGrant> {
-        let limits = self.outage_limits();
+    ///
+    /// There is one for each pair: of the grant's subject and of each of its runs, or of the one run that it is for.
+    pub fn wanted(&self, runs: &Runs) -> Vec<WantedGrant> {
+        let (limits, subjects) = (self.outage_limits(), Subjects::of(&self.subjects));
         let limited = |grant: &WantedGrant| {
             let bound = limits.get(&grant.resource).map(|limit| match self.heard_boot_ns {
                 Some(heard_boot_ns) => heard_boot_ns.saturating_add(*limit),
@@ -292,7 +321,14 @@ impl Grants {
             WantedGrant { expires_at_boot_ns, ..*grant }
         };
         // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
-        self.grants.values().map(|held| &held.wanted).chain(self.lapsed.values()).map(limited).collect()
+        let held = self.grants.values().map(|held| (&held.wanted, held.run));
+        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.run));
+        held.chain(lapsed).flat_map(|(wanted, run)| runs.share(limited(wanted), run, &subjects)).collect()
+    }
+
+    /// The grants that are for one run only: the pair of each as the control plane names it, and the run.
+    pub fn of_runs(&self) -> impl Iterator<Item = (&WantedGrant, RunId)> {
+        self.grants.values().filter_map(|held| Some((&held.wanted, held.run?)))
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
@@ -345,11 +381,6 @@ impl Grants {
             grants: self.grants.values().filter_map(live).collect(),
         }
     }
-}
-
-/// A grant that ends now, if it had not before: a denial says so for a while.
-fn over(grant: WantedGrant, now_boot_ns: u64) -> WantedGrant {
-    WantedGrant { expires_at_boot_ns: grant.expires_at_boot_ns.min(now_boot_ns), ..grant }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -11,9 +11,10 @@ use crate::clock::Instants;
 use crate::kernel::{Kept, Placed};
 use crate::memory::Lost;
 use crate::observe::{Cgroups, UnixSockets};
-use crate::rules::audit::{Names, Numbering};
+use crate::rules::audit::{Names, Numbering, RunTold};
 use crate::rules::grants::Grants;
 use crate::rules::queue::Sending;
+use crate::rules::runs::Runs;
 use crate::spool::{Cursor, Entry, Mark, Spool, SpoolError};
 
 use super::enforcing::PeriodEnd;
@@ -121,6 +122,17 @@ impl Auditing {
     pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
         let now = Instants::now();
         self.pending.push(self.numbering.host_event(kind, now.wall(), comment).into());
+        self.flush(now);
+    }
+
+    /// Whose run each number is.
+    pub(super) fn learn_runs(&mut self, runs: &Runs) {
+        self.names.learn_runs(runs);
+    }
+
+    pub(super) fn run_event(&mut self, kind: EventKind, told: RunTold) {
+        let now = Instants::now();
+        self.pending.push(self.numbering.run(kind, told, now.wall()));
         self.flush(now);
     }
 

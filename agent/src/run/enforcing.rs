@@ -17,6 +17,7 @@ use proto::types::{
 use uuid::Uuid;
 
 use super::proving::Proving;
+use super::runs::Running;
 use crate::addresses::LocalAddresses;
 use crate::canary;
 use crate::clock::now_boot_ns;
@@ -29,6 +30,7 @@ use crate::rules::grants::{Accepted, Grants};
 use crate::rules::local;
 use crate::rules::plan::{Entries, Wanted, WantedGrant, reconcile};
 use crate::rules::pods::PodsChange;
+use crate::rules::runs::FIRST_NUMBER;
 use crate::status::{Flaw, Health};
 use ends::Period;
 pub(super) use ends::PeriodEnd;
@@ -38,8 +40,8 @@ pub(super) use following::exempt;
 pub(super) struct Enforcing {
     gate: Gate,
     entries: Entries,
-    grants: Grants,
-    cgroups: Cgroups,
+    pub(super) grants: Grants,
+    pub(super) cgroups: Cgroups,
     addresses: LocalAddresses,
     unix_sockets: UnixSockets,
     /// Whose processes may have sockets of any family.
@@ -48,8 +50,9 @@ pub(super) struct Enforcing {
     pods_file: Option<PodsFile>,
     /// Whose each cgroup was when it was last looked at.
     bound: BTreeMap<u64, SubjectNumber>,
-    health: Health,
+    pub(super) health: Health,
     memory: MemoryFile,
+    pub(super) running: Running,
     /// Whose set, and which, a restart would go on from. None: from none.
     remembered: Option<(Uuid, u64)>,
     /// When the next grant runs out that the memory knows as one that goes on.
@@ -81,6 +84,7 @@ impl Enforcing {
         pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
+        running: Running,
     ) -> Result<Self, KernelError> {
         if let Some(file) = &pods_file {
             cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
@@ -110,6 +114,7 @@ impl Enforcing {
             bound,
             health,
             memory,
+            running,
             remembered,
             forgotten_boot_ns,
             proving: Proving::default(),
@@ -162,8 +167,8 @@ impl Enforcing {
         let generation = set.generation;
         let named = set.resources.iter().map(|resource| resource.number.get());
         let mut named = named.chain(set.subjects.iter().map(|subject| subject.number.get()));
-        if named.any(|number| number == canary::NUMBER) {
-            tracing::error!(generation, "the grant set uses the canary's number; left aside");
+        if named.any(|number| number >= FIRST_NUMBER) {
+            tracing::error!(generation, "the grant set uses numbers of runs or of the canary; left aside");
             return None;
         }
         match self.grants.accept(timeline, set, now_boot_ns()) {
@@ -180,8 +185,8 @@ impl Enforcing {
     pub(super) fn change(&mut self, timeline: Uuid, delta: &Delta) -> Result<Applied, Invalid> {
         let named = delta.put_resources.iter().map(|resource| resource.number.get());
         let mut named = named.chain(delta.put_subjects.iter().map(|subject| subject.number.get()));
-        if named.any(|number| number == canary::NUMBER) {
-            return Err(Invalid::new("delta", "uses the canary's number"));
+        if named.any(|number| number >= FIRST_NUMBER) {
+            return Err(Invalid::new("delta", "uses numbers of runs or of the canary"));
         }
         self.grants.change(timeline, delta, now_boot_ns())?;
         Ok(self.put_into_the_kernel(delta.generation))
@@ -210,7 +215,8 @@ impl Enforcing {
     pub(super) fn digest(&self) -> Option<Digest> {
         let read = self.gate.read_whole().ok()?;
         let (wanted, refused) = (self.wanted(), &self.health.refused);
-        digest(&read, &self.grants, &wanted, refused, self.gate.slots_max(), now_boot_ns())
+        let runs = &self.running.runs;
+        digest(&read, &self.grants, runs, &wanted, refused, self.gate.slots_max(), now_boot_ns())
     }
 
     /// Tries again what failed.
@@ -221,7 +227,7 @@ impl Enforcing {
         self.succeed();
     }
 
-    fn reconcile(&mut self) {
+    pub(super) fn reconcile(&mut self) {
         let now_boot_ns = now_boot_ns();
         // What has ended idle must not be taken for live, nor what is active for ended.
         self.look_at_activity(now_boot_ns);
@@ -256,10 +262,12 @@ impl Enforcing {
     /// What the control plane wants, and what the canary needs. Nobody else is ever given its cgroup or its destination.
     fn wanted(&self) -> Wanted {
         let resources = local::expand(self.grants.resources().to_vec(), self.addresses.known());
+        let runs = &self.running.runs;
         let mut wanted = Wanted {
             unix_sockets: self.unix_sockets.keys().iter().map(|(key, (number, _))| (*key, *number)).collect(),
-            cgroups: self.bound.clone(),
-            grants: self.grants.wanted(),
+            // Nobody else can mean the cgroup of a run.
+            cgroups: self.bound.iter().map(|(id, subject)| (*id, *subject)).chain(runs.bindings()).collect(),
+            grants: self.grants.wanted(runs),
             ..Wanted::guarding(resources)
         };
         let Some(place) = self.proving.place() else { return wanted };

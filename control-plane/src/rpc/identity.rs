@@ -1,7 +1,7 @@
 //! `IdentityService`: signing in with an identity provider or as a workload, and out again.
 
-use proto::status::status;
-use proto::types::{NewSignIn, SubjectIdentity, WorkloadToken};
+use proto::status::{ErrorKind, status};
+use proto::types::{Challenge, HostName, NewSignIn, RunStatement, SubjectIdentity, WorkloadToken};
 use proto::wire::identity as wire;
 use proto::wire::identity::identity_service_server::IdentityService;
 use tonic::{Request, Response, Status};
@@ -136,5 +136,28 @@ impl IdentityService for SignIns {
         };
         let identity = SubjectIdentity { subject: caller.subject()?.id, role: caller.role()?, sign_in };
         Ok(Response::new(wire::WhoAmIResponse { identity: Some(identity.into()) }))
+    }
+
+    async fn issue_run_pass(
+        &self,
+        request: Request<wire::IssueRunPassRequest>,
+    ) -> Result<Response<wire::IssueRunPassResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::IssueRunPassRequest { host, challenge } = request.into_inner();
+        let host: HostName = host.parse().map_err(invalid)?;
+        let challenge: Challenge = challenge.try_into().map_err(invalid)?;
+        let subject = caller.subject()?;
+        // On record before anybody has it.
+        if let Err(error) = self.0.store.run_pass_issued(&host, &subject, clock::now()).await {
+            return Err(self.0.answer(&caller, error).await);
+        }
+        let statement = RunStatement { subject: subject.id, host, challenge };
+        match self.0.authority.sign_run_pass(statement) {
+            Ok(pass) => Ok(Response::new(wire::IssueRunPassResponse { pass: Some(pass.into()) })),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot sign a run pass");
+                Err(status(ErrorKind::Internal, error.to_string(), ""))
+            }
+        }
     }
 }

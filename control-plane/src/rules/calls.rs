@@ -146,6 +146,7 @@ calls! {
     SignInWithCertificate = "IdentityService.SignInWithCertificate": All All All All    All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
+    IssueRunPass = "IdentityService.IssueRunPass":      No     Own    Own      Own     Own           No;
     // The console's routes; its visitors have a session of a browser, or none.
     Home = "GET /":                                     All    Own    Own      Own     Own           No;
     ShowRequest = "GET /requests/{id}":                 No     Own    All      All     All           No;

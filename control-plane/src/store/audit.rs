@@ -72,8 +72,8 @@ impl Store {
             Method::BeginSignIn,
             Method::FinishSignIn,
         ]
-            .iter()
-            .any(|method| refused.what == method.as_str());
+        .iter()
+        .any(|method| refused.what == method.as_str());
         let kind = match is_sign_in {
             true => EventKind::SignInRefused,
             false => EventKind::CallRefused,

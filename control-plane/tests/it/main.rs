@@ -9,6 +9,7 @@ mod enrolment;
 mod expiry;
 mod histories;
 mod provider;
+mod runs;
 mod sessions;
 mod sign_in;
 mod store;

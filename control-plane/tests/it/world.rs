@@ -422,6 +422,7 @@ impl Caller {
             reason: "ticket 4711".parse().expect("valid"),
             idle: None,
             while_running: None,
+            run: None,
         };
         self.create(new.into()).await
     }

@@ -1,6 +1,6 @@
 //! The rule by which one set replaces another, over time.
 
-use proto::types::{NewResource, NewSubject, SubjectRole};
+use proto::types::{NewResource, NewRunId, Subject, SubjectNumber, SubjectRole};
 
 use super::super::plan::{Wanted, reconcile};
 use super::*;
@@ -15,6 +15,7 @@ fn set(generation: u64, grants: &[(GrantId, u64)]) -> GrantSet {
         remaining: Duration::from_secs(*seconds),
         idle: None,
         while_running: None,
+        run: None,
     };
     GrantSet { generation, resources: vec![], subjects: vec![], grants: grants.iter().map(live).collect() }
 }
@@ -41,7 +42,11 @@ fn live(grants: &Grants, second: u64) -> Vec<(GrantId, u64)> {
 }
 
 fn deadlines(grants: &Grants) -> Vec<(GrantId, u64)> {
-    grants.wanted().iter().map(|grant| (grant.id, grant.expires_at_boot_ns / SECOND)).collect()
+    grants
+        .wanted(&Runs::default())
+        .iter()
+        .map(|grant| (grant.id, grant.expires_at_boot_ns / SECOND))
+        .collect()
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn an_outage_ends_what_it_is_to_end_and_hearing_again_goes_on() {
         grants.accept(Uuid::from_u128(1), set, 0);
         grants
     };
-    let ends = |grants: &Grants| grants.wanted()[0].expires_at_boot_ns / SECOND;
+    let ends = |grants: &Grants| grants.wanted(&Runs::default())[0].expires_at_boot_ns / SECOND;
     let mut held = with("hold");
     assert!(!held.hear(10 * SECOND), "nothing moves by it");
     assert_eq!(ends(&held), 600);
@@ -155,12 +160,12 @@ fn the_next_agent_finds_in_the_maps_when_it_was_heard() {
     before.accept(Uuid::from_u128(1), set.clone(), 0);
     before.hear(30 * SECOND);
     let mut entries = Entries::default();
-    let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+    let wanted = Wanted { grants: before.wanted(&Runs::default()), ..Wanted::default() };
     reconcile(&mut entries, &wanted, 64, 30 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
     let mut next = Grants::default();
     next.recall(Some((Uuid::from_u128(1), set)), Vec::new(), BTreeMap::new(), 0);
     next.hear_from_maps(&entries);
-    assert_eq!(next.wanted(), before.wanted());
+    assert_eq!(next.wanted(&Runs::default()), before.wanted(&Runs::default()));
 }
 
 #[test]
@@ -174,7 +179,7 @@ fn what_ran_out_does_not_look_like_news_of_the_control_plane() {
     // It was cut off long ago when it runs out by the control plane's word, which came late.
     before.accept(timeline, GrantSet { generation: 4, grants: vec![], ..set.clone() }, 69 * SECOND);
     let mut entries = Entries::default();
-    let wanted = Wanted { grants: before.wanted(), ..Wanted::default() };
+    let wanted = Wanted { grants: before.wanted(&Runs::default()), ..Wanted::default() };
     reconcile(&mut entries, &wanted, 64, 69 * SECOND, |_| Ok::<(), std::convert::Infallible>(()));
     let mut next = Grants::default();
     next.recall(
@@ -257,12 +262,16 @@ fn what_is_kept_on_disk_comes_back_with_the_same_deadlines() {
 struct Seen(Option<u64>, Option<u64>);
 
 impl Sight for Seen {
+    fn has_run(&self, _: RunId, subject: SubjectNumber) -> bool {
+        self.0.is_some() && subject.get() == 1
+    }
+
     fn running(&self, path: &CgroupPath) -> Option<u64> {
         assert_eq!(path.as_str(), "/job");
         self.0
     }
 
-    fn last_active_boot_ns(&self, _: &WantedGrant) -> Option<u64> {
+    fn last_active_boot_ns(&self, _: &WantedGrant, _: Option<RunId>) -> Option<u64> {
         self.1
     }
 }
@@ -320,6 +329,42 @@ fn a_grant_ends_with_its_task() {
     for grants in [gone, restarted] {
         assert_eq!(grants.ended(), [EndedGrant { grant: id, reason: HostEnd::TaskExit }]);
     }
+}
+
+#[test]
+fn a_grant_of_a_run_opens_to_it_alone_and_ends_with_it() {
+    let alice: SubjectId = "user:alice".parse().expect("valid");
+    let mut runs = Runs::default();
+    let run = runs.open(RunId::new(), alice, 42).expect("there is room");
+    let (ordinary, of_run) = (GrantId::new(), GrantId::new());
+    let mut set = known(set(1, &[(ordinary, 60), (of_run, 60)]));
+    set.grants[1].run = Some(run.id);
+    let mut grants = Grants::default();
+    grants.accept(Uuid::from_u128(1), set.clone(), SECOND);
+    let opens = |grants: &Grants, runs: &Runs| {
+        let wanted = grants.wanted(runs);
+        wanted.iter().map(|grant| (grant.id, grant.subject.get())).collect::<Vec<_>>()
+    };
+    let number = run.number.get();
+    assert_eq!(opens(&grants, &runs), [(ordinary, 1), (ordinary, number), (of_run, number)]);
+    assert_eq!(opens(&grants, &Runs::default()), [(ordinary, 1)], "where the run is not, it opens nothing");
+    // A restart keeps whom it is for.
+    let mut restarted = Grants::default();
+    restarted.recall(Some((Uuid::from_u128(1), grants.remaining_set(SECOND))), Vec::new(), SECOND);
+    assert_eq!(opens(&restarted, &runs), opens(&grants, &runs));
+    // The run is there; and then it is not.
+    let running = Seen(Some(1), None);
+    assert!(!grants.find_ends(&running, 2 * SECOND));
+    assert!(grants.find_ends(&NOTHING, 3 * SECOND));
+    assert_eq!(grants.ended(), [EndedGrant { grant: of_run, reason: HostEnd::TaskExit }]);
+    assert_eq!(opens(&grants, &Runs::default()), [(ordinary, 1)]);
+    // What ran out is over in the run, too, and nowhere else.
+    let mut over = Grants::default();
+    over.accept(Uuid::from_u128(1), set.clone(), SECOND);
+    over.accept(Uuid::from_u128(1), GrantSet { generation: 2, grants: vec![], ..set }, 61 * SECOND);
+    let mut lapsed = opens(&over, &runs);
+    lapsed.sort_unstable();
+    assert_eq!(lapsed, [(ordinary, 1), (ordinary, number), (of_run, number)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, EndedBy, GrantKey, protocol};
-use proto::types::{CgroupPath, EndReason, EndedGrant, GrantId};
+use proto::types::{CgroupPath, EndReason, EndedGrant, GrantId, RunId, SubjectNumber};
 
 use super::Enforcing;
 use crate::canary;
@@ -14,6 +14,7 @@ use crate::kernel::{Gate, KernelError};
 use crate::observe::Cgroups;
 use crate::rules::grants::Sight;
 use crate::rules::plan::{Entries, WantedGrant};
+use crate::rules::runs::{Runs, Subjects};
 use crate::sockets::{self, Ended, Target};
 
 /// A time in which a pair is let through without a break.
@@ -55,8 +56,15 @@ impl Enforcing {
         any
     }
 
-    pub(super) fn find_ends(&mut self) -> bool {
-        let view = View { gate: &self.gate, entries: &self.entries, cgroups: &self.cgroups };
+    pub(in crate::run) fn find_ends(&mut self) -> bool {
+        let subjects = self.grants.subjects().to_vec();
+        let view = View {
+            gate: &self.gate,
+            entries: &self.entries,
+            cgroups: &self.cgroups,
+            runs: &self.running.runs,
+            subjects: Subjects::of(&subjects),
+        };
         let found = self.grants.find_ends(&view, now_boot_ns());
         if found {
             tracing::info!(ended = ?self.grants.ended(), "grants that this host has ended");
@@ -132,7 +140,7 @@ impl Enforcing {
             ends.periods.push(PeriodEnd {
                 pair: period.pair,
                 grant: period.grant,
-                reason: self.end_reason((slot, epoch), period.grant, now_boot_ns),
+                reason: self.end_reason((slot, epoch), &period, now_boot_ns),
                 closed: count(&outcome.closed),
                 unconfirmed: count(&outcome.unconfirmed),
                 last_admitted_boot_ns: Some(self.gate.last_admitted_boot_ns(slot)?).filter(|last| *last > 0),
@@ -142,9 +150,13 @@ impl Enforcing {
     }
 
     /// Why a period has ended, as far as this host knows.
-    fn end_reason(&self, (slot, epoch): (u32, u64), grant: [u8; 16], now_boot_ns: u64) -> EndReason {
-        if let Some(end) = GrantId::from_bytes(grant).and_then(|id| self.grants.end_of(id)) {
+    fn end_reason(&self, (slot, epoch): (u32, u64), period: &Period, now_boot_ns: u64) -> EndReason {
+        if let Some(end) = GrantId::from_bytes(period.grant).and_then(|id| self.grants.end_of(id)) {
             return end.into();
+        }
+        // The grant may go on: here it was that of a run.
+        if self.running.runs.is_over(period.pair.subject) && period.pair.subject != canary::NUMBER {
+            return EndReason::TaskExit;
         }
         if self.entries.deadlines.get(&slot).is_none_or(|deadline| *deadline <= now_boot_ns) {
             return EndReason::Time;
@@ -197,6 +209,8 @@ struct View<'a> {
     gate: &'a Gate,
     entries: &'a Entries,
     cgroups: &'a Cgroups,
+    runs: &'a Runs,
+    subjects: Subjects<'a>,
 }
 
 impl Sight for View<'_> {
@@ -204,12 +218,23 @@ impl Sight for View<'_> {
         self.cgroups.running(path)
     }
 
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
-        let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
-        let slot = self.entries.grants.get(&pair)?.slot;
-        // Where a grant without a limit covers the pair as well, the kernel does not keep it.
-        self.entries.idle_limits.get(&slot)?;
-        let last = self.gate.last_active_boot_ns(slot);
-        last.inspect_err(|error| tracing::error!(%error, slot, "cannot tell whether a grant is idle")).ok()
+    fn has_run(&self, run: RunId, subject: SubjectNumber) -> bool {
+        self.subjects.id(subject).is_some_and(|subject| self.runs.is_of(run, subject))
+    }
+
+    /// Of the subject's own pair, and of those of its runs, the one that was active last.
+    fn last_active_boot_ns(&self, grant: &WantedGrant, run: Option<RunId>) -> Option<u64> {
+        let mut last_boot_ns = None;
+        for pair in self.runs.share(*grant, run, &self.subjects) {
+            let key = GrantKey { subject: pair.subject.get(), resource: pair.resource.get() };
+            let Some(held) = self.entries.grants.get(&key) else { continue };
+            // Where a grant without a limit covers the pair as well, the kernel does not keep it.
+            self.entries.idle_limits.get(&held.slot)?;
+            let last = self.gate.last_active_boot_ns(held.slot);
+            let last =
+                last.inspect_err(|error| tracing::error!(%error, "cannot tell whether a grant is idle"));
+            last_boot_ns = last_boot_ns.max(Some(last.ok()?));
+        }
+        last_boot_ns
     }
 }
