@@ -33,6 +33,8 @@ pub struct Config {
     pub kubernetes: Option<kubernetes::Settings>,
     /// How much of the disk events may take.
     pub spool_max_bytes: u64,
+    /// The socket by which programs on this host run commands as subjects; None: there is none.
+    pub runs_socket: Option<PathBuf>,
 }
 
 /// A configuration that cannot be used.
@@ -79,6 +81,8 @@ struct File {
     kubernetes: Option<KubernetesFile>,
     #[serde(default)]
     spool: SpoolFile,
+    #[serde(default)]
+    runs: RunsFile,
 }
 
 #[derive(Deserialize)]
@@ -231,6 +235,23 @@ impl KubernetesFile {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RunsFile {
+    enabled: bool,
+    socket: PathBuf,
+}
+
+impl Default for RunsFile {
+    /// Where the unit and the DaemonSet make the directory, and `portcullis run` looks.
+    fn default() -> Self {
+        Self { enabled: true, socket: "/run/portcullis-agent/runs.sock".into() }
+    }
+}
+
+/// The longest path that a unix socket can have, in bytes.
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct SpoolFile {
     max_bytes: u64,
 }
@@ -268,7 +289,8 @@ impl Config {
         Self::parse(path, &text, hostname, variable)
     }
 
-    fn parse(
+    /// The same of a text that was read from `path`.
+    pub fn parse(
         path: &Path,
         text: &str,
         hostname: impl FnOnce() -> String,
@@ -289,6 +311,12 @@ impl Config {
             true => Ok(path),
             false => Err(refuse(field, format!("`{}` is not an absolute path", path.display()))),
         };
+        let runs_socket = absolute("runs.socket", file.runs.socket)?;
+        if runs_socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+            let problem = format!("`{}` has more than {SOCKET_PATH_MAX_BYTES} bytes", runs_socket.display());
+            return Err(refuse("runs.socket", problem));
+        }
+        let runs_socket = file.runs.enabled.then_some(runs_socket);
         let kernel = file.kernel;
         if !kernel.ring_bytes.is_power_of_two() {
             return Err(refuse("kernel.ring_bytes", format!("{} is not a power of two", kernel.ring_bytes)));
@@ -336,6 +364,7 @@ impl Config {
             exempt,
             kubernetes,
             spool_max_bytes: file.spool.max_bytes,
+            runs_socket,
         })
     }
 }
@@ -391,6 +420,18 @@ mod tests {
         assert_eq!(config.exempt, ["unix-user:0".parse().expect("valid")]);
         assert_eq!(lsm("lsm = \"require\"").kernel.lsm.demand, kernel::Demand::Require);
         assert_eq!(lsm("tamper = \"prefer\"").kernel.tamper, kernel::Demand::Prefer);
+    }
+
+    #[test]
+    fn runs_have_a_socket_unless_they_are_not_wanted() {
+        let socket = |text: &str| parse(&format!("{LEAST}\n[runs]\n{text}")).expect("valid").runs_socket;
+        let standard = Some(PathBuf::from("/run/portcullis-agent/runs.sock"));
+        assert_eq!(parse(LEAST).expect("valid").runs_socket, standard);
+        assert_eq!(socket(""), standard);
+        assert_eq!(socket("socket = \"/a/b\""), Some("/a/b".into()));
+        assert_eq!(socket("enabled = false"), None);
+        refused(&format!("{LEAST}\n[runs]\nsocket = \"a\""), "`a` is not an absolute path");
+        refused(&format!("{LEAST}\n[runs]\nsocket = \"/{}\"", "a".repeat(107)), "more than 107 bytes");
     }
 
     #[track_caller]

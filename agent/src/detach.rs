@@ -5,12 +5,12 @@ use proto::types::EventKind;
 use crate::canary;
 use crate::clock::{Instants, now_boot_ns};
 use crate::config::Config;
-use crate::kernel::{self, Lowered};
+use crate::kernel::{self, Kept, Lowered, Placed};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups};
 use crate::rules::audit::{Names, Numbering};
 use crate::run::RunError;
-use crate::spool::Spool;
+use crate::spool::{Entry, Mark, Spool};
 
 /// Reads what the kernel still has to say, lifts the gate, of whichever ABI version, and writes down that it was lifted; the
 /// next agent ships it. Says what there was; nothing: there was no gate. The caller holds the state directory's lock.
@@ -18,7 +18,9 @@ pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
     let boot_id = observe::boot_id()?;
     let mut cgroups = Cgroups::new(observe::cgroup_root()?);
     let mut spool = Spool::open(&config.state_dir.join("spool"), boot_id, config.spool_max_bytes)?;
-    let rings = kernel::open_rings(&config.kernel.pin_dir)?;
+    let mut rings = kernel::open_rings(&config.kernel.pin_dir)?;
+    // The agent may have been killed before it could give back what it had kept.
+    rings.pass_over(|ring| spool.marks().end(ring));
 
     let mut names = Names::default();
     if let Some((_, set)) = MemoryFile::new(&config.state_dir, boot_id).read(now_boot_ns()).grants {
@@ -26,17 +28,23 @@ pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
     }
     let mut numbering = Numbering::new(config.host.clone(), boot_id, spool.next_sequence());
     let now = Instants::now();
-    for ring in rings.verdicts {
-        for record in ring.filter(|record| record.resource != canary::NUMBER) {
-            let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
-            let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
-            spool.append(&[event], now.wall())?;
+    for mut ring in rings.verdicts {
+        while let Some(Placed { record, place }) = ring.read().map_err(RunError::Ring)? {
+            if record.resource != canary::NUMBER {
+                let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
+                let event = numbering.verdict(&record, &names, process, now.wall_at(record.boot_ns));
+                spool.append(&[Entry { event, mark: Some(Mark::of_record(place)) }], now.wall())?;
+            }
+            ring.release(Kept::All);
         }
     }
-    for ring in rings.closed {
-        for record in ring.filter(|record| record.resource != canary::NUMBER) {
-            let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
-            spool.append(&[event], now.wall())?;
+    for mut ring in rings.closed {
+        while let Some(Placed { record, place }) = ring.read().map_err(RunError::Ring)? {
+            if record.resource != canary::NUMBER {
+                let event = numbering.closed(&record, &names, now.wall_at(record.boot_ns));
+                spool.append(&[Entry { event, mark: Some(Mark::of_record(place)) }], now.wall())?;
+            }
+            ring.release(Kept::All);
         }
     }
     canary::remove_cgroup(cgroups.root());

@@ -16,6 +16,7 @@ use proto::types::{self, SigningRequest};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Why an identity cannot be used, made or kept.
@@ -157,6 +158,13 @@ impl Identities {
         self.sync()
     }
 
+    /// Whether an authority that this host believes has signed this.
+    pub fn have_signed(&self, message: &[u8], signature: &[u8]) -> Result<bool, IdentityError> {
+        let known = self.read()?;
+        let mut authorities = known.iter().flat_map(|identity| &identity.authorities);
+        Ok(authorities.any(|authority| has_signed(authority, message, signature)))
+    }
+
     /// The control plane has welcomed `identity`.
     pub fn welcomed(&self, identity: &Identity) -> Result<(), IdentityError> {
         let next = self.path(Which::Next);
@@ -190,6 +198,14 @@ impl Identities {
         let failed = |source| IdentityError::File { doing: "write", path: self.folder.clone(), source };
         fs::File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
+}
+
+/// As authorities are made: ECDSA on P-256 with SHA-256, the signature in DER.
+fn has_signed(authority: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> bool {
+    let algorithm = webpki::aws_lc_rs::ECDSA_P256_SHA256;
+    // Whose certificate it is was settled when this host joined; here it is a key.
+    EndEntityCert::try_from(authority)
+        .is_ok_and(|authority| authority.verify_signature(algorithm, message, signature).is_ok())
 }
 
 fn parse(which: Which, text: &[u8]) -> Option<Identity> {
@@ -257,6 +273,27 @@ mod tests {
         let [current] = identities.read().expect("readable").try_into().expect("one");
         assert_eq!(current.certificate, next.certificate);
         assert!(current.renew_at < current.ends_at);
+    }
+
+    #[test]
+    fn what_an_authority_has_signed_is_known_by_its_certificate() {
+        use rcgen::SigningKey;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let identities = Identities::new(folder.path());
+        assert!(!identities.have_signed(b"word", b"").expect("readable"), "nobody is believed");
+        let new = NewKey::make().expect("made");
+        let authority = KeyPair::generate().expect("made");
+        let its = CertificateParams::default().self_signed(&authority).expect("signed");
+        let given = types::Identity { authorities: vec![its.der().to_vec()], ..given(&new) };
+        identities.add(&new, &given).expect("kept");
+        let check =
+            |message: &[u8], signature: &[u8]| identities.have_signed(message, signature).expect("readable");
+        let signature = authority.sign(b"word").expect("signed");
+        assert!(check(b"word", &signature));
+        assert!(!check(b"other", &signature));
+        assert!(!check(b"word", &new.key.sign(b"word").expect("signed")), "a host is no authority");
+        assert!(!check(b"word", b"") && !check(b"word", &[0; 64]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod on_demand;
 mod pins;
 mod predecessors;
 mod reading;
+mod ring_memory;
 mod rings;
 mod senders;
 mod slots;
@@ -51,7 +52,7 @@ pub use lsm::unix::PART as UNIX_SOCKETS;
 pub use lsm::{Demand, LsmSettings};
 pub use netns::netns_cookie;
 pub use on_demand::part as part_of_check;
-pub use rings::{Diagnostics, RecordRing};
+pub use rings::{AsyncRecords, Diagnostics, Kept, Place, Placed, Record, RecordRing};
 pub use statistics::{ProgramTime, Statistics};
 pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 
@@ -135,6 +136,8 @@ pub struct Gate {
     tier: Tier,
     tamper: Tamper,
     predecessors: Vec<Predecessor>,
+    /// The kernel's numbers of the rings.
+    rings: [u32; Ring::ALL.len()],
     settings: Settings,
     took_over: bool,
 }
@@ -165,6 +168,18 @@ pub struct PinnedRings {
     pub verdicts: Vec<RecordRing>,
     /// Of connections that have ended.
     pub closed: Vec<RecordRing<ClosedRecord>>,
+}
+
+impl PinnedRings {
+    /// Passes over what is known to be kept since before a crash, by the number of each ring.
+    pub fn pass_over(&mut self, end: impl Fn(u32) -> Option<u64>) {
+        for ring in &mut self.verdicts {
+            end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
+        }
+        for ring in &mut self.closed {
+            end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
+        }
+    }
 }
 
 /// What comes out of the kernel, to be read by whoever waits for it.
@@ -199,6 +214,7 @@ impl Gate {
             },
             diagnostics,
         };
+        let rings = [streams.rings.allow.id(), streams.rings.deny.id(), streams.rings.closed.id()];
         let exempt = Exempt::open(typed(&mut ebpf, map::EXEMPT_CGROUPS)?, settings)?;
         let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
         let root = File::open(cgroup_root).map_err(of_root)?;
@@ -238,6 +254,7 @@ impl Gate {
             tier,
             tamper: Tamper::default(),
             predecessors,
+            rings,
             settings: settings.clone(),
             took_over,
         };
@@ -281,6 +298,11 @@ impl Gate {
     /// Whether an earlier agent had left a gate up.
     pub fn took_over(&self) -> bool {
         self.took_over
+    }
+
+    /// The kernel's numbers of the rings, in the order of [`Ring::ALL`].
+    pub fn rings(&self) -> [u32; Ring::ALL.len()] {
+        self.rings
     }
 
     /// How many slots for grants there are.

@@ -7,7 +7,7 @@
 //! bytes a page and a line, so much time for each.
 
 mod remembered;
-mod wire;
+pub mod wire;
 
 use std::fs::File;
 use std::io::{self, Read};

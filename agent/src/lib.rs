@@ -18,6 +18,7 @@ pub mod observe;
 pub mod raise;
 pub mod rules;
 pub mod run;
+pub mod runs;
 pub mod session;
 pub mod sockets;
 pub mod spool;

@@ -5,17 +5,19 @@
 //!
 //! Invariant: what belongs to another boot is not used for anything that was measured by that boot's clock or counters: of
 //! its grant set only resources and subjects come back, and so everything is denied until the control plane is heard. What
-//! this host has ended stays ended.
+//! this host has ended stays ended, and no grant goes on for longer than it had left when it was written down, whatever the
+//! control plane's clock says when it is heard again.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_ebpf::abi::Ring;
 use prost::Message;
-use proto::types::{EndedGrant, GrantSet};
+use proto::types::{EndedGrant, GrantId, GrantSet};
 use proto::wire::agent as wire;
 use uuid::Uuid;
 
@@ -26,6 +28,9 @@ pub struct Memory {
     pub grants: Option<(Uuid, GrantSet)>,
     /// Grants that this host had ended by itself, and that may be in sets yet.
     pub ended: Vec<EndedGrant>,
+    /// How much is left, at the most, of grants that are not in the set here, and may be in the control plane's: nothing of those
+    /// that have run out, and of those that were told in another boot what was left when they were written down.
+    pub left: BTreeMap<GrantId, Duration>,
     /// Records that each ring had lost when it was last reported, in the order of [`Ring::ALL`], by the ABI version of the gate.
     pub lost: BTreeMap<u32, Lost>,
 }
@@ -63,10 +68,14 @@ pub struct MemoryFile {
 }
 
 /// A file that this version wrote begins with this. Another version forgets what it finds.
-const MAGIC: &[u8; 8] = b"pcgrant2";
+const MAGIC: &[u8; 8] = b"pcgrant3";
+/// And with this once its grants are no longer those that are enforced.
+const STALE_MAGIC: &[u8; MAGIC.len()] = b"pcstale3";
 
-/// Bytes of the head: boot id, boot time, how many versions have counters.
-const HEAD_BYTES: usize = 16 + 8 + 4;
+/// Bytes of the head: boot id, boot time, how many versions have counters, of how many grants it is known what is left.
+const HEAD_BYTES: usize = 16 + 8 + 4 + 4;
+/// Bytes of what is left of one grant: its id, and nanoseconds.
+const LEFT_BYTES: usize = 16 + 8;
 /// Bytes of the counters of one version: which, and a counter for each ring.
 const LOST_BYTES: usize = 4 + size_of::<Lost>();
 
@@ -110,15 +119,35 @@ impl MemoryFile {
         self.path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     }
 
+    /// Writes upon what is there that its grants are not those that are enforced any more, where it cannot be replaced: a restart
+    /// then knows what is protected, and waits for the control plane. A full disk takes that, one that is not written to does not.
+    pub fn spoil(&self) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).open(&self.path)?;
+        file.write_all_at(STALE_MAGIC, 0)?;
+        file.sync_data()
+    }
+
+    /// The same of what [`MemoryFile::encode`] gives.
+    pub fn spoil_bytes(bytes: &mut [u8]) {
+        if let Some(magic) = bytes.first_chunk_mut() {
+            *magic = *STALE_MAGIC;
+        }
+    }
+
     /// What [`MemoryFile::write`] writes.
     pub fn encode(&self, memory: &Memory, now_boot_ns: u64) -> Vec<u8> {
         let mut content = Vec::new();
         content.extend_from_slice(self.boot_id.as_bytes());
         content.extend_from_slice(&now_boot_ns.to_le_bytes());
         content.extend_from_slice(&(memory.lost.len() as u32).to_le_bytes());
+        content.extend_from_slice(&(memory.left.len() as u32).to_le_bytes());
         for (version, lost) in &memory.lost {
             content.extend_from_slice(&version.to_le_bytes());
             content.extend(lost.iter().flat_map(|lost| lost.to_le_bytes()));
+        }
+        for (grant, left) in &memory.left {
+            content.extend_from_slice(grant.as_bytes());
+            content.extend_from_slice(&u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
         }
         // What has ended comes before the set, as it may be there without one: its length, then itself.
         content.extend(wire::Ended::from(memory.ended.clone()).encode_length_delimited_to_vec());
@@ -133,39 +162,53 @@ impl MemoryFile {
     pub fn decode(&self, bytes: &[u8], now_boot_ns: u64) -> Option<Memory> {
         let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
         let (sum, content) = rest.split_at_checked(4)?;
-        if magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {
+        let is_stale = magic == STALE_MAGIC;
+        if !is_stale && magic != MAGIC || sum != crc32fast::hash(content).to_le_bytes() {
             return None;
         }
         let (head, rest) = content.split_at_checked(HEAD_BYTES)?;
         let (boot_id, numbers) = head.split_at_checked(16)?;
-        let (written_boot_ns, versions) = numbers.split_at_checked(8)?;
-        let versions = usize::try_from(u32::from_le_bytes(versions.try_into().ok()?)).ok()?;
-        let (lost, mut body) = rest.split_at_checked(versions.checked_mul(LOST_BYTES)?)?;
+        let (written_boot_ns, counts) = numbers.split_at_checked(8)?;
+        let (versions, grants) = counts.split_at_checked(4)?;
+        let count = |bytes: &[u8]| usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok();
+        let (lost, rest) = rest.split_at_checked(count(versions)?.checked_mul(LOST_BYTES)?)?;
+        let (left, mut body) = rest.split_at_checked(count(grants)?.checked_mul(LEFT_BYTES)?)?;
 
         let same_boot = boot_id == self.boot_id.as_bytes();
+        let is_current = same_boot && !is_stale;
         let written_boot_ns = u64::from_le_bytes(written_boot_ns.try_into().ok()?);
-        let elapsed = Duration::from_nanos(now_boot_ns.saturating_sub(written_boot_ns));
+        // Of another boot nobody knows how long ago that is.
+        let elapsed = if same_boot { now_boot_ns.saturating_sub(written_boot_ns) } else { 0 };
+        let elapsed = Duration::from_nanos(elapsed);
         let ended = wire::Ended::decode_length_delimited(&mut body).ok()?;
         let ended = ended.grants.into_iter().map(EndedGrant::try_from).collect::<Result<_, _>>().ok()?;
         let lost: Option<BTreeMap<u32, Lost>> = lost.chunks_exact(LOST_BYTES).map(decode_lost).collect();
+        let left: Option<BTreeMap<GrantId, Duration>> =
+            left.chunks_exact(LEFT_BYTES).map(decode_left).collect();
+        let mut left = left?;
+        left.values_mut().for_each(|left| *left = left.saturating_sub(elapsed));
         let grants = match body.split_at_checked(16) {
             None => None,
             Some((timeline, set)) => {
                 let mut wire = wire::GrantSet::decode(set).ok()?;
                 // No generation: the kernel holds none of its grants, and the control plane must send them again. What was
                 // written before it did says so, too, which no set of the control plane may.
-                let generation = if same_boot { wire.generation } else { 0 };
+                let generation = if is_current { wire.generation } else { 0 };
                 wire.generation = wire.generation.max(1);
                 let mut set = GrantSet::try_from(wire).ok()?;
                 set.generation = generation;
                 set.grants.retain_mut(|grant| {
                     grant.remaining = grant.remaining.saturating_sub(elapsed);
-                    same_boot && !grant.remaining.is_zero()
+                    let goes_on = is_current && !grant.remaining.is_zero();
+                    if !goes_on {
+                        left.insert(grant.id, grant.remaining);
+                    }
+                    goes_on
                 });
                 Some((Uuid::from_slice(timeline).ok()?, set))
             }
         };
-        Some(Memory { grants, ended, lost: lost?.into_iter().filter(|_| same_boot).collect() })
+        Some(Memory { grants, ended, left, lost: lost?.into_iter().filter(|_| same_boot).collect() })
     }
 }
 
@@ -178,9 +221,14 @@ fn decode_lost(bytes: &[u8]) -> Option<(u32, Lost)> {
     Some((u32::from_le_bytes(version.try_into().ok()?), lost))
 }
 
+fn decode_left(bytes: &[u8]) -> Option<(GrantId, Duration)> {
+    let (grant, left) = bytes.split_first_chunk::<16>()?;
+    Some((GrantId::from_bytes(*grant)?, Duration::from_nanos(u64::from_le_bytes(left.try_into().ok()?))))
+}
+
 #[cfg(test)]
 mod tests {
-    use proto::types::{GrantId, HostEnd, LiveGrant, NewResource, Resource};
+    use proto::types::{HostEnd, LiveGrant, NewResource, Resource};
     use proto::types::{NewSubject, Subject, SubjectRole};
 
     use super::*;
@@ -205,6 +253,7 @@ mod tests {
             remaining: Duration::from_secs(60),
             idle: Some(Duration::from_secs(10)),
             while_running: None,
+            run: None,
         };
         let set = GrantSet {
             generation: 7,
@@ -214,7 +263,8 @@ mod tests {
         };
         let ended = vec![EndedGrant { grant: GrantId::new(), reason: HostEnd::Idle }];
         let lost = [(1, [3, 4, 5]), (2, [6, 7, 8])].into();
-        Memory { grants: Some((Uuid::from_u128(5), set)), ended, lost }
+        let left = [(GrantId::new(), Duration::from_secs(30)), (GrantId::new(), Duration::ZERO)].into();
+        Memory { grants: Some((Uuid::from_u128(5), set)), ended, left, lost }
     }
 
     fn remaining(memory: &Memory) -> Vec<u64> {
@@ -264,11 +314,53 @@ mod tests {
             );
             boot(number).write(&known, 6 * SECOND).expect("written");
             assert_eq!(
-                boot(number).try_read(7 * SECOND).expect("it can be read"),
+                boot(number).try_read(6 * SECOND).expect("it can be read"),
                 known,
                 "within the boot, too"
             );
         }
+    }
+
+    /// What has run out is not in the set any more, and must not be taken for new.
+    #[test]
+    fn what_is_left_of_a_grant_only_shrinks() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let boot = |number| MemoryFile::new(dir.path(), Uuid::from_u128(number));
+        let left = |known: &Memory, id: GrantId| known.left.get(&id).map(Duration::as_secs);
+        let written = memory();
+        let (_, set) = written.grants.clone().expect("there is one");
+        let (granted, carried) = (set.grants[0].id, *written.left.keys().next().expect("there is one"));
+        boot(1).write(&written, 100 * SECOND).expect("written");
+        // 60 s and 30 s were left then.
+        let checks = [(1, 100, None, 30), (1, 120, None, 10), (1, 200, Some(0), 0), (2, 1, Some(60), 30)];
+        for (number, now, granted_left, carried_left) in checks {
+            let known = boot(number).read(now * SECOND);
+            let found = (left(&known, granted), left(&known, carried));
+            assert_eq!(found, (granted_left, Some(carried_left)), "boot {number} at {now}");
+        }
+        // The next boot, without a control plane, ten seconds later.
+        boot(2).write(&boot(2).read(SECOND), 11 * SECOND).expect("written");
+        let known = boot(2).read(31 * SECOND);
+        assert_eq!((left(&known, granted), left(&known, carried)), (Some(40), Some(10)));
+    }
+
+    /// It protects, and lets nobody through by itself.
+    #[test]
+    fn what_is_spoilt_is_as_of_another_boot() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = MemoryFile::new(dir.path(), Uuid::from_u128(1));
+        assert_eq!(file.spoil().map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+        let written = memory();
+        file.write(&written, 100 * SECOND).expect("written");
+        file.spoil().expect("written");
+        let known = file.try_read(110 * SECOND).expect("it can be read");
+        assert_eq!((remaining(&known), known.lost.clone()), (vec![], written.lost.clone()));
+        assert_eq!(known.ended, written.ended);
+        let (_, set) = written.grants.clone().expect("there is one");
+        assert_eq!(known.left.get(&set.grants[0].id), Some(&Duration::from_secs(50)));
+        assert_eq!(known.grants.map(|(_, set)| (set.generation, set.resources.len())), Some((0, 1)));
+        file.write(&written, 100 * SECOND).expect("written");
+        assert_eq!(file.read(100 * SECOND), written, "written anew, it counts again");
     }
 
     #[test]

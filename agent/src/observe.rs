@@ -4,6 +4,7 @@
 //! know: what follows from it; what a cgroup's path means, and what a selector stands for, it asks the rules.
 
 mod accounts;
+mod process;
 mod tree;
 mod unix;
 
@@ -22,6 +23,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
 
+pub use process::{ProcessNow, process};
 pub use unix::{Host, UnixSockets, unix_keys};
 
 use crate::clock::now_boot_ns;
@@ -200,6 +202,11 @@ impl Cgroups {
         let events = self.root.join(path.as_str().trim_start_matches('/')).join("cgroup.events");
         let events = fs::read_to_string(events).ok()?;
         events.lines().any(|line| line == "populated 1").then_some(id)
+    }
+
+    /// The id of the cgroup that a process is in, which is still there.
+    pub fn of(&self, process: &ProcessNow) -> Option<u64> {
+        self.id_of(process.cgroup_path.as_deref()?)
     }
 
     /// The id of the cgroup at this absolute path below the root: the inode number of its directory. Symbolic links are not

@@ -11,4 +11,5 @@ pub mod plan;
 pub mod pods;
 pub mod queue;
 pub mod reports;
+pub mod runs;
 pub mod workloads;

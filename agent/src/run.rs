@@ -2,37 +2,43 @@
 //!
 //! Owns: the order of effects, the timers, shutdown. Must not know: how effects are done, or what is allowed.
 //!
-//! Invariants: a grant set is reported as applied only after the maps hold it and a restart would go on from it; events leave memory for the spool before
-//! anything else is read from the rings, so that what cannot be kept stays in the kernel, where its loss is counted.
+//! Invariants: a grant set is reported as applied only after the maps hold it and a restart would go on from it; a record leaves
+//! the kernel's ring only after its event is in the spool, and no more are read before it is, so that what cannot be kept stays in
+//! the kernel, where its loss is counted, and what an agent had read when it ended is read again by the next.
 
 mod auditing;
 mod enforcing;
 mod proving;
+mod runs;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report};
+use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report, RunPass};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use crate::canary::{self, Ask, Told};
+use crate::canary::{self, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::identity::Identities;
-use crate::kernel::{Gate, KernelError};
+use crate::kernel::{Gate, KernelError, Placed, Rings};
 use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, Notices, ObserveError};
+use crate::runs::{self as programs, Ask, RunsFile};
 use crate::session::{self, Incoming, Outgoing};
 use crate::spool::{Spool, SpoolError};
 use auditing::Auditing;
 use enforcing::Enforcing;
+use runs::Running;
 
 /// How often it is looked which addresses came or went, and which grants are over by what is seen here; and which cgroups,
 /// should the kernel's notices of them have been lost.
@@ -53,6 +59,8 @@ const CANARY_MAX: usize = 4;
 const RECORDS_MAX: usize = 512;
 /// Turns that records of a gate of another ABI version are given at a time.
 const PREDECESSORS_TURNS_MAX: usize = 32;
+/// What programs want that waits.
+const PROGRAMS_MAX: usize = 64;
 /// Messages of the control plane that wait.
 const INCOMING_MAX: usize = 16;
 
@@ -113,9 +121,9 @@ impl StateLock {
 /// Everything that can happen to the agent.
 enum Event {
     /// The kernel decided.
-    Records(Vec<VerdictRecord>),
+    Records(Vec<Placed<VerdictRecord>>),
     /// Connections have ended.
-    Closed(Vec<ClosedRecord>),
+    Closed(Vec<Placed<ClosedRecord>>),
     /// The control plane said something.
     Session(Incoming),
     /// Cgroups came or went.
@@ -132,6 +140,8 @@ enum Event {
     Compare,
     /// The canary said something.
     Canary(Told),
+    /// A program on this host wants something.
+    Program(Ask),
     /// Somebody asked the agent to end.
     Shutdown,
 }
@@ -179,9 +189,15 @@ pub async fn run_on(
     settings.lsm.exempt = enforcing::exempt(&cgroups, &config.exempt);
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
-    let mut allow = streams.rings.allow.into_async().map_err(RunError::Ring)?;
-    let mut deny = streams.rings.deny.into_async().map_err(RunError::Ring)?;
-    let mut closed = streams.rings.closed.into_async().map_err(RunError::Ring)?;
+    let Rings { mut allow, mut deny, mut closed } = streams.rings;
+    let marks = spool.marks();
+    for ring in [&mut allow, &mut deny] {
+        marks.end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
+    }
+    marks.end(closed.id()).into_iter().for_each(|end| closed.pass_over(end));
+    let mut allow = allow.into_async().map_err(RunError::Ring)?;
+    let mut deny = deny.into_async().map_err(RunError::Ring)?;
+    let mut closed = closed.into_async().map_err(RunError::Ring)?;
 
     let (asks, to_canary) = mpsc::channel(CANARY_MAX);
     let (from_canary, mut canary_says) = mpsc::channel(CANARY_MAX);
@@ -189,13 +205,13 @@ pub async fn run_on(
     let canary = tokio::spawn(canary);
 
     let mut agent = Agent::new(&config, boot_id, gate, cgroups, spool, memory_file, asks)?;
+    let (from_programs, mut programs) = mpsc::channel(PROGRAMS_MAX);
+    let identities = Identities::new(&config.state_dir);
+    let listening = agent.listen(&config, identities.clone(), from_programs);
     watch(agent.hello.subscribe());
     let (to_agent, mut incoming) = mpsc::channel(INCOMING_MAX);
-    let access = session::Access {
-        endpoint: config.control_plane.clone(),
-        identities: Identities::new(&config.state_dir),
-        join: config.join.clone(),
-    };
+    let access =
+        session::Access { endpoint: config.control_plane.clone(), identities, join: config.join.clone() };
     let session = session::keep(access, agent.hello.subscribe(), to_agent);
     let mut session = tokio::spawn(session);
 
@@ -207,6 +223,10 @@ pub async fn run_on(
     let mut compare = every(COMPARE_EVERY);
     tokio::pin!(shutdown);
     loop {
+        // What is kept needs no room in the kernel any more; what is not stays there, for the next agent if this one ends.
+        allow.release(agent.auditing.kept(allow.id()));
+        deny.release(agent.auditing.kept(deny.id()));
+        closed.release(agent.auditing.kept(closed.id()));
         let can_keep = agent.auditing.can_keep_more();
         let event = tokio::select! {
             // Grants before records: a flood of denials must not delay a revocation.
@@ -221,6 +241,7 @@ pub async fn run_on(
                 Event::Cgroups
             }
             Some(news) = news_of(pods.as_mut()) => Event::Pods(news),
+            Some(ask) = programs.recv() => Event::Program(ask),
             _ = prove.tick() => Event::Prove,
             _ = look.tick() => Event::Look,
             _ = keep.tick() => Event::Keep,
@@ -241,6 +262,7 @@ pub async fn run_on(
             agent.tell_drift(repaired);
             agent.auditing.sync();
             session.abort();
+            listening.inspect(|listening| listening.abort());
             // The canary ends when nobody can ask it any more.
             drop(agent);
             let _ = tokio::time::timeout(CANARY_END_TIMEOUT, canary).await;
@@ -284,9 +306,13 @@ struct Agent {
     auditing: Auditing,
     /// Of this agent's gate.
     abi_version: u32,
+    /// The kernel's numbers of its rings, in the order of [`Ring::ALL`].
+    rings: [u32; Ring::ALL.len()],
     /// None: no session.
     outgoing: Option<mpsc::Sender<Outgoing>>,
     timeline: Option<Uuid>,
+    /// What is to be told as soon as a restart would go on from it.
+    owes_applied: Option<Applied>,
     /// The control plane is to hear what the kernel holds.
     owes_digest: bool,
     /// The session is of a version of the protocol that has digests.
@@ -294,7 +320,7 @@ struct Agent {
     /// How often the gate was to be proven.
     proofs: u32,
     hello: watch::Sender<Hello>,
-    canary: mpsc::Sender<Ask>,
+    canary: mpsc::Sender<canary::Ask>,
 }
 
 impl Agent {
@@ -305,17 +331,26 @@ impl Agent {
         cgroups: Cgroups,
         spool: Spool,
         memory_file: MemoryFile,
-        canary: mpsc::Sender<Ask>,
+        canary: mpsc::Sender<canary::Ask>,
     ) -> Result<Self, RunError> {
         let memory = memory_file.read(now_boot_ns());
-        let (took_over, predecessors) = (gate.took_over(), gate.predecessors());
+        let (took_over, predecessors, rings) = (gate.took_over(), gate.predecessors(), gate.rings());
         let abi_version = config.kernel.abi_version;
-        let lost = memory.lost.clone();
+        let mut lost = memory.lost.clone();
+        // An agent that ends in between has kept an event of losses, and not written down that they are told.
+        for (ring, id) in Ring::ALL.into_iter().zip(rings) {
+            if let Some(told) = spool.marks().lost(id) {
+                lost.entry(abi_version).or_default()[ring as usize] = told;
+            }
+        }
         let pods_file = config.kubernetes.as_ref().map(|_| PodsFile::new(&config.state_dir, boot_id));
+        let running = Running::new(RunsFile::new(&config.state_dir, boot_id), cgroups.root().to_owned());
         let mut enforcing =
-            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file)?;
+            Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file, running)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
         auditing.learn(enforcing.grants(), enforcing.unix_sockets());
+        enforcing.skip_predecessors(|ring| auditing.end(ring));
+        auditing.learn_runs(&enforcing.running.runs);
         let how = match (took_over, predecessors.as_slice()) {
             (_, [first, ..]) => format!("met the gate of ABI version {first}, itself having {abi_version}"),
             (true, []) => "took over the gate that was up".to_owned(),
@@ -336,8 +371,10 @@ impl Agent {
             enforcing,
             auditing,
             abi_version,
+            rings,
             outgoing: None,
             timeline: None,
+            owes_applied: None,
             owes_digest: false,
             knows_digests: false,
             proofs: 0,
@@ -347,6 +384,30 @@ impl Agent {
         agent.refresh_hello();
         tracing::info!(host = %config.host, took_over, "the gate is up");
         Ok(agent)
+    }
+
+    /// Lets programs of this host in, if that is wanted. That it cannot be is told, and keeps nothing else from going on.
+    fn listen(
+        &mut self,
+        config: &Config,
+        identities: Identities,
+        asks: mpsc::Sender<Ask>,
+    ) -> Option<JoinHandle<()>> {
+        let path = config.runs_socket.as_ref()?;
+        let listener = match programs::listen(path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                let why = format!("cannot listen at {}: {error}", path.display());
+                tracing::error!(why, "nobody can run a command as a subject");
+                self.enforcing.health.runs = Some(why);
+                return None;
+            }
+        };
+        let vouch = move |pass: &RunPass| {
+            let signed = identities.have_signed(&pass.signed(), &pass.signature);
+            signed.map_err(|error| error.to_string())
+        };
+        Some(tokio::spawn(programs::serve(listener, config.host.clone(), Arc::new(vouch), asks)))
     }
 
     fn handle(&mut self, event: Event) {
@@ -377,6 +438,7 @@ impl Agent {
                     self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
                     self.report();
                 }
+                self.look_at_runs();
                 if self.enforcing.end_what_is_over() {
                     self.tell_ended();
                 }
@@ -413,6 +475,7 @@ impl Agent {
                 }
                 self.report_if_changed();
             }
+            Event::Program(ask) => self.hear_program(ask),
             // Ends the loop before it gets here.
             Event::Shutdown => {}
         }
@@ -452,24 +515,39 @@ impl Agent {
             }
             Incoming::Disconnected => {
                 self.outgoing = None;
+                // The next session begins with a set.
+                self.owes_applied = None;
                 self.auditing.rewind();
             }
         }
     }
 
     fn tell_applied(&mut self, applied: Applied) {
-        // Before anybody is told: an agent that ends here must not leave the one before as what the next one goes back to, and
-        // revive what the control plane shows as ended.
-        self.enforcing.remember(self.auditing.lost());
-        // First, so that nobody takes what ended at once for active.
-        self.tell_ended();
-        self.send(Outgoing::Applied(applied));
+        // Only when it is written down: an agent that ends here must not leave the one before as what the next one goes back to,
+        // and revive what the control plane shows as ended.
+        self.owes_applied = Some(applied);
+        self.tell_what_is_kept();
         // Also what was only observed until now.
         self.end_connections(true);
         self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
         self.owes_digest = true;
         self.ask_canary();
         self.report();
+    }
+
+    /// Writes down what a restart must know, and tells what was waiting for that. If it cannot be, it is tried again.
+    fn tell_what_is_kept(&mut self) {
+        if !self.enforcing.remember(self.auditing.lost()) {
+            return;
+        }
+        // First, so that nobody takes what ended at once for active.
+        let ended = self.enforcing.ended();
+        if !ended.is_empty() {
+            self.send(Outgoing::Ended(ended));
+        }
+        if let Some(applied) = self.owes_applied.take() {
+            self.send(Outgoing::Applied(applied));
+        }
     }
 
     /// Tells what the kernel holds, if the control plane is to hear it.
@@ -486,10 +564,8 @@ impl Agent {
     /// Tells what this host has ended by itself, again and again until a set comes without it; and writes it down, so that a
     /// restart revives nothing.
     fn tell_ended(&mut self) {
-        let ended = self.enforcing.ended();
-        if !ended.is_empty() {
-            self.enforcing.remember(self.auditing.lost());
-            self.send(Outgoing::Ended(ended));
+        if !self.enforcing.ended().is_empty() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -506,7 +582,7 @@ impl Agent {
     fn end_connections(&mut self, again: bool) {
         match self.enforcing.end_connections(again) {
             Ok(ends) => {
-                self.auditing.closed(&ends.closed);
+                self.auditing.closed_here(&ends.closed);
                 self.auditing.receipts(&ends.periods);
                 self.ship();
             }
@@ -531,6 +607,8 @@ impl Agent {
             }
             self.auditing.records(&records, self.enforcing.cgroups());
             self.auditing.closed(&closed);
+            let auditing = &self.auditing;
+            self.enforcing.release_predecessors(|ring| auditing.kept(ring));
         }
     }
 
@@ -538,7 +616,7 @@ impl Agent {
         let forgotten = self.enforcing.predecessors_lost().and_then(|lost| {
             for (version, lost) in lost {
                 for (ring, lost) in Ring::ALL.into_iter().zip(lost) {
-                    self.auditing.count_lost(version, ring, lost);
+                    self.auditing.count_lost(version, ring, lost, None);
                 }
             }
             self.enforcing.forget_predecessors()
@@ -581,12 +659,15 @@ impl Agent {
     fn count_losses(&mut self) {
         for ring in Ring::ALL {
             match self.enforcing.lost(ring) {
-                Ok(lost) => self.auditing.count_lost(self.abi_version, ring, lost),
+                Ok(lost) => {
+                    let id = self.rings[ring as usize];
+                    self.auditing.count_lost(self.abi_version, ring, lost, Some(id));
+                }
                 Err(error) => tracing::error!(%error, "cannot count lost records"),
             }
         }
-        if self.auditing.take_lost_changed() {
-            self.enforcing.remember(self.auditing.lost());
+        if self.auditing.take_lost_changed() || self.enforcing.owes_memory() {
+            self.tell_what_is_kept();
         }
     }
 
@@ -614,7 +695,7 @@ impl Agent {
     fn refresh_hello(&mut self) {
         let report = self.current_report();
         self.hello.send_modify(|hello| {
-            hello.applied = self.enforcing.grants().applied().filter(|(_, generation)| *generation > 0);
+            hello.applied = self.enforcing.confirmed();
             hello.report = report;
         });
     }

@@ -4,12 +4,13 @@
 //!
 //! Layout: a directory for each epoch (boot), in it segments named by the first sequence number they may hold, in each a
 //! run of frames: length and CRC-32 of the payload (little endian, 4 bytes each), then the payload, an `AuditEvent` of the
-//! wire. The newest segment stays even when it is empty: its name says where numbering goes on.
+//! wire with a [`Mark`] behind it. The newest segment stays even when it is empty: its name says where numbering goes on.
 //!
 //! Invariants: what was appended is read again after a crash of this process; a frame that was cut by a crash of the machine
 //! is taken off; when the bound is reached the oldest segment makes room, and a gap event takes the number of the last
 //! event lost, so that whoever reads the sequence sees what is missing and why.
 
+mod mark;
 mod segment;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use proto::types::{AuditEvent, EventId, EventKind, Gap, Timestamp};
 use uuid::Uuid;
 
 use crate::rules::queue::{self, Dropped, Run};
+pub use mark::{Entry, Keepable, Mark, Marks};
 use segment::Segment;
 
 /// How large a segment grows before the next one begins. The bound is kept in steps of this.
@@ -50,6 +52,8 @@ pub struct Spool {
     dir: PathBuf,
     epoch: Uuid,
     max_bytes: u64,
+    /// Of this epoch, whatever became of the events meanwhile.
+    marks: Marks,
     /// Oldest first; those of earlier epochs before those of this one; never empty, and the last one is appended to.
     segments: VecDeque<Segment>,
 }
@@ -77,7 +81,12 @@ impl Spool {
         }
         // Earlier boots first. Among them the order does not matter: no reader compares events of different boots.
         segments.sort_by_key(|segment| (segment.epoch == epoch, segment.epoch, segment.first));
-        let mut spool = Self { dir: dir.to_owned(), epoch, max_bytes, segments: segments.into() };
+        let mut marks = Marks::default();
+        segments
+            .iter()
+            .filter(|segment| segment.epoch == epoch)
+            .for_each(|segment| marks.add(&segment.marks));
+        let mut spool = Self { dir: dir.to_owned(), epoch, max_bytes, marks, segments: segments.into() };
         if spool.segments.back().is_none_or(|newest| newest.epoch != epoch) {
             spool.begin_segment(1)?;
         }
@@ -89,11 +98,16 @@ impl Spool {
         self.segments.back().map_or(1, Segment::next_sequence)
     }
 
+    /// How far the kernel's rings are kept, as far as that is known here: at least what events say that are not acknowledged.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
     /// Appends events of this boot, numbered from [`Spool::next_sequence`] on. `now` dates the gap, should the oldest have to
     /// make room.
-    pub fn append(&mut self, events: &[AuditEvent], now: Timestamp) -> Result<(), SpoolError> {
+    pub fn append<E: Keepable>(&mut self, events: &[E], now: Timestamp) -> Result<(), SpoolError> {
         let mut rest = events;
-        while let Some(event) = rest.first() {
+        while let Some(event) = rest.first().map(Keepable::event) {
             if self.newest().bytes >= SEGMENT_BYTES {
                 self.begin_segment(event.id.sequence)?;
                 self.make_room(now)?;
@@ -101,7 +115,9 @@ impl Spool {
             let newest = self.newest();
             let count =
                 newest.append(rest, SEGMENT_BYTES).map_err(SpoolError::at("append to", &newest.path))?;
-            rest = rest.get(count..).unwrap_or_default();
+            let (taken, left) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+            taken.iter().for_each(|event| self.marks.note(event.mark()));
+            rest = left;
         }
         Ok(())
     }

@@ -56,6 +56,10 @@ pub struct Health {
     pub pods: Option<String>,
     /// Pods run here that a subject may have, and nobody asks whose they are.
     pub unknown_pods: bool,
+    /// Why the grant set cannot be written down; None: it is.
+    pub memory: Option<String>,
+    /// Why no program can run a command as a subject; None: it can, or nobody wants that.
+    pub runs: Option<String>,
 }
 
 impl Health {
@@ -84,6 +88,11 @@ impl Health {
         missing.extend(self.pods.as_ref().map(|why| format!("new pods are not bound: {why}")));
         let unknown = "no pod is bound: the agent's configuration has no `[kubernetes]`";
         missing.extend(self.unknown_pods.then(|| unknown.to_owned()));
+        let memory = self.memory.as_ref();
+        missing.extend(
+            memory.map(|why| format!("the grant set cannot be written down, and is not confirmed: {why}")),
+        );
+        missing.extend(self.runs.as_ref().map(|why| format!("nobody can run a command as a subject: {why}")));
         missing.extend(spool_error.map(ToOwned::to_owned));
         match (grave.is_empty(), missing.is_empty()) {
             (false, _) => report(HostState::NotEnforcing, [grave, missing].concat()),
@@ -171,10 +180,10 @@ mod tests {
         );
         let pods = Some("the API server cannot be reached".to_owned());
         check(
-            Health { pods, unknown_pods: true, ..proven() },
+            Health { pods, unknown_pods: true, runs: Some("no socket".to_owned()), ..proven() },
             HostState::Degraded,
             "new pods are not bound: the API server cannot be reached; no pod is bound: the agent's configuration has no \
-             `[kubernetes]`",
+             `[kubernetes]`; nobody can run a command as a subject: no socket",
         );
         let waiting = Some("until the control plane has been heard".to_owned());
         let told = "the gate of another ABI version decides, until the control plane has been heard";
@@ -187,6 +196,12 @@ mod tests {
             Health { missing, ..proven() },
             HostState::Degraded,
             "without the check of senders (no such program)",
+        );
+        let memory = Some("No space left on device (os error 28)".to_owned());
+        check(
+            Health { memory, ..proven() },
+            HostState::Degraded,
+            "the grant set cannot be written down, and is not confirmed: No space left on device (os error 28)",
         );
         assert_eq!(proven().report(Some("full")), report(HostState::Degraded, vec!["full".to_owned()]));
     }

@@ -12,11 +12,13 @@ pub mod request;
 pub mod requests;
 pub mod resource;
 pub mod revoke;
+pub mod run;
 pub mod status;
 pub mod subject;
 pub mod whoami;
 
 mod token;
+mod wait;
 
 use proto::types::Invalid;
 
@@ -43,6 +45,7 @@ pub enum Command {
     Grants(grants::Arguments),
     Revoke(revoke::Arguments),
     Release(release::Arguments),
+    Run(run::Arguments),
     #[command(subcommand)]
     Audit(audit::Verb),
     Status(status::Arguments),
@@ -63,6 +66,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Grants(arguments) => grants::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
+        Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,
     }

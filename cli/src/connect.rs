@@ -14,7 +14,7 @@ use proto::wire::access::directory_service_client::DirectoryServiceClient;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -133,8 +133,11 @@ impl Authorities {
     }
 }
 
-/// Believes these authorities, or those of this system.
-fn tls(authorities: Option<&Authorities>) -> Result<ClientConfig, Problem> {
+/// Believes these authorities, or those of this system; shows the certificate, if there is one.
+fn tls(
+    authorities: Option<&Authorities>,
+    certificate: Option<ClientCertificate>,
+) -> Result<ClientConfig, Problem> {
     let mut roots = RootCertStore::empty();
     match authorities {
         Some(Authorities(pem)) => {
@@ -153,7 +156,13 @@ fn tls(authorities: Option<&Authorities>) -> Result<ClientConfig, Problem> {
     let builder =
         ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.map_err(|error| Problem(error.to_string()))?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let builder = builder.with_root_certificates(roots);
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(ClientCertificate { chain, key }) => builder
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| Problem(format!("the certificate cannot be shown: {error}")))?,
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
@@ -213,10 +222,39 @@ pub(crate) async fn newcomer(
     Ok(IdentityServiceClient::new(open(server, authorities).await?))
 }
 
+/// A certificate of the caller's own, and its key.
+pub(crate) struct ClientCertificate {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+/// A connection of somebody who shows a certificate, and no token.
+pub(crate) async fn certified(
+    server: &Server,
+    authorities: Option<&Authorities>,
+    certificate: ClientCertificate,
+) -> Result<IdentityServiceClient<Channel>, Error> {
+    if let Server::Unix(_) = server {
+        let told = format!(
+            "`{server}` carries no certificate: name the control plane's address, as in `--server https://HOST:PORT`"
+        );
+        return Err(Error::Usage(told));
+    }
+    Ok(IdentityServiceClient::new(open_with(server, authorities, Some(certificate)).await?))
+}
+
 /// Connects, within the time there is for it.
 async fn open(server: &Server, authorities: Option<&Authorities>) -> Result<Channel, Error> {
+    open_with(server, authorities, None).await
+}
+
+async fn open_with(
+    server: &Server,
+    authorities: Option<&Authorities>,
+    certificate: Option<ClientCertificate>,
+) -> Result<Channel, Error> {
     let failed = |source| Error::Connect { server: server.clone(), source };
-    match timeout(CONNECT_LIMIT, channel(server, authorities)).await {
+    match timeout(CONNECT_LIMIT, channel(server, authorities, certificate)).await {
         Ok(channel) => channel.map_err(failed),
         Err(_) => Err(failed(no_answer(CONNECT_LIMIT).into())),
     }
@@ -224,7 +262,11 @@ async fn open(server: &Server, authorities: Option<&Authorities>) -> Result<Chan
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-async fn channel(server: &Server, authorities: Option<&Authorities>) -> Result<Channel, Cause> {
+async fn channel(
+    server: &Server,
+    authorities: Option<&Authorities>,
+    certificate: Option<ClientCertificate>,
+) -> Result<Channel, Cause> {
     // The name is required by HTTP/2 and goes nowhere; what secures the connection is the connector.
     let endpoint = Endpoint::from_static("http://portcullis.invalid")
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -234,7 +276,7 @@ async fn channel(server: &Server, authorities: Option<&Authorities>) -> Result<C
         Server::Https(uri) => {
             let name = name_of(uri)?;
             let target = (name.to_str().into_owned(), uri.port_u16().unwrap_or_default());
-            let connector = TlsConnector::from(Arc::new(tls(authorities)?));
+            let connector = TlsConnector::from(Arc::new(tls(authorities, certificate)?));
             let connector = tower::service_fn(move |_: Uri| {
                 let (name, target, connector) = (name.clone(), target.clone(), connector.clone());
                 async move {

@@ -187,6 +187,8 @@ pub enum Error {
     SessionOver { server: Server, source: Option<Box<Error>> },
     #[error("cannot {what}")]
     Provider { what: String, source: Fault },
+    #[error("cannot get a certificate from the Workload API at `{endpoint}`")]
+    WorkloadApi { endpoint: String, source: Problem },
     #[error("the control plane at `{server}` has no identity provider")]
     NoProvider { server: Server },
     #[error("cannot reach the control plane at `{server}`")]
@@ -197,6 +199,16 @@ pub enum Error {
     NoAnswer { what: String, source: Problem },
     #[error("cannot {what}")]
     Malformed { what: String, source: Problem },
+    #[error("cannot reach the agent of this host at `{}`", path.display())]
+    NoAgent { path: PathBuf, source: io::Error },
+    #[error("cannot {what}")]
+    Agent { what: String, source: Problem },
+    #[error("the agent of this host refused to {what}")]
+    AgentRefused { what: String, source: Problem },
+    #[error("cannot run `{}`", command.to_string_lossy())]
+    Start { command: std::ffi::OsString, source: io::Error },
+    #[error("cannot follow the command that runs")]
+    Follow(#[source] io::Error),
     #[error("{} of {hosts} hosts are fully enforcing", hosts - unready)]
     NotEnforcing { unready: usize, hosts: usize },
     #[error("cannot read {count} of the events")]
@@ -291,12 +303,17 @@ impl Error {
             | Self::ReadFile { .. }
             | Self::BadFile { .. }
             | Self::WriteFile { .. }
-            | Self::NoConfigDir => Kind::Local,
+            | Self::NoConfigDir
+            | Self::NoAgent { .. }
+            | Self::Agent { .. }
+            | Self::Start { .. }
+            | Self::Follow(_) => Kind::Local,
+            Self::AgentRefused { .. } => Kind::PermissionDenied,
             Self::Usage(_) => Kind::Usage,
             Self::NoToken { .. } | Self::SessionOver { .. } => Kind::Unauthenticated,
             Self::NoProvider { .. } => Kind::Conflict,
             Self::Provider { source, .. } => of_fault(source),
-            Self::Connect { .. } | Self::NoAnswer { .. } => Kind::Unreachable,
+            Self::Connect { .. } | Self::NoAnswer { .. } | Self::WorkloadApi { .. } => Kind::Unreachable,
             Self::Refused { source, .. } => Kind::of_answer(source.kind()),
             Self::Malformed { .. } | Self::UnreadableEvents { .. } => Kind::Internal,
             Self::NotEnforcing { .. } => Kind::NotEnforcing,
@@ -314,8 +331,17 @@ impl Error {
                 "sign in with a token: `portcullis login --token-file FILE`; an operator adds an `[[identity_provider]]`".into(),
             ),
             Self::SessionOver { .. } => Some("run `portcullis login`".into()),
+            Self::NoAgent { .. } => Some(
+                "is `portcullis-agent` running here, with `[runs]` not switched off? `--agent-socket` names another socket".into(),
+            ),
+            Self::AgentRefused { .. } => {
+                Some("`portcullis audit tail` has the refusal as `run.refused`".into())
+            }
             Self::Provider { source: Fault::Unreachable { .. }, .. } => Some(
                 "check the way to the provider; `login --provider-ca-file` names the authority of a certificate that the system does not know".into(),
+            ),
+            Self::WorkloadApi { .. } => Some(
+                "compare SPIFFE_ENDPOINT_SOCKET with where the Workload API is, and look whether it knows this workload; or name a token with `--workload-token-file`".into(),
             ),
             Self::UnreadableEvents { .. } => {
                 Some("is the control plane newer than this `portcullis`? it may send kinds that are not known here".into())

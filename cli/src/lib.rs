@@ -13,11 +13,14 @@ pub mod credentials;
 pub mod error;
 pub mod output;
 
+mod agent;
 mod backoff;
+mod child;
 mod oidc;
 mod renew;
 mod workload;
 
+pub use child::{as_child, is_child};
 pub use workload::Job;
 
 use std::ffi::OsString;
@@ -60,12 +63,13 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, mut surroundings: Sur
         Err(error) => return tell_usage(&mut surroundings, &error),
     };
     let Arguments { global, command } = arguments;
-    let mut context = Context { global, surroundings, presented: None };
+    let mut context = Context { global, surroundings, presented: None, exit_code: 0 };
     let result = commands::run(command, &mut context).await;
+    let exit_code = context.exit_code;
     let Surroundings { out, err, .. } = context.surroundings;
     let result = result.and_then(|()| out.flush().map_err(Error::Output));
     match result {
-        Ok(()) => 0,
+        Ok(()) => exit_code,
         Err(error) => {
             // What was written before the error belongs to the result, and a failure here changes nothing any more.
             let _ = out.flush();
@@ -101,6 +105,8 @@ pub struct Context<'a> {
     surroundings: Surroundings<'a>,
     /// The token that was last signed in with.
     presented: Option<Token>,
+    /// Of a command that was run, and ended.
+    exit_code: u8,
 }
 
 impl Context<'_> {

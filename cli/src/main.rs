@@ -8,6 +8,10 @@ use std::process::ExitCode;
 use cli::{Job, Surroundings, error::Kind};
 
 fn main() -> ExitCode {
+    // Before there is a second thread: this process is about to become another program.
+    if cli::is_child(std::env::args_os()) {
+        return ExitCode::from(cli::as_child(std::env::args_os(), &mut stderr()));
+    }
     // One worker beside this thread: the connection stays alive while this one is blocked on a slow reader.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let mut errors = LineWriter::new(stderr());
@@ -36,6 +40,7 @@ fn job() -> Job {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let github = variable("ACTIONS_ID_TOKEN_REQUEST_URL").zip(variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN"));
     Job {
+        spiffe: variable("SPIFFE_ENDPOINT_SOCKET"),
         token: variable("PORTCULLIS_WORKLOAD_TOKEN"),
         audience: variable("PORTCULLIS_WORKLOAD_AUDIENCE"),
         github,

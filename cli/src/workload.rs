@@ -1,6 +1,6 @@
-//! A job without a person: where its token comes from, and the session that it gets for it.
+//! A job without a person: where its token or certificate comes from, and the session that it gets for it.
 //!
-//! Owns: that choice, and the question to GitHub Actions. Must not know: the environment, files of people.
+//! Owns: that choice, and the questions to GitHub Actions and to a SPIFFE Workload API. Must not know: the environment, files of people.
 //!
 //! Invariants: a token goes to the control plane that was named and nowhere else. For whom it is, is said here and never by who
 //! will get it: else a control plane could ask for one that is good elsewhere.
@@ -10,13 +10,17 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proto::types::{ID_TOKEN_MAX_BYTES, SubjectIdentity, WorkloadToken};
-use proto::wire::identity::SignInWorkloadRequest;
+use proto::wire::identity::{SignInWithCertificateRequest, SignInWorkloadRequest};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde::Deserialize;
+use spiffe::WorkloadApiClient;
+use tokio::time::timeout;
 use url::Url;
 
-use crate::connect::{call, newcomer};
+use crate::connect::{ClientCertificate, call, certified, newcomer};
 use crate::credentials::{Credentials, Session, Token};
 use crate::error::{Error, Problem};
 use crate::oidc::{self, Fault};
@@ -25,6 +29,9 @@ use crate::{Context, Place};
 
 /// For whom a token is asked for unless told otherwise.
 const AUDIENCE_DEFAULT: &str = "portcullis";
+
+/// It is on this machine, or as good as.
+const WORKLOAD_API_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a job's environment says of its tokens.
 #[derive(Clone, Default)]
@@ -35,6 +42,8 @@ pub struct Job {
     pub audience: Option<String>,
     /// Where GitHub Actions gives one, and what to show there.
     pub github: Option<(String, String)>,
+    /// Where a SPIFFE Workload API is (`unix:///PATH` or `tcp://ADDRESS:PORT`), which knows its callers by itself.
+    pub spiffe: Option<String>,
 }
 
 impl fmt::Debug for Job {
@@ -44,7 +53,7 @@ impl fmt::Debug for Job {
     }
 }
 
-/// Where a job's token comes from.
+/// Where a job's token comes from, or its certificate.
 pub(crate) enum Source {
     /// A file; `-`: standard input.
     File(PathBuf),
@@ -52,6 +61,14 @@ pub(crate) enum Source {
     Text(String),
     /// GitHub Actions: where, what to show there, and for whom.
     GitHub { address: String, permit: String, audience: String },
+    /// A SPIFFE Workload API: an X.509-SVID.
+    Spiffe(String),
+}
+
+/// What a job proves itself by.
+enum Proof {
+    Token(WorkloadToken),
+    Certificate(ClientCertificate),
 }
 
 impl Source {
@@ -61,9 +78,9 @@ impl Source {
         file.cloned().map(Self::File).or_else(text)
     }
 
-    /// What GitHub Actions offers to a job that may have a token.
+    /// What GitHub Actions offers to a job that may have a token, or a Workload API to everything that runs there.
     pub(crate) fn offered(job: &Job) -> Option<Self> {
-        let (address, permit) = job.github.clone()?;
+        let Some((address, permit)) = job.github.clone() else { return job.spiffe.clone().map(Self::Spiffe) };
         let audience = job.audience.clone().unwrap_or_else(|| AUDIENCE_DEFAULT.to_owned());
         Some(Self::GitHub { address, permit, audience })
     }
@@ -73,13 +90,16 @@ impl Source {
         !matches!(self, Self::File(path) if path.as_os_str() == "-")
     }
 
-    async fn token(&self, input: &mut dyn Read) -> Result<WorkloadToken, Error> {
+    async fn proof(&self, input: &mut dyn Read) -> Result<Proof, Error> {
         match self {
-            Self::File(path) => read(path, input),
-            Self::Text(text) => text.parse().map_err(|error: proto::types::Invalid| {
+            Self::File(path) => read(path, input).map(Proof::Token),
+            Self::Text(text) => text.parse().map(Proof::Token).map_err(|error: proto::types::Invalid| {
                 Error::Usage(format!("PORTCULLIS_WORKLOAD_TOKEN: {}", error.problem))
             }),
-            Self::GitHub { address, permit, audience } => github(address, permit, audience).await,
+            Self::GitHub { address, permit, audience } => {
+                github(address, permit, audience).await.map(Proof::Token)
+            }
+            Self::Spiffe(endpoint) => spiffe(endpoint).await.map(Proof::Certificate),
         }
     }
 }
@@ -90,17 +110,28 @@ pub(crate) async fn sign_in(
     source: &Source,
 ) -> Result<(Credentials, SubjectIdentity), Error> {
     let Place { server, authorities, .. } = context.place()?;
-    let token = source.token(context.surroundings.input).await?;
+    let proof = source.proof(context.surroundings.input).await?;
     let what = format!("sign in at `{server}`");
     let malformed = |source: Problem| Error::Malformed { what: what.clone(), source };
-    let message = SignInWorkloadRequest::from(token);
-    let answer =
-        call(&what, newcomer(&server, authorities.as_ref()).await?.sign_in_workload(message)).await?;
-    let identity: SubjectIdentity = crate::commands::checked(&what, answer.identity)?;
+    let (token, identity) = match proof {
+        Proof::Token(token) => {
+            let message = SignInWorkloadRequest::from(token);
+            let mut client = newcomer(&server, authorities.as_ref()).await?;
+            let answer = call(&what, client.sign_in_workload(message)).await?;
+            (answer.token, answer.identity)
+        }
+        Proof::Certificate(certificate) => {
+            let mut client = certified(&server, authorities.as_ref(), certificate).await?;
+            let answer =
+                call(&what, client.sign_in_with_certificate(SignInWithCertificateRequest {})).await?;
+            (answer.token, answer.identity)
+        }
+    };
+    let identity: SubjectIdentity = crate::commands::checked(&what, identity)?;
     let Some(sign_in) = &identity.sign_in else {
         return Err(malformed(Problem("the answer breaks the contract: it is of no session".to_owned())));
     };
-    let token = Token::new(&answer.token).map_err(malformed)?;
+    let token = Token::new(&token).map_err(malformed)?;
     let expires = ends_here(sign_in, (context.surroundings.now)());
     let session = Some(Session::of_workload(&sign_in.provider, expires));
     Ok((Credentials { server, token, authorities, session }, identity))
@@ -138,6 +169,28 @@ async fn github(address: &str, permit: &str, audience: &str) -> Result<WorkloadT
     })
 }
 
+/// Asks a Workload API for this process's certificate: the first, if there are several (SPIFFE Workload API, 5.3).
+async fn spiffe(endpoint: &str) -> Result<ClientCertificate, Error> {
+    let failed =
+        |problem: String| Error::WorkloadApi { endpoint: endpoint.to_owned(), source: Problem(problem) };
+    let ask = async {
+        let client = WorkloadApiClient::connect_to(endpoint).await?;
+        client.fetch_x509_svid().await
+    };
+    let svid = match timeout(WORKLOAD_API_LIMIT, ask).await {
+        Ok(svid) => svid.map_err(|error| failed(error.to_string()))?,
+        Err(_) => {
+            return Err(failed(format!(
+                "no answer within {}",
+                humantime::format_duration(WORKLOAD_API_LIMIT)
+            )));
+        }
+    };
+    let chain = svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec().into());
+    let key = PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec());
+    Ok(ClientCertificate { chain: chain.collect(), key: key.into() })
+}
+
 /// Without what only the job may know.
 fn shown(url: &Url) -> String {
     url.host_str().unwrap_or_default().to_owned()
@@ -151,6 +204,7 @@ mod tests {
     fn what_is_told_comes_before_what_is_offered() {
         let job = Job {
             token: Some("a.b.c".to_owned()),
+            spiffe: Some("unix:///run/api.sock".to_owned()),
             audience: None,
             github: Some(("https://a.example/?b=c".to_owned(), "hush".to_owned())),
         };
@@ -161,7 +215,9 @@ mod tests {
         assert!(Source::told(None, &Job::default()).is_none() && Source::offered(&Job::default()).is_none());
         let offered = Source::offered(&job).expect("offered");
         assert!(matches!(&offered, Source::GitHub { audience, .. } if audience == "portcullis"));
-        assert!(offered.lasts() && !Source::File(file).lasts());
+        let spiffe = Source::offered(&Job { github: None, ..job }).expect("offered");
+        assert!(matches!(&spiffe, Source::Spiffe(endpoint) if endpoint == "unix:///run/api.sock"));
+        assert!(spiffe.lasts() && offered.lasts() && !Source::File(file).lasts());
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! Owns: what an operator may write. Must not know: what the rest does with it.
 
+mod console;
 mod issuers;
 mod providers;
+mod trust_domains;
 mod workloads;
 
+pub use console::ConsoleConfig;
 pub use issuers::{IssuerKeys, KeySource};
 pub use providers::IdentityProvider;
+pub use trust_domains::SpiffeTrustDomain;
 pub use workloads::{KubernetesCluster, WorkloadIssuer};
 
 use std::fmt::{self, Display};
@@ -42,8 +46,12 @@ pub struct Config {
     pub identity_providers: Vec<IdentityProvider>,
     /// Whose tokens workloads sign in with; at most 16.
     pub workload_issuers: Vec<WorkloadIssuer>,
+    /// Whose certificates workloads sign in with; at most 16.
+    pub spiffe_trust_domains: Vec<SpiffeTrustDomain>,
     /// Whose nodes may join; at most 64.
     pub kubernetes_clusters: Vec<KubernetesCluster>,
+    /// Where people find the console; None: there is none.
+    pub console: Option<ConsoleConfig>,
 }
 
 /// A certificate with its chain, and its key, both in PEM.
@@ -98,10 +106,13 @@ struct Raw {
     #[serde(default)]
     workload_issuer: Vec<workloads::RawIssuer>,
     #[serde(default)]
+    spiffe_trust_domain: Vec<trust_domains::Raw>,
+    #[serde(default)]
     kubernetes_cluster: Vec<workloads::RawCluster>,
     host_certificate_lifetime: Option<String>,
     #[serde(default)]
     tls: RawTls,
+    console: Option<console::Raw>,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,14 +170,19 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let config = Self::parse(&text, path)?;
-        let tls_files = config.tls_files.map(|files| CertificateFiles {
+        let seen_from_there = |files: CertificateFiles| CertificateFiles {
             certificate: folder.join(files.certificate),
             key: folder.join(files.key),
-        });
+        };
+        let console = |console: ConsoleConfig| {
+            let files = console.files.map(seen_from_there);
+            ConsoleConfig { files, ..console }
+        };
         Ok(Self {
             database: folder.join(&config.database),
             authority: folder.join(&config.authority),
-            tls_files,
+            tls_files: config.tls_files.map(seen_from_there),
+            console: config.console.map(console),
             ..config
         })
     }
@@ -176,7 +192,8 @@ impl Config {
         database.with_file_name("authority")
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Checks a text that was read from `path`. Other files that it names are read too.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: Raw = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let refuse = |field, value: &str, problem: String| ConfigError::Value {
@@ -223,9 +240,17 @@ impl Config {
                 return Err(refuse("tls.certificate_file", "", "is missing beside `key_file`".to_owned()));
             }
         };
+        let identity_providers = providers::check(raw.identity_provider, path)?;
+        let console = raw.console.map(|raw| console::check(raw, path)).transpose()?;
+        if let (Some(console), true) = (&console, identity_providers.is_empty()) {
+            let problem = "has no `[[identity_provider]]` beside it: nobody could sign in".to_owned();
+            return Err(refuse("console.url", &console.origin, problem));
+        }
         Ok(Self {
-            identity_providers: providers::check(raw.identity_provider, path)?,
+            identity_providers,
+            console,
             workload_issuers: workloads::issuers(raw.workload_issuer, path)?,
+            spiffe_trust_domains: trust_domains::trust_domains(raw.spiffe_trust_domain, path)?,
             kubernetes_clusters: workloads::clusters(raw.kubernetes_cluster, path)?,
             listen: listen.collect::<Result<_, _>>()?,
             authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),

@@ -6,10 +6,11 @@
 pub mod authority;
 pub mod certificate;
 pub mod oidc;
+pub mod svid;
 mod token;
 pub mod workloads;
 
-pub use certificate::{HostCertificate, Serial};
+pub use certificate::{HostCertificate, Presented, Serial, Svid};
 pub use token::{Token, TokenHash};
 
 use std::time::Duration;

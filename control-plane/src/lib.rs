@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod clock;
 pub mod config;
+mod console;
 mod deadlines;
 pub mod identity;
 pub mod listen;
@@ -13,6 +14,7 @@ mod rpc;
 pub mod rules;
 mod run;
 mod sessions;
+mod sign_in;
 pub mod store;
 
-pub use run::{ServeError, serve};
+pub use run::{Bound, ServeError, serve};

@@ -27,7 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::config::Listen;
-use crate::identity::certificate::{self, HostCertificate};
+use crate::identity::certificate::{self, HostCertificate, Presented, Svid};
 use room::{Room, Stay};
 pub(crate) use tls::Certificates;
 pub use tls::TlsError;
@@ -104,7 +104,25 @@ pub(crate) struct Peer {
     /// None: a Unix socket.
     pub(crate) address: Option<IpAddr>,
     /// The certificate that it has proven; None: it has shown none.
-    pub(crate) certificate: Option<HostCertificate>,
+    pub(crate) certificate: Option<Presented>,
+}
+
+impl Peer {
+    /// The host that it is.
+    pub(crate) fn host(&self) -> Option<&HostCertificate> {
+        match &self.certificate {
+            Some(Presented::Host(host)) => Some(host),
+            Some(Presented::Workload(_)) | None => None,
+        }
+    }
+
+    /// The workload that it is.
+    pub(crate) fn workload(&self) -> Option<&Svid> {
+        match &self.certificate {
+            Some(Presented::Workload(svid)) => Some(svid),
+            Some(Presented::Host(_)) | None => None,
+        }
+    }
 }
 
 impl Listener {
@@ -217,12 +235,14 @@ impl Entrance {
         })?;
         let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = presented
-            .map(|certificate| certificate::host(certificate, self.security.certificates.trust_domain()))
+            .map(|certificate| certificate::presented(certificate, self.security.certificates.trust_domain()))
             .transpose()
-            .map_err(|_| "a certificate that names no host")?;
+            .map_err(|_| "a certificate that names neither a host nor a workload")?;
         let caller = match certificate {
-            Some(_) => None,
-            None => Some(self.callers.enter(address).ok_or("too many connections without a certificate")?),
+            Some(Presented::Host(_)) => None,
+            Some(Presented::Workload(_)) | None => {
+                Some(self.callers.enter(address).ok_or("too many connections without a certificate")?)
+            }
         };
         let peer = Peer { address: Some(address), certificate };
         Ok((Io::Tls(Box::new(stream)), peer, caller))
@@ -280,6 +300,21 @@ pub(crate) struct Connection {
 enum Io {
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+}
+
+impl Connection {
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether HTTP/2 was agreed on.
+    pub(crate) fn is_http2(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Io::Unix(_) => true,
+        }
+    }
 }
 
 impl Connected for Connection {

@@ -14,7 +14,7 @@ use control_plane::config::{Config, ConfigError, Listen};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, AuthorityError, TRUST_DOMAIN};
 use control_plane::store::{Store, StoreError};
-use control_plane::{ServeError, clock};
+use control_plane::{Bound, ServeError, clock};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::types::Fingerprint;
 use tokio::signal::unix::{SignalKind, signal};
@@ -214,9 +214,9 @@ async fn run_server(arguments: Serve) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let ready = |bound: &[Listen]| {
+    let ready = |bound: &Bound| {
         let Some(path) = &arguments.ready_file else { return };
-        if let Err(error) = write_ready(path, bound) {
+        if let Err(error) = write_ready(path, &bound.listen) {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, path = %path.display(), "cannot write the ready file");
         }

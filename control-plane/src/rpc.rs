@@ -26,6 +26,7 @@ use tonic::{Request, Status};
 use crate::clock;
 use crate::identity::authority::Authority;
 use crate::identity::oidc::Providers;
+use crate::identity::svid::TrustDomains;
 use crate::identity::workloads::Vouchers;
 use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
@@ -62,6 +63,7 @@ pub(crate) struct Gate {
     pub(crate) throttle: Arc<Mutex<Throttle>>,
     pub(crate) providers: Arc<Providers>,
     pub(crate) vouchers: Arc<Vouchers>,
+    pub(crate) trust_domains: Arc<TrustDomains>,
 }
 
 /// A caller that may call the method it called.
@@ -139,7 +141,7 @@ impl Gate {
         self.answer(admitted, refusal.into()).await
     }
 
-    async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
+    pub(crate) async fn refused(&self, caller: Option<Actor>, reason: &'static str, method: Method) {
         self.put_on_record(Key { caller, reason, what: method.as_str() }, "").await;
     }
 
@@ -149,7 +151,7 @@ impl Gate {
     }
 
     /// `detail` is for people, and may be empty.
-    async fn put_on_record(&self, key: Key, detail: &str) {
+    pub(crate) async fn put_on_record(&self, key: Key, detail: &str) {
         let line = self.throttle().note(key.clone(), clock::now());
         if let Some(others) = line {
             self.record_refused(key, detail, others).await;

@@ -4,6 +4,8 @@
 //! async, clocks, files, the wire, storage. Time is an argument.
 
 pub mod actor;
+pub mod binding;
+pub mod browser;
 pub mod calls;
 pub mod claims;
 pub mod enrolment;

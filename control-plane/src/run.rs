@@ -20,7 +20,8 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
-use crate::config::{Config, Listen};
+use crate::config::{CertificateFiles, Config, ConsoleConfig, Listen};
+use crate::console::{self, Console};
 use crate::identity::authority::{Authority, AuthorityError, ServerName};
 use crate::identity::oidc::{FetchError, Providers};
 use crate::identity::workloads::Vouchers;
@@ -93,20 +94,29 @@ impl ServeError {
             Self::Store(error) => error.hint(),
             Self::Listen(_) => "choose another `listen` in the configuration, or stop what uses it",
             Self::Authority(error) => error.hint(),
-            Self::Tls(_) => "mend what `[tls]` in the configuration names",
+            Self::Tls(_) => "mend what `[tls]` or `[[spiffe_trust_domain]]` in the configuration names",
             Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
 }
 
-/// Runs a control plane until `shutdown` resolves. `ready` is told where callers find it, once they do.
+/// Where a control plane is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// By callers.
+    pub listen: Vec<Listen>,
+    /// By browsers; empty: there is no console.
+    pub console: Vec<Listen>,
+}
+
+/// Runs a control plane until `shutdown` resolves. `ready` is told where it is found, once it is.
 pub async fn serve(
     config: Config,
-    ready: impl FnOnce(&[Listen]),
+    ready: impl FnOnce(&Bound),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (lacking, besides) = calls::compare(&proto::methods());
+    let (lacking, besides) = calls::compare(&[proto::methods(), console::names()].concat());
     if !lacking.is_empty() || !besides.is_empty() {
         return Err(ServeError::Calls { lacking, besides });
     }
@@ -115,9 +125,18 @@ pub async fn serve(
     let store = Store::open(&config.database).await?;
     let authority = Arc::new(Authority::open(&config.authority)?);
     let (listeners, bound) = bind(&config.listen).await?;
+    let door = match &config.console {
+        None => None,
+        Some(console) => Some(bind_console(console, &config.tls_files, &authority).await?),
+    };
     let names = names(&config.tls_names, &bound);
-    let certificates =
-        Arc::new(Certificates::new(Arc::clone(&authority), names, config.tls_files, clock::system_now())?);
+    let certificates = Arc::new(Certificates::new(
+        Arc::clone(&authority),
+        names,
+        config.tls_files,
+        config.spiffe_trust_domains,
+        clock::system_now(),
+    )?);
     let (stop, stopping) = watch::channel(false);
     let gate = Gate {
         store: store.clone(),
@@ -131,17 +150,31 @@ pub async fn serve(
         throttle: Arc::default(),
         providers: Arc::new(providers),
         vouchers: Arc::new(vouchers),
+        trust_domains: certificates.trust_domains(),
     };
     let acceptor = Arc::new(certificates.server_config()?).into();
     let refusing = gate.clone();
-    let refused = Arc::new(move |problem| refusing.connection_refused(problem));
-    let security = Security { acceptor, certificates: Arc::clone(&certificates), refused };
+    let refused: Arc<dyn Fn(&'static str) + Send + Sync> =
+        Arc::new(move |problem| refusing.connection_refused(problem));
+    let security =
+        Security { acceptor, certificates: Arc::clone(&certificates), refused: Arc::clone(&refused) };
     let (running, mut sessions) = mpsc::channel(1);
-    let background = [
+    let mut background = vec![
         tokio::spawn(deadlines::run(store.clone())),
         tokio::spawn(gate.clone().record_counted()),
         tokio::spawn(certificates.keep_fresh()),
     ];
+    let mut found = Bound { listen: bound, console: Vec::new() };
+    let mut browsers = None;
+    if let (Some(door), Some(configured)) = (door, &config.console) {
+        let acceptor = Arc::new(door.certificates.config_for_browsers()?).into();
+        let security = Security { acceptor, certificates: Arc::clone(&door.certificates), refused };
+        background.push(tokio::spawn(door.certificates.keep_fresh()));
+        let routes = console::router(Console::new(gate.clone(), configured));
+        let connections = incoming(door.listeners, security);
+        found.console = door.bound;
+        browsers = Some(tokio::spawn(console::serve(connections, routes, stopping.clone())));
+    }
     let mut told = stopping.clone();
     let told = async move {
         // A dropped sender means the same.
@@ -149,8 +182,11 @@ pub async fn serve(
     };
     let connections = incoming(listeners, security);
     let mut serving = Box::pin(router(gate, running).serve_with_incoming_shutdown(connections, told));
-    tracing::info!(listen = %Listen::list(&bound), timeline = %store.timeline(), "serving");
-    ready(&bound);
+    let Bound { listen, console } = &found;
+    tracing::info!(
+        listen = %Listen::list(listen), console = %Listen::list(console), timeline = %store.timeline(), "serving"
+    );
+    ready(&found);
     let served = tokio::select! {
         served = &mut serving => served,
         () = shutdown => {
@@ -162,6 +198,11 @@ pub async fn serve(
     };
     stop.send_replace(true);
     drop(serving);
+    if let Some(browsers) = &mut browsers {
+        // Who does not let go in time is cut off.
+        let _ = timeout(STOP_LIMIT, &mut *browsers).await;
+        browsers.abort();
+    }
     // Each session still has its end to write down; nobody sends, the channel closes with the last of them.
     let _ = timeout(STOP_LIMIT, sessions.recv()).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
@@ -178,6 +219,26 @@ async fn bind(listen: &[Listen]) -> Result<(Vec<Listener>, Vec<Listen>), ListenE
         listeners.push(listener);
     }
     Ok((listeners, bound))
+}
+
+/// Where browsers come in.
+struct Door {
+    listeners: Vec<Listener>,
+    bound: Vec<Listen>,
+    certificates: Arc<Certificates>,
+}
+
+async fn bind_console(
+    config: &ConsoleConfig,
+    tls_files: &Option<CertificateFiles>,
+    authority: &Arc<Authority>,
+) -> Result<Door, ServeError> {
+    let listen: Vec<Listen> = config.listen.iter().copied().map(Listen::Tcp).collect();
+    let (listeners, bound) = bind(&listen).await?;
+    let files = config.files.clone().or_else(|| tls_files.clone());
+    let names = names(std::slice::from_ref(&config.name), &bound);
+    let certificates = Certificates::new(Arc::clone(authority), names, files, clock::system_now())?;
+    Ok(Door { listeners, bound, certificates: Arc::new(certificates) })
 }
 
 /// By what callers may reach us: as configured, where we listen, and from this machine.

@@ -14,6 +14,7 @@ mod labels;
 mod outage;
 mod request;
 mod resource;
+mod run;
 mod selector;
 mod session;
 mod subject;
@@ -30,7 +31,7 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, SubjectId, SubjectNumber,
+    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RunId, SubjectId, SubjectNumber,
 };
 pub use labels::{Label, Labels};
 pub use outage::Outage;
@@ -41,12 +42,18 @@ pub use resource::{
 };
 pub use selector::{CgroupPath, ContainerPrefix, PodSelector, Selector, UnitName, UnixUser};
 pub use session::{
-    Applied, EndedGrant, GrantSet, Hello, LiveGrant, PROTOCOL, Refused, RefusedItem, Report, Welcome,
-    resync_reason,
+    Applied, EndedGrant, GrantSet, Hello, LiveGrant, PROTOCOL, PROTOCOL_OF_RUNS, Refused, RefusedItem,
+    Report, Welcome, resync_reason,
 };
 pub use subject::{NewSubject, Subject, SubjectRole};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
 
+pub use run::{
+    CHALLENGE_BYTES, Challenge, FRAME_MAX_BYTES, FromAgent, RunDetails, RunPass, RunRefusal, RunStatement,
+    ToAgent,
+};
+
+pub(crate) use run::optional_run;
 pub(crate) use selector::optional_cgroup;
 
 use std::fmt::{self, Display};

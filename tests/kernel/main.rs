@@ -5,6 +5,7 @@ mod closed;
 mod connections;
 mod idle;
 mod ingress;
+mod killed;
 mod life;
 mod limits;
 mod local;
@@ -28,6 +29,7 @@ fn main() {
             limits::TESTS,
             life::TESTS,
             records::TESTS,
+            killed::TESTS,
             connections::TESTS,
             modes::TESTS,
             closed::TESTS,

@@ -119,6 +119,7 @@ impl Running {
             kernel: Settings::new(sandbox.pin_dir()),
             exempt: Vec::new(),
             kubernetes: None,
+            runs_socket: None,
             spool_max_bytes: 1 << 24,
         };
         change(&mut config);
@@ -212,6 +213,7 @@ pub(crate) fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
         remaining: HOUR,
         idle: None,
         while_running: None,
+        run: None,
     })
 }
 

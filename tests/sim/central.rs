@@ -168,6 +168,7 @@ impl Database {
                 expires: *expires,
                 idle: row.idle,
                 while_running: row.while_running.clone(),
+                run: None,
             })
         };
         Plan {

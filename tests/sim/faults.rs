@@ -123,7 +123,7 @@ events! {
     FillMaps { host } = "fill-maps", 2;
     /// They do again.
     FreeMaps { host } = "free-maps", 4;
-    /// The disk refuses events.
+    /// The disk refuses events and what the agent would write down.
     FillDisk { host } = "fill-disk", 1;
     /// It takes them again.
     FreeDisk { host } = "free-disk", 3;
@@ -154,12 +154,20 @@ pub(crate) enum Broken {
     Removals,
     /// What the memory should know is written after others were told.
     Memory,
+    /// What cannot be written down is told all the same.
+    Unwritten,
+    /// A restart does not know what has run out, nor how long grants of another boot had left.
+    Clocks,
     /// The control plane counts as heard all the time.
     Outages,
     /// A restart forgets what the host has ended by itself.
     Ends,
     /// Numbers begin anew with each start of an agent.
     Numbers,
+    /// Records leave the kernel before they are on disk.
+    Rings,
+    /// A restart does not know which records it had kept already.
+    Marks,
     /// What the rings lose is not told.
     Losses,
     /// Sessions tell nothing after their first set.
@@ -168,16 +176,20 @@ pub(crate) enum Broken {
 
 impl Broken {
     /// All that are to be noticed.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Deadlines,
         Self::Writes,
         Self::Spool,
         Self::Commits,
         Self::Removals,
         Self::Memory,
+        Self::Unwritten,
+        Self::Clocks,
         Self::Outages,
         Self::Ends,
         Self::Numbers,
+        Self::Rings,
+        Self::Marks,
         Self::Losses,
         Self::Changes,
     ];

@@ -14,12 +14,14 @@ use agent::rules::grants::{Accepted, Grants, Sight};
 use agent::rules::plan::{Entries, Wanted, WantedGrant, Write, reconcile};
 use agent::rules::queue::Sending;
 use agent::rules::reports::Reports;
+use agent::rules::runs::Runs;
 use agent::rules::workloads::{self, Doubt};
+use agent::spool::{Entry, Mark, Marks};
 use agent_ebpf::abi::{GrantKey, Hook, ResourceEntry, Ring, VerdictRecord, protocol};
 use agent_ebpf::verdict::{Caller, Facts, Reason, Slot, decide};
 use proto::types::{
     Applied, AuditEvent, CgroupPath, Delta, Digest, EndedGrant, EventKind, GrantId, GrantSet, Hello,
-    HostName, HostState, LiveGrant, Refused, Report, Selector, Timestamp,
+    HostName, HostState, LiveGrant, Refused, Report, RunId, Selector, SubjectNumber, Timestamp,
 };
 use uuid::Uuid;
 
@@ -32,6 +34,8 @@ pub(crate) const SLOTS_MAX: u32 = 16;
 const RING_MAX: usize = 12;
 /// The version of the kernel's maps; there is one.
 const ABI: u32 = 1;
+/// The number of the ring; there is one.
+const RING: u32 = 1;
 /// Boot clocks begin after a while.
 const BOOTED_NS: u64 = 1_000_000_000;
 /// Digests are told every so many ticks.
@@ -55,7 +59,10 @@ pub(crate) struct Kernel {
     pub(crate) entries: Entries,
     /// Hash maps and tries take no new key.
     pub(crate) is_full: bool,
+    /// Records whose room is taken, read or not.
     pub(crate) ring: VecDeque<VerdictRecord>,
+    /// How many records left the ring before them.
+    given_back: u64,
     /// Records that the ring had no room for.
     pub(crate) lost: u64,
 }
@@ -82,6 +89,13 @@ impl Kernel {
             _ => self.entries.apply(write),
         }
         Ok(())
+    }
+
+    /// Gives the room of all records up to the one of this number back.
+    fn give_back(&mut self, end: u64) {
+        while self.given_back < end && self.ring.pop_front().is_some() {
+            self.given_back += 1;
+        }
     }
 
     fn slot(&self, slot: u32) -> Option<Slot> {
@@ -172,16 +186,24 @@ impl Fuse {
 pub(crate) struct Agent {
     pub(crate) grants: Grants,
     entries: Entries,
-    bound: BTreeMap<u64, proto::types::SubjectNumber>,
+    bound: BTreeMap<u64, SubjectNumber>,
     pub(crate) refused: Vec<Refused>,
     failed: Vec<String>,
     numbering: Numbering,
     names: Names,
-    pub(crate) pending: Vec<AuditEvent>,
+    pub(crate) pending: Vec<Entry>,
     sending: Sending,
+    /// The number of the last record that was read.
+    read: u64,
     lost: u64,
     /// Of these, what is in the spool.
     lost_kept: u64,
+    /// Whose set a restart would go on from, as the agent knows it.
+    remembered: Option<(Uuid, u64)>,
+    is_unwritten: bool,
+    /// When the next grant runs out that the memory knows as one that goes on.
+    forgotten_boot_ns: Option<u64>,
+    owes_applied: Option<Applied>,
     instance: Uuid,
     ticks: u32,
     owes_digest: bool,
@@ -205,6 +227,13 @@ pub(crate) struct Truth {
     pub(crate) deadlines: BTreeMap<GrantId, u64>,
     /// Those of them that the agent does not remember, although they may be in the maps.
     pub(crate) unsure: BTreeSet<GrantId>,
+    /// Those that this process was told.
+    told: BTreeSet<GrantId>,
+    /// What was left of each that is written down when that was last done, in nanoseconds; and in which boot.
+    kept: BTreeMap<GrantId, u64>,
+    kept_in: Uuid,
+    /// What is written down is not to be used: the next agent begins with nothing.
+    is_spoilt: bool,
     /// When the control plane was last there for certain; None: not since this boot.
     pub(crate) heard_boot_ns: Option<u64>,
     /// The agent has heard it since it has started; before, it may take it for silent for longer than it is.
@@ -217,8 +246,7 @@ pub(crate) struct Truth {
     pub(crate) ended: BTreeSet<GrantId>,
     /// Which number the record of each verdict was given.
     pub(crate) numbers: BTreeMap<u64, (Uuid, u64)>,
-    /// Verdicts whose records are gone without a gap: of a machine that lost its power, and of an agent that ended between
-    /// ring and disk. Nobody else can lose one.
+    /// Verdicts whose records are gone without a gap: of a machine that lost its power. Nobody else can lose one.
     pub(crate) excused: BTreeSet<u64>,
 }
 
@@ -248,11 +276,16 @@ struct View<'a> {
 }
 
 impl Sight for View<'_> {
+    /// There are no runs here.
+    fn has_run(&self, _: RunId, _: SubjectNumber) -> bool {
+        false
+    }
+
     fn running(&self, path: &CgroupPath) -> Option<u64> {
         self.tasks.get(path).copied()
     }
 
-    fn last_active_boot_ns(&self, grant: &WantedGrant) -> Option<u64> {
+    fn last_active_boot_ns(&self, grant: &WantedGrant, _: Option<RunId>) -> Option<u64> {
         let pair = GrantKey { subject: grant.subject.get(), resource: grant.resource.get() };
         let slot = self.entries.grants.get(&pair)?.slot;
         self.entries.idle_limits.get(&slot)?;
@@ -281,7 +314,8 @@ impl Host {
             booted_ns: now_ns,
             protocol,
             kernel: Kernel::default(),
-            disk: Disk::default(),
+            // The third host's becomes one that nobody writes to, the others' fill up.
+            disk: Disk::new(number == 3),
             agent: None,
             fuse: Fuse::default(),
             tasks: BTreeMap::new(),
@@ -318,17 +352,15 @@ impl Host {
         let took_over = entries != Entries::default();
         let mut grants = Grants::default();
         let ended = if self.broken == Broken::Ends { Vec::new() } else { memory.ended };
-        grants.recall(memory.grants, ended, boot_ns);
+        let left = if self.broken == Broken::Clocks { BTreeMap::new() } else { memory.left };
+        grants.recall(memory.grants, ended, left, boot_ns);
         grants.hear_from_maps(&entries);
-        // What it does not remember, it takes from the control plane as if it were new.
-        let remembered = grants.remaining_set(boot_ns).grants;
-        let is_known = |id: &GrantId| remembered.iter().any(|grant| grant.id == *id);
-        let in_kernel = |id: &GrantId| entries.names.values().any(|name| name == id.as_bytes());
-        self.truth.deadlines.retain(|id, _| is_known(id) || in_kernel(id));
-        let unsure = self.truth.deadlines.keys().filter(|id| !is_known(id));
-        self.truth.unsure = unsure.copied().collect();
-        self.truth.has_heard = false;
-        let lost = memory.lost.get(&ABI).map_or(0, |lost| lost[Ring::Deny as usize]);
+        let (remembered, forgotten_boot_ns) = (grants.applied(), grants.next_deadline(boot_ns));
+        self.note_start(boot_ns);
+        let marks = if self.broken == Broken::Marks { Marks::default() } else { self.disk.marks(self.boot) };
+        self.kernel.give_back(marks.end(RING).unwrap_or(0));
+        let remembered_lost = memory.lost.get(&ABI).map_or(0, |lost| lost[Ring::Deny as usize]);
+        let lost = marks.lost(RING).unwrap_or(remembered_lost);
         self.next_instance += 1;
         self.agent = Some(Agent {
             grants,
@@ -340,8 +372,13 @@ impl Host {
             names: Names::default(),
             pending: Vec::new(),
             sending: Sending::default(),
+            read: self.kernel.given_back,
             lost,
             lost_kept: lost,
+            remembered,
+            is_unwritten: false,
+            forgotten_boot_ns,
+            owes_applied: None,
             instance: Uuid::from_u128(self.next_instance),
             ticks: 0,
             owes_digest: false,
@@ -358,9 +395,27 @@ impl Host {
         let at = self.wall(now_ns);
         if let Some(agent) = &mut self.agent {
             let event = agent.numbering.host_event(EventKind::AgentStarted, at, String::new());
-            agent.pending.push(event);
+            agent.pending.push(event.into());
         }
         self.flush(now_ns);
+    }
+
+    /// What was written down of a grant bounds it, whatever the control plane's clock says; of another boot, what was left then.
+    /// What was not, the agent takes from the control plane as if it were new.
+    fn note_start(&mut self, boot_ns: u64) {
+        let (entries, truth) = (&self.kernel.entries, &mut self.truth);
+        let in_kernel = |id: &GrantId| entries.names.values().any(|name| name == id.as_bytes());
+        truth.deadlines.retain(|id, _| truth.kept.contains_key(id) || in_kernel(id));
+        if truth.kept_in != self.boot {
+            truth.deadlines.extend(truth.kept.iter().map(|(id, left)| (*id, boot_ns + left)));
+        }
+        let unsure = truth.deadlines.keys().filter(|id| !truth.kept.contains_key(id));
+        truth.unsure = unsure.copied().collect();
+        truth.told.clear();
+        truth.has_heard = false;
+        if truth.is_spoilt {
+            truth.told_generation = 0;
+        }
     }
 
     /// The agent ends: now, or after so many more effects.
@@ -373,8 +428,7 @@ impl Host {
 
     fn end(&mut self) {
         self.fuse = Fuse::default();
-        let pending = self.agent.take().map(|agent| agent.pending).unwrap_or_default();
-        self.truth.excused.extend(cookies(&pending));
+        self.agent = None;
     }
 
     /// To be called after everything that an agent does. Returns whether it has ended in the midst of it.
@@ -394,8 +448,8 @@ impl Host {
         self.boot = Uuid::from_u128(self.boot.as_u128() + 1);
         self.booted_ns = now_ns;
         self.tasks.clear();
-        let Truth { ended, numbers, excused, .. } = std::mem::take(&mut self.truth);
-        self.truth = Truth { ended, numbers, excused, ..Truth::default() };
+        let Truth { ended, numbers, excused, kept, kept_in, .. } = std::mem::take(&mut self.truth);
+        self.truth = Truth { ended, numbers, excused, kept, kept_in, ..Truth::default() };
     }
 
     fn look(&mut self, _now_ns: u64) {
@@ -414,7 +468,7 @@ impl Host {
     fn wanted(agent: &Agent) -> Wanted {
         Wanted {
             cgroups: agent.bound.clone(),
-            grants: agent.grants.wanted(),
+            grants: agent.grants.wanted(&Runs::default()),
             ..Wanted::guarding(agent.grants.resources().to_vec())
         }
     }
@@ -449,19 +503,65 @@ impl Host {
         }
     }
 
-    /// Returns whether it was still there to do it.
+    /// Returns whether it is written down.
     fn remember(&mut self, now_ns: u64) -> bool {
         let boot_ns = self.boot_ns(now_ns);
-        let Some(agent) = &self.agent else { return false };
+        let Some(agent) = &mut self.agent else { return false };
         let set = agent.grants.applied().map(|(timeline, _)| (timeline, agent.grants.remaining_set(boot_ns)));
         let mut lost = [0; Ring::ALL.len()];
         lost[Ring::Deny as usize] = agent.lost_kept;
-        let memory = Memory { grants: set, ended: agent.grants.ended(), lost: [(ABI, lost)].into() };
-        let is_there = self.fuse.burns();
-        if is_there {
-            self.disk.remember(self.boot, &memory, boot_ns);
+        let (ended, left) = (agent.grants.ended(), agent.grants.left(boot_ns));
+        let memory = Memory { grants: set, ended, left, lost: [(ABI, lost)].into() };
+        if !self.fuse.burns() {
+            return false;
         }
-        is_there
+        let is_kept = self.disk.remember(self.boot, &memory, boot_ns);
+        agent.is_unwritten = !is_kept;
+        if is_kept {
+            agent.remembered = agent.grants.applied();
+            agent.forgotten_boot_ns = agent.grants.next_deadline(boot_ns);
+            self.note_kept(boot_ns);
+        } else if self.fuse.burns() && self.disk.spoil() {
+            agent.remembered = None;
+            self.truth.is_spoilt = true;
+        }
+        is_kept
+    }
+
+    fn note_kept(&mut self, boot_ns: u64) {
+        let truth = &mut self.truth;
+        let known = truth.deadlines.iter().filter(|(id, _)| {
+            truth.kept.contains_key(id) || truth.told.contains(id) && !truth.unsure.contains(id)
+        });
+        let left = known.map(|(id, deadline)| (*id, deadline.saturating_sub(boot_ns)));
+        truth.kept = left.collect();
+        truth.kept_in = self.boot;
+        truth.is_spoilt = false;
+    }
+
+    /// Writes down what a restart must know, and tells what was waiting for that.
+    fn tell_what_is_kept(&mut self, now_ns: u64) -> bool {
+        let is_late = self.broken == Broken::Memory;
+        let mut is_kept = !is_late && self.remember(now_ns);
+        let is_told = match self.broken {
+            Broken::Memory | Broken::Unwritten => true,
+            _ => is_kept,
+        };
+        if is_told {
+            let ended = self.agent.as_ref().map(|agent| agent.grants.ended()).unwrap_or_default();
+            if !ended.is_empty() {
+                if is_kept {
+                    self.truth.ended.extend(ended.iter().map(|ended| ended.grant));
+                }
+                self.say(Say::Ended(ended));
+            }
+            let owed = self.agent.as_mut().and_then(|agent| agent.owes_applied.take());
+            owed.into_iter().for_each(|applied| self.say(Say::Applied(applied)));
+        }
+        if is_late {
+            is_kept = self.remember(now_ns);
+        }
+        is_kept
     }
 
     /// What an agent says first.
@@ -470,7 +570,9 @@ impl Host {
         let agent = self.agent.as_mut()?;
         agent.began_boot_ns = boot_ns;
         agent.reports = Reports::default();
-        let applied = agent.grants.applied().filter(|(_, generation)| *generation > 0);
+        let counts = |held: &(Uuid, u64)| held.1 > 0;
+        let (applied, remembered) = (agent.grants.applied().filter(counts), agent.remembered.filter(counts));
+        let applied = if agent.is_unwritten { remembered.or(applied) } else { applied };
         if let Some((_, generation)) = applied {
             self.truth.told_generation = generation;
         }
@@ -499,6 +601,7 @@ impl Host {
     pub(crate) fn disconnected(&mut self) {
         if let Some(agent) = &mut self.agent {
             agent.session = None;
+            agent.owes_applied = None;
         }
         self.rewind();
     }
@@ -554,14 +657,11 @@ impl Host {
         self.look(now_ns);
         self.find_ends(now_ns);
         self.reconcile(now_ns);
-        let refused = self.agent.as_ref().map(|agent| agent.refused.clone()).unwrap_or_default();
-        let is_late = self.broken == Broken::Memory;
-        let mut is_kept = !is_late && self.remember(now_ns);
-        self.tell_ended(now_ns);
-        self.say(Say::Applied(Applied { generation, refused }));
-        if is_late {
-            is_kept = self.remember(now_ns);
+        if let Some(agent) = &mut self.agent {
+            let refused = agent.refused.clone();
+            agent.owes_applied = Some(Applied { generation, refused });
         }
+        let is_kept = self.tell_what_is_kept(now_ns);
         if let Some(agent) = &mut self.agent {
             agent.names.learn(agent.grants.resources(), agent.grants.subjects());
             agent.owes_digest = true;
@@ -580,8 +680,10 @@ impl Host {
                 *known = deadline.min(*known);
             }
         }
+        self.truth.told.extend(told.iter().map(|grant| grant.id));
         if is_kept {
             told.iter().for_each(|grant| _ = self.truth.unsure.remove(&grant.id));
+            self.note_kept(boot_ns);
         }
         if let Some(agent) = &self.agent {
             let limits = agent.grants.resources().iter().filter_map(|resource| {
@@ -598,12 +700,8 @@ impl Host {
     }
 
     fn tell_ended(&mut self, now_ns: u64) {
-        let ended = self.agent.as_ref().map(|agent| agent.grants.ended()).unwrap_or_default();
-        if !ended.is_empty() {
-            if self.remember(now_ns) {
-                self.truth.ended.extend(ended.iter().map(|ended| ended.grant));
-            }
-            self.say(Say::Ended(ended));
+        if self.agent.as_ref().is_some_and(|agent| !agent.grants.ended().is_empty()) {
+            self.tell_what_is_kept(now_ns);
         }
     }
 
@@ -658,51 +756,77 @@ impl Host {
     pub(crate) fn digest(&self, now_ns: u64) -> Option<Digest> {
         let agent = self.agent.as_ref()?;
         let (wanted, boot_ns) = (Self::wanted(agent), self.boot_ns(now_ns));
-        digest(&self.kernel.entries, &agent.grants, &wanted, &agent.refused, SLOTS_MAX, boot_ns)
+        let runs = Runs::default();
+        digest(&self.kernel.entries, &agent.grants, &runs, &wanted, &agent.refused, SLOTS_MAX, boot_ns)
     }
 
-    /// Records leave the kernel only if what was read before them is on disk.
+    /// Records are read only if what was read before them is on disk, and leave the kernel only after they are.
     fn read_ring(&mut self, now_ns: u64) {
         let at = self.wall(now_ns);
         let Some(agent) = &mut self.agent else { return };
         if !agent.pending.is_empty() || !self.fuse.burns() {
             return;
         }
-        for record in self.kernel.ring.drain(..) {
-            let event = agent.numbering.verdict(&record, &agent.names, ProcessDetails::default(), at);
+        for (record, end) in self.kernel.ring.iter().zip(self.kernel.given_back + 1..) {
+            let event = agent.numbering.verdict(record, &agent.names, ProcessDetails::default(), at);
             self.truth.numbers.insert(record.socket_cookie, (event.id.epoch, event.id.sequence));
-            agent.pending.push(event);
+            agent.pending.push(Entry { event, mark: Some(Mark { ring: RING, end, lost: 0 }) });
+            agent.read = end;
+        }
+        if self.broken == Broken::Rings {
+            self.kernel.give_back(agent.read);
         }
         self.flush(now_ns);
     }
 
+    /// What is kept needs no room in the kernel any more.
+    fn give_back(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let kept = match agent.pending.is_empty() {
+            true => agent.read,
+            false => self.disk.marks(self.boot).end(RING).unwrap_or(0),
+        };
+        if self.kernel.given_back < kept && self.fuse.burns() {
+            self.kernel.give_back(kept);
+        }
+    }
+
     fn count_losses(&mut self, now_ns: u64) {
-        let at = self.wall(now_ns);
+        let (at, boot_ns) = (self.wall(now_ns), self.boot_ns(now_ns));
         let Some(agent) = &mut self.agent else { return };
+        let owes_memory = agent.is_unwritten || agent.forgotten_boot_ns.is_some_and(|at| at <= boot_ns);
         let lost = self.kernel.lost.saturating_sub(agent.lost);
         if lost == 0 {
+            if owes_memory && self.broken != Broken::Memory {
+                self.tell_what_is_kept(now_ns);
+            }
             return;
         }
         agent.lost = self.kernel.lost;
         if self.broken != Broken::Losses {
-            agent.pending.push(agent.numbering.lost(Ring::Deny, lost, at));
+            let event = agent.numbering.lost(Ring::Deny, lost, at);
+            agent.pending.push(Entry { event, mark: Some(Mark::of_losses(RING, agent.lost)) });
         }
         self.flush(now_ns);
-        self.remember(now_ns);
+        self.tell_what_is_kept(now_ns);
     }
 
+    /// An agent may end between any two events.
     fn flush(&mut self, now_ns: u64) {
         let at = self.wall(now_ns);
         let Some(agent) = &mut self.agent else { return };
-        if agent.pending.is_empty() || !self.fuse.burns() {
-            return;
+        for entry in &agent.pending {
+            if !self.fuse.burns() {
+                return;
+            }
+            self.disk.append(entry, at);
         }
-        self.disk.append(&agent.pending, at);
         let kept = self.disk.next_sequence();
-        agent.pending.retain(|event| event.id.sequence >= kept);
+        agent.pending.retain(|entry| entry.event.id.sequence >= kept);
         if agent.pending.is_empty() {
             agent.lost_kept = agent.lost;
         }
+        self.give_back();
     }
 
     fn ship(&mut self) {

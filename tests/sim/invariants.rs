@@ -159,7 +159,9 @@ fn is_news(world: &World, index: usize, id: GrantId, row: &GrantRow) -> bool {
     let is_cut_off = limit.is_some_and(|limit| {
         !host.truth.has_heard || boot_ns >= host.truth.heard_boot_ns.unwrap_or(0) + limit
     });
-    has_booted || has_run_out || is_idle || has_ended || is_cut_off
+    let is_blank =
+        host.agent.as_ref().is_some_and(|agent| agent.grants.applied().is_none_or(|held| held.1 == 0));
+    has_booted || is_blank || has_run_out || is_idle || has_ended || is_cut_off
 }
 
 /// Each state was entered once, in order, with its event.
@@ -189,7 +191,9 @@ fn verdicts_are_accounted_for(world: &World) -> Held {
     }
     for host in &world.hosts {
         found.extend(host.kernel.ring.iter().map(|record| record.socket_cookie));
-        found.extend(host.agent.as_ref().map(|agent| cookies(&agent.pending)).unwrap_or_default());
+        found.extend(
+            host.agent.iter().flat_map(|agent| cookies(agent.pending.iter().map(|entry| &entry.event))),
+        );
         found.extend(cookies(host.disk.events()));
         found.extend(&host.truth.excused);
     }
@@ -273,7 +277,7 @@ fn is_settled(world: &World) -> Held {
     Ok(())
 }
 
-/// What a ring has lost is in the record by its number, unless that event itself was lost in a gap.
+/// What a ring has lost is in the record, once and by its number, unless that event itself was lost in a gap.
 fn losses_are_told(world: &World, host: &Host) -> Held {
     let mut told = 0;
     for event in &world.central.db.received {
@@ -284,7 +288,7 @@ fn losses_are_told(world: &World, host: &Host) -> Held {
             told += gap.lost;
         }
     }
-    match told < host.kernel.lost {
+    match told != host.kernel.lost {
         true => broken(host, format_args!("{} losses, {told} told", host.kernel.lost)),
         false => Ok(()),
     }

@@ -26,3 +26,4 @@ pub mod stage;
 pub mod stranger;
 pub mod tampering;
 pub mod unix_probe;
+pub mod workload_api;

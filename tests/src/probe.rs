@@ -32,6 +32,8 @@ pub enum Attempt {
     UdpConnect,
     /// Connect every millisecond, and print each attempt: boot clock in nanoseconds when it began, and what came of it.
     TcpEveryMillisecond,
+    /// Connect some times every millisecond until standard input is closed; print how often that was refused, of how many.
+    TcpFlood,
     /// Connect, print `connected`, then write a byte every millisecond until that fails, and print with which error.
     TcpStream,
     /// The same with a connected UDP socket.
@@ -48,11 +50,12 @@ pub enum Attempt {
 }
 
 impl Attempt {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Tcp,
         Self::UdpSend,
         Self::UdpConnect,
         Self::TcpEveryMillisecond,
+        Self::TcpFlood,
         Self::TcpStream,
         Self::UdpStream,
         Self::TcpRead,
@@ -67,6 +70,7 @@ impl Attempt {
             Self::UdpSend => "udp-send",
             Self::UdpConnect => "udp-connect",
             Self::TcpEveryMillisecond => "tcp-every-millisecond",
+            Self::TcpFlood => "tcp-flood",
             Self::TcpStream => "tcp-stream",
             Self::UdpStream => "udp-stream",
             Self::TcpRead => "tcp-read",
@@ -141,6 +145,10 @@ fn attempt_from(arguments: Vec<String>) -> Result<()> {
             }
             std::thread::sleep(Duration::from_millis(1));
         },
+        Attempt::TcpFlood => {
+            let (refused, all) = flood(to);
+            writeln!(out, "{refused} {all}")?;
+        }
         Attempt::TcpStream => {
             let stream = TcpStream::connect(to);
             stream_bytes(&mut out, stream, |stream, byte| stream.write_all(byte))?;
@@ -175,6 +183,22 @@ fn stream_bytes<S>(
     });
     writeln!(out, "{}", name(result)).and_then(|()| out.flush())?;
     Ok(())
+}
+
+/// Ends when standard input does.
+fn flood(to: SocketAddr) -> (u64, u64) {
+    const AT_A_TIME: usize = 4;
+    let reader = std::thread::spawn(|| io::stdin().read_to_end(&mut Vec::new()).map(drop));
+    let (mut refused, mut all) = (0, 0);
+    while !reader.is_finished() {
+        for _ in 0..AT_A_TIME {
+            let result = TcpStream::connect(to);
+            refused += u64::from(result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+            all += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (refused, all)
 }
 
 fn tcp(to: SocketAddr, marker: &str) -> io::Result<()> {

@@ -31,6 +31,9 @@ pub struct Sandbox {
 /// What the names of all sandboxes begin with; the process id and a number follow.
 const PREFIX: &str = "portcullis-test-";
 
+/// Where an agent keeps its state, below a sandbox's directory.
+const STATE: &str = "agent";
+
 /// How long a cgroup may take to become empty: its processes were killed, and the kernel is just burying them.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -65,6 +68,15 @@ impl Sandbox {
     /// A directory on the sandbox's BPF file system.
     pub fn pin_dir(&self) -> PathBuf {
         self.bpffs.join("portcullis")
+    }
+
+    /// Mounts a file system of so many bytes where an agent keeps its state.
+    pub fn mount_state(&self, bytes: u64) -> Result<()> {
+        let state = self.dir.join(STATE);
+        fs::create_dir(&state)?;
+        let size = format!("size={bytes},mode=700");
+        mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+            .with_context(|| format!("cannot mount a tmpfs at {}", state.display()))
     }
 
     /// The root of cgroup v2.
@@ -116,6 +128,8 @@ impl Leftover {
     fn remove(self) {
         // Pins go with the file system, and programs with their pins. It was never mounted if making the sandbox failed.
         let _ = umount2(&self.dir.join("bpf"), MntFlags::MNT_DETACH);
+        // Whatever is mounted there: mostly nothing is.
+        while umount2(&self.dir.join(STATE), MntFlags::MNT_DETACH).is_ok() {}
         remove_cgroup(&self.cgroup).unwrap_or_else(|error| complain(&format!("{error:#}")));
         fs::remove_dir_all(&self.dir)
             .unwrap_or_else(|error| complain(&format!("{}: {error}", self.dir.display())));
@@ -136,8 +150,10 @@ fn clear_leftovers() {
         for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
             let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
             if pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)) {
-                let _ = umount2(&std::env::temp_dir().join(&name).join("bpf"), MntFlags::MNT_DETACH);
-                let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
+                let dir = std::env::temp_dir().join(&name);
+                let _ = umount2(&dir.join("bpf"), MntFlags::MNT_DETACH);
+                while umount2(&dir.join(STATE), MntFlags::MNT_DETACH).is_ok() {}
+                let _ = fs::remove_dir_all(dir);
                 let _ = remove_cgroup(&cgroup_root.join(&name));
             }
         }

@@ -49,6 +49,8 @@ pub struct Plan<'a> {
     pub pod_token: Option<&'a str>,
     /// Control plane and host are in network namespaces of their own, and what they say goes over a wire.
     pub is_apart: bool,
+    /// The agent's state is on a file system of its own, of so many bytes.
+    pub state_bytes: Option<u64>,
 }
 
 /// A binary of the project, built beside this one.
@@ -72,6 +74,9 @@ impl Stage {
     /// The same, by a plan.
     pub fn start_as(plan: Plan<'_>) -> Result<Self> {
         let sandbox = Sandbox::new()?;
+        if let Some(bytes) = plan.state_bytes {
+            sandbox.mount_state(bytes)?;
+        }
         let network = plan.is_apart.then(|| Network::new(sandbox.dir())).transpose()?;
         let mut stage = Self { control_plane: None, agent: None, network, sandbox };
         stage.write_control_plane_configuration(plan.control_plane)?;
@@ -128,7 +133,7 @@ impl Stage {
         let dir = self.sandbox.dir().display();
         let agent = format!(
             "host = \"{HOST}\"\ncontrol_plane = \"https://{}\"\nstate_dir = \"{dir}/agent\"\n{more}\n\
-             [kernel]\npin_dir = \"{}\"\n",
+             [kernel]\npin_dir = \"{}\"\n[runs]\nsocket = \"{dir}/runs.sock\"\n",
             self.control_plane_address(),
             self.sandbox.pin_dir().display()
         );

@@ -17,11 +17,13 @@ use tests::process::{in_cgroup, wait_for};
 use tests::runner::Test;
 use tests::sandbox::Cgroup;
 use tests::stage::{ADMIN, Plan, SOON, Stage, binary, text};
+use tests::workload_api::{Signer, WorkloadApi};
 
 pub(crate) const TESTS: &[Test] = &[
     ("jobs::a_github_job_asks_uses_and_gives_back", a_github_job_asks_uses_and_gives_back),
     ("jobs::a_gitlab_job_asks_uses_and_gives_back", a_gitlab_job_asks_uses_and_gives_back),
     ("jobs::another_repository_gets_nothing", another_repository_gets_nothing),
+    ("jobs::a_workload_with_a_certificate_needs_no_token", a_workload_with_a_certificate_needs_no_token),
 ];
 
 const GITHUB: &str = include_str!("../../deploy/examples/github-actions.yml");
@@ -38,6 +40,32 @@ struct Ci {
     _folder: tempfile::TempDir,
 }
 
+/// An installation, a protected server, and where a workload runs.
+fn place(control_plane: &str) -> Result<(Stage, Listener, Cgroup)> {
+    let stage = Stage::start_as(Plan { control_plane, ..Plan::default() })?;
+    let listener = Listener::start(Protocol::Tcp, (stage.sandbox().address(), 0).into())?;
+    let (address, port) = (listener.address().ip().to_string(), format!("tcp/{}", listener.address().port()));
+    let admin = stage.cli(ADMIN)?;
+    admin.run(&["resource", "add", "db-prod", "--address", &address, "--port", &port])?;
+    let cgroup = stage.sandbox().make_cgroup("runner")?;
+    let selector = format!("cgroup:{}", cgroup.path);
+    admin.run(&["subject", "add", "workload:ci/migrate", "--role", "member", "--selector", &selector])?;
+    stage.wait_until_applied()?;
+    Ok((stage, listener, cgroup))
+}
+
+/// Approves what the job asks for, as soon as it does.
+fn approve(stage: &Stage, job: &mut Child) -> Result<()> {
+    let admin = stage.cli(ADMIN)?;
+    let request = wait_for("the job's request", SOON, || {
+        ensure!(job.try_wait()?.is_none(), "the job has ended");
+        let requests = admin.json(&["requests"])?;
+        Ok(requests.as_array().and_then(|requests| requests.first()).cloned())
+    })?;
+    ensure_eq!(request["subject"], "workload:ci/migrate");
+    admin.run(&["approve", &text(&request, "id")?, "--comment", "go ahead"]).map(drop)
+}
+
 impl Ci {
     /// `job`: what the issuer says of it.
     fn open(job: Value) -> Result<Self> {
@@ -50,16 +78,7 @@ impl Ci {
             issuer.url(),
             issuer.ca_file.display(),
         );
-        let stage = Stage::start_as(Plan { control_plane: &control_plane, ..Plan::default() })?;
-        let listener = Listener::start(Protocol::Tcp, (stage.sandbox().address(), 0).into())?;
-        let (address, port) =
-            (listener.address().ip().to_string(), format!("tcp/{}", listener.address().port()));
-        let admin = stage.cli(ADMIN)?;
-        admin.run(&["resource", "add", "db-prod", "--address", &address, "--port", &port])?;
-        let cgroup = stage.sandbox().make_cgroup("runner")?;
-        let selector = format!("cgroup:{}", cgroup.path);
-        admin.run(&["subject", "add", "workload:ci/migrate", "--role", "member", "--selector", &selector])?;
-        stage.wait_until_applied()?;
+        let (stage, listener, cgroup) = place(&control_plane)?;
         Ok(Self { stage, issuer, listener, cgroup, _folder: folder })
     }
 
@@ -88,18 +107,6 @@ impl Ci {
     /// The same to its end: what it printed.
     fn run(&self, script: &str, variables: &BTreeMap<String, String>) -> Result<String> {
         finished(self.step(script, variables)?)
-    }
-
-    /// Approves what the job asks for, as soon as it does.
-    fn approve(&self, job: &mut Child) -> Result<()> {
-        let admin = self.stage.cli(ADMIN)?;
-        let request = wait_for("the job's request", SOON, || {
-            ensure!(job.try_wait()?.is_none(), "the job has ended");
-            let requests = admin.json(&["requests"])?;
-            Ok(requests.as_array().and_then(|requests| requests.first()).cloned())
-        })?;
-        ensure_eq!(request["subject"], "workload:ci/migrate");
-        admin.run(&["approve", &text(&request, "id")?, "--comment", "go ahead"]).map(drop)
     }
 
     /// What the record tells of the job, from its first sign-in to the end of its grant.
@@ -197,7 +204,7 @@ fn a_github_job_asks_uses_and_gives_back() -> Result<()> {
     ensure!(ci.run(migrate, &variables).is_err(), "nobody has let it through");
     // 2. It asks, an approver says yes, and it goes on when its kernel holds the grant.
     let mut asking = ci.step(ask, &variables)?;
-    ci.approve(&mut asking)?;
+    approve(&ci.stage, &mut asking)?;
     finished(asking)?;
     left_behind(&ci.stage.path("github.env"), &mut variables)?;
     // 3. It gets through, and gives back what it had.
@@ -218,7 +225,7 @@ fn a_gitlab_job_asks_uses_and_gives_back() -> Result<()> {
     ]);
     // 1. The whole script is one shell, and each command signs in with the one token.
     let mut job = ci.step(&script(GITLAB)?, &variables)?;
-    ci.approve(&mut job)?;
+    approve(&ci.stage, &mut job)?;
     ensure_eq!(finished(job)?.lines().next(), Some("migrated"));
     // 2. What it was granted was given back when the shell ended.
     ci.check_record()
@@ -237,5 +244,61 @@ fn another_repository_gets_nothing() -> Result<()> {
     ensure_eq!(refused["reason"], "not_bound");
     let asked = ci.stage.events()?.iter().any(|event| event["event"] == "request.created");
     ensure!(!asked, "nobody has asked");
+    Ok(())
+}
+
+/// What a Workload API knows its callers by is its own affair: nothing is handed to them but where it is.
+fn a_workload_with_a_certificate_needs_no_token() -> Result<()> {
+    const ID: &str = "spiffe://prod.example/ns/ci/sa/migrate";
+    let folder = tempfile::tempdir()?;
+    let signer = Signer::new()?;
+    let bundle = folder.path().join("bundle.pem");
+    fs::write(&bundle, signer.bundle()?)?;
+    let control_plane = format!(
+        "[[spiffe_trust_domain]]\nname = \"prod\"\ntrust_domain = \"prod.example\"\nbundle_file = \"{}\"\n\
+         [[spiffe_trust_domain.subject]]\nid = \"workload:ci/migrate\"\nspiffe_id = \"{ID}\"\n",
+        bundle.display()
+    );
+    let (stage, listener, cgroup) = place(&control_plane)?;
+    let api = WorkloadApi::start(folder.path(), &signer, ID)?;
+    let step = |arguments: &[&str], endpoint: &str| -> Result<Child> {
+        let mut command = in_cgroup(&cgroup, binary("portcullis")?);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("SPIFFE_ENDPOINT_SOCKET", endpoint);
+        command.env("PORTCULLIS_SERVER", format!("https://{}:7400", stage.sandbox().address()));
+        command.env("PORTCULLIS_CA_FILE", stage.path("authority/ca.pem"));
+        Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    };
+    let connect = format!("exec 3<>/dev/tcp/{}/{}", listener.address().ip(), listener.address().port());
+    let gets_through = || -> Result<bool> {
+        let output = in_cgroup(&cgroup, "/bin/bash").args(["-c", &connect]).output()?;
+        Ok(output.status.success())
+    };
+    // 1. It asks, an approver says yes, it gets through.
+    ensure_eq!(gets_through()?, false);
+    let ask = ["request", "db-prod", "--for", "5m", "--reason", "migrate", "--wait", "-o", "json"];
+    let mut asking = step(&ask, &api.endpoint())?;
+    approve(&stage, &mut asking)?;
+    let granted: Value = serde_json::from_str(&finished(asking)?)?;
+    ensure_eq!(gets_through()?, true);
+    // 2. It gives back what it had.
+    finished(step(&["release", &text(&granted, "id")?], &api.endpoint())?)?;
+    stage.wait_for_grant(&text(&granted, "id")?, "ended")?;
+    ensure_eq!(gets_through()?, false);
+    // 3. On record is who it was.
+    let signed_in = stage.wait_for_event("the sign-in", |event| event["reason"] == "workload")?;
+    ensure!(signed_in["comment"].as_str().is_some_and(|comment| comment.contains(ID)), "{signed_in}");
+    // 4. Another workload of the same trust domain is nobody.
+    drop(api);
+    let other = WorkloadApi::start(folder.path(), &signer, "spiffe://prod.example/ns/ci/sa/other")?;
+    let said = finished(step(&["whoami"], &other.endpoint())?).expect_err("is refused").to_string();
+    ensure!(said.contains("no subject is bound to `spiffe://prod.example/ns/ci/sa/other`"), "{said}");
+    // 5. Where nothing listens, the error says where it was looked for.
+    let said =
+        finished(step(&["whoami"], "unix:///nowhere/api.sock")?).expect_err("nobody is there").to_string();
+    ensure!(said.contains("unix:///nowhere/api.sock"), "{said}");
     Ok(())
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmarks;
 mod borrowed;
 mod deadlines;
+mod full_disk;
 mod hosts;
 mod jobs;
 mod life;
@@ -14,6 +15,7 @@ mod options;
 mod outages;
 mod proof;
 mod psql;
+mod runs;
 mod sessions;
 mod upgrades;
 
@@ -24,6 +26,7 @@ fn main() {
             psql::TESTS,
             sessions::TESTS,
             deadlines::TESTS,
+            full_disk::TESTS,
             outages::TESTS,
             upgrades::TESTS,
             proof::TESTS,
@@ -35,6 +38,7 @@ fn main() {
             modes::TESTS,
             benchmarks::TESTS,
             borrowed::TESTS,
+            runs::TESTS,
         ]
         .concat(),
     );

@@ -11,6 +11,7 @@ mod bypass_table;
 mod ci;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod kernel_test;
 mod setup;
 mod sh;
@@ -19,6 +20,7 @@ mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -89,6 +91,16 @@ enum Verb {
         #[command(subcommand)]
         what: bench::What,
     },
+    /// Look for bytes that break a decoder, with libFuzzer
+    ///
+    /// What is found is kept in the target folder; a later run goes on from it.
+    Fuzz {
+        /// Only these decoders; all of them if none is named
+        names: Vec<String>,
+        /// How long for each, in seconds
+        #[arg(long = "for", default_value_t = 60, value_name = "SECONDS")]
+        seconds: u64,
+    },
     /// Run all that continuous integration runs, the tests last
     Ci,
     /// Format the code
@@ -132,6 +144,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::KernelTest { series, suite, filters } => kernel_test::run(&checkout, &series, suite, &filters),
         Verb::BypassTable { files, check } => bypass_table::run(&checkout, &files, check),
         Verb::Bench { what } => bench::run(&checkout, &what),
+        Verb::Fuzz { names, seconds } => fuzz::run(&checkout, &names, Duration::from_secs(seconds)),
         Verb::Ci => ci::run(&checkout),
         Verb::Fmt { check } => ci::fmt(&checkout, check),
         Verb::Clippy => ci::clippy(&checkout),

@@ -16,7 +16,7 @@ use aya::maps::{Map, MapData, MapType, PerCpuArray};
 
 use super::pins::{PinnedLink, Pins};
 use super::sys::{self, AttachType, RawMap};
-use super::{KernelError, PinnedRings, Settings};
+use super::{Kept, KernelError, PinnedRings, Placed, Record, RecordRing, Settings};
 
 /// A gate of another ABI version.
 pub(super) struct Predecessor {
@@ -118,7 +118,7 @@ impl Predecessor {
     }
 
     /// Records that nobody has read, oldest first within each ring; none: nothing now.
-    pub(super) fn read(&mut self, max: usize) -> Vec<VerdictRecord> {
+    pub(super) fn read(&mut self, max: usize) -> Vec<Placed<VerdictRecord>> {
         let superseded = self.superseded;
         let told_twice = |record: &VerdictRecord| {
             superseded.is_some_and(|since| match Hook::from_code(record.hook) {
@@ -132,17 +132,25 @@ impl Predecessor {
                 _ => record.boot_ns >= since.calls_boot_ns,
             })
         };
-        let rings = self.rings.verdicts.iter_mut();
-        rings.flatten().filter(|record| !told_twice(record)).take(max).collect()
+        read_some(&mut self.rings.verdicts, told_twice, max)
     }
 
     /// The same of connections that have ended.
-    pub(super) fn read_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+    pub(super) fn read_closed(&mut self, max: usize) -> Vec<Placed<ClosedRecord>> {
         let superseded = self.superseded;
         // The next gate knows of a connection only after its calls are judged there, but before packets are.
         let told_twice =
             |record: &ClosedRecord| superseded.is_some_and(|since| record.boot_ns >= since.packets_boot_ns);
-        self.rings.closed.iter_mut().flatten().filter(|record| !told_twice(record)).take(max).collect()
+        read_some(&mut self.rings.closed, told_twice, max)
+    }
+
+    pub(super) fn release(&mut self, kept: impl Fn(u32) -> Kept) {
+        self.rings.verdicts.iter_mut().for_each(|ring| ring.release(kept(ring.id())));
+        self.rings.closed.iter_mut().for_each(|ring| ring.release(kept(ring.id())));
+    }
+
+    pub(super) fn skip(&mut self, end: impl Fn(u32) -> Option<u64>) {
+        self.rings.pass_over(end);
     }
 
     /// How many records a ring has lost since it was made; 0 if that version counts in a way that is not understood.
@@ -164,6 +172,29 @@ impl Predecessor {
     pub(super) fn forget(&self) -> Result<(), KernelError> {
         self.pins.remove().map(drop)
     }
+}
+
+/// At most `max` records that are not told twice. What lies there that cannot be a record ends what is read of its ring.
+fn read_some<T: Record>(
+    rings: &mut [RecordRing<T>],
+    told_twice: impl Fn(&T) -> bool,
+    max: usize,
+) -> Vec<Placed<T>> {
+    let mut records = Vec::new();
+    for ring in rings {
+        while records.len() < max {
+            match ring.read() {
+                Ok(Some(placed)) if told_twice(&placed.record) => {}
+                Ok(Some(placed)) => records.push(placed),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "a ring of another ABI version cannot be read to its end");
+                    break;
+                }
+            }
+        }
+    }
+    records
 }
 
 fn lower_all(links: Vec<PinnedLink>) -> Result<(), KernelError> {

@@ -1,20 +1,25 @@
 //! What the programs say: records, and their own diagnostics.
+//!
+//! Owns: how far each ring is read, and how far it is given back. Must not know: who keeps records, and how.
+//!
+//! Invariant: what was not given back is read again, by whoever reads next.
 
 use std::io;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, VerdictRecord};
 use aya::Ebpf;
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{Map, MapData};
 use aya_log::EbpfLogger;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::KernelError;
+use super::ring_memory::{Item, RingMemory};
 
 /// What a ring holds: `repr(C)`, without padding, and of integers only, so that every bit pattern is one.
 pub trait Record: Copy {
@@ -34,16 +39,114 @@ impl Record for ClosedRecord {
     const BYTES_MIN: usize = size_of::<Self>();
 }
 
-/// A ring of records.
+/// Where a record lies: as long as its ring is there, no other one lies there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The kernel's number of the ring.
+    pub ring: u32,
+    /// Bytes from the ring's beginning to the end of the record; grows with each.
+    pub end: u64,
+}
+
+/// A record that was read, and whose room is still taken: whoever reads next after a crash finds it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed<T> {
+    /// What it says.
+    pub record: T,
+    /// Where it lies.
+    pub place: Place,
+}
+
+/// How far the records of a ring are kept elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// All that were read.
+    All,
+    /// Those that end here, or before.
+    Until(u64),
+}
+
+/// A ring of records. There is one reader of each: whoever holds the gate.
 pub struct RecordRing<T = VerdictRecord> {
-    ring: RingBuf<MapData>,
+    map: MapData,
+    memory: RingMemory,
+    id: u32,
+    /// Where the room begins that is still taken.
+    taken: usize,
+    /// Where the next record begins.
+    next: usize,
     of: PhantomData<T>,
 }
 
 impl<T: Record> RecordRing<T> {
     pub(super) fn open(map: Map) -> Result<Self, KernelError> {
-        let ring = RingBuf::try_from(map).map_err(|error| KernelError::read("ring", error))?;
-        Ok(Self { ring, of: PhantomData })
+        let Map::RingBuf(map) = map else { return Err(KernelError::Missing("ring")) };
+        let info = map.info().map_err(|error| KernelError::read("ring", error))?;
+        let memory = RingMemory::of_map(map.fd().as_fd(), info.max_entries());
+        let memory = memory.map_err(|source| KernelError::Elements { name: "ring", source })?;
+        let taken = memory.begin();
+        Ok(Self { map, memory, id: info.id(), taken, next: taken, of: PhantomData })
+    }
+
+    /// The kernel's number of it.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The next record, oldest first; its room stays taken. None: nothing now, though there may be something later.
+    ///
+    /// # Errors
+    /// If what lies there cannot be in a ring.
+    pub fn read(&mut self) -> io::Result<Option<Placed<T>>> {
+        loop {
+            match self.memory.at(self.next)? {
+                Item::None => return Ok(None),
+                Item::Discarded(next) => self.next = next,
+                Item::Record(bytes, next) => {
+                    let record = parse(bytes);
+                    self.next = next;
+                    let place = Place { ring: self.id, end: next as u64 };
+                    match record {
+                        Some(record) => return Ok(Some(Placed { record, place })),
+                        None => {
+                            tracing::error!("a ring item is not a record: the pinned ring is not ours");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the room of what is kept elsewhere back to the kernel. What is not, the next reader finds again; this one does not.
+    pub fn release(&mut self, kept: Kept) {
+        let taken = match kept {
+            Kept::All => self.next,
+            // Only forwards, and not beyond what was read.
+            Kept::Until(end) => {
+                usize::try_from(end).map_or(self.taken, |end| end.clamp(self.taken, self.next))
+            }
+        };
+        if self.taken != taken {
+            self.taken = taken;
+            self.memory.give_back(taken);
+        }
+    }
+
+    /// Gives back what is known to be kept since before a crash: all up to `end`, where a record ends. What does not is not
+    /// believed.
+    pub fn pass_over(&mut self, end: u64) {
+        let begin = self.next;
+        while (self.next as u64) < end {
+            match self.memory.at(self.next) {
+                Ok(Item::Record(_, next) | Item::Discarded(next)) => self.next = next,
+                Ok(Item::None) | Err(_) => break,
+            }
+        }
+        if self.next as u64 == end {
+            self.release(Kept::All);
+        } else {
+            self.next = begin;
+        }
     }
 
     /// The same ring, to be awaited. Must be called within a tokio runtime.
@@ -55,23 +158,22 @@ impl<T: Record> RecordRing<T> {
     }
 }
 
-/// Yields what is not read yet, oldest first; None: nothing now, though there may be something later.
+/// Yields what is not read yet, oldest first, and forgets it: for whoever need not keep it. None: nothing now, though there may
+/// be something later.
 impl<T: Record> Iterator for RecordRing<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        loop {
-            if let Some(record) = parse(&self.ring.next()?) {
-                return Some(record);
-            }
-            tracing::error!("a ring item is not a record: the pinned ring is not ours");
-        }
+        let read = self.read();
+        let read = read.inspect_err(|error| tracing::error!(%error, "a ring cannot be read")).ok()??;
+        self.release(Kept::All);
+        Some(read.record)
     }
 }
 
 impl<T> AsRawFd for RecordRing<T> {
     fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+        self.map.fd().as_fd().as_raw_fd()
     }
 }
 
@@ -87,21 +189,38 @@ pub struct AsyncRecords<T = VerdictRecord> {
 }
 
 impl<T: Record> AsyncRecords<T> {
+    /// The kernel's number of the ring.
+    pub fn id(&self) -> u32 {
+        self.fd.get_ref().id()
+    }
+
+    /// As [`RecordRing::release`]: before the next are read.
+    pub fn release(&mut self, kept: Kept) {
+        self.fd.get_mut().release(kept);
+    }
+
     /// Waits until there is something to read, and reads at most `max` records. Cancel-safe: nothing is read before it
     /// returns.
-    pub async fn read(&mut self, max: usize) -> io::Result<Vec<T>> {
+    pub async fn read(&mut self, max: usize) -> io::Result<Vec<Placed<T>>> {
         sleep_until(self.not_before).await;
-        let mut guard = self.fd.readable_mut().await?;
-        let mut records = Vec::new();
-        while records.len() < max {
-            let Some(record) = guard.get_inner_mut().next() else {
-                guard.clear_ready();
-                self.not_before = Instant::now() + LET_GATHER;
-                break;
-            };
-            records.push(record);
+        loop {
+            let mut guard = self.fd.readable_mut().await?;
+            let mut records = Vec::new();
+            while records.len() < max
+                && let Some(record) = guard.get_inner_mut().read()?
+            {
+                records.push(record);
+            }
+            if !records.is_empty() {
+                if records.len() < max {
+                    self.not_before = Instant::now() + LET_GATHER;
+                }
+                return Ok(records);
+            }
+            // The kernel wakes whoever has given back all that was there, and only then: so it is not before nothing is found that
+            // this waits for it. A notice that came meanwhile is not cleared.
+            guard.clear_ready();
         }
-        Ok(records)
     }
 }
 

@@ -11,7 +11,7 @@ use super::pins::Attachable;
 use super::predecessors::{Inherited, Predecessor, Superseded};
 use super::slots::Word;
 use super::sys::{self, AttachType};
-use super::{Gate, KernelError, loader};
+use super::{Gate, Kept, KernelError, Placed, loader};
 use crate::clock::now_boot_ns;
 
 impl Gate {
@@ -116,7 +116,7 @@ impl Gate {
     }
 
     /// Records that the gates of other ABI versions have written and nobody has read: at most `max`. None: nothing now.
-    pub fn read_predecessors(&mut self, max: usize) -> Vec<VerdictRecord> {
+    pub fn read_predecessors(&mut self, max: usize) -> Vec<Placed<VerdictRecord>> {
         let mut records = Vec::new();
         for predecessor in &mut self.predecessors {
             records.extend(predecessor.read(max.saturating_sub(records.len())));
@@ -125,12 +125,22 @@ impl Gate {
     }
 
     /// The same of connections that have ended.
-    pub fn read_predecessors_closed(&mut self, max: usize) -> Vec<ClosedRecord> {
+    pub fn read_predecessors_closed(&mut self, max: usize) -> Vec<Placed<ClosedRecord>> {
         let mut records = Vec::new();
         for predecessor in &mut self.predecessors {
             records.extend(predecessor.read_closed(max.saturating_sub(records.len())));
         }
         records
+    }
+
+    /// Gives the room of what is kept elsewhere back to the kernel, by the number of each ring.
+    pub fn release_predecessors(&mut self, kept: impl Fn(u32) -> Kept) {
+        self.predecessors.iter_mut().for_each(|predecessor| predecessor.release(&kept));
+    }
+
+    /// Passes over what is known to be kept since before a crash, by the number of each ring.
+    pub fn skip_predecessors(&mut self, end: impl Fn(u32) -> Option<u64>) {
+        self.predecessors.iter_mut().for_each(|predecessor| predecessor.skip(&end));
     }
 
     /// How many records each ring of each other ABI version has lost since it was made, in the order of [`Ring::ALL`].

@@ -11,21 +11,23 @@ use crate::rules::pods::{Pod, PodsChange};
 
 /// A page of a list.
 #[derive(Debug)]
-pub(super) struct Page {
-    pub(super) pods: Vec<Pod>,
+pub struct Page {
+    /// Of this node.
+    pub pods: Vec<Pod>,
     /// What a watch goes on from.
-    pub(super) version: String,
+    pub version: String,
     /// By which the next page is asked for; empty: this was the last.
-    pub(super) continues: String,
+    pub continues: String,
 }
 
 /// A line of a watch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub enum Line {
     /// A change, and what a watch goes on from after it; None: of no pod of ours, or of none at all.
     Change(Option<PodsChange>, String),
     /// The version to go on from is not kept any more.
     Expired,
+    /// The API server says why it says nothing more.
     Refused(String),
 }
 
@@ -81,7 +83,8 @@ struct Spec {
 }
 
 impl Page {
-    pub(super) fn parse(body: &[u8], node: &str) -> Result<Self, String> {
+    /// What of it is of this node's pods. An error says what is wrong with it.
+    pub fn parse(body: &[u8], node: &str) -> Result<Self, String> {
         let list: ListWire =
             serde_json::from_slice(body).map_err(|error| format!("no list of pods: {error}"))?;
         let pods = list.items.into_iter().filter_map(|object| object.pod(node)).collect();
@@ -91,7 +94,8 @@ impl Page {
 }
 
 impl Line {
-    pub(super) fn parse(line: &[u8], node: &str) -> Result<Self, String> {
+    /// As of a page.
+    pub fn parse(line: &[u8], node: &str) -> Result<Self, String> {
         let LineWire { r#type, object } =
             serde_json::from_slice(line).map_err(|error| format!("no change of a pod: {error}"))?;
         let version = object.metadata.resource_version.clone();

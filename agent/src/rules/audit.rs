@@ -10,9 +10,11 @@ use agent_ebpf::family;
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
     AuditEvent, Closed, Connection, EventId, EventKind, Gap, GrantId, HostName, Receipt, Resource,
-    ResourceName, Subject, SubjectId, Timestamp, UnixPath,
+    ResourceName, RunDetails, Subject, SubjectId, Timestamp, UnixPath,
 };
 use uuid::Uuid;
+
+use super::runs::{FIRST_NUMBER, Runs};
 
 /// Gives each event of this host and boot its number: from 1, without holes.
 #[derive(Clone, Debug)]
@@ -61,7 +63,8 @@ impl Numbering {
         names: &Names,
         at: Timestamp,
     ) -> AuditEvent {
-        let event = self.host_event(EventKind::GrantReceipt, at, String::new());
+        let comment = if pair.subject >= FIRST_NUMBER { "in a run" } else { "" };
+        let event = self.host_event(EventKind::GrantReceipt, at, comment.to_owned());
         AuditEvent {
             subject: names.subject(pair.subject),
             resource: names.resource(pair.resource),
@@ -69,6 +72,17 @@ impl Numbering {
             reason: reason.to_owned(),
             receipt: Some(receipt),
             ..event
+        }
+    }
+
+    /// What became of a run, or of somebody who wanted one.
+    pub fn run(&mut self, kind: EventKind, told: RunTold, at: Timestamp) -> AuditEvent {
+        let subject = told.subject.map(String::from).unwrap_or_default();
+        AuditEvent {
+            subject,
+            reason: told.reason.to_owned(),
+            run: Some(told.run),
+            ..self.host_event(kind, at, told.comment)
         }
     }
 
@@ -146,6 +160,19 @@ impl Numbering {
     }
 }
 
+/// What there is to say of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunTold {
+    /// Whose it is; None: nobody's that is known.
+    pub subject: Option<SubjectId>,
+    /// As one word; empty: it needs none.
+    pub reason: &'static str,
+    /// For people.
+    pub comment: String,
+    /// Which, and who.
+    pub run: RunDetails,
+}
+
 /// What was still to be learned of a process when its record was read. Empty: nothing any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessDetails {
@@ -171,6 +198,12 @@ impl Names {
         self.resources
             .extend(resources.iter().map(|resource| (resource.number.get(), resource.name.clone())));
         self.subjects.extend(subjects.iter().map(|subject| (subject.number.get(), subject.id.clone())));
+    }
+
+    /// Adds whose run each number is.
+    pub fn learn_runs(&mut self, runs: &Runs) {
+        self.subjects.retain(|number, _| *number < FIRST_NUMBER);
+        self.subjects.extend(runs.names().map(|(number, subject)| (number, subject.clone())));
     }
 
     /// Adds paths of unix sockets; earlier ones stay, as names do.

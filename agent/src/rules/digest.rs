@@ -3,7 +3,8 @@
 //! Owns: what of the maps it is made of. Must not know: how they were read.
 //!
 //! A pair is in it if the kernel would let it through now. A resource is in it if it was not refused; but if the maps lack
-//! anything of what protects, or have something that should not be there, none is.
+//! anything of what protects, or have something that should not be there, none is. The control plane knows no numbers of runs: what
+//! lets a run through by a grant of that run alone is in it as the pair of the run's subject.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -12,12 +13,14 @@ use proto::types::{Digest, Refused, RefusedItem, Resource, ResourceNumber, Subje
 
 use super::grants::Grants;
 use super::plan::{Entries, Wanted, Write, reconcile};
+use super::runs::{FIRST_NUMBER, Runs};
 
 /// Of what was `read` from the maps at `now_boot_ns`, where `wanted` should be, but for what was `refused`. None: there is no set
 /// yet.
 pub fn digest(
     read: &Entries,
     grants: &Grants,
+    runs: &Runs,
     wanted: &Wanted,
     refused: &[Refused],
     slots_max: u32,
@@ -26,11 +29,17 @@ pub fn digest(
     let (_, generation) = grants.applied()?;
     let known: BTreeSet<ResourceNumber> = grants.resources().iter().map(|resource| resource.number).collect();
     let counting = read.grants.iter().filter(|(_, held)| read.counts(held.slot, held.epoch, now_boot_ns));
-    let pairs: BTreeSet<(SubjectNumber, ResourceNumber)> = counting
-        .filter_map(|(pair, _)| Some((pair.subject.try_into().ok()?, pair.resource.try_into().ok()?)))
-        // The canary's is nobody else's business.
+    let counting: BTreeSet<(u32, u32)> = counting.map(|(pair, _)| (pair.subject, pair.resource)).collect();
+    // The canary's is nobody else's business, and runs are ours.
+    let of_subjects = counting.iter().filter(|(subject, _)| *subject < FIRST_NUMBER);
+    let mut pairs: BTreeSet<(SubjectNumber, ResourceNumber)> = of_subjects
+        .filter_map(|(subject, resource)| Some(((*subject).try_into().ok()?, (*resource).try_into().ok()?)))
         .filter(|(_, resource)| known.contains(resource))
         .collect();
+    pairs.extend(grants.of_runs().filter_map(|(grant, run)| {
+        let pair = (runs.get(run)?.number.get(), grant.resource.get());
+        counting.contains(&pair).then_some((grant.subject, grant.resource))
+    }));
     let was_refused =
         |resource: &&Resource| refused.iter().any(|one| one.item == RefusedItem::Resource(resource.number));
     let any_refused = grants.resources().iter().any(|resource| was_refused(&resource));
@@ -75,7 +84,7 @@ fn protects(read: &Entries, wanted: &Wanted, slots_max: u32, now_boot_ns: u64) -
 mod tests {
     use std::time::Duration;
 
-    use proto::types::{GrantId, GrantSet, LiveGrant, NewResource, NewSubject, Subject, SubjectRole};
+    use proto::types::{GrantId, GrantSet, LiveGrant, NewResource, NewSubject, RunId, Subject, SubjectRole};
     use uuid::Uuid;
 
     use super::*;
@@ -83,6 +92,10 @@ mod tests {
     const SLOTS_MAX: u32 = 64;
 
     fn grants() -> Grants {
+        grants_of(None)
+    }
+
+    fn grants_of(run: Option<RunId>) -> Grants {
         let ports = vec!["tcp/5432".parse().expect("valid")];
         let address = "10.0.0.1".parse().expect("valid");
         let resource = NewResource::new("db".parse().expect("valid"), vec![address], ports).expect("valid");
@@ -95,6 +108,7 @@ mod tests {
             remaining: Duration::from_secs(60),
             idle: None,
             while_running: None,
+            run,
         };
         let mut grants = Grants::default();
         let set = GrantSet {
@@ -108,7 +122,11 @@ mod tests {
     }
 
     fn wanted(grants: &Grants) -> Wanted {
-        Wanted { grants: grants.wanted(), ..Wanted::guarding(grants.resources().to_vec()) }
+        wanted_with(grants, &Runs::default())
+    }
+
+    fn wanted_with(grants: &Grants, runs: &Runs) -> Wanted {
+        Wanted { grants: grants.wanted(runs), ..Wanted::guarding(grants.resources().to_vec()) }
     }
 
     fn entries(wanted: &Wanted) -> Entries {
@@ -118,7 +136,9 @@ mod tests {
     }
 
     fn of(entries: &Entries, grants: &Grants, refused: &[Refused], now_boot_ns: u64) -> Digest {
-        digest(entries, grants, &wanted(grants), refused, SLOTS_MAX, now_boot_ns).expect("there is a set")
+        let runs = Runs::default();
+        digest(entries, grants, &runs, &wanted(grants), refused, SLOTS_MAX, now_boot_ns)
+            .expect("there is a set")
     }
 
     #[test]
@@ -134,7 +154,32 @@ mod tests {
             without,
             "the kernel lets nobody through any more"
         );
-        assert_eq!(digest(&read, &Grants::default(), &Wanted::default(), &[], SLOTS_MAX, 0), None);
+        let (nothing, no_runs) = (Grants::default(), Runs::default());
+        assert_eq!(digest(&read, &nothing, &no_runs, &Wanted::default(), &[], SLOTS_MAX, 0), None);
+    }
+
+    #[test]
+    fn what_opens_to_one_run_counts_as_its_subjects() {
+        let mut runs = Runs::default();
+        let alice: proto::types::SubjectId = "user:alice".parse().expect("valid");
+        let [run, other] =
+            [1, 2].map(|cgroup| runs.open(RunId::new(), alice.clone(), cgroup).expect("there is room"));
+        let pair = (1.try_into().expect("not 0"), 1.try_into().expect("not 0"));
+        for of in [None, Some(run.id)] {
+            let grants = grants_of(of);
+            let wanted = wanted_with(&grants, &runs);
+            let (read, expected) = (entries(&wanted), [pair].into());
+            let told = digest(&read, &grants, &runs, &wanted, &[], SLOTS_MAX, 0).expect("there is a set");
+            assert_eq!(told, Digest::of(7, &expected, grants.resources(), grants.subjects()), "{of:?}");
+        }
+        // Another run's pair says nothing of it.
+        let grants = grants_of(Some(run.id));
+        let wanted = Wanted::guarding(grants.resources().to_vec());
+        let (mut read, from) = (entries(&wanted), entries(&wanted_with(&grants_of(Some(other.id)), &runs)));
+        read.grants = from.grants.clone();
+        (read.deadlines, read.epochs) = (from.deadlines, from.epochs);
+        let told = digest(&read, &grants, &runs, &wanted, &[], SLOTS_MAX, 0).expect("there is a set");
+        assert_eq!(told.pairs_count, 0);
     }
 
     #[test]

@@ -8,12 +8,14 @@ use uuid::Uuid;
 
 use crate::canary;
 use crate::clock::Instants;
+use crate::kernel::{Kept, Placed};
 use crate::memory::Lost;
 use crate::observe::{Cgroups, UnixSockets};
-use crate::rules::audit::{Names, Numbering};
+use crate::rules::audit::{Names, Numbering, RunTold};
 use crate::rules::grants::Grants;
 use crate::rules::queue::Sending;
-use crate::spool::{Cursor, Spool, SpoolError};
+use crate::rules::runs::Runs;
+use crate::spool::{Cursor, Entry, Mark, Spool, SpoolError};
 
 use super::enforcing::PeriodEnd;
 
@@ -26,7 +28,7 @@ pub(super) struct Auditing {
     names: Names,
     spool: Spool,
     /// Numbered, and not in the spool: the disk refused them. While there are any, nothing more is read.
-    pending: Vec<AuditEvent>,
+    pending: Vec<Entry>,
     error: Option<String>,
     /// What was sent in this session.
     sending: Sending,
@@ -64,36 +66,73 @@ impl Auditing {
         self.pending.is_empty()
     }
 
+    /// How far the records of a ring are kept: so much of their room may be given back, and no more.
+    pub(super) fn kept(&self, ring: u32) -> Kept {
+        match self.pending.is_empty() {
+            true => Kept::All,
+            false => Kept::Until(self.spool.marks().end(ring).unwrap_or(0)),
+        }
+    }
+
+    /// Where the records of a ring end that an agent before this one has kept, and has not given back. None: there are none.
+    pub(super) fn end(&self, ring: u32) -> Option<u64> {
+        self.spool.marks().end(ring)
+    }
+
     pub(super) fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
     /// Turns records into events and keeps them. The canary's own are left out: they say nothing about anybody.
-    pub(super) fn records(&mut self, records: &[VerdictRecord], cgroups: &mut Cgroups) {
+    pub(super) fn records(&mut self, records: &[Placed<VerdictRecord>], cgroups: &mut Cgroups) {
         let now = Instants::now();
-        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
+        for Placed { record, place } in
+            records.iter().filter(|placed| placed.record.resource != canary::NUMBER)
+        {
             let process = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
             let event = self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns));
-            self.pending.push(event);
+            self.pending.push(Entry { event, mark: Some(Mark::of_record(*place)) });
         }
         self.flush(now);
     }
 
     /// Turns the ends of connections into events and keeps them.
-    pub(super) fn closed(&mut self, records: &[ClosedRecord]) {
+    pub(super) fn closed(&mut self, records: &[Placed<ClosedRecord>]) {
+        self.ends(records.iter().map(|placed| (&placed.record, Some(Mark::of_record(placed.place)))));
+    }
+
+    /// The same of connections that the agent ended, of which no ring tells.
+    pub(super) fn closed_here(&mut self, records: &[ClosedRecord]) {
+        self.ends(records.iter().map(|record| (record, None)));
+    }
+
+    fn ends<'a>(&mut self, records: impl Iterator<Item = (&'a ClosedRecord, Option<Mark>)>) {
         let now = Instants::now();
-        for record in records.iter().filter(|record| record.resource != canary::NUMBER) {
+        let mut any = false;
+        for (record, mark) in records.filter(|(record, _)| record.resource != canary::NUMBER) {
             let event = self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns));
-            self.pending.push(event);
+            self.pending.push(Entry { event, mark });
+            any = true;
         }
-        if !records.is_empty() {
+        if any {
             self.flush(now);
         }
     }
 
     pub(super) fn host_event(&mut self, kind: EventKind, comment: String) {
         let now = Instants::now();
-        self.pending.push(self.numbering.host_event(kind, now.wall(), comment));
+        self.pending.push(self.numbering.host_event(kind, now.wall(), comment).into());
+        self.flush(now);
+    }
+
+    /// Whose run each number is.
+    pub(super) fn learn_runs(&mut self, runs: &Runs) {
+        self.names.learn_runs(runs);
+    }
+
+    pub(super) fn run_event(&mut self, kind: EventKind, told: RunTold) {
+        let now = Instants::now();
+        self.pending.push(self.numbering.run(kind, told, now.wall()));
         self.flush(now);
     }
 
@@ -105,14 +144,8 @@ impl Auditing {
             let last_admitted = end.last_admitted_boot_ns.map(|boot_ns| now.wall_at(boot_ns));
             let receipt = Receipt { closed: end.closed, unconfirmed: end.unconfirmed, last_admitted };
             let names = &self.names;
-            self.pending.push(self.numbering.receipt(
-                end.pair,
-                end.grant,
-                reason,
-                receipt,
-                names,
-                now.wall(),
-            ));
+            let event = self.numbering.receipt(end.pair, end.grant, reason, receipt, names, now.wall());
+            self.pending.push(event.into());
         }
         if !ends.is_empty() {
             self.flush(now);
@@ -120,7 +153,8 @@ impl Auditing {
     }
 
     /// `total` is what the ring of a gate of this ABI version has lost since it was made. Less than before: it is a new ring.
-    pub(super) fn count_lost(&mut self, abi_version: u32, ring: Ring, total: u64) {
+    /// `id`: the kernel's number of the ring; None: it is not known.
+    pub(super) fn count_lost(&mut self, abi_version: u32, ring: Ring, total: u64, id: Option<u32>) {
         let reported = &mut self.lost.entry(abi_version).or_default()[ring as usize];
         if total == *reported {
             return;
@@ -130,7 +164,8 @@ impl Auditing {
         let now = Instants::now();
         if lost > 0 {
             tracing::error!(?ring, lost, "the ring was full: what happened has no record");
-            self.pending.push(self.numbering.lost(ring, lost, now.wall()));
+            let event = self.numbering.lost(ring, lost, now.wall());
+            self.pending.push(Entry { event, mark: id.map(|ring| Mark::of_losses(ring, total)) });
         }
         self.flush(now);
     }
@@ -155,7 +190,7 @@ impl Auditing {
     fn flush(&mut self, now: Instants) {
         let result = self.spool.append(&self.pending, now.wall());
         let kept = self.spool.next_sequence();
-        self.pending.retain(|event| event.id.sequence >= kept);
+        self.pending.retain(|entry| entry.event.id.sequence >= kept);
         if self.pending.is_empty() && self.lost_kept != self.lost {
             self.lost_kept.clone_from(&self.lost);
             self.lost_changed = true;

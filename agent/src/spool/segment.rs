@@ -9,6 +9,8 @@ use proto::types::{AuditEvent, EventKind, HostName};
 use proto::wire::audit as wire;
 use uuid::Uuid;
 
+use super::mark::{Keepable, Mark, Marks};
+
 /// A frame longer than this is no frame: an event is at most some 50 KiB.
 const FRAME_MAX_BYTES: u32 = 256 * 1024;
 
@@ -28,6 +30,8 @@ pub(super) struct Segment {
     /// Of its events; None while it is empty.
     pub(super) host: Option<HostName>,
     last: Option<u64>,
+    /// What its events said of the kernel's rings when it was opened.
+    pub(super) marks: Marks,
     file: File,
 }
 
@@ -37,15 +41,19 @@ impl Segment {
         fs::create_dir_all(dir)?;
         let path = dir.join(name(first));
         let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
-        Ok(Self { path, epoch, first, bytes: 0, is_gap: false, host: None, last: None, file })
+        let marks = Marks::default();
+        Ok(Self { path, epoch, first, bytes: 0, is_gap: false, host: None, last: None, marks, file })
     }
 
     /// One that is there. A frame that a crash cut short, and what follows it, is taken off.
     fn open(path: PathBuf, epoch: Uuid, first: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).open(&path)?;
-        let mut segment = Self { path, epoch, first, bytes: 0, is_gap: false, host: None, last: None, file };
+        let marks = Marks::default();
+        let mut segment =
+            Self { path, epoch, first, bytes: 0, is_gap: false, host: None, last: None, marks, file };
         let mut frames = Frames::of(&segment.path)?;
-        while let Some(event) = frames.next()? {
+        while let Some((event, mark)) = frames.next()? {
+            segment.marks.note(mark);
             segment.is_gap =
                 event.kind == EventKind::AuditGap && event.gap.is_some_and(|gap| gap.sequences.is_some());
             segment.host = event.id.host;
@@ -66,7 +74,7 @@ impl Segment {
         let beside = dir.join("gap.new");
         let path = dir.join(name(first));
         let mut file = File::create(&beside)?;
-        file.write_all(&frame(gap)?)?;
+        file.write_all(&frame(gap, None)?)?;
         file.sync_data()?;
         fs::rename(&beside, &path)?;
         Self::open(path, gap.id.epoch, first)
@@ -78,10 +86,11 @@ impl Segment {
     }
 
     /// Appends events up to the one that brings it to `max_bytes`, in one write. Returns how many; if the disk refuses, none.
-    pub(super) fn append(&mut self, events: &[AuditEvent], max_bytes: u64) -> io::Result<usize> {
+    pub(super) fn append<E: Keepable>(&mut self, events: &[E], max_bytes: u64) -> io::Result<usize> {
         let mut frames = Vec::new();
         let mut count = 0;
         for event in events {
+            let (event, mark) = (event.event(), event.mark());
             let expected = self.next_sequence() + count as u64;
             if event.id.sequence != expected || event.id.epoch != self.epoch {
                 return Err(io::Error::other(format!(
@@ -89,13 +98,14 @@ impl Segment {
                     event.id, self.epoch
                 )));
             }
-            frames.extend(frame(event)?);
+            frames.extend(frame(event, mark)?);
             count += 1;
             if self.bytes + frames.len() as u64 >= max_bytes {
                 break;
             }
         }
-        let Some(last) = events.get(..count).and_then(<[_]>::last) else { return Ok(0) };
+        let last = events.get(..count).and_then(<[_]>::last).map(Keepable::event);
+        let Some(last) = last else { return Ok(0) };
         if let Err(error) = self.file.write_all(&frames) {
             // What was written of it must not stand before the next one.
             self.file.set_len(self.bytes)?;
@@ -117,7 +127,7 @@ impl Segment {
         let mut bytes = 0;
         while events.len() < max && bytes < max_bytes {
             let start = frames.offset;
-            let Some(event) = frames.next()? else { break };
+            let Some((event, _)) = frames.next()? else { break };
             if event.id.sequence > after {
                 bytes += frames.offset - start;
                 events.push(event);
@@ -155,8 +165,9 @@ pub(super) fn open_all(dir: &Path, epoch: Uuid) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-fn frame(event: &AuditEvent) -> io::Result<Vec<u8>> {
-    let payload = wire::AuditEvent::from(event.clone()).encode_to_vec();
+fn frame(event: &AuditEvent, mark: Option<Mark>) -> io::Result<Vec<u8>> {
+    let mut payload = wire::AuditEvent::from(event.clone()).encode_to_vec();
+    payload.extend(mark.map(|mark| mark.encode_to_vec()).unwrap_or_default());
     let length = u32::try_from(payload.len()).ok().filter(|length| *length <= FRAME_MAX_BYTES);
     let length =
         length.ok_or_else(|| io::Error::other(format!("event {} has {} bytes", event.id, payload.len())))?;
@@ -179,7 +190,7 @@ impl Frames {
         Ok(Self { file: BufReader::new(File::open(path)?), offset: 0 })
     }
 
-    fn next(&mut self) -> io::Result<Option<AuditEvent>> {
+    fn next(&mut self) -> io::Result<Option<(AuditEvent, Option<Mark>)>> {
         let (mut length, mut checksum) = ([0; 4], [0; 4]);
         if !self.fill(&mut length)? || !self.fill(&mut checksum)? {
             return Ok(None);
@@ -196,7 +207,8 @@ impl Frames {
         if event.is_some() {
             self.offset += HEADER_BYTES + u64::from(length);
         }
-        Ok(event)
+        let mark = Mark::decode(payload.as_slice()).ok().filter(|mark| mark.ring != 0);
+        Ok(event.map(|event| (event, mark)))
     }
 
     /// Returns whether there was enough to fill it.

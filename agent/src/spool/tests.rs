@@ -160,3 +160,50 @@ proptest::proptest! {
         Spool::open(dir.path(), epoch, PLENTY).expect("opened");
     }
 }
+
+fn entry(epoch: Uuid, sequence: u64, mark: Mark) -> Entry {
+    Entry { event: event(epoch, sequence), mark: Some(mark) }
+}
+
+/// An agent that ends between the disk and the ring leaves records in the ring that are kept already.
+#[test]
+fn how_far_a_ring_is_kept_is_known_after_a_restart() {
+    let (dir, epoch) = (dir(), Uuid::now_v7());
+    let mut spool = Spool::open(dir.path(), epoch, PLENTY).expect("opened");
+    let record = |ring, end| Mark { ring, end, lost: 0 };
+    let entries =
+        [entry(epoch, 1, record(7, 200)), entry(epoch, 2, record(8, 50)), entry(epoch, 3, record(7, 400))];
+    spool.append(&entries, now()).expect("appended");
+    spool
+        .append(&[Entry::from(event(epoch, 4)), entry(epoch, 5, Mark::of_losses(8, 9))], now())
+        .expect("appended");
+    let check = |marks: &Marks| {
+        assert_eq!([7, 8, 9].map(|ring| marks.end(ring)), [Some(400), Some(50), None]);
+        assert_eq!([7, 8].map(|ring| marks.lost(ring)), [None, Some(9)]);
+    };
+    check(spool.marks());
+    drop(spool);
+    let spool = Spool::open(dir.path(), epoch, PLENTY).expect("opened");
+    check(spool.marks());
+    // What is sent are the events alone.
+    let events = spool.read(Cursor::default(), 9).expect("read");
+    assert_eq!(events, (1..=5).map(|sequence| event(epoch, sequence)).collect::<Vec<_>>());
+    // Another boot has other rings.
+    let another = Spool::open(dir.path(), Uuid::now_v7(), PLENTY).expect("opened");
+    assert_eq!(*another.marks(), Marks::default());
+}
+
+/// What was cut is not kept, and so its mark does not count.
+#[test]
+fn the_mark_of_a_frame_that_was_cut_does_not_count() {
+    let (dir, epoch) = (dir(), Uuid::now_v7());
+    let mut spool = Spool::open(dir.path(), epoch, PLENTY).expect("opened");
+    let record = |end| Mark { ring: 7, end, lost: 0 };
+    spool.append(&[entry(epoch, 1, record(200)), entry(epoch, 2, record(400))], now()).expect("appended");
+    let path = spool.newest().path.clone();
+    drop(spool);
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("opened");
+    file.set_len(file.metadata().expect("it is there").len() - 1).expect("cut");
+    let spool = Spool::open(dir.path(), epoch, PLENTY).expect("opened");
+    assert_eq!((spool.next_sequence(), spool.marks().end(7)), (2, Some(200)));
+}

@@ -1,7 +1,5 @@
 //! `portcullis request`
 
-mod wait;
-
 use std::time::Duration;
 
 use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
@@ -74,7 +72,7 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
     let message: CreateRequestRequest =
-        NewRequest { resource, subject, hosts, duration, reason, idle, while_running }.into();
+        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run: None }.into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
     let control_plane = context.connect().await?;
     let answer = call(&what, control_plane.access().create_request(message)).await?;
@@ -82,6 +80,6 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     if !wait {
         return context.print_one(&RequestRow::from(request));
     }
-    let grant = wait::until_active(context, control_plane, &request, wait_timeout).await?;
+    let grant = super::wait::until_active(context, control_plane, &request, wait_timeout).await?;
     context.print_one(&GrantRow::from(grant))
 }

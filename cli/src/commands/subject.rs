@@ -1,11 +1,13 @@
 //! `portcullis subject …`
 
 use proto::types::{NewSubject, Selector, Subject, SubjectId, SubjectRole};
-use proto::wire::access::{self as wire, AddSubjectRequest, IssueTokenRequest, ListSubjectsRequest};
+use proto::wire::access::{
+    self as wire, AddSubjectRequest, IssueTokenRequest, ListSubjectsRequest, UnbindSubjectRequest,
+};
 
 use super::token::{Destination, Owner};
 use crate::Context;
-use crate::args::{checked, role};
+use crate::args::{self, checked, role};
 use crate::connect::call;
 use crate::error::Error;
 use crate::output::rows::SubjectRow;
@@ -34,6 +36,15 @@ Examples:
   portcullis subject token user:alice@example.com | wl-copy
   portcullis subject token workload:ci/deploy --new-token-file /etc/ci/portcullis.token")]
     Token(Token),
+    /// Let another account of an identity provider have a person's name
+    ///
+    /// A name belongs to the first account that signs in under it, for names can be given to somebody else. This takes it away,
+    /// and ends all sessions of the person: the next account that signs in under the name has it, with its role, selectors and
+    /// live grants. So look first who that will be, and revoke what the new one should not have.
+    #[command(after_help = "\
+Example:
+  portcullis subject unbind user:alice@example.com --comment 'new account at the provider, HR-311'")]
+    Unbind(Unbind),
 }
 
 /// The arguments of `add`.
@@ -67,11 +78,23 @@ pub struct Token {
     destination: Destination,
 }
 
+/// The arguments of `unbind`.
+#[derive(clap::Args, Debug)]
+pub struct Unbind {
+    /// Whose name: `user:NAME`
+    #[arg(value_parser = checked::<SubjectId>)]
+    id: SubjectId,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = args::comment)]
+    comment: String,
+}
+
 pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Error> {
     match verb {
         Verb::Add(arguments) => add(arguments, context).await,
         Verb::List => list(context).await,
         Verb::Token(arguments) => token(arguments, context).await,
+        Verb::Unbind(arguments) => unbind(arguments, context).await,
     }
 }
 
@@ -103,4 +126,14 @@ async fn token(arguments: Token, context: &mut Context<'_>) -> Result<(), Error>
     let message = IssueTokenRequest { subject: subject.clone() };
     let answer = call(what, directory.issue_token(message)).await?;
     destination.deliver(context, Owner::Subject(subject), answer.token)
+}
+
+async fn unbind(arguments: Unbind, context: &mut Context<'_>) -> Result<(), Error> {
+    let subject = arguments.id.to_string();
+    let mut directory = context.connect().await?.directory();
+    let what = format!("unbind `{subject}`");
+    let message = UnbindSubjectRequest { subject: subject.clone(), comment: arguments.comment };
+    call(what, directory.unbind_subject(message)).await?;
+    context.tell(&format!("the next account that signs in as `{subject}` has this name"));
+    Ok(())
 }

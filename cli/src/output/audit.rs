@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use std::time::Duration;
 
-use proto::types::{AuditEvent, Change, Closed, Connection, Credential, EventKind, Gap, Receipt};
+use proto::types::{AuditEvent, Change, Closed, Connection, Credential, EventKind, Gap, Receipt, RunDetails};
 use serde::Serialize;
 
 use super::text::View;
@@ -48,6 +48,8 @@ pub struct AuditRow {
     pub closed: Option<ClosedPart>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<ChangePart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunPart>,
 }
 
 /// The connection attempt of a verdict.
@@ -111,6 +113,35 @@ pub struct ChangePart {
 impl From<Change> for ChangePart {
     fn from(change: Change) -> Self {
         Self { setting: change.setting, was: change.was, is: change.is }
+    }
+}
+
+/// A run, or somebody who wanted one.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "docs/audit-events.md says it")]
+pub struct RunPart {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<u64>,
+}
+
+impl From<RunDetails> for RunPart {
+    fn from(run: RunDetails) -> Self {
+        let has_process = run.pid > 0;
+        Self {
+            id: run.id.map(|id| id.to_string()),
+            pid: has_process.then_some(run.pid),
+            uid: has_process.then_some(run.uid),
+            login_uid: run.login_uid,
+            cgroup_id: Some(run.cgroup_id).filter(|id| *id > 0),
+        }
     }
 }
 
@@ -179,6 +210,7 @@ impl From<AuditEvent> for AuditRow {
             receipt: event.receipt.map(Into::into),
             closed: event.closed.map(Into::into),
             changes: event.changes.into_iter().map(Into::into).collect(),
+            run: event.run.map(Into::into),
         }
     }
 }
@@ -242,6 +274,10 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
         | EventKind::GrantReceipt => {
             parts.push(format!("grant {}", event.grant));
         }
+        EventKind::RunStarted | EventKind::RunEnded | EventKind::RunRefused => {
+            let run = event.run.as_ref().and_then(|run| run.id);
+            parts.extend(run.map(|id| format!("run {id}")));
+        }
         _ => {}
     }
     if !event.comment.is_empty() {
@@ -291,6 +327,9 @@ fn place(event: &AuditEvent) -> String {
     }
     if let Some(Closed { pid, protocol, address, port, .. }) = &event.closed {
         let _ = write!(text, "process[{pid}] {protocol} {} ", destination(address, *port));
+    }
+    if let Some(RunDetails { pid, uid, .. }) = event.run.as_ref().filter(|run| run.pid > 0) {
+        let _ = write!(text, "process[{pid}] of user {uid} ");
     }
     if !event.host.is_empty() {
         let _ = write!(text, "on {}", event.host);

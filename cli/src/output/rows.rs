@@ -234,6 +234,8 @@ pub struct RequestRow {
     pub idle_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub while_running: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     pub reason: String,
     pub requester: String,
     pub created: String,
@@ -260,6 +262,7 @@ impl From<Request> for RequestRow {
             duration_s: request.duration.as_secs(),
             idle_s: request.idle.map(|idle| idle.as_secs()),
             while_running: request.while_running.as_ref().map(ToString::to_string),
+            run: request.run.map(|id| id.to_string()),
             reason: request.reason.to_string(),
             requester: request.requester.to_string(),
             created: utc(request.created),
@@ -316,6 +319,8 @@ pub struct GrantRow {
     pub idle_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub while_running: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     pub issued: String,
     pub expires: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -346,6 +351,7 @@ impl From<Grant> for GrantRow {
             host_until: until.map(|(host, until)| (host.name.to_string(), utc(until))).collect(),
             idle_s: grant.idle.map(|idle| idle.as_secs()),
             while_running: grant.while_running.as_ref().map(ToString::to_string),
+            run: grant.run.map(|id| id.to_string()),
             issued: utc(grant.issued),
             expires: utc(grant.expires),
             ended: grant.ended.map(utc),

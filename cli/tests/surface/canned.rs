@@ -80,6 +80,7 @@ pub(crate) fn request(state: RequestState) -> Request {
         grant: if state == RequestState::Approved { GRANT.into() } else { String::new() },
         idle: seconds(600),
         while_running: String::new(),
+        run: String::new(),
     }
 }
 
@@ -103,6 +104,7 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         ended: if state == GrantState::Ended { at("2026-11-22T09:59:00Z") } else { None },
         idle: seconds(600),
         while_running: "/ci.slice/a".into(),
+        run: String::new(),
     }
 }
 
@@ -236,6 +238,14 @@ impl DirectoryService for Canned {
     ) -> Result<Response<IssueTokenResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(IssueTokenResponse { token: "pct_new".into() }))
+    }
+
+    async fn unbind_subject(
+        &self,
+        call: Call<UnbindSubjectRequest>,
+    ) -> Result<Response<UnbindSubjectResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(UnbindSubjectResponse {}))
     }
 
     async fn add_host(&self, call: Call<AddHostRequest>) -> Result<Response<AddHostResponse>, Status> {
@@ -386,9 +396,24 @@ impl IdentityService for Canned {
         Err(Status::unimplemented("the stories sign in for real"))
     }
 
+    async fn sign_in_with_certificate(
+        &self,
+        _: Call<SignInWithCertificateRequest>,
+    ) -> Result<Response<SignInWithCertificateResponse>, Status> {
+        Err(Status::unimplemented("the stories sign in for real"))
+    }
+
     async fn sign_out(&self, call: Call<SignOutRequest>) -> Result<Response<SignOutResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(SignOutResponse {}))
+    }
+
+    async fn issue_run_pass(
+        &self,
+        call: Call<IssueRunPassRequest>,
+    ) -> Result<Response<IssueRunPassResponse>, Status> {
+        self.enter(call)?;
+        Err(Status::not_found("host `db-7` is not known"))
     }
 
     async fn who_am_i(&self, call: Call<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {

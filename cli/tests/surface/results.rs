@@ -45,6 +45,7 @@ async fn directory() {
             &["subject", "add", "user:eve", "--selector", "unix-user:eve", "--role", "auditor"],
             &["subject", "add", "user:eve"],
             &["subject", "token", "user:eve"],
+            &["subject", "unbind", "user:eve", "--comment", "HR-311"],
             &["host", "add", "db-9"],
             &["status"],
         ],

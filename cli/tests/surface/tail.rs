@@ -3,7 +3,7 @@
 use proto::status::ErrorKind;
 use proto::types::EventKind as Kind;
 use proto::wire::audit::{
-    AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt, TailResponse,
+    AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt, Run, TailResponse,
 };
 
 use crate::canned::{Canned, GRANT, REQUEST, Script, World, at};
@@ -109,7 +109,7 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let changes = vec![change("mode", "observe", "enforce"), change("strict", "false", "true")];
                 AuditEvent { changes, subject: String::new(), request: String::new(), ..about() }
             }
-            Kind::SubjectAdded | Kind::TokenIssued => {
+            Kind::SubjectAdded | Kind::SubjectBound | Kind::SubjectUnbound | Kind::TokenIssued => {
                 AuditEvent { resource: String::new(), request: String::new(), ..about() }
             }
             Kind::HostJoined
@@ -169,6 +169,28 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                     .into(),
                 ..of_host("open_map")
             },
+            Kind::RunPassIssued => AuditEvent {
+                host: "db-7".into(),
+                subject: "user:alice".into(),
+                actor: "user:alice".into(),
+                credential: "session".into(),
+                ..event(position, "control-plane", kind)
+            },
+            Kind::RunStarted | Kind::RunRefused => {
+                let run =
+                    Run { id: REQUEST.into(), pid: 4711, uid: 1000, login_uid: Some(1000), cgroup_id: 77 };
+                let reason = if kind == Kind::RunRefused { "not_a_child" } else { "" };
+                AuditEvent {
+                    subject: "user:alice".into(),
+                    comment: "psql".into(),
+                    run: Some(run),
+                    ..of_host(reason)
+                }
+            }
+            Kind::RunEnded => {
+                let run = Run { id: REQUEST.into(), cgroup_id: 77, ..Run::default() };
+                AuditEvent { subject: "user:alice".into(), run: Some(run), ..of_host("exited") }
+            }
             Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
                 of_host("")
             }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::issuers::{self, Problem, optional_duration, read, refused};
+use crate::identity::oidc::Client;
 use crate::rules::claims::Expected;
 
 /// Long enough that people do not sign in all day, short enough that who leaves is gone within the hour.
@@ -49,6 +50,8 @@ pub struct IdentityProvider {
     pub algorithms: Vec<Algorithm>,
     /// PEM: the only authority whose certificates are taken for the provider's; None: the system's.
     pub authority: Option<Vec<u8>>,
+    /// The client that the console is there.
+    pub console: Client,
 }
 
 impl fmt::Debug for IdentityProvider {
@@ -65,6 +68,8 @@ pub(super) struct Raw {
     issuer: String,
     client_id: String,
     client_secret_file: Option<PathBuf>,
+    console_client_id: Option<String>,
+    console_client_secret_file: Option<PathBuf>,
     scopes: Option<Vec<String>>,
     subject_claim: Option<String>,
     groups_claim: Option<String>,
@@ -118,7 +123,20 @@ fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
     )?;
     let client_secret = match raw.client_secret_file {
         None => String::new(),
-        Some(file) => secret(&folder.join(file))?,
+        Some(file) => secret("identity_provider.client_secret_file", &folder.join(file))?,
+    };
+    let console_secret = raw
+        .console_client_secret_file
+        .map(|file| secret("identity_provider.console_client_secret_file", &folder.join(file)))
+        .transpose()?;
+    let console = match raw.console_client_id {
+        Some(id) => Client { id: short("identity_provider.console_client_id", id)?, secret: console_secret },
+        // What is told to every tool is no secret, but the provider wants it of this client.
+        None => Client {
+            id: raw.client_id.clone(),
+            secret: console_secret
+                .or_else(|| Some(client_secret.clone()).filter(|secret| !secret.is_empty())),
+        },
     };
     let authority =
         raw.ca_file.map(|file| issuers::authority("identity_provider.ca_file", &folder.join(file)));
@@ -163,6 +181,7 @@ fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
         session_lifetime: session_lifetime.unwrap_or(SESSION_LIFETIME_DEFAULT),
         algorithms: issuers::algorithms("identity_provider.algorithms", raw.algorithms)?,
         authority,
+        console,
     })
 }
 
@@ -190,14 +209,17 @@ fn roles(raw: BTreeMap<String, String>) -> Result<BTreeMap<String, SubjectRole>,
             format!("groups are too many: at most {ROLES_MAX} are possible"),
         ));
     }
-    raw.into_iter().map(|(group, name)| Ok((short(FIELD, group)?, role(FIELD, name)?))).collect()
+    let group = |group: String| match group.contains('\n') {
+        true => Err((FIELD, group, "has more than one line".to_owned())),
+        false => short(FIELD, group),
+    };
+    raw.into_iter().map(|(name, of_it)| Ok((group(name)?, role(FIELD, of_it)?))).collect()
 }
 
 /// The value is never part of an error.
-fn secret(path: &Path) -> Result<String, Problem> {
-    const FIELD: &str = "identity_provider.client_secret_file";
-    let refuse = |problem: &str| (FIELD, path.display().to_string(), problem.to_owned());
-    let text = String::from_utf8(read(FIELD, path)?).map_err(|_| refuse("is not text"))?;
+fn secret(field: &'static str, path: &Path) -> Result<String, Problem> {
+    let refuse = |problem: &str| (field, path.display().to_string(), problem.to_owned());
+    let text = String::from_utf8(read(field, path)?).map_err(|_| refuse("is not text"))?;
     match text.trim() {
         "" => Err(refuse("is empty")),
         secret => Ok(secret.to_owned()),
@@ -235,7 +257,9 @@ mod tests {
 
     #[test]
     fn the_least_is_enough() {
-        let IdentityProvider { provider, expected, session_lifetime, algorithms, authority } = taken("");
+        let IdentityProvider { provider, expected, session_lifetime, algorithms, authority, console } =
+            taken("");
+        assert_eq!(console, Client { id: "portcullis".to_owned(), secret: None });
         assert_eq!((provider.name.as_str(), provider.client_secret), ("corp", None));
         assert_eq!(provider.scopes, SCOPES_DEFAULT);
         assert_eq!((expected.subject_claim.as_str(), expected.groups_claim.as_str()), ("email", "groups"));
@@ -318,6 +342,14 @@ mod tests {
         let config = write("client_secret_file = 'secret'").expect("usable");
         assert_eq!(config.identity_providers[0].provider.client_secret.as_deref(), Some("hush"));
         assert!(!format!("{config:?}").contains("hush"));
+        assert_eq!(config.identity_providers[0].console.secret.as_deref(), Some("hush"));
+        let config =
+            write("console_client_id = 'web'\nconsole_client_secret_file = 'secret'").expect("usable");
+        assert_eq!(config.identity_providers[0].provider.client_secret, None, "tools are not told");
+        let console = Client { id: "web".to_owned(), secret: Some("hush".to_owned()) };
+        assert_eq!(config.identity_providers[0].console, console);
+        let config = write("client_secret_file = 'secret'\nconsole_client_id = 'web'").expect("usable");
+        assert_eq!(config.identity_providers[0].console.secret, None, "another client's");
         let error = write("ca_file = 'ca.pem'").expect_err("is refused").to_string();
         assert!(error.contains("holds no certificates in PEM form"), "{error}");
     }

@@ -18,7 +18,7 @@ const ISSUERS_MAX: usize = 16;
 const CLUSTERS_MAX: usize = 64;
 
 /// Entries of one issuer: an operator wrote each, or had it written; all are compared with each token.
-const SUBJECTS_MAX: usize = 1000;
+pub(super) const SUBJECTS_MAX: usize = 1000;
 const CLAIMS_MAX: usize = 32;
 
 /// The longest name or text of a claim.
@@ -167,11 +167,7 @@ fn issuer(raw: RawIssuer, folder: &Path) -> Result<WorkloadIssuer, Problem> {
         )?,
         authority: ca_file.transpose()?,
     };
-    let session_lifetime = optional_duration(
-        "workload_issuer.session_lifetime",
-        raw.session_lifetime,
-        SESSION_LIFETIME_MIN..=SESSION_LIFETIME_MAX,
-    )?;
+    let session_lifetime = session_lifetime("workload_issuer.session_lifetime", raw.session_lifetime)?;
     let age_max = optional_duration(
         "workload_issuer.token_max_age",
         raw.token_max_age,
@@ -185,19 +181,12 @@ fn issuer(raw: RawIssuer, folder: &Path) -> Result<WorkloadIssuer, Problem> {
         bindings: bindings.collect::<Result<_, _>>()?,
         issuer: raw.issuer,
     };
-    let session_lifetime = session_lifetime.unwrap_or(SESSION_LIFETIME_DEFAULT);
     Ok(WorkloadIssuer { name, keys, expected, session_lifetime })
 }
 
 fn binding(raw: RawSubject, issuer: &str) -> Result<Binding, Problem> {
     const FIELD: &str = "workload_issuer.subject.claims";
-    let subject: SubjectId = match raw.id.parse() {
-        Ok(subject) if raw.id.starts_with("workload:") => subject,
-        _ => {
-            let problem = "is not `workload:NAME`: a token of a workload is nobody else's".to_owned();
-            return Err(("workload_issuer.subject.id", raw.id, problem));
-        }
-    };
+    let subject = workload("workload_issuer.subject.id", &raw.id)?;
     if raw.claims.is_empty() {
         return Err((FIELD, raw.id, "is empty: every token of the issuer would be this subject".to_owned()));
     }
@@ -227,6 +216,23 @@ fn binding(raw: RawSubject, issuer: &str) -> Result<Binding, Problem> {
         return Err((FIELD, raw.id, problem));
     }
     Ok(Binding { subject, claims })
+}
+
+/// How long a session of workloads lasts.
+pub(super) fn session_lifetime(field: &'static str, raw: Option<String>) -> Result<Duration, Problem> {
+    let given = optional_duration(field, raw, SESSION_LIFETIME_MIN..=SESSION_LIFETIME_MAX)?;
+    Ok(given.unwrap_or(SESSION_LIFETIME_DEFAULT))
+}
+
+/// Who a workload is.
+pub(super) fn workload(field: &'static str, id: &str) -> Result<SubjectId, Problem> {
+    match id.parse() {
+        Ok(subject) if id.starts_with("workload:") => Ok(subject),
+        _ => {
+            let problem = "is not `workload:NAME`: what proves a workload is nobody else's".to_owned();
+            Err((field, id.to_owned(), problem))
+        }
+    }
 }
 
 fn cluster(raw: RawCluster, folder: &Path) -> Result<KubernetesCluster, Problem> {
@@ -293,7 +299,7 @@ fn source(
     }
 }
 
-fn named(field: &'static str, text: &str) -> Result<ProviderName, Problem> {
+pub(super) fn named(field: &'static str, text: &str) -> Result<ProviderName, Problem> {
     text.parse().map_err(|error: proto::types::Invalid| (field, text.to_owned(), error.problem))
 }
 
@@ -304,14 +310,14 @@ fn claim_text(field: &'static str, text: String) -> Result<String, Problem> {
     }
 }
 
-fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Problem> {
+pub(super) fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Problem> {
     match count > most {
         true => Err((field, count.to_string(), format!("are too many: at most {most} are possible"))),
         false => Ok(()),
     }
 }
 
-fn unique<'a>(field: &'static str, texts: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
+pub(super) fn unique<'a>(field: &'static str, texts: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
     let mut known = BTreeSet::new();
     for text in texts {
         if !known.insert(text) {

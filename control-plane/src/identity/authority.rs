@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use proto::CONTROL_PLANE_NAME;
-use proto::types::{Fingerprint, HostName, SigningRequest};
+use proto::types::{Fingerprint, HostName, RunPass, RunStatement, SigningRequest};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
@@ -216,6 +216,13 @@ impl Authority {
         parameters.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
         let certificate = parameters.signed_by(&key, &self.issuer).map_err(BadSigningRequest)?;
         Ok(Issued { certificate: certificate.into(), serial })
+    }
+
+    /// Our word for the agent of a host, which checks it by the authority's certificate that it has, without asking anybody.
+    ///
+    /// The key that signs certificates signs it: what is signed begins with words that no certificate begins with.
+    pub fn sign_run_pass(&self, statement: RunStatement) -> Result<RunPass, AuthorityError> {
+        statement.sign(|signed| self.issuer.key().sign(signed)).map_err(failed("sign a run pass"))
     }
 
     /// A certificate of the control plane, good for the name by which hosts ask for it and for these, with its key.

@@ -1,4 +1,4 @@
-//! What a certificate says: which host, by which serial number, until when.
+//! What a certificate says: which host, by which serial number, or which workload; until when.
 //!
 //! Owns: reading certificates. Must not know: which of them still count.
 
@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use spiffe::SpiffeId;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -23,6 +24,12 @@ pub enum BadCertificate {
     /// It names something else.
     #[error("does not name one host as `spiffe://{0}/host/NAME`")]
     NoHost(String),
+    /// It names neither a host nor a workload.
+    #[error("does not name one workload by its SPIFFE ID")]
+    NoWorkload,
+    /// Who signs others is no workload.
+    #[error("may sign other certificates")]
+    Signs,
     /// Ours have 16 bytes.
     #[error("has a serial number that none of ours has")]
     Serial,
@@ -70,6 +77,24 @@ pub struct HostCertificate {
     pub not_after_unix_s: i64,
 }
 
+/// Which workload a connection is, by the X.509-SVID that it presented and that an authority of its trust domain has signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Svid {
+    /// Which workload.
+    pub id: SpiffeId,
+    /// After this second it counts no longer.
+    pub not_after_unix_s: i64,
+}
+
+/// Whose a certificate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presented {
+    /// A host's, which our authority has signed.
+    Host(HostCertificate),
+    /// A workload's, of another trust domain.
+    Workload(Svid),
+}
+
 /// The name of a trust domain, as a URI.
 pub(super) fn domain_uri(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}")
@@ -98,6 +123,30 @@ pub fn host(certificate: &CertificateDer<'_>, trust_domain: &str) -> Result<Host
         serial: Serial(serial),
         not_after_unix_s: parsed.validity().not_after.timestamp(),
     })
+}
+
+/// Whose a certificate is that was checked with the authorities of the trust domain that it names. `trust_domain`: ours.
+pub fn presented(certificate: &CertificateDer<'_>, trust_domain: &str) -> Result<Presented, BadCertificate> {
+    if named_domain(certificate).as_deref() == Some(trust_domain) {
+        return host(certificate, trust_domain).map(Presented::Host);
+    }
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| BadCertificate::Unreadable)?;
+    let uri = only_uri(&parsed).ok_or(BadCertificate::NoWorkload)?;
+    // As it is written: two ways to write one id would be two to the eye.
+    let id = SpiffeId::new(&uri).ok().filter(|id| id.to_string() == uri).ok_or(BadCertificate::NoWorkload)?;
+    // SPIFFE X.509-SVID, 4.3: a leaf signs nothing. That it is no authority, webpki has seen.
+    let usage = parsed.key_usage().map_err(|_| BadCertificate::Unreadable)?;
+    if usage.is_none_or(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()) {
+        return Err(BadCertificate::Signs);
+    }
+    Ok(Presented::Workload(Svid { id, not_after_unix_s: parsed.validity().not_after.timestamp() }))
+}
+
+/// The trust domain of the one SPIFFE ID that a certificate names, whoever has signed it; None: it names none.
+pub(super) fn named_domain(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let uri = only_uri(&parsed)?;
+    Some(uri.strip_prefix("spiffe://")?.split('/').next()?.to_owned())
 }
 
 /// The trust domain that an authority's certificate names, which must be of this public key.

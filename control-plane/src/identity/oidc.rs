@@ -7,11 +7,13 @@
 //! most, and for its keys at most once in ten seconds on average, whatever tokens come. Which algorithms are
 //! taken is decided by the operator and the key, never by the token.
 
+mod code;
 mod fetch;
 mod issuer;
 mod keys;
 mod limits;
 
+pub use code::{Begun, Client, CodeError, Codes};
 pub use fetch::FetchError;
 pub use issuer::{Issuer, TokenError};
 pub use keys::unproven_issuer;
@@ -44,6 +46,10 @@ pub struct Known {
     pub session_lifetime: Duration,
     /// Whose signature its tokens have.
     pub issuer: Issuer,
+    /// How browsers sign in with it.
+    pub codes: Codes,
+    /// What the tokens of browsers have to say: they are for the console's client.
+    pub expected_of_browsers: Expected,
 }
 
 impl Providers {
@@ -77,9 +83,14 @@ pub fn mark(token: &str) -> TokenHash {
 
 impl Known {
     fn new(configured: IdentityProvider) -> Result<Self, FetchError> {
-        let IdentityProvider { provider, expected, session_lifetime, algorithms, authority } = configured;
-        let issuer = provider.issuer.clone();
-        let issuer = Issuer::new(IssuerKeys { issuer, algorithms, source: KeySource::Discovery, authority })?;
-        Ok(Self { provider, expected, session_lifetime, issuer })
+        let IdentityProvider { provider, expected, session_lifetime, algorithms, authority, console } =
+            configured;
+        let name = provider.issuer.clone();
+        let keys = IssuerKeys { issuer: name.clone(), algorithms, source: KeySource::Discovery, authority };
+        let issuer = Issuer::new(keys)?;
+        let expected_of_browsers = Expected { client_id: console.id.clone(), ..expected.clone() };
+        let fetcher = issuer.fetcher().clone();
+        let codes = Codes::new(name, console, &provider.scopes, expected.max_auth_age, fetcher);
+        Ok(Self { provider, expected, session_lifetime, issuer, codes, expected_of_browsers })
     }
 }

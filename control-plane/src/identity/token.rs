@@ -22,6 +22,11 @@ impl Token {
         Self::random("pcs_")
     }
 
+    /// A new one for the session of a browser, which keeps it as a cookie: `pcb_…`.
+    pub fn for_browser() -> Self {
+        Self::random("pcb_")
+    }
+
     /// The prefix lets people, and scanners for leaked secrets, see what it is.
     fn random(prefix: &str) -> Self {
         let bytes: [u8; 32] = rand::random();

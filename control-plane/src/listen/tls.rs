@@ -4,7 +4,8 @@
 //!
 //! There are two certificates. Hosts ask for [`CONTROL_PLANE_NAME`] and get one that our authority has signed; it is made here, and
 //! made anew at half of its life. Everybody else gets the one from the files that an operator has named, if any, and else the
-//! same as hosts. TLS 1.3 only; nothing is resumed, so that each connection proves its certificate anew.
+//! same as hosts. TLS 1.3 only; nothing is resumed, so that each connection proves its certificate anew. The console has a pair of
+//! its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,14 +15,16 @@ use proto::CONTROL_PLANE_NAME;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 
 use crate::clock;
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, SpiffeTrustDomain};
 use crate::identity::authority::{Authority, AuthorityError, SERVER_LIFETIME, ServerName};
 use crate::identity::certificate;
+use crate::identity::svid::{BundleError, TrustDomains};
 
 /// How often the files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +43,9 @@ pub enum TlsError {
     /// Ours cannot be made.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A trust domain of workloads cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// The library could not do it.
     #[error("cannot set up TLS")]
     Setup(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -51,6 +57,7 @@ pub(crate) struct Certificates {
     authority: Arc<Authority>,
     names: Vec<ServerName>,
     files: Option<CertificateFiles>,
+    trust_domains: Arc<TrustDomains>,
     in_use: RwLock<InUse>,
 }
 
@@ -71,27 +78,48 @@ impl Certificates {
         authority: Arc<Authority>,
         names: Vec<ServerName>,
         files: Option<CertificateFiles>,
+        others: Vec<SpiffeTrustDomain>,
         now: SystemTime,
     ) -> Result<Self, TlsError> {
+        let setup = |error: Box<dyn std::error::Error + Send + Sync>| TlsError::Setup(error);
+        let roots =
+            certificate::roots([authority.certificate().clone()]).map_err(|error| setup(error.into()))?;
+        let hosts = certificate::client_verifier(roots).map_err(|error| setup(error.into()))?;
+        let trust_domains = Arc::new(TrustDomains::new(authority.trust_domain(), hosts, others)?);
         let own = own(&authority, &names, now)?;
         let given =
             files.as_ref().map(|files| Ok::<_, TlsError>((read(files)?, stamp(files)))).transpose()?;
         let in_use = RwLock::new(InUse { own, own_since: now, given });
-        Ok(Self { authority, names, files, in_use })
+        Ok(Self { authority, names, files, trust_domains, in_use })
     }
 
     /// What each connection is served by.
     pub(crate) fn server_config(self: &Arc<Self>) -> Result<ServerConfig, TlsError> {
         let setup = |error: Box<dyn std::error::Error + Send + Sync>| TlsError::Setup(error);
-        let roots = certificate::roots([self.authority.certificate().clone()])
-            .map_err(|error| setup(error.into()))?;
-        let clients = certificate::client_verifier(roots).map_err(|error| setup(error.into()))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| setup(error.into()))?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::clone(&self.trust_domains) as Arc<dyn ClientCertVerifier>)
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    /// Whose certificates count besides hosts'.
+    pub(crate) fn trust_domains(&self) -> Arc<TrustDomains> {
+        Arc::clone(&self.trust_domains)
+    }
+
+    /// The same for browsers: also TLS 1.2, which proxies of companies still speak, and HTTP/1.1. Nobody shows a certificate.
+    pub(crate) fn config_for_browsers(self: &Arc<Self>) -> Result<ServerConfig, TlsError> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .map_err(|error| TlsError::Setup(error.into()))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
@@ -112,6 +140,9 @@ impl Certificates {
                     error = &error as &dyn std::error::Error,
                     "the certificate in use stays as it is"
                 );
+            }
+            if let Err(error) = self.trust_domains.refresh() {
+                tracing::error!(error = &error as &dyn std::error::Error, "the bundle in use stays as it is");
             }
         }
     }
@@ -224,7 +255,7 @@ mod tests {
         };
         give(&files, "portcullis.example", 0);
         let certificates =
-            Certificates::new(authority, Vec::new(), Some(files.clone()), at(0)).expect("made");
+            Certificates::new(authority, Vec::new(), Some(files.clone()), Vec::new(), at(0)).expect("made");
         let served = |name| certificates.for_name(name).cert.clone();
         let (own, given) = (served(Some(CONTROL_PLANE_NAME)), served(Some("portcullis.example")));
         assert_ne!(own, given);

@@ -58,7 +58,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn allow(&self, caller: &Caller, peer: &Peer) -> bool {
+    pub(crate) fn allow(&self, caller: &Caller, peer: &Peer) -> bool {
         let (limiter, key) = match caller {
             Caller::Subject { id, .. } => (&self.subjects, id.to_string()),
             Caller::Host(name) => (&self.hosts, name.to_string()),
@@ -135,7 +135,7 @@ impl Gate {
             self.put_on_record(Key { caller: None, reason: "unknown_method", what: "a call" }, "").await;
             return Err(Status::unimplemented("this control plane has no such method"));
         };
-        let credential = match Credential::of(headers, peer.certificate.as_ref()) {
+        let credential = match Credential::of(headers, peer.host()) {
             Ok(credential) => credential,
             Err(error) => return Err(self.unknown(method, peer, &error).await),
         };

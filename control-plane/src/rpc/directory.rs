@@ -159,6 +159,20 @@ impl DirectoryService for Directory {
         }
     }
 
+    async fn unbind_subject(
+        &self,
+        request: Request<wire::UnbindSubjectRequest>,
+    ) -> Result<Response<wire::UnbindSubjectResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::UnbindSubjectRequest { subject, comment } = request.into_inner();
+        let subject: SubjectId = subject.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.unbind(&subject, &caller.actor()?, &comment, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::UnbindSubjectResponse {})),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
     async fn add_host(
         &self,
         request: Request<wire::AddHostRequest>,

@@ -314,6 +314,7 @@ impl Session {
             tracing::warn!(host = %self.host, generation = applied.generation, "an agent applied what was not sent");
             return Ok(());
         };
+        let applied = self.told.completed(applied);
         self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?;
         self.told.note_applied(applied);
         Ok(())

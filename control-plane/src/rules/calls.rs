@@ -62,9 +62,9 @@ pub enum Reach {
 /// Declares the methods and, in the same row, who may call each.
 macro_rules! calls {
     ($($method:ident = $name:literal: $nobody:ident $member:ident $approver:ident $auditor:ident $administrator:ident $host:ident;)*) => {
-        /// A method of one of the services.
+        /// A method of one of the services, or a route of the console.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "the .proto files say it")]
+        #[allow(missing_docs, reason = "the .proto files say it, and `console` does")]
         pub enum Method {
             $($method,)*
         }
@@ -73,7 +73,7 @@ macro_rules! calls {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$method,)*];
 
-            /// `SERVICE.METHOD`.
+            /// `SERVICE.METHOD`; of a route `VERB PATTERN`.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$method => $name,)*
@@ -85,6 +85,12 @@ macro_rules! calls {
                 let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
                 let service = service.rsplit('.').next()?;
                 let named = |known: &&Self| known.as_str().split_once('.') == Some((service, method));
+                Self::ALL.iter().find(named).copied()
+            }
+
+            /// By verb and pattern, as `GET` and `/sign-in/{provider}`.
+            pub fn by_route(verb: &str, pattern: &str) -> Option<Self> {
+                let named = |known: &&Self| known.as_str().split_once(' ') == Some((verb, pattern));
                 Self::ALL.iter().find(named).copied()
             }
 
@@ -117,6 +123,7 @@ calls! {
     AddSubject = "DirectoryService.AddSubject":         No     No     No       No      All           No;
     ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
     IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
+    UnbindSubject = "DirectoryService.UnbindSubject":   No     No     No       No      All           No;
     AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
     IssueJoinToken = "DirectoryService.IssueJoinToken": No     No     No       No      All           No;
     RevokeHost = "DirectoryService.RevokeHost":         No     No     No       No      All           No;
@@ -136,11 +143,21 @@ calls! {
     ListProviders = "IdentityService.ListProviders":    All    All    All      All     All           No;
     SignIn = "IdentityService.SignIn":                  All    All    All      All     All           No;
     SignInWorkload = "IdentityService.SignInWorkload":  All    All    All      All     All           No;
+    SignInWithCertificate = "IdentityService.SignInWithCertificate": All All All All    All           No;
     SignOut = "IdentityService.SignOut":                No     Own    Own      Own     Own           No;
     WhoAmI = "IdentityService.WhoAmI":                  No     Own    Own      Own     Own           No;
+    IssueRunPass = "IdentityService.IssueRunPass":      No     Own    Own      Own     Own           No;
+    // The console's routes; its visitors have a session of a browser, or none.
+    Home = "GET /":                                     All    Own    Own      Own     Own           No;
+    ShowRequest = "GET /requests/{id}":                 No     Own    All      All     All           No;
+    ChooseProvider = "GET /sign-in":                    All    All    All      All     All           No;
+    BeginSignIn = "GET /sign-in/{provider}":            All    All    All      All     All           No;
+    FinishSignIn = "GET /sign-in/{provider}/callback":  All    All    All      All     All           No;
+    EndSession = "POST /sign-out":                      No     Own    Own      Own     Own           No;
+    SignedOut = "GET /signed-out":                      All    All    All      All     All           No;
 }
 
-/// What the table lacks of these methods (`SERVICE.METHOD`), and what it has besides. Both empty: it is whole.
+/// What the table lacks of these methods and routes, and what it has besides. Both empty: it is whole.
 pub fn compare(methods: &[String]) -> (Vec<String>, Vec<&'static str>) {
     let known = |method: &&String| !Method::ALL.iter().any(|known| known.as_str() == method.as_str());
     let lacking = methods.iter().filter(known).cloned().collect();
@@ -165,12 +182,12 @@ mod tests {
 
     #[test]
     fn who_may_call_what() {
-        let mut table = format!("{:32}", "");
+        let mut table = format!("{:34}", "");
         for (name, _) in callers() {
             table += &format!("{name:14}");
         }
         for method in Method::ALL {
-            table += &format!("\n{:32}", method.as_str());
+            table += &format!("\n{:34}", method.as_str());
             for (_, caller) in callers() {
                 table += &format!("{:14}", format!("{:?}", method.reach(&caller)).to_lowercase());
             }
@@ -181,7 +198,8 @@ mod tests {
 
     #[test]
     fn the_table_is_whole() {
-        assert_eq!(compare(&proto::methods()), (Vec::new(), Vec::new()));
+        let all = [proto::methods(), crate::console::names()].concat();
+        assert_eq!(compare(&all), (Vec::new(), Vec::new()));
         let methods = ["AccessService.Bypass".to_owned()];
         let (lacking, besides) = compare(&methods);
         assert_eq!(lacking, methods);
@@ -195,6 +213,10 @@ mod tests {
             ["", "/", "/Tail", "/portcullis.audit.v1.AuditService/", "/portcullis.audit.v1.AuditService/Head"]
         {
             assert_eq!(Method::by_path(path), None, "{path}");
+        }
+        assert_eq!(Method::by_route("GET", "/sign-in"), Some(Method::ChooseProvider));
+        for (verb, pattern) in [("POST", "/sign-in"), ("GET", ""), ("", ""), ("GET", "/sign-in/corp")] {
+            assert_eq!(Method::by_route(verb, pattern), None, "{verb} {pattern}");
         }
     }
 }

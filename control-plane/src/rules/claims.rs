@@ -52,6 +52,8 @@ pub struct Proven {
     pub account: String,
     /// The highest role of their groups; None: no group of theirs has one.
     pub role: Option<SubjectRole>,
+    /// The groups of theirs that have a role, as the operator named them; none has a line feed.
+    pub groups: Vec<String>,
     /// When they proved who they are; None: the provider did not say.
     pub proven: Option<Timestamp>,
     /// How they did (`amr`), in the provider's words.
@@ -151,11 +153,15 @@ pub fn check(
     let proven = check_authentication(claims, expected, now)?;
     let account = account(claims)?;
     let subject = subject(claims, expected)?;
-    let role = groups(claims, expected)?.into_iter().filter_map(|group| expected.roles.get(group)).max();
+    let known: BTreeMap<&String, &SubjectRole> = groups(claims, expected)?
+        .into_iter()
+        .filter_map(|group| expected.roles.get_key_value(group))
+        .collect();
     Ok(Proven {
         subject,
         account: account.to_owned(),
-        role: role.copied(),
+        role: known.values().copied().max().copied(),
+        groups: known.into_keys().cloned().collect(),
         proven,
         methods: methods(claims)?,
         usable_until,
@@ -405,6 +411,7 @@ mod tests {
         let proven = taken(json!({}));
         assert_eq!(proven.subject.as_str(), "user:alice@example.com");
         assert_eq!((proven.account.as_str(), proven.role), ("00u1", Some(SubjectRole::Approver)));
+        assert_eq!(proven.groups, ["approvers"], "those that have a role");
         assert_eq!(proven.methods, ["pwd", "otp"]);
         assert_eq!(proven.proven.map(Timestamp::unix_ms), Some((NOW_S - 10) * 1000));
         assert_eq!(proven.usable_until.unix_ms(), (NOW_S + 360) * 1000);

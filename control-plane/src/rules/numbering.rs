@@ -57,8 +57,12 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AuditGap
         | EventKind::GrantReceipt
         | EventKind::HostDrift
-        | EventKind::GateTampering => true,
-        EventKind::RequestCreated
+        | EventKind::GateTampering
+        | EventKind::RunStarted
+        | EventKind::RunEnded
+        | EventKind::RunRefused => true,
+        EventKind::RunPassIssued
+        | EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied
         | EventKind::GrantIssued
@@ -81,6 +85,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AgentStateChanged
         | EventKind::SubjectSignedIn
         | EventKind::SubjectSignedOut
+        | EventKind::SubjectBound
+        | EventKind::SubjectUnbound
         | EventKind::SignInRefused
         | EventKind::CallRefused => false,
     }

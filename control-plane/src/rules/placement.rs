@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use proto::types::{
     Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, GrantState, HostName, LiveGrant, Refused,
-    RefusedItem, Resource, ResourceNumber, Subject, SubjectNumber, Timestamp,
+    RefusedItem, Resource, ResourceNumber, RunId, Subject, SubjectNumber, Timestamp,
 };
 
 use super::grant::{Answer, Holding, Life};
 
 /// How many sent sets a session remembers. Beyond it the oldest is forgotten, and the answer to it means nothing: the
 /// answers to later sets say it all again.
-const SENT_MAX: usize = 1024;
+pub(super) const SENT_MAX: usize = 1024;
 
 /// How near to the end of a grant a digest is not judged.
 const DIGEST_LEEWAY: Duration = Duration::from_secs(5);
@@ -53,6 +53,8 @@ pub struct Wanted {
     pub idle: Option<Duration>,
     /// The host ends it when this cgroup is empty or gone.
     pub while_running: Option<CgroupPath>,
+    /// It is for this run; None: for all of the subject's processes.
+    pub run: Option<RunId>,
 }
 
 /// All that one host should enforce, without what depends on the moment of sending.
@@ -79,6 +81,7 @@ impl Wanted {
             remaining,
             idle: self.idle,
             while_running: self.while_running.clone(),
+            run: self.run,
         })
     }
 }
@@ -316,6 +319,7 @@ mod tests {
             expires: now().plus(left),
             idle: Some(Duration::from_secs(60)),
             while_running: None,
+            run: None,
         }
     }
 

@@ -33,7 +33,7 @@ impl Policy {
 
 /// Whether a request may be for so many hosts.
 pub fn place(new: &NewRequest, hosts: usize) -> Result<(), Refusal> {
-    match new.while_running.is_some() && hosts != 1 {
+    match (new.while_running.is_some() || new.run.is_some()) && hosts != 1 {
         true => Err(Refusal::OneHostOnly(hosts)),
         false => Ok(()),
     }
@@ -54,6 +54,7 @@ mod tests {
             reason: "why not".parse().expect("valid"),
             idle: None,
             while_running: None,
+            run: None,
         };
         let judged = policy.judge(&new, &"user:alice".parse().expect("valid"), reach);
         let judged = judged.map(|subject| subject.to_string()).map_err(|refusal| refusal.to_string());

@@ -45,7 +45,7 @@ pub enum Refusal {
     ResourceRemoved { resource: ResourceName, request: RequestId },
     #[error("no host is known")]
     NoHost,
-    #[error("while_running: a cgroup is on one host, and the request is for {0}")]
+    #[error("a cgroup or a run is on one host, and the request is for {0}")]
     OneHostOnly(usize),
     #[error("duration: {} is above the maximum of {}", humantime::format_duration(*asked), humantime::format_duration(*maximum))]
     TooLong { asked: Duration, maximum: Duration },
@@ -63,6 +63,15 @@ pub enum Refusal {
     UnknownProvider(ProviderName),
     #[error("`{0}` is not let in: no group of theirs has a role, and they are not in the directory")]
     NotLetIn(SubjectId),
+    #[error(
+        "`{subject}` belongs to another account{}",
+        if *same_issuer { " of this identity provider" } else { ", at another identity provider" }
+    )]
+    OtherAccount { subject: SubjectId, same_issuer: bool },
+    #[error("this account belongs to `{owner}`, and cannot also be `{subject}`")]
+    OtherName { subject: SubjectId, owner: SubjectId },
+    #[error("`{0}` belongs to no account: nobody has signed in under this name yet")]
+    NotBound(SubjectId),
     #[error("the ID token was used before")]
     IdTokenUsed,
     #[error("the token was used {0} times before, which is all that it is good for")]
@@ -132,12 +141,15 @@ impl Refusal {
             | Self::NoHost
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. }
+            | Self::NotBound(_)
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
             Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
             | Self::NotLetIn(_)
+            | Self::OtherAccount { .. }
+            | Self::OtherName { .. }
             | Self::NotOfCluster { .. }
             | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
             Self::TooManySignIns => ErrorKind::ResourceExhausted,
@@ -184,6 +196,13 @@ impl Refusal {
             Self::NotLetIn(_) => {
                 "ask an administrator to add the subject, or the identity provider's to add you to a group that has a role"
             }
+            Self::OtherAccount { .. } => {
+                "if the name is yours now, ask an administrator, who lets the next account have it with `portcullis subject unbind SUBJECT`"
+            }
+            Self::OtherName { .. } => {
+                "if your name was changed, ask an administrator, who frees the account with `portcullis subject unbind SUBJECT` for the former one"
+            }
+            Self::NotBound(_) => "the next account that signs in under it has it",
             Self::IdTokenUsed => "run `portcullis login` again",
             Self::TokenUsedUp(_) => {
                 "get another one where this runs; a job that makes many calls signs in once, with `portcullis login`"

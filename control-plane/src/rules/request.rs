@@ -85,6 +85,7 @@ mod tests {
             grant: None,
             idle: None,
             while_running: None,
+            run: None,
         }
     }
 

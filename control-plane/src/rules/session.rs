@@ -4,13 +4,15 @@
 //! Owns: what both sides know of each other within one session. Must not know: streams, time limits, storage.
 //!
 //! Invariant: a change is only ever made of what was sent before in the same session; the first thing that is sent is a whole
-//! set.
+//! set; a grant of one run is never sent to a host that does not tell runs apart: it counts as refused there.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use proto::types::{Applied, Delta, Digest, EndedGrant, GrantId, GrantSet, Refused, Timestamp};
+use proto::types::{
+    Applied, Delta, Digest, EndedGrant, GrantId, GrantSet, PROTOCOL_OF_RUNS, Refused, RefusedItem, Timestamp,
+};
 
-use super::placement::{Plan, Sent};
+use super::placement::{Plan, SENT_MAX, Sent, Wanted};
 
 /// What goes out to a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +43,8 @@ pub enum Judgement {
 /// One session's knowledge.
 #[derive(Debug)]
 pub struct Told {
-    /// The host understands changes, and speaks of digests.
-    deltas: bool,
+    /// The version of the protocol that is spoken.
+    protocol: u32,
     sent: Sent,
     /// What was sent last, for the next delta and to compare digests with.
     last: Option<Plan>,
@@ -50,6 +52,8 @@ pub struct Told {
     applied: (u64, Vec<Refused>),
     /// What the host has ended by itself of what was sent last.
     ended: HashSet<GrantId>,
+    /// What was kept from the host of each plan that was sent, by generation.
+    withheld: BTreeMap<u64, Vec<GrantId>>,
     /// How many digests in a row were wrong.
     wrong_digests: u32,
 }
@@ -58,18 +62,21 @@ impl Told {
     /// Nothing yet, in a session of this version of the protocol.
     pub fn new(protocol: u32) -> Self {
         Self {
-            deltas: protocol >= 2,
+            protocol,
             sent: Sent::default(),
             last: None,
             applied: (0, Vec::new()),
             ended: HashSet::new(),
+            withheld: BTreeMap::new(),
             wrong_digests: 0,
         }
     }
 
     /// What is to go out at `now`, now that this is what the host should enforce. None: it has been told.
-    pub fn tell(&mut self, plan: Plan, now: Timestamp) -> Option<News> {
-        let before = self.last.as_ref().filter(|_| self.deltas);
+    pub fn tell(&mut self, mut plan: Plan, now: Timestamp) -> Option<News> {
+        self.withhold(&mut plan);
+        // From the second version on the host understands changes, and speaks of digests.
+        let before = self.last.as_ref().filter(|_| self.protocol >= 2);
         if before.is_some_and(|before| before.generation == plan.generation) {
             return None;
         }
@@ -85,6 +92,38 @@ impl Told {
         self.ended.retain(|id| plan.grants.iter().any(|wanted| wanted.id == *id));
         self.last = Some(plan);
         Some(news)
+    }
+
+    /// Takes out of the plan what the host would take for something else.
+    fn withhold(&mut self, plan: &mut Plan) {
+        if self.protocol >= PROTOCOL_OF_RUNS {
+            return;
+        }
+        let (of_runs, sent): (Vec<Wanted>, Vec<Wanted>) =
+            std::mem::take(&mut plan.grants).into_iter().partition(|wanted| wanted.run.is_some());
+        plan.grants = sent;
+        if !of_runs.is_empty() {
+            self.withheld.insert(plan.generation, of_runs.iter().map(|wanted| wanted.id).collect());
+        }
+        // What was sent so long ago has no answer any more.
+        while self.withheld.len() > SENT_MAX {
+            self.withheld.pop_first();
+        }
+    }
+
+    /// What the host has said of the set that it applied, and what it would say if it knew of what was kept from it.
+    pub fn completed(&mut self, mut applied: Applied) -> Applied {
+        self.withheld = self.withheld.split_off(&applied.generation);
+        let withheld = self.withheld.get(&applied.generation).into_iter().flatten();
+        applied.refused.extend(withheld.map(|id| Refused {
+            item: RefusedItem::Grant(*id),
+            error: format!(
+                "the host's agent speaks version {} of the protocol and cannot tell a run from the subject's other processes: \
+                 upgrade it",
+                self.protocol
+            ),
+        }));
+        applied
     }
 
     /// The next thing that goes out is a whole set.
@@ -174,6 +213,45 @@ mod tests {
     fn a_whole_set_first_and_then_changes() {
         check(2, [Some((3, None)), None, Some((5, Some(3))), Some((6, None))]);
         check(1, [Some((3, None)), Some((3, None)), Some((5, None)), Some((6, None))]);
+    }
+
+    #[test]
+    fn a_grant_of_one_run_is_never_sent_as_one_of_all_processes() {
+        let grant = |run| Wanted {
+            id: GrantId::new(),
+            subject: 1.try_into().expect("not 0"),
+            resource: 1.try_into().expect("not 0"),
+            expires: now().plus(std::time::Duration::from_secs(60)),
+            idle: None,
+            while_running: None,
+            run,
+        };
+        let (of_all, of_run) = (grant(None), grant(Some(proto::types::RunId::new())));
+        let with = |generation| Plan { grants: vec![of_all.clone(), of_run.clone()], ..plan(generation) };
+        let applied = |generation| Applied { generation, refused: Vec::new() };
+        for protocol in 1..=3 {
+            let mut told = Told::new(protocol);
+            let generations = [3, 5];
+            for generation in generations {
+                let sent: Vec<GrantId> = match told.tell(with(generation), now()) {
+                    Some(News::Set(set)) => set.grants.iter().map(|grant| grant.id).collect(),
+                    Some(News::Delta(delta)) => delta.put_grants.iter().map(|grant| grant.id).collect(),
+                    None => panic!("there is news"),
+                };
+                assert_eq!(
+                    sent.contains(&of_run.id),
+                    protocol >= 3 && generation == 3,
+                    "{protocol} {generation}"
+                );
+            }
+            // Whichever the answer is about, it is refused there.
+            for generation in generations {
+                let refused = told.completed(applied(generation)).refused;
+                let refused: Vec<RefusedItem> = refused.into_iter().map(|refused| refused.item).collect();
+                let expected = if protocol < 3 { vec![RefusedItem::Grant(of_run.id)] } else { Vec::new() };
+                assert_eq!(refused, expected, "{protocol}");
+            }
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use proto::status::ErrorKind;
 use proto::types::{HostName, Invalid, SubjectId, Timestamp};
 use serde_json::{Map, Value};
+use spiffe::SpiffeId;
 
 use super::claims::{ClaimsError, account, check_issuer, check_times, malformed, shown, texts};
 
@@ -145,6 +146,10 @@ pub enum WorkloadError {
     SeveralAudiences(String),
     #[error("no subject is bound to the claims of the token: {0}")]
     NotBound(String),
+    #[error("no subject is bound to `{0}`")]
+    IdNotBound(SpiffeId),
+    #[error("the connection has shown no certificate of a workload")]
+    NoCertificate,
     #[error("the claims of the token are bound to more than one subject")]
     Ambiguous,
     #[error("the token is of `{found}`, not of service account `{expected}`")]
@@ -163,7 +168,8 @@ impl WorkloadError {
         match self {
             Self::Claims(error) => error.reason(),
             Self::SeveralAudiences(_) => "wrong_audience",
-            Self::NotBound(_) => "not_bound",
+            Self::NotBound(_) | Self::IdNotBound(_) => "not_bound",
+            Self::NoCertificate => "no_certificate",
             Self::Ambiguous => "ambiguous",
             Self::OtherServiceAccount { .. } => "other_service_account",
             Self::NoNode => "no_node",
@@ -175,8 +181,11 @@ impl WorkloadError {
     /// What sort of error it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Claims(_) | Self::SeveralAudiences(_) | Self::NoNode => ErrorKind::Unauthenticated,
+            Self::Claims(_) | Self::SeveralAudiences(_) | Self::NoNode | Self::NoCertificate => {
+                ErrorKind::Unauthenticated
+            }
             Self::NotBound(_)
+            | Self::IdNotBound(_)
             | Self::Ambiguous
             | Self::OtherServiceAccount { .. }
             | Self::OtherNode { .. }
@@ -199,6 +208,12 @@ impl WorkloadError {
             Self::Claims(_) => "",
             Self::NotBound(_) => {
                 "an operator compares the token's claims with `[[workload_issuer.subject]]` in the control plane's configuration"
+            }
+            Self::IdNotBound(_) => {
+                "an operator binds it with `[[spiffe_trust_domain.subject]]` in the control plane's configuration"
+            }
+            Self::NoCertificate => {
+                "call the control plane at an address, with the X.509-SVID of a trust domain that its configuration names"
             }
             Self::Ambiguous => {
                 "an operator makes the entries of `[[workload_issuer.subject]]` exclude each other"
@@ -227,6 +242,21 @@ pub fn check(
     let account = account(claims)?.to_owned();
     let subject = bound(claims, &expected.bindings)?.clone();
     Ok(Proven { subject, account, usable_until })
+}
+
+/// Which subject a workload is whose certificate names this id, and was checked. `now` tells that it still counts.
+pub fn check_id(
+    id: &SpiffeId,
+    not_after: Timestamp,
+    subjects: &BTreeMap<SpiffeId, SubjectId>,
+    now: Timestamp,
+) -> Result<Proven, WorkloadError> {
+    if not_after <= now {
+        // A connection outlives the certificate that it was opened with.
+        return Err(ClaimsError::Expired.into());
+    }
+    let subject = subjects.get(id).ok_or_else(|| WorkloadError::IdNotBound(id.clone()))?;
+    Ok(Proven { subject: subject.clone(), account: id.to_string(), usable_until: not_after })
 }
 
 /// Checks the claims of the token of an agent's pod whose signature is right, and that it is of the host that asks.

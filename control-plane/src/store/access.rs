@@ -33,8 +33,9 @@ impl Store {
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
         sqlx::query(
             "INSERT INTO requests
-                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, reason, created_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)",
+                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, reason,
+                  created_ms)
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(id.to_string())
         .bind(resource)
@@ -43,6 +44,7 @@ impl Store {
         .bind(decode::sql(new.duration.as_secs()))
         .bind(new.idle.map(|idle| decode::sql(idle.as_secs())))
         .bind(new.while_running.as_ref().map(CgroupPath::as_str))
+        .bind(new.run.map(|id| id.to_string()))
         .bind(new.reason.as_str())
         .bind(now.unix_ms())
         .execute(tx.sql())
@@ -194,7 +196,8 @@ impl Tx {
 fn limits(grant: &Grant) -> String {
     let idle = grant.idle.map(|idle| format!("idle limit {}", humantime::format_duration(idle)));
     let task = grant.while_running.as_ref().map(|path| format!("while cgroup {path} runs"));
-    idle.into_iter().chain(task).collect::<Vec<_>>().join("; ")
+    let run = grant.run.map(|id| format!("for run {id} only"));
+    idle.into_iter().chain(task).chain(run).collect::<Vec<_>>().join("; ")
 }
 
 /// A grant for what is not protected any more would mean nothing, and be held by nobody.

@@ -65,8 +65,15 @@ impl Store {
         comment: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let is_sign_in =
-            [Method::SignIn, Method::SignInWorkload].iter().any(|method| refused.what == method.as_str());
+        let is_sign_in = [
+            Method::SignIn,
+            Method::SignInWorkload,
+            Method::SignInWithCertificate,
+            Method::BeginSignIn,
+            Method::FinishSignIn,
+        ]
+        .iter()
+        .any(|method| refused.what == method.as_str());
         let kind = match is_sign_in {
             true => EventKind::SignInRefused,
             false => EventKind::CallRefused,

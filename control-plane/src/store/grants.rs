@@ -52,7 +52,7 @@ pub(super) async fn kept(sql: &mut SqliteConnection, id: GrantId) -> Result<Kept
 pub(super) const GRANTS: &str = "
     SELECT grants.id, grants.state, grants.end_reason, grants.request, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, grants.issued_ms, grants.expires_ms, grants.ended_ms,
-        requests.idle_s, requests.while_running
+        requests.idle_s, requests.while_running, requests.run
     FROM grants
     JOIN requests ON requests.id = grants.request
     JOIN resources ON resources.number = requests.resource
@@ -73,6 +73,7 @@ struct GrantRow {
     ended_ms: Option<i64>,
     idle_s: Option<i64>,
     while_running: Option<String>,
+    run: Option<String>,
 }
 
 /// The grants that a query made from [`GRANTS`] finds.
@@ -125,6 +126,7 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
         ended: row.ended_ms.map(|ended| decode::time("ended", ended)).transpose()?,
         idle: decode::seconds("idle", row.idle_s)?,
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
+        run: row.run.map(|id| decode::text("run", &id)).transpose()?,
     };
     let requester = decode::text("requester", &row.requester)?;
     Ok(Kept { grant, life: Life::kept(state, Body { expires, hosts }), requester })

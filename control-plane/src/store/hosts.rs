@@ -55,6 +55,7 @@ struct WantedRow {
     expires_ms: i64,
     idle_s: Option<i64>,
     while_running: Option<String>,
+    run: Option<String>,
 }
 
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
@@ -93,7 +94,7 @@ impl Store {
                 .map_err(StoreError::sql("read a host's generation"))?;
         let rows: Vec<WantedRow> = sqlx::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
-                 requests.while_running
+                 requests.while_running, requests.run
              FROM grant_hosts
              JOIN hosts ON hosts.number = grant_hosts.host
              JOIN grants ON grants.id = grant_hosts.grant_id
@@ -116,6 +117,7 @@ impl Store {
                     .while_running
                     .map(|path| decode::text("while_running", &path))
                     .transpose()?,
+                run: row.run.map(|id| decode::text("run", &id)).transpose()?,
             })
         };
         let Directory { resources, subjects, .. } = self.directory(&mut sql, revision).await?;

@@ -28,6 +28,15 @@ const WORKLOAD_TOKEN_USES_MAX: u32 = 100;
 /// Whatever an administrator made of the subject in the directory: what a job's token is enough for is to ask, use and release.
 const WORKLOAD_ROLE: SubjectRole = SubjectRole::Member;
 
+/// Who holds the secret of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldBy {
+    /// A tool, which shows it as a bearer token.
+    Tool,
+    /// A browser, which keeps it as a cookie of the console's.
+    Browser,
+}
+
 /// What is asked of the record when somebody has proven who they are.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
@@ -43,6 +52,8 @@ pub struct Entry<'a> {
     pub id_token: TokenHash,
     /// Of the new session's token.
     pub token: TokenHash,
+    /// Who gets it.
+    pub held_by: HeldBy,
     /// Of the session that the new one takes the place of.
     pub replaces: Option<TokenHash>,
 }
@@ -56,8 +67,8 @@ pub struct WorkloadEntry<'a> {
     pub issuer: &'a ProviderName,
     /// How long the session lasts.
     pub lifetime: Duration,
-    /// By what the workload's token is known.
-    pub used: TokenHash,
+    /// By what the workload's token is known; None: it has shown a certificate, which only its owner can.
+    pub used: Option<TokenHash>,
     /// Of the new session's token.
     pub token: TokenHash,
 }
@@ -71,7 +82,9 @@ struct NewSession<'a> {
     account: &'a str,
     proven: Option<Timestamp>,
     methods: &'a [String],
+    groups: &'a [String],
     token: &'a TokenHash,
+    held_by: HeldBy,
     began: Timestamp,
     expires: Timestamp,
 }
@@ -93,12 +106,16 @@ impl Store {
             Some(known) if known.by_provider && known.role != role => tx.note_role(subject, role).await?,
             Some(_) => {}
         }
+        tx.bind(entry, &acting, now).await?;
         let replaced = match &entry.replaces {
             Some(replaced) => tx.end_session_of(subject, replaced).await?,
             None => false,
         };
+        if let (HeldBy::Browser, Some(before)) = (entry.held_by, &entry.replaces) {
+            tx.end_session_of_another(before, now).await?;
+        }
         let expires = now.plus(entry.lifetime);
-        let Proven { account, proven, methods, .. } = entry.proven;
+        let Proven { account, proven, methods, groups, .. } = entry.proven;
         let session = NewSession {
             subject,
             role,
@@ -107,7 +124,9 @@ impl Store {
             account,
             proven: *proven,
             methods,
+            groups,
             token: &entry.token,
+            held_by: entry.held_by,
             began: now,
             expires,
         };
@@ -115,7 +134,9 @@ impl Store {
         tx.record(EventKind::SubjectSignedIn, now, |event| {
             caused_by(event, &acting.into());
             event.subject = subject.to_string();
-            event.reason = if replaced { "renewed" } else { "signed_in" }.to_owned();
+            // A browser does nothing without the person.
+            let is_renewed = replaced && entry.held_by == HeldBy::Tool;
+            event.reason = if is_renewed { "renewed" } else { "signed_in" }.to_owned();
             event.expires = Some(expires);
             event.comment = told(entry, role);
         })
@@ -133,7 +154,13 @@ impl Store {
         let mut tx = self.write().await?;
         forget_what_is_over(tx.sql(), now).await?;
         let workload::Proven { subject, account, usable_until } = entry.proven;
-        let times = tx.use_up(&entry.used, *usable_until, WORKLOAD_TOKEN_USES_MAX).await?;
+        let shown = match &entry.used {
+            Some(token) => {
+                let times = tx.use_up(token, *usable_until, WORKLOAD_TOKEN_USES_MAX).await?;
+                format!("use {times} of the token")
+            }
+            None => "by certificate".to_owned(),
+        };
         let acting = Acting { id: subject.clone(), credential: Credential::Workload };
         if in_directory(tx.sql(), subject).await?.is_none() {
             tx.enter(entry.issuer, WORKLOAD_ROLE, &acting, now).await?;
@@ -147,7 +174,9 @@ impl Store {
             account,
             proven: None,
             methods: &[],
+            groups: &[],
             token: &entry.token,
+            held_by: HeldBy::Tool,
             began: now,
             expires,
         };
@@ -158,8 +187,7 @@ impl Store {
             event.reason = "workload".to_owned();
             event.expires = Some(expires);
             let account: String = account.chars().flat_map(char::escape_debug).collect();
-            event.comment =
-                format!("issuer `{}`, account `{account}`, use {times} of the token", entry.issuer);
+            event.comment = format!("issuer `{}`, account `{account}`, {shown}", entry.issuer);
         })
         .await?;
         tx.commit().await?;
@@ -268,6 +296,9 @@ fn told(entry: &Entry<'_>, role: SubjectRole) -> String {
     if !methods.is_empty() {
         text += &format!(", by {}", methods.join(" "));
     }
+    if entry.held_by == HeldBy::Browser {
+        text += ", at the console";
+    }
     text
 }
 
@@ -335,6 +366,27 @@ impl Tx {
         Ok(ended.rows_affected() > 0)
     }
 
+    /// Ends the session that a browser had until somebody else signed in with it.
+    async fn end_session_of_another(&mut self, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
+        let before: Option<(String, String)> = sqlx::query_as(
+            "DELETE FROM sign_ins WHERE hash = ? AND used_ms IS NOT NULL
+             RETURNING (SELECT id FROM subjects WHERE number = subject), credential",
+        )
+        .bind(token.as_bytes().as_slice())
+        .fetch_optional(self.sql())
+        .await
+        .map_err(StoreError::sql("end a browser's session"))?;
+        let Some((id, by)) = before else { return Ok(()) };
+        let id: SubjectId = decode::text("subject", &id)?;
+        let acting = Acting { id: id.clone(), credential: sign_in_by(&by)?.credential() };
+        self.record(EventKind::SubjectSignedOut, now, |event| {
+            caused_by(event, &acting.into());
+            event.subject = id.to_string();
+            event.comment = "somebody else signed in with the same browser".to_owned();
+        })
+        .await
+    }
+
     async fn begin(&mut self, session: &NewSession<'_>) -> Result<(), StoreError> {
         let sessions_max = match session.by {
             SignInBy::Person => SESSIONS_MAX,
@@ -353,8 +405,9 @@ impl Tx {
         .map_err(StoreError::sql("end the oldest sessions"))?;
         sqlx::query(
             "INSERT INTO sign_ins
-                 (hash, subject, role, credential, provider, account, proven_ms, methods, began_ms, expires_ms)
-             SELECT ?, number, ?, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
+                 (hash, subject, role, credential, provider, account, proven_ms, methods, role_groups, began_ms,
+                 expires_ms, used_ms)
+             SELECT ?, number, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
         )
         .bind(session.token.as_bytes().as_slice())
         .bind(session.role.as_str())
@@ -363,8 +416,10 @@ impl Tx {
         .bind(session.account)
         .bind(session.proven.map(Timestamp::unix_ms))
         .bind(session.methods.join("\n"))
+        .bind(session.groups.join("\n"))
         .bind(session.began.unix_ms())
         .bind(session.expires.unix_ms())
+        .bind((session.held_by == HeldBy::Browser).then(|| session.began.unix_ms()))
         .bind(session.subject.as_str())
         .execute(self.sql())
         .await

@@ -19,12 +19,12 @@ impl Store {
         }
     }
 
-    /// Whose session this is.
+    /// Whose session this is. What a browser holds is of no use to a tool.
     async fn signed_in(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
         let row: Option<(String, String, String)> = sqlx::query_as(
             "SELECT subjects.id, sign_ins.role, sign_ins.credential FROM sign_ins
              JOIN subjects ON subjects.number = sign_ins.subject
-             WHERE hash = ? AND expires_ms > ?",
+             WHERE hash = ? AND expires_ms > ? AND used_ms IS NULL",
         )
         .bind(token.as_bytes().as_slice())
         .bind(now.unix_ms())

@@ -347,6 +347,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
         reason: "ticket 4711".parse().expect("valid"),
         idle: Some(Duration::from_secs(60)),
         while_running: None,
+        run: None,
     }
     .into();
     let request = story.alice.create(new.clone()).await.expect("made");

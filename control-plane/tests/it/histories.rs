@@ -155,6 +155,7 @@ impl World {
             reason: "why not".parse().expect("valid"),
             idle: None,
             while_running: None,
+            run: None,
         };
         let request =
             self.store.create_request(new, &self.alice.id, &self.alice, self.now).await.expect("made");

@@ -3,12 +3,16 @@
 mod access;
 mod audit;
 mod binary;
+mod browser;
+mod console;
 mod enrolment;
 mod expiry;
 mod histories;
 mod provider;
+mod runs;
 mod sessions;
 mod sign_in;
 mod store;
+mod svid;
 mod workloads;
 mod world;

@@ -10,15 +10,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post};
+use axum::{Form, Json, Router};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use control_plane::config::IdentityProvider;
+use control_plane::identity::oidc::Client;
 use control_plane::rules::claims::Expected;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::types::{Provider, SubjectRole};
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -37,6 +43,8 @@ struct Shared {
     issuer: String,
     keys: Mutex<Vec<Value>>,
     asked: AtomicUsize,
+    /// What codes are worth: the challenge that they were made for, and the ID token. Each counts once.
+    codes: Mutex<BTreeMap<String, (String, String)>>,
 }
 
 /// A key pair of the provider, or of somebody else.
@@ -92,11 +100,16 @@ impl TestProvider {
                 .with_no_client_auth()
                 .with_single_cert(vec![certified.cert.der().clone()], key)
                 .expect("a certificate and its key");
-        let shared =
-            Arc::new(Shared { issuer: issuer.clone(), keys: Mutex::default(), asked: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            issuer: issuer.clone(),
+            keys: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            codes: Mutex::default(),
+        });
         let routes = Router::new()
             .route("/.well-known/openid-configuration", get(metadata))
             .route("/keys", get(published))
+            .route("/token", post(redeemed))
             .with_state(Arc::clone(&shared));
         let listener = Secured { listener, acceptor: TlsAcceptor::from(Arc::new(tls)) };
         let serving = tokio::spawn(async move { axum::serve(listener, routes).await.expect("serves") });
@@ -108,6 +121,14 @@ impl TestProvider {
     /// These are its keys from now on.
     pub(crate) fn publish(&self, keys: &[&Key]) {
         *self.shared.keys.lock().expect("no holder panics") = keys.iter().map(|key| key.public()).collect();
+    }
+
+    /// Makes a code for who began with this challenge, which is worth this ID token.
+    pub(crate) fn code(&self, challenge: &str, id_token: String) -> String {
+        let code = uuid::Uuid::now_v7().to_string();
+        let worth = (challenge.to_owned(), id_token);
+        self.shared.codes.lock().expect("no holder panics").insert(code.clone(), worth);
+        code
     }
 
     /// How often its keys were asked for.
@@ -143,6 +164,7 @@ impl TestProvider {
             session_lifetime: Duration::from_secs(600),
             algorithms: vec![Algorithm::RS256, Algorithm::ES256],
             authority: Some(self.authority.clone()),
+            console: Client { id: "console".to_owned(), secret: Some("hush & hush".to_owned()) },
         }
     }
 }
@@ -154,7 +176,38 @@ impl Drop for TestProvider {
 }
 
 async fn metadata(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({ "issuer": shared.issuer, "jwks_uri": format!("{}/keys", shared.issuer) }))
+    let at = |path: &str| format!("{}/{path}", shared.issuer);
+    Json(json!({
+        "issuer": shared.issuer, "jwks_uri": at("keys"), "authorization_endpoint": at("auth"),
+        "token_endpoint": at("token"), "end_session_endpoint": at("end"),
+        "authorization_response_iss_parameter_supported": true,
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+    }))
+}
+
+/// What a code is worth to a client that knows its secret and the verifier.
+async fn redeemed(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Form(form): Form<BTreeMap<String, String>>,
+) -> (StatusCode, Json<Value>) {
+    let refused = |error: &str| (StatusCode::BAD_REQUEST, Json(json!({ "error": error })));
+    let basic = format!("Basic {}", BASE64_STANDARD.encode("console:hush+%26+hush"));
+    if headers.get(AUTHORIZATION).is_none_or(|shown| shown.as_bytes() != basic.as_bytes()) {
+        return refused("invalid_client");
+    }
+    let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
+    let worth = shared.codes.lock().expect("no holder panics").remove(field("code"));
+    let challenge = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(field("code_verifier")));
+    let is_ours = field("grant_type") == "authorization_code"
+        && field("redirect_uri") == "https://console.test/sign-in/corp/callback";
+    match worth {
+        Some((expected, id_token)) if is_ours && expected == challenge => (
+            StatusCode::OK,
+            Json(json!({ "id_token": id_token, "access_token": "a", "token_type": "Bearer" })),
+        ),
+        _ => refused("invalid_grant"),
+    }
 }
 
 async fn published(State(shared): State<Arc<Shared>>) -> Json<Value> {

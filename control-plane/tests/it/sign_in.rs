@@ -9,6 +9,7 @@ use control_plane::rules::claims::Expected;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::status::ErrorKind;
 use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
+use proto::wire::access::UnbindSubjectRequest;
 use proto::wire::audit::TailRequest;
 use proto::wire::identity as wire;
 use serde_json::{Value, json};
@@ -209,6 +210,84 @@ async fn strangers_get_the_default_role_where_there_is_one() {
     })
     .await;
     assert_eq!(office.sign_in(json!({ "groups": null })).await.1.role, SubjectRole::Member);
+}
+
+#[tokio::test]
+async fn a_name_stays_with_its_account() {
+    let mut office = Office::open().await;
+    let bound_elsewhere = "belongs to another account of this identity provider";
+    // 1. Alice signs in for the first time: her name is her account's.
+    let (mut alice, _) = office.sign_in(json!({})).await;
+    let event = office.world.last(EventKind::SubjectBound).await;
+    assert_eq!((event.subject.as_str(), event.credential.as_str()), ("user:alice@example.com", "session"));
+    let issuer = office.provider.issuer.clone();
+    assert_eq!(event.comment, format!("provider `corp`, issuer `{issuer}`, account `00u1`"));
+    office.sign_in(json!({})).await;
+    // 2. She leaves, and her address is given to somebody else, who is not her, with whatever groups.
+    let other = json!({ "sub": "00u8", "groups": ["admins"] });
+    let token = office.token(other.clone());
+    refused(office.present(token).await, ErrorKind::PermissionDenied, bound_elsewhere);
+    let event = office.world.last(EventKind::SignInRefused).await;
+    assert_eq!((event.reason.as_str(), event.actor.as_str()), ("bound_elsewhere", ""));
+    assert!(
+        event.comment.contains("`user:alice@example.com` belongs to another account"),
+        "{}",
+        event.comment
+    );
+    alice.who_am_i().await.expect("her sessions are hers");
+    // 3. Nor is she a second person under another name, who could approve what she asked for.
+    let token = office.token(json!({ "email": "alice.smith@example.com" }));
+    let words = "belongs to `user:alice@example.com`, and cannot also be `user:alice.smith@example.com`";
+    refused(office.present(token).await, ErrorKind::PermissionDenied, words);
+    let names: Vec<String> = office.world.subjects().await;
+    assert!(!names.contains(&"user:alice.smith@example.com".to_owned()), "{names:?}");
+    // 4. Only an administrator lets the next account have the name; her sessions end.
+    let unbind =
+        |subject: &str| UnbindSubjectRequest { subject: subject.to_owned(), comment: "HR-311".to_owned() };
+    let (mut dora, _) = office.sign_in(json!({ "sub": "00u2", "email": "dora@example.com" })).await;
+    let denied = dora.directory.unbind_subject(unbind("user:alice@example.com")).await;
+    refused(denied, ErrorKind::PermissionDenied, "may not call");
+    let admin = &mut office.world.admin;
+    admin.directory.unbind_subject(unbind("user:alice@example.com")).await.expect("unbound");
+    refused(alice.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
+    dora.who_am_i().await.expect("others' go on");
+    let event = office.world.last(EventKind::SubjectUnbound).await;
+    assert_eq!((event.actor.as_str(), event.credential.as_str()), ("user:admin", "token"));
+    assert_eq!(event.comment, format!("issuer `{issuer}`, account `00u1`, 2 sessions ended: HR-311"));
+    office.sign_in(other).await;
+    let token = office.token(json!({}));
+    refused(office.present(token).await, ErrorKind::PermissionDenied, bound_elsewhere);
+    // 5. What is not bound cannot be unbound.
+    let admin = &mut office.world.admin;
+    let again = admin.directory.unbind_subject(unbind("user:admin")).await;
+    refused(again, ErrorKind::FailedPrecondition, "belongs to no account");
+    let nobody = admin.directory.unbind_subject(unbind("user:nobody")).await;
+    refused(nobody, ErrorKind::NotFound, "`user:nobody` is not known");
+}
+
+#[tokio::test]
+async fn two_providers_share_no_name() {
+    let (key, other_key) = (Key::new("k1"), Key::new("k1"));
+    let (provider, other) = (TestProvider::start(&[&key]).await, TestProvider::start(&[&other_key]).await);
+    let mut configured = other.configured();
+    configured.provider.name = "other".parse().expect("valid");
+    let world = World::with_providers(vec![provider.configured(), configured]).await;
+    let nobody = world.caller("").await;
+    let mut office = Office { world, provider, key, nobody };
+    // Whom an administrator has added is bound when they first sign in.
+    office.world.subject("user:alice@example.com", SubjectRole::Administrator).await;
+    office.sign_in(json!({ "groups": null })).await;
+    let mut claims = office.claims(json!({}));
+    claims["iss"] = other.issuer.clone().into();
+    let sign_in = wire::SignInRequest {
+        provider: "other".to_owned(),
+        id_token: other_key.sign(&claims),
+        nonce: "n".to_owned(),
+        ..wire::SignInRequest::default()
+    };
+    let refusal = office.nobody.identity.sign_in(sign_in).await;
+    refused(refusal, ErrorKind::PermissionDenied, "another account, at another identity provider");
+    assert_eq!(office.world.last(EventKind::SignInRefused).await.reason, "bound_elsewhere");
 }
 
 /// A token without a signature, or with one that its public key is enough for.

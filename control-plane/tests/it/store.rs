@@ -1,10 +1,16 @@
 //! The record on a real file.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use control_plane::clock;
 use control_plane::identity::{Token, TokenHash};
+use control_plane::rules::Refusal;
 use control_plane::rules::actor::Actor;
-use control_plane::store::{NewJoinToken, RequestFilter, Store, StoreError, Whose};
-use proto::types::{EventKind, HostName, Labels};
+use control_plane::rules::claims::{Expected, Proven};
+use control_plane::store::{Entry, HeldBy, NewJoinToken, RequestFilter, Store, StoreError, Whose};
+use proto::types::{EventKind, HostName, Labels, ProviderName, SubjectRole};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tempfile::TempDir;
@@ -137,6 +143,77 @@ async fn a_broken_row_is_an_error_and_no_panic() {
     assert!(matches!(store.events(4, 1).await, Err(StoreError::Broken { what: "audit event", .. })));
 }
 
+fn expected() -> Expected {
+    Expected {
+        issuer: "https://idp.example".to_owned(),
+        client_id: "portcullis".to_owned(),
+        subject_claim: "email".to_owned(),
+        groups_claim: "groups".to_owned(),
+        groups_prefix: String::new(),
+        roles: BTreeMap::new(),
+        default_role: Some(SubjectRole::Member),
+        max_auth_age: None,
+    }
+}
+
+fn proven(subject: &str, account: &str) -> Proven {
+    Proven {
+        subject: subject.parse().expect("valid"),
+        account: account.to_owned(),
+        role: None,
+        groups: Vec::new(),
+        proven: None,
+        methods: Vec::new(),
+        usable_until: clock::now().plus(Duration::from_secs(60)),
+    }
+}
+
+/// A sign-in of its own.
+fn entry<'a>(proven: &'a Proven, expected: &'a Expected) -> Entry<'a> {
+    static PROVIDER: LazyLock<ProviderName> = LazyLock::new(|| "corp".parse().expect("valid"));
+    Entry {
+        proven,
+        provider: &PROVIDER,
+        expected,
+        lifetime: Duration::from_secs(600),
+        id_token: Token::for_session().hash(),
+        token: Token::for_session().hash(),
+        held_by: HeldBy::Tool,
+        replaces: None,
+    }
+}
+
+/// Of many who sign in at once under one name, with accounts of their own, one has it.
+#[tokio::test]
+async fn a_name_is_given_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    create(&folder).await.expect("made");
+    let store = Store::open(&folder.path().join("cp.db")).await.expect("opens");
+    let tries = (0..16).map(|index| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let (proven, expected) = (proven("user:alice", &format!("{index}")), expected());
+            store.sign_in(&entry(&proven, &expected), clock::now()).await.is_ok()
+        })
+    });
+    let tries: Vec<_> = tries.collect();
+    let mut let_in = 0;
+    for one in tries {
+        let_in += usize::from(one.await.expect("no panic"));
+    }
+    assert_eq!(let_in, 1);
+    // And one account has one name.
+    let expected = expected();
+    let bob = proven("user:bob", "b");
+    store.sign_in(&entry(&bob, &expected), clock::now()).await.expect("is let in");
+    let robert = proven("user:robert", "b");
+    let refused = store.sign_in(&entry(&robert, &expected), clock::now()).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::OtherName { .. }))), "{refused:?}");
+    let known: Vec<String> =
+        store.subjects().await.expect("reads").into_iter().map(|subject| subject.id.to_string()).collect();
+    assert_eq!(known, ["user:admin", "user:alice", "user:bob"], "nothing of a refused sign-in stays");
+}
+
 /// What the first version wrote is there after the second one's tables were made, and refers to the same things.
 #[tokio::test]
 async fn an_older_database_is_brought_up_to_date() {
@@ -184,6 +261,14 @@ async fn an_older_database_is_brought_up_to_date() {
     let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
     assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
     assert_eq!(store.requests(&filter).await.expect("reads")[0].comment, "yes");
+    // Who was known before names were bound is bound at the next sign-in.
+    let expected = expected();
+    let proven = proven("user:alice", "00u1");
+    let now = clock::now();
+    store.sign_in(&entry(&proven, &expected), now).await.expect("is let in");
+    let another = self::proven("user:alice", "00u2");
+    let refused = store.sign_in(&entry(&another, &expected), now).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::OtherAccount { .. }))), "{refused:?}");
     store.close().await;
     drop(store);
     // Nothing refers to what is not there, and numbers go on.

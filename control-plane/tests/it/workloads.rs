@@ -77,6 +77,8 @@ fn trusted(issuer: &TestProvider, source: KeySource) -> Trusted {
             expected: agent,
             labels: "env=prod".parse().expect("valid"),
         }],
+        trust_domains: Vec::new(),
+        console: None,
     }
 }
 

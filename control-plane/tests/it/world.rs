@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control_plane::Bound;
 use control_plane::clock;
-use control_plane::config::{Config, IdentityProvider, KubernetesCluster, Listen, WorkloadIssuer};
+use control_plane::config::{
+    Config, ConsoleConfig, IdentityProvider, KubernetesCluster, Listen, SpiffeTrustDomain, WorkloadIssuer,
+};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
 use control_plane::store::Store;
@@ -62,10 +65,13 @@ pub(crate) struct Trusted {
     pub(crate) providers: Vec<IdentityProvider>,
     pub(crate) issuers: Vec<WorkloadIssuer>,
     pub(crate) clusters: Vec<KubernetesCluster>,
+    pub(crate) trust_domains: Vec<SpiffeTrustDomain>,
+    pub(crate) console: Option<ConsoleConfig>,
 }
 
 struct Server {
     address: String,
+    console: Option<SocketAddr>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -104,12 +110,19 @@ impl World {
             max_grant_duration: Duration::from_secs(3600),
             identity_providers: Vec::new(),
             workload_issuers: Vec::new(),
+            spiffe_trust_domains: Vec::new(),
             kubernetes_clusters: Vec::new(),
+            console: None,
         }
     }
 
     pub(crate) fn address(&self) -> &str {
         &self.server.as_ref().expect("is running").address
+    }
+
+    /// Where browsers find the console.
+    pub(crate) fn console(&self) -> SocketAddr {
+        self.server.as_ref().and_then(|server| server.console).expect("there is a console")
     }
 
     /// Stops the control plane as SIGTERM does.
@@ -211,6 +224,12 @@ impl World {
         hosts.into_inner().hosts.into_iter().map(|host| host.try_into().expect("valid")).collect()
     }
 
+    /// The ids of all subjects.
+    pub(crate) async fn subjects(&mut self) -> Vec<String> {
+        let listed = self.admin.directory.list_subjects(wire::ListSubjectsRequest {}).await.expect("listed");
+        listed.into_inner().subjects.into_iter().map(|subject| subject.id).collect()
+    }
+
     /// The whole record.
     pub(crate) async fn record(&mut self) -> Vec<AuditEvent> {
         self.admin.tail(audit_wire::TailRequest::default()).await
@@ -231,22 +250,28 @@ pub(crate) struct Story {
 async fn start(folder: &tempfile::TempDir, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let Trusted { providers, issuers, clusters } = trusted.clone();
+    let Trusted { providers, issuers, clusters, trust_domains, console } = trusted.clone();
     let config = Config {
         identity_providers: providers,
         workload_issuers: issuers,
         kubernetes_clusters: clusters,
+        spiffe_trust_domains: trust_domains,
+        console,
         ..World::config(folder)
     };
     let task = tokio::spawn(async move {
-        let ready = |listen: &[Listen]| ready.send(listen[0].to_string()).expect("somebody waits");
+        let ready = |bound: &Bound| ready.send(bound.clone()).expect("somebody waits");
         let shutdown = async move {
             let _ = stopped.await;
         };
         control_plane::serve(config, ready, shutdown).await.expect("serves");
     });
-    let address = bound.await.expect("is bound");
-    Server { address, stop, task }
+    let Bound { listen, console } = bound.await.expect("is bound");
+    let console = console.first().map(|console| match console {
+        Listen::Tcp(address) => *address,
+        Listen::Unix(_) => panic!("browsers know no such sockets"),
+    });
+    Server { address: listen[0].to_string(), console, stop, task }
 }
 
 pub(crate) fn resource(name: &str, address: &str) -> wire::AddResourceRequest {
@@ -298,6 +323,11 @@ impl HostIdentity {
         let identity = identity.expect("is there");
         assert_eq!(identity.authorities.len(), 1);
         Self { key: key.serialize_der(), certificate: identity.certificate }
+    }
+
+    /// Of somebody who has not joined.
+    pub(crate) fn of(key: &KeyPair, certificate: Vec<u8>) -> Self {
+        Self { key: key.serialize_der(), certificate }
     }
 
     /// The next one, asked for by this one.
@@ -392,6 +422,7 @@ impl Caller {
             reason: "ticket 4711".parse().expect("valid"),
             idle: None,
             while_running: None,
+            run: None,
         };
         self.create(new.into()).await
     }

@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use uuid::Uuid;
 
 use super::session::uuid;
-use super::{HostName, Invalid, Timestamp, all, time};
+use super::{HostName, Invalid, RunDetails, Timestamp, all, optional_run, time};
 use crate::wire::audit as wire;
 
 /// The source of what the control plane itself did.
@@ -118,6 +118,10 @@ event_kinds! {
     SubjectSignedIn = "subject.signed_in",
     /// A person ended their session.
     SubjectSignedOut = "subject.signed_out",
+    /// A person's name belongs to one account from now on.
+    SubjectBound = "subject.bound",
+    /// It belongs to none any more.
+    SubjectUnbound = "subject.unbound",
     /// A host became known.
     HostAdded = "host.added",
     /// A host got a certificate for a join token.
@@ -148,6 +152,14 @@ event_kinds! {
     GateTampering = "gate.tampering",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
+    /// The control plane has given a subject its word for the agent of a host.
+    RunPassIssued = "run.pass_issued",
+    /// A process was put into a run.
+    RunStarted = "run.started",
+    /// Nothing is in a run any more.
+    RunEnded = "run.ended",
+    /// An agent did not do what a program asked for.
+    RunRefused = "run.refused",
     /// A caller asked for what it may not do.
     CallRefused = "call.refused",
     /// An ID token was not taken.
@@ -155,6 +167,11 @@ event_kinds! {
 }
 
 impl EventKind {
+    /// Whether it is about a run.
+    pub fn is_of_a_run(self) -> bool {
+        matches!(self, Self::RunStarted | Self::RunEnded | Self::RunRefused)
+    }
+
     /// Whether it is one verdict of a kernel.
     pub fn is_verdict(self) -> bool {
         matches!(self, Self::ConnectionAllowed | Self::ConnectionDenied | Self::ConnectionWouldDeny)
@@ -208,6 +225,8 @@ pub struct AuditEvent {
     pub closed: Option<Closed>,
     /// Of a changed resource.
     pub changes: Vec<Change>,
+    /// Of a run.
+    pub run: Option<RunDetails>,
 }
 
 impl AuditEvent {
@@ -233,6 +252,7 @@ impl AuditEvent {
             receipt: None,
             closed: None,
             changes: Vec::new(),
+            run: None,
         }
     }
 }
@@ -364,7 +384,11 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
         if (kind == EventKind::ResourceChanged) == wire.changes.is_empty() {
             return Err(Invalid::new("changes", format_args!("does not go with {kind}")));
         }
+        if kind.is_of_a_run() != wire.run.is_some() {
+            return Err(Invalid::new("run", format_args!("does not go with {kind}")));
+        }
         let receipt = wire.receipt.map(TryInto::try_into).transpose();
+        let run = wire.run.map(TryInto::try_into).transpose();
         Ok(Self {
             id: id.try_into().map_err(|error: Invalid| error.within("id"))?,
             kind,
@@ -385,6 +409,7 @@ impl TryFrom<wire::AuditEvent> for AuditEvent {
             receipt: receipt.map_err(|error: Invalid| error.within("receipt"))?,
             closed: closed.map_err(|error: Invalid| error.within("closed"))?,
             changes: all("changes", wire.changes, CHANGES_MAX, TryInto::try_into)?,
+            run: run.map_err(|error: Invalid| error.within("run"))?,
         })
     }
 }
@@ -411,6 +436,33 @@ impl From<AuditEvent> for wire::AuditEvent {
             receipt: event.receipt.map(Into::into),
             closed: event.closed.map(Into::into),
             changes: event.changes.into_iter().map(Into::into).collect(),
+            run: event.run.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<wire::Run> for RunDetails {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Run) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: optional_run(&wire.id)?,
+            pid: wire.pid,
+            uid: wire.uid,
+            cgroup_id: wire.cgroup_id,
+            login_uid: wire.login_uid,
+        })
+    }
+}
+
+impl From<RunDetails> for wire::Run {
+    fn from(run: RunDetails) -> Self {
+        Self {
+            id: run.id.map(|id| id.to_string()).unwrap_or_default(),
+            pid: run.pid,
+            uid: run.uid,
+            cgroup_id: run.cgroup_id,
+            login_uid: run.login_uid,
         }
     }
 }
@@ -569,6 +621,7 @@ mod tests {
             connection: kind.is_verdict().then_some(connection),
             closed: (kind == EventKind::ConnectionClosed).then_some(closed),
             receipt: (kind == EventKind::GrantReceipt).then(Receipt::default),
+            run: kind.is_of_a_run().then(RunDetails::default),
             changes: match kind {
                 EventKind::ResourceChanged => {
                     vec![Change { setting: "mode".into(), was: "observe".into(), is: "enforce".into() }]

@@ -126,6 +126,7 @@ mod tests {
             remaining: Duration::from_secs(60),
             idle: None,
             while_running: None,
+            run: None,
         }
     }
 

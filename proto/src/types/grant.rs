@@ -4,8 +4,8 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use super::{
-    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp,
-    duration_from_wire, duration_to_wire, optional_cgroup, time,
+    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp,
+    duration_from_wire, duration_to_wire, optional_cgroup, optional_run, time,
 };
 use crate::wire::access as wire;
 
@@ -164,6 +164,8 @@ pub struct Grant {
     pub idle: Option<Duration>,
     /// It ends when this cgroup of its one host is empty or gone.
     pub while_running: Option<CgroupPath>,
+    /// It is for this run of the subject on its one host; None: for all of the subject's processes.
+    pub run: Option<RunId>,
 }
 
 /// None: not ended.
@@ -225,6 +227,7 @@ impl TryFrom<wire::Grant> for Grant {
             ended: time::optional("ended", wire.ended)?,
             idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
+            run: optional_run(&wire.run)?,
         })
     }
 }
@@ -257,6 +260,7 @@ impl From<Grant> for wire::Grant {
             ended: grant.ended.map(Into::into),
             idle: grant.idle.map(duration_to_wire),
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
+            run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -289,6 +293,7 @@ mod tests {
                 ended: None,
                 idle: Some(Duration::from_secs(60)),
                 while_running: "/job".parse().ok(),
+                run: Some(RunId::new()),
             };
             assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
         }

@@ -152,6 +152,10 @@ uuid_id!(
     /// A grant's id.
     GrantId, "grant"
 );
+uuid_id!(
+    /// The id of a run, which the agent of its host made.
+    RunId, "run"
+);
 
 /// A type that holds a number by which kernels name something.
 macro_rules! number {

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, SubjectId, Timestamp, all,
-    duration_from_wire, duration_to_wire, optional_cgroup, time,
+    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp, all,
+    duration_from_wire, duration_to_wire, optional_cgroup, optional_run, time,
 };
 use crate::wire::access as wire;
 
@@ -93,6 +93,8 @@ pub struct NewRequest {
     pub idle: Option<Duration>,
     /// It ends when this cgroup is empty or gone; then `hosts` names one at most.
     pub while_running: Option<CgroupPath>,
+    /// It is for this run, and `hosts` names one at most; None: for all of the subject's processes.
+    pub run: Option<RunId>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
@@ -113,6 +115,11 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             let problem = format_args!("a cgroup is on one host, and {} are named", hosts.len());
             return Err(Invalid::new("while_running", problem));
         }
+        let run = optional_run(&wire.run)?;
+        if run.is_some() && hosts.len() > 1 {
+            let problem = format_args!("a run is on one host, and {} are named", hosts.len());
+            return Err(Invalid::new("run", problem));
+        }
         Ok(Self {
             resource: wire.resource.parse()?,
             subject: (!wire.subject.is_empty()).then(|| wire.subject.parse()).transpose()?,
@@ -121,6 +128,7 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             reason: wire.reason.parse()?,
             idle,
             while_running,
+            run,
         })
     }
 }
@@ -144,6 +152,7 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             reason: new.reason.0,
             idle: new.idle.map(duration_to_wire),
             while_running: new.while_running.map(Into::into).unwrap_or_default(),
+            run: new.run.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -216,6 +225,8 @@ pub struct Request {
     pub idle: Option<Duration>,
     /// Of the grant: it ends when this cgroup is empty or gone.
     pub while_running: Option<CgroupPath>,
+    /// Of the grant: it is for this run; None: for all of the subject's processes.
+    pub run: Option<RunId>,
 }
 
 impl TryFrom<wire::Request> for Request {
@@ -250,6 +261,7 @@ impl TryFrom<wire::Request> for Request {
             grant: (!wire.grant.is_empty()).then(|| wire.grant.parse()).transpose()?,
             idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
+            run: optional_run(&wire.run)?,
         })
     }
 }
@@ -278,6 +290,7 @@ impl From<Request> for wire::Request {
             grant: request.grant.map(|id| id.to_string()).unwrap_or_default(),
             idle: request.idle.map(duration_to_wire),
             while_running: request.while_running.map(Into::into).unwrap_or_default(),
+            run: request.run.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -296,6 +309,7 @@ mod tests {
             reason: "look at the slow query".into(),
             idle: None,
             while_running: String::new(),
+            run: String::new(),
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {
@@ -347,5 +361,19 @@ mod tests {
         };
         check(on(&["a", "a"]), Ok(()));
         check(on(&["a", "b"]), Err("while_running: a cgroup is on one host, and 2 are named"));
+    }
+
+    #[test]
+    fn for_one_run() {
+        let on = |hosts: &'static [&'static str]| {
+            move |wire: &mut wire::CreateRequestRequest| {
+                wire.run = RunId::new().to_string();
+                wire.hosts = hosts.iter().map(ToString::to_string).collect();
+            }
+        };
+        check(on(&[]), Ok(()));
+        check(on(&["a"]), Ok(()));
+        check(on(&["a", "b"]), Err("run: a run is on one host, and 2 are named"));
+        check(|wire| wire.run = "mine".into(), Err("run: `mine` is not an id"));
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    CgroupPath, EndReason, GrantId, HostEnd, HostName, HostState, Invalid, Resource, ResourceNumber, Subject,
-    SubjectNumber, all, duration_from_wire, duration_to_wire, grant, optional_cgroup, quote,
+    CgroupPath, EndReason, GrantId, HostEnd, HostName, HostState, Invalid, Resource, ResourceNumber, RunId,
+    Subject, SubjectNumber, all, duration_from_wire, duration_to_wire, grant, optional_cgroup, optional_run,
+    quote,
 };
 use crate::wire::agent as wire;
 
@@ -38,8 +39,12 @@ pub struct Hello {
     pub protocol: u32,
 }
 
-/// The newest version of the protocol between agent and control plane. 1: whole sets only. 2: deltas and digests.
-pub const PROTOCOL: u32 = 2;
+/// The newest version of the protocol between agent and control plane. 1: whole sets only. 2: deltas and digests. 3: grants of one
+/// run.
+pub const PROTOCOL: u32 = 3;
+
+/// The first version whose agents tell runs apart. To an older one a grant of a run would be one of all the subject's processes.
+pub const PROTOCOL_OF_RUNS: u32 = 3;
 
 /// The control plane's first message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +92,8 @@ pub struct LiveGrant {
     pub idle: Option<Duration>,
     /// The host ends it when this cgroup is empty or gone.
     pub while_running: Option<CgroupPath>,
+    /// It is for this run of the subject, and ends with it; None: for all of the subject's processes.
+    pub run: Option<RunId>,
 }
 
 /// A grant that a host has ended by itself: its kernel lets nobody through by it, and never will again.
@@ -312,6 +319,7 @@ impl TryFrom<wire::LiveGrant> for LiveGrant {
             remaining,
             idle,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
+            run: optional_run(&wire.run)?,
         })
     }
 }
@@ -325,6 +333,7 @@ impl From<LiveGrant> for wire::LiveGrant {
             remaining: Some(duration_to_wire(grant.remaining)),
             idle: grant.idle.map(duration_to_wire),
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
+            run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -439,6 +448,7 @@ mod tests {
             remaining,
             idle: Some(duration_to_wire(Duration::from_secs(60))),
             while_running: "/job".into(),
+            run: RunId::new().to_string(),
         };
         wire::GrantSet {
             generation: 7,
@@ -477,6 +487,7 @@ mod tests {
         check(|set| set.grants[0].idle = None, Ok(()));
         check(|set| set.grants[0].idle = Some(prost_types::Duration::default()), Err("has a limit of 0"));
         check(|set| set.grants[0].while_running = "job".into(), Err("grants.while_running: `job` is not"));
+        check(|set| set.grants[0].run = "job".into(), Err("grants.run: `job` is not an id"));
     }
 
     #[test]

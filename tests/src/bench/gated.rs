@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent::clock::{Instants, now_boot_ns};
-use agent::kernel::{Gate, Rings, Settings};
+use agent::kernel::{Gate, Kept, Placed, Rings, Settings};
 use agent::observe::Cgroups;
 use agent::rules::audit::{Names, Numbering};
 use agent::rules::plan::{Entries, ResourceOptions, Wanted, WantedGrant, reconcile};
-use agent::spool::Spool;
+use agent::spool::{Entry, Mark, Spool};
 use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
 use anyhow::{Result, anyhow, bail};
 use proto::types::{GrantId, NewResource, PortRange, Prefix, Protocol, Resource, SubjectNumber};
@@ -221,6 +221,8 @@ async fn drain(
         if shared.keep_events.load(Ordering::Relaxed) {
             keeper.keep(&verdicts, &ends)?;
         }
+        [&mut allow, &mut deny].into_iter().for_each(|ring| ring.release(Kept::All));
+        closed.release(Kept::All);
         shared.kept[ring as usize].fetch_add((verdicts.len() + ends.len()) as u64, Ordering::Relaxed);
     }
 }
@@ -249,16 +251,18 @@ impl Keeper {
         })
     }
 
-    fn keep(&mut self, verdicts: &[VerdictRecord], ends: &[ClosedRecord]) -> Result<()> {
+    fn keep(&mut self, verdicts: &[Placed<VerdictRecord>], ends: &[Placed<ClosedRecord>]) -> Result<()> {
         const ACKNOWLEDGE_EVERY: u32 = 64;
         let now = Instants::now();
         let mut events = Vec::with_capacity(verdicts.len() + ends.len());
-        for record in verdicts {
+        for Placed { record, place } in verdicts {
             let process = self.cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
-            events.push(self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns)));
+            let event = self.numbering.verdict(record, &self.names, process, now.wall_at(record.boot_ns));
+            events.push(Entry { event, mark: Some(Mark::of_record(*place)) });
         }
-        for record in ends {
-            events.push(self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns)));
+        for Placed { record, place } in ends {
+            let event = self.numbering.closed(record, &self.names, now.wall_at(record.boot_ns));
+            events.push(Entry { event, mark: Some(Mark::of_record(*place)) });
         }
         self.spool.append(&events, now.wall())?;
         self.batches += 1;

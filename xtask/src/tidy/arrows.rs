@@ -5,11 +5,12 @@ use toml::{Table, Value};
 use super::{Tree, Violation};
 
 /// Package → those of ours it may depend on, in whatever section of its manifest.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("agent", &["agent-ebpf", "proto"]),
     ("agent-ebpf", &[]),
     ("cli", &["proto"]),
     ("control-plane", &["proto"]),
+    ("fuzz", &["agent", "control-plane", "proto"]),
     ("proto", &[]),
     ("tests", &["agent", "agent-ebpf", "cli", "control-plane", "proto"]),
     ("xtask", &[]),

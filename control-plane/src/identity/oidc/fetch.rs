@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, StatusCode};
+use reqwest::{Certificate, Client, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
 
@@ -51,20 +51,42 @@ impl Fetcher {
 
     pub(super) async fn get<T: DeserializeOwned>(&self, address: &str) -> Result<T, FetchError> {
         let failed = |source| FetchError::Get { address: address.to_owned(), source };
-        let mut response = self.0.get(address).send().await.map_err(failed)?;
+        let response = self.0.get(address).send().await.map_err(failed)?;
         if response.status() != StatusCode::OK {
             return Err(FetchError::Refused { address: address.to_owned(), status: response.status() });
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > ANSWER_MAX_BYTES {
-                return Err(FetchError::TooLarge { address: address.to_owned() });
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = whole(address, response).await?;
         serde_json::from_slice(&body)
             .map_err(|source| FetchError::Malformed { address: address.to_owned(), source })
     }
+
+    /// Sends a form, by a client that is known by `basic` (name and password), if so; whatever the answer's status is.
+    pub(super) async fn post(
+        &self,
+        address: &str,
+        form: &[(&str, &str)],
+        basic: Option<(String, String)>,
+    ) -> Result<(StatusCode, Vec<u8>), FetchError> {
+        let mut request = self.0.post(address).form(form);
+        if let Some((name, password)) = basic {
+            request = request.basic_auth(name, Some(password));
+        }
+        let failed = |source| FetchError::Get { address: address.to_owned(), source };
+        let response = request.send().await.map_err(failed)?;
+        Ok((response.status(), whole(address, response).await?))
+    }
+}
+
+async fn whole(address: &str, mut response: Response) -> Result<Vec<u8>, FetchError> {
+    let failed = |source| FetchError::Get { address: address.to_owned(), source };
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > ANSWER_MAX_BYTES {
+            return Err(FetchError::TooLarge { address: address.to_owned() });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// The same from a file that an operator keeps up to date.

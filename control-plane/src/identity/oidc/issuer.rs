@@ -112,6 +112,11 @@ impl Issuer {
         Ok(Self { issuer, algorithms, source, fetcher, keys, refreshes, asking })
     }
 
+    /// By which it is asked.
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
     /// Exactly as it stands in tokens.
     pub fn as_str(&self) -> &str {
         &self.issuer

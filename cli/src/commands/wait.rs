@@ -126,8 +126,8 @@ async fn watch(
     let mut limit = Some(STREAM_LIMIT);
     while let Some(message) = next(&what, &mut stream, limit.take()).await? {
         let WatchRequestResponse { request, grant } = message;
-        let request: Request = super::super::checked(&what, request)?;
-        let grant = grant.map(|grant| super::super::checked(&what, Some(grant))).transpose()?;
+        let request: Request = super::checked(&what, request)?;
+        let grant = grant.map(|grant| super::checked(&what, Some(grant))).transpose()?;
         match step(&request, grant) {
             Step::Active(grant) => {
                 let expires = context.view().clock(grant.expires);
