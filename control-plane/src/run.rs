@@ -237,7 +237,9 @@ async fn bind_console(
     let (listeners, bound) = bind(&listen).await?;
     let files = config.files.clone().or_else(|| tls_files.clone());
     let names = names(std::slice::from_ref(&config.name), &bound);
-    let certificates = Certificates::new(Arc::clone(authority), names, files, clock::system_now())?;
+    // Nobody shows a certificate there.
+    let certificates =
+        Certificates::new(Arc::clone(authority), names, files, Vec::new(), clock::system_now())?;
     Ok(Door { listeners, bound, certificates: Arc::new(certificates) })
 }
 

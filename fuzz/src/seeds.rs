@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use agent::memory::{Memory, MemoryFile};
 use prost::Message;
 use proto::types::{
-    AuditEvent, EventId, EventKind, GrantSet, NewResource, NewSubject, Resource, Subject, SubjectRole,
-    Timestamp,
+    AuditEvent, EventId, EventKind, GrantSet, NewSubject, Resource, Subject, SubjectRole, Timestamp,
 };
 use proto::wire;
 use uuid::Uuid;
@@ -46,7 +45,7 @@ fn subject() -> Subject {
 
 fn grant_set() -> GrantSet {
     let grant = wire::agent::LiveGrant {
-        grant: Uuid::from_u128(BOOT.as_u128() | 0x7000 << 64).to_string(),
+        id: Uuid::from_u128(BOOT.as_u128() | 0x7000 << 64).to_string(),
         subject: 3,
         resource: 7,
         remaining: Some(prost_types::Duration { seconds: 600, nanos: 5 }),
@@ -77,14 +76,13 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         duration: Some(prost_types::Duration { seconds: 1800, nanos: 0 }),
         ..wire::access::CreateRequestRequest::default()
     };
-    let new_resource = NewResource::from(resource());
     numbered([
         (0, hello.encode_to_vec()),
         (2, wire::agent::GrantSet::from(grant_set()).encode_to_vec()),
         (8, wire::audit::AuditEvent::from(event()).encode_to_vec()),
         (9, request.encode_to_vec()),
         (12, wire::access::Resource::from(resource()).encode_to_vec()),
-        (13, wire::access::Resource::from(new_resource).encode_to_vec()),
+        (13, wire::access::Resource::from(resource()).encode_to_vec()),
         (15, wire::access::Subject::from(subject()).encode_to_vec()),
         (1, Vec::new()),
         (3, Vec::new()),

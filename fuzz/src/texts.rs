@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use agent::rules::{layouts::Layout, mounts};
+use agent::rules::{layouts::Place, mounts};
 use proto::types::{
     Address, CgroupPath, Fingerprint, HostName, JoinToken, Label, Labels, Outage, PortRange, Prefix,
     ProviderName, Reason, ResourceMode, ResourceName, Selector, SubjectId, SubjectRole, UnixPath,
@@ -20,7 +20,7 @@ const PARSERS: [fn(&str); 22] = [
     same::<HostName>,
     same::<ResourceName>,
     same::<ProviderName>,
-    same::<Label>,
+    parsed::<Label>,
     same::<Labels>,
     same::<PortRange>,
     same::<Prefix>,
@@ -60,7 +60,7 @@ fn parsed<T: FromStr>(text: &str) {
 
 /// What a cgroup is by its path; below what others may write, nothing.
 fn cgroup(text: &str) {
-    let _ = Layout::of(text);
+    let _ = Place::of(text).is_open();
 }
 
 fn mount_table(text: &str) {

@@ -132,7 +132,7 @@ impl Auditing {
 
     pub(super) fn run_event(&mut self, kind: EventKind, told: RunTold) {
         let now = Instants::now();
-        self.pending.push(self.numbering.run(kind, told, now.wall()));
+        self.pending.push(self.numbering.run(kind, told, now.wall()).into());
         self.flush(now);
     }
 

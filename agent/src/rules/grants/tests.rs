@@ -1,6 +1,6 @@
 //! The rule by which one set replaces another, over time.
 
-use proto::types::{NewResource, NewRunId, Subject, SubjectNumber, SubjectRole};
+use proto::types::{NewResource, NewSubject, SubjectId, SubjectRole};
 
 use super::super::plan::{Wanted, reconcile};
 use super::*;
