@@ -55,13 +55,15 @@ pub fn run(cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
     run_unless(machine::cannot_enforce(), cases, conclude);
 }
 
-/// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here.
-pub fn main_unless(reason: Option<&str>, tests: &[Test]) {
+/// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here. Some may find out by themselves that
+/// they cannot.
+pub fn main_unless(reason: Option<&str>, tests: &[Test], choosy: &[Choosy]) {
     let case = |(name, test): &Test| {
         let test = *test;
         Case { name: (*name).to_owned(), run: Box::new(move || test().map(|()| Outcome::Passed)) }
     };
-    run_unless(reason, tests.iter().map(case).collect(), || Ok(()));
+    let choosy = choosy.iter().map(|(name, test)| Case { name: (*name).to_owned(), run: Box::new(*test) });
+    run_unless(reason, tests.iter().map(case).chain(choosy).collect(), || Ok(()));
 }
 
 fn run_unless(reason: Option<&str>, cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
