@@ -6,7 +6,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rcgen::PublicKeyData as _;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tests::process::{Background, output, wait_for};
 use tests::stage::binary;
@@ -23,6 +27,10 @@ pub(crate) struct Office {
     pub(crate) issuer: String,
     /// PEM of the authority that the provider's certificate is from.
     pub(crate) authority: Vec<u8>,
+    /// What a real browser believes: SHA-256 of the public keys of provider and console, in base64.
+    pub(crate) keys: Vec<String>,
+    /// Where the console would be, if a story has one.
+    pub(crate) console: String,
     folder: TempDir,
 }
 
@@ -50,9 +58,17 @@ fn accounts() -> Value {
 /// Where everything listens: on this machine, unless a story has moved into a network of its own.
 pub(crate) const ADDRESS: &str = "PORTCULLIS_TEST_ADDRESS";
 
-fn address() -> String {
+pub(crate) fn address() -> String {
     std::env::var(ADDRESS).unwrap_or_else(|_| "127.0.0.1".to_owned())
 }
+
+/// A port that nobody has just now.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind((address(), 0))?.local_addr()?.port())
+}
+
+/// By which name browsers know the console.
+pub(crate) const CONSOLE_HOST: &str = "console.test";
 
 impl Office {
     /// As an operator sets it up, with more lines for the provider.
@@ -60,16 +76,34 @@ impl Office {
         Self::open_with(more, Duration::from_secs(60))
     }
 
+    /// The same, with a console.
+    pub(crate) fn open_with_console() -> Result<Self> {
+        let port = free_port()?;
+        let more = format!(
+            "client_id = 'portcullis'\nconsole_client_id = 'portcullis-console'\n\
+             console_client_secret_file = 'console.secret'\n\n[console]\nlisten = '{}:{port}'\n\
+             url = 'https://{CONSOLE_HOST}:{port}'\ncertificate_file = 'console.pem'\nkey_file = 'console.key'\n",
+            address()
+        );
+        Self::set_up(&more, Duration::from_secs(60), port)
+    }
+
     /// The same, with a provider whose device codes live for so long.
     pub(crate) fn open_with(more: &str, device_code_lifetime: Duration) -> Result<Self> {
+        Self::set_up(more, device_code_lifetime, 443)
+    }
+
+    fn set_up(more: &str, device_code_lifetime: Duration, console_port: u16) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let path = |name: &str| folder.path().join(name);
-        let authority = write_certificates(folder.path())?;
+        let (authority, keys) = write_certificates(folder.path())?;
+        let console = format!("https://{CONSOLE_HOST}:{console_port}");
+        fs::write(path("console.secret"), "secret of the console\n")?;
         fs::write(path("accounts.json"), accounts().to_string())?;
         let settings = json!({
             "modules": modules().context("there is no `oidc-provider`: run `cargo xtask setup`")?,
             "address": address(), "certificate": path("provider.pem"), "key": path("provider.key"),
-            "accounts": path("accounts.json"), "ready": path("issuer"),
+            "accounts": path("accounts.json"), "ready": path("issuer"), "console": console,
             "deviceCodeSeconds": device_code_lifetime.as_secs(),
         });
         fs::write(path("provider.json"), settings.to_string())?;
@@ -81,7 +115,7 @@ impl Office {
             provider.ensure_running()?;
             Ok(fs::read_to_string(path("issuer")).ok())
         })?;
-        let mut office = Self { control_plane: None, provider, issuer, authority, folder };
+        let mut office = Self { control_plane: None, provider, issuer, authority, keys, console, folder };
         office.write_configuration(more)?;
         let init = ["init", "--quiet", "--config"];
         output(
@@ -159,11 +193,22 @@ impl Office {
         Browser::new(account, &self.authority)
     }
 
-    /// Audit events, as the administrator with the static token reads them.
-    pub(crate) fn events(&self) -> Result<Vec<Value>> {
-        let admin = self.machine("admin");
+    /// What a command of the administrator's printed, who has the static token.
+    pub(crate) fn as_admin(&self, arguments: &[&str]) -> Result<String> {
         let token = self.path("admin.token").display().to_string();
-        let lines = admin.run(&["audit", "tail", "--after", "0", "-o", "json", "--token-file", &token])?;
+        self.machine("admin").run(&[arguments, &["--token-file", &token]].concat())
+    }
+
+    /// Makes a resource and a host known, so that there is something to ask for.
+    pub(crate) fn protect_something(&self) -> Result<()> {
+        self.as_admin(&["resource", "add", "db", "--address", "10.0.0.7", "--port", "tcp/5432"])?;
+        self.as_admin(&["host", "add", "db-7"])?;
+        Ok(())
+    }
+
+    /// Audit events, as the administrator reads them.
+    pub(crate) fn events(&self) -> Result<Vec<Value>> {
+        let lines = self.as_admin(&["audit", "tail", "--after", "0", "-o", "json"])?;
         lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
@@ -175,21 +220,26 @@ impl Office {
     }
 }
 
-/// An authority, and a certificate of its for `localhost` and the address. Gives the authority's PEM.
-fn write_certificates(folder: &Path) -> Result<Vec<u8>> {
+/// An authority, and certificates of its: for `localhost` and the address, and for the console. Gives the authority's PEM, and by what
+/// browsers know the keys.
+fn write_certificates(folder: &Path) -> Result<(Vec<u8>, Vec<String>)> {
     let mut authority = rcgen::CertificateParams::new(Vec::new())?;
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority_key = rcgen::KeyPair::generate()?;
     let authority_certificate = authority.self_signed(&authority_key)?;
     let issuer = rcgen::Issuer::new(authority, authority_key);
-    let key = rcgen::KeyPair::generate()?;
-    let certificate =
-        rcgen::CertificateParams::new(["localhost".to_owned(), address()])?.signed_by(&key, &issuer)?;
     let pem = authority_certificate.pem();
     fs::write(folder.join("ca.pem"), &pem)?;
-    fs::write(folder.join("provider.pem"), certificate.pem())?;
-    fs::write(folder.join("provider.key"), key.serialize_pem())?;
-    Ok(pem.into_bytes())
+    let mut keys = Vec::new();
+    let provider = ["localhost".to_owned(), address()].to_vec();
+    for (whose, names) in [("provider", provider), ("console", vec![CONSOLE_HOST.to_owned()])] {
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = rcgen::CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+        fs::write(folder.join(format!("{whose}.pem")), certificate.pem())?;
+        fs::write(folder.join(format!("{whose}.key")), key.serialize_pem())?;
+        keys.push(BASE64_STANDARD.encode(Sha256::digest(key.subject_public_key_info())));
+    }
+    Ok((pem.into_bytes(), keys))
 }
 
 /// Where somebody types.

@@ -1,11 +1,13 @@
 // The identity provider that the tests sign in with: npm `oidc-provider`, over https, with accounts of our own. Whoever comes to
-// an interaction is taken for the account that their `x-account` header names; the rest is as a conforming provider does it.
+// an interaction is taken for the account that their `x-account` header names, or that they type; the rest is as a conforming
+// provider does it.
 //
-// node provider.mjs SETTINGS.json: { modules, address, certificate, key, accounts, ready, deviceCodeSeconds }. Writes its issuer to the file `ready`.
+// node provider.mjs SETTINGS.json: { modules, address, certificate, key, accounts, console, ready, deviceCodeSeconds }. Writes its issuer to the file `ready`.
 import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:https';
+import { text } from 'node:stream/consumers';
 import { pathToFileURL } from 'node:url';
 
 const settings = JSON.parse(readFileSync(process.argv[2]));
@@ -32,6 +34,12 @@ const account = (id) => JSON.parse(readFileSync(settings.accounts))[id];
 const provider = new Provider(issuer, {
   clients: [
     { ...client, client_id: 'portcullis', token_endpoint_auth_method: 'none' },
+    {
+      client_id: 'portcullis-console', client_secret: 'secret of the console', application_type: 'web',
+      grant_types: ['authorization_code'], response_types: ['code'],
+      redirect_uris: [`${settings.console}/sign-in/corp/callback`],
+      post_logout_redirect_uris: [`${settings.console}/signed-out`],
+    },
     { ...client, client_id: 'portcullis-desktop', client_secret: 'not-so-secret', token_endpoint_auth_method: 'client_secret_basic' },
   ],
   jwks: { keys: [key('rsa', 'rsa', { modulusLength: 2048 }), key('ec', 'ec', { namedCurve: 'P-256' })] },
@@ -50,9 +58,15 @@ const provider = new Provider(issuer, {
   ttl: { AccessToken: 300, DeviceCode: settings.deviceCodeSeconds, Grant: 3600, IdToken: 300, Interaction: 300, RefreshToken: 3600, Session: 3600 },
 });
 
+const LOGIN = '<!DOCTYPE html><title>Who are you?</title><form method=post><input name=account><button>Go on</button></form>';
+
 async function interact(request, response) {
   const { prompt, params, session, grantId } = await provider.interactionDetails(request, response);
-  const accountId = request.headers['x-account'];
+  let accountId = request.headers['x-account'];
+  if (!accountId && prompt.name === 'login') {
+    if (request.method !== 'POST') return response.writeHead(200, { 'content-type': 'text/html' }).end(LOGIN);
+    accountId = new URLSearchParams(await text(request)).get('account');
+  }
   let result;
   if (accountId === 'nobody') {
     result = { error: 'access_denied', error_description: 'the person said no' };

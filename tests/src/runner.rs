@@ -57,9 +57,11 @@ pub fn main_in_turn(reason: Option<&str>, tests: &[Test]) {
     run_unless(reason, &arguments, cases(tests), || Ok(()));
 }
 
-/// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here.
-pub fn main_unless(reason: Option<&str>, tests: &[Test]) {
-    run_unless(reason, &Arguments::from_args(), cases(tests), || Ok(()));
+/// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here. Some may find out by themselves that
+/// they cannot.
+pub fn main_unless(reason: Option<&str>, tests: &[Test], choosy: &[Choosy]) {
+    let choosy = choosy.iter().map(|(name, test)| Case { name: (*name).to_owned(), run: Box::new(*test) });
+    run_unless(reason, &Arguments::from_args(), cases(tests).into_iter().chain(choosy).collect(), || Ok(()));
 }
 
 fn cases(tests: &[Test]) -> Vec<Case> {

@@ -65,12 +65,14 @@ pub(crate) enum Thing {
     OpenSsh,
     /// An identity provider, for Node, to sign in with.
     OidcProvider,
+    /// A browser, to sign in at the console with.
+    Chromium,
     /// What is below Docker, containerd, CRI-O and Podman, and something to run in a container.
     ContainerRuntimes,
 }
 
 impl Thing {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -84,6 +86,7 @@ impl Thing {
         Self::Iproute,
         Self::OpenSsh,
         Self::OidcProvider,
+        Self::Chromium,
         Self::ContainerRuntimes,
     ];
 
@@ -102,6 +105,7 @@ impl Thing {
             Self::Iproute => "iproute2",
             Self::OpenSsh => "openssh",
             Self::OidcProvider => "oidc-provider",
+            Self::Chromium => "chromium",
             Self::ContainerRuntimes => "container runtimes",
         }
     }
@@ -122,6 +126,7 @@ impl Thing {
             Self::Iproute => check_program("ip"),
             Self::OpenSsh => check_program("ssh").and_then(|_| check_program("sshd")),
             Self::OidcProvider => check_oidc_provider(checkout),
+            Self::Chromium => check_program("chromium"),
             Self::ContainerRuntimes => CONTAINER_RUNTIMES
                 .iter()
                 .map(|(program, _)| check_program(program))
@@ -148,6 +153,7 @@ impl Thing {
                 install_asleep("openssh-server")
             }
             Self::OidcProvider => install_oidc_provider(checkout),
+            Self::Chromium => apt_install(&["chromium"]),
             Self::ContainerRuntimes => apt_install(&CONTAINER_RUNTIMES.map(|(_, package)| package)),
         }
     }

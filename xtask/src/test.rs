@@ -20,7 +20,7 @@ use crate::{
 /// Without these nothing can be built.
 const NEEDED: [Thing; 2] = [Thing::RustComponents, Thing::BpfLinker];
 /// Without these some tests are skipped.
-const WANTED: [Thing; 10] = [
+const WANTED: [Thing; 11] = [
     Thing::Postgres,
     Thing::SystemdAnalyze,
     Thing::KubernetesValidate,
@@ -30,6 +30,7 @@ const WANTED: [Thing; 10] = [
     Thing::Iproute,
     Thing::OpenSsh,
     Thing::OidcProvider,
+    Thing::Chromium,
     Thing::ContainerRuntimes,
 ];
 
