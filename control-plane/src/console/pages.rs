@@ -311,6 +311,7 @@ mod tests {
             grant: None,
             idle: None,
             while_running: None,
+            run: None,
         }
     }
 
