@@ -48,7 +48,7 @@ struct Row {
 }
 
 impl Store {
-    /// The session of a browser's secret, which counts as used at `now`; None: nobody's, not any more, or not used for `idle`.
+    /// The session of a browser's secret, which counts as used at `now`, within a minute; None: nobody's, not any more, or not used for `idle`.
     pub async fn browser_session(
         &self,
         token: &TokenHash,
@@ -67,12 +67,13 @@ impl Store {
         .await
         .map_err(StoreError::sql("look up a browser's session"))?;
         let Some(row) = row else { return Ok(None) };
-        let used = decode::time("used", row.used_ms)?;
+        let mut used = decode::time("used", row.used_ms)?;
         if now >= used.plus(idle) {
             return Ok(None);
         }
         if now >= used.plus(USED_PRECISION) {
             self.note_used(token, now).await?;
+            used = now;
         }
         let sign_in = SignIn {
             by: sign_in_by(&row.credential)?,
@@ -84,7 +85,7 @@ impl Store {
             subject: decode::text("subject", &row.id)?,
             role: decode::text("role", &row.role)?,
             groups: row.groups.split('\n').filter(|group| !group.is_empty()).map(str::to_owned).collect(),
-            idle_end: now.plus(idle).min(sign_in.expires),
+            idle_end: used.plus(idle).min(sign_in.expires),
             sign_in,
         }))
     }

@@ -571,8 +571,13 @@ async fn too_many_are_told_to_wait() {
 }
 
 async fn raw(front: &Front) -> TlsStream<TcpStream> {
+    raw_by(front, "http/1.1").await
+}
+
+/// A connection on which this protocol was agreed on, and nothing said yet.
+async fn raw_by(front: &Front, protocol: &str) -> TlsStream<TcpStream> {
     let mut config = tls(&front.world.authority, None);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     let stream = TcpStream::connect(front.world.console()).await.expect("connected");
     let name = "console.test".try_into().expect("a name");
     TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await.expect("TLS")
@@ -642,7 +647,11 @@ async fn who_says_nothing_or_says_it_slowly_is_closed() {
     });
     let mut all = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, reading.read_to_end(&mut all));
-    let (_, ended) = tokio::join!(to_the_end(&mut silent), ended);
+    // Over HTTP/2 one that says nothing at all, and one that only says that it is HTTP/2.
+    let (mut mute, mut polite) = (raw_by(&front, "h2").await, raw_by(&front, "h2").await);
+    polite.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+    let (mute, polite) = (to_the_end(&mut mute), to_the_end(&mut polite));
+    let (_, _, _, ended) = tokio::join!(to_the_end(&mut silent), mute, polite, ended);
     let _ = ended.expect("it is closed");
     drip.abort();
     // Others were served meanwhile, and are.
