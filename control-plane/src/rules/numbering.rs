@@ -57,7 +57,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::AuditGap
         | EventKind::GrantReceipt
         | EventKind::HostDrift
-        | EventKind::GateTampering => true,
+        | EventKind::GateTampering
+        | EventKind::WorkloadEntered => true,
         EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied

@@ -146,6 +146,8 @@ event_kinds! {
     HostDrift = "host.drift",
     /// Somebody was refused who reached for the gate itself, or for its agent.
     GateTampering = "gate.tampering",
+    /// A process was moved into a cgroup that is a subject's.
+    WorkloadEntered = "workload.entered",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
     /// A caller asked for what it may not do.
@@ -280,6 +282,8 @@ pub struct Connection {
     pub socket_cookie: u64,
     pub boot_time_ns: u64,
     pub path: String,
+    pub login_uid: Option<u32>,
+    pub login_differs: bool,
 }
 
 /// A connection that was let through, and has ended. Fields as in the `.proto`.
@@ -452,6 +456,8 @@ impl TryFrom<wire::Connection> for Connection {
             socket_cookie: wire.socket_cookie,
             boot_time_ns: wire.boot_time_ns,
             path: text("path", wire.path)?,
+            login_uid: wire.login_uid,
+            login_differs: wire.login_differs,
         })
     }
 }
@@ -473,6 +479,8 @@ impl From<Connection> for wire::Connection {
             socket_cookie: connection.socket_cookie,
             boot_time_ns: connection.boot_time_ns,
             path: connection.path,
+            login_uid: connection.login_uid,
+            login_differs: connection.login_differs,
         }
     }
 }
