@@ -11,9 +11,15 @@ use anyhow::{Context, Result, bail};
 /// Little endian, as the machines we build for are.
 const TARGET: &str = "bpfel-unknown-none";
 
-/// The gate, the per-send checks, the LSM tier, and the tamper tier.
-const PROGRAMS: [&str; 5] =
-    ["portcullis-ebpf", "portcullis-senders", "portcullis-datagrams", "portcullis-lsm", "portcullis-tamper"];
+/// The gate, the per-send checks, the LSM tier, the tamper tier, and what sees migrations.
+const PROGRAMS: [&str; 6] = [
+    "portcullis-ebpf",
+    "portcullis-senders",
+    "portcullis-datagrams",
+    "portcullis-lsm",
+    "portcullis-tamper",
+    "portcullis-migrations",
+];
 
 /// Socket storage maps need BTF, which comes from debug information.
 const BTF_FLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];

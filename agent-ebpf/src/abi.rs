@@ -18,7 +18,7 @@ use core::mem::{align_of, size_of};
 ///
 /// A version may append. One that must break this gives the map another name: the others then find nothing, and end what they
 /// do not understand. This holds from version 4 on; earlier ones were never released, and what one of them had let through ends.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Map names, as the loader and the pins use them.
 pub mod map {
@@ -48,6 +48,8 @@ pub mod map {
     pub const EVENTS_DENY: &str = "EVENTS_DENY";
     /// Ring: [`ClosedRecord`](super::ClosedRecord)s of connections that have ended. Written by the programs.
     pub const EVENTS_CLOSED: &str = "EVENTS_CLOSED";
+    /// Ring: [`MovedRecord`](super::MovedRecord)s of processes that were moved into a cgroup that is bound. Written by the programs.
+    pub const EVENTS_MOVED: &str = "EVENTS_MOVED";
     /// Per-CPU array: [`Ring`](super::Ring) → [`RingCounters`](super::RingCounters). Written by the programs.
     pub const COUNTERS: &str = "COUNTERS";
     /// Socket hash: socket cookie → socket: connections of which each write is judged. Belongs to an object of its own, as a
@@ -571,11 +573,13 @@ pub enum Ring {
     Deny = 1,
     /// [`map::EVENTS_CLOSED`].
     Closed = 2,
+    /// [`map::EVENTS_MOVED`].
+    Moved = 3,
 }
 
 impl Ring {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Closed];
+    pub const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::Closed, Self::Moved];
 }
 
 /// Entries of [`map::COUNTERS`].
@@ -759,6 +763,54 @@ impl VerdictRecord {
         family: 0,
         reserved: [0; 9],
         peer: [0; 16],
+    };
+}
+
+/// A process, or one thread of it, was moved into a cgroup that is a subject's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovedRecord {
+    /// `CLOCK_BOOTTIME` in nanoseconds.
+    pub boot_ns: u64,
+    /// Where it is now.
+    pub cgroup_id: u64,
+    /// The cgroup that is bound: the same, or the nearest one above.
+    pub bound_cgroup_id: u64,
+    /// Where whoever moved it is now; the same process perhaps.
+    pub mover_cgroup_id: u64,
+    /// Name of the task that was moved, ended by 0 unless 16 bytes long.
+    pub command: [u8; 16],
+    /// Of the one that moved it.
+    pub mover_command: [u8; 16],
+    /// Thread group id of the one that was moved.
+    pub pid: u32,
+    /// Its user, in the initial user namespace.
+    pub uid: u32,
+    /// Of the one that moved it.
+    pub mover_pid: u32,
+    /// Of the one that moved it.
+    pub mover_uid: u32,
+    /// Whose the cgroup is.
+    pub subject: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl MovedRecord {
+    /// All 0.
+    pub const EMPTY: Self = Self {
+        boot_ns: 0,
+        cgroup_id: 0,
+        bound_cgroup_id: 0,
+        mover_cgroup_id: 0,
+        command: [0; 16],
+        mover_command: [0; 16],
+        pid: 0,
+        uid: 0,
+        mover_pid: 0,
+        mover_uid: 0,
+        subject: 0,
+        reserved: 0,
     };
 }
 
@@ -1061,6 +1113,26 @@ mod tests {
             offsets,
             [0, 8, 16, 24, 32, 40, 48, 64, 80, 96, 100, 104, 108, 112, 114, 115, 116, 117, 118, 119, 128]
         );
+    }
+
+    /// The same of moves.
+    #[test]
+    fn moved_record_offsets() {
+        let offsets = [
+            offset_of!(MovedRecord, boot_ns),
+            offset_of!(MovedRecord, cgroup_id),
+            offset_of!(MovedRecord, bound_cgroup_id),
+            offset_of!(MovedRecord, mover_cgroup_id),
+            offset_of!(MovedRecord, command),
+            offset_of!(MovedRecord, mover_command),
+            offset_of!(MovedRecord, pid),
+            offset_of!(MovedRecord, uid),
+            offset_of!(MovedRecord, mover_pid),
+            offset_of!(MovedRecord, mover_uid),
+            offset_of!(MovedRecord, subject),
+            offset_of!(MovedRecord, reserved),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24, 32, 48, 64, 68, 72, 76, 80, 84]);
     }
 
     /// The same of what closed connections leave.

@@ -70,4 +70,7 @@ pub(crate) static EVENTS_DENY: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES
 pub(crate) static EVENTS_CLOSED: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
 
 #[map]
+pub(crate) static EVENTS_MOVED: RingBuf = RingBuf::with_byte_size(abi::RING_BYTES, 0);
+
+#[map]
 pub(crate) static COUNTERS: PerCpuArray<RingCounters> = PerCpuArray::with_max_entries(abi::RINGS, 0);

@@ -6,7 +6,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use agent_ebpf::abi::{ClosedRecord, Ring, RingCounters, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, MovedRecord, Ring, RingCounters, VerdictRecord};
 use aya_ebpf::maps::RingBuf;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 
@@ -58,6 +58,12 @@ pub(crate) fn emit_closed(fill: impl FnOnce(&mut ClosedRecord)) {
     emit(Ring::Closed, &maps::EVENTS_CLOSED, fill);
 }
 
+/// Puts a record of a process that was moved into its ring.
+#[inline(always)]
+pub(crate) fn emit_moved(fill: impl FnOnce(&mut MovedRecord)) {
+    emit(Ring::Moved, &maps::EVENTS_MOVED, fill);
+}
+
 #[inline(always)]
 fn emit<T: Record>(index: Ring, ring: &RingBuf, fill: impl FnOnce(&mut T)) {
     attempted(index);
@@ -73,6 +79,8 @@ trait Record: 'static {}
 impl Record for VerdictRecord {}
 
 impl Record for ClosedRecord {}
+
+impl Record for MovedRecord {}
 
 #[inline(always)]
 fn put<T: Record>(mut entry: RingBufEntry<T>, fill: impl FnOnce(&mut T)) {

@@ -47,6 +47,19 @@ pub fn detach(config: &Config) -> Result<Vec<Lowered>, RunError> {
             ring.release(Kept::All);
         }
     }
+    for mut ring in rings.moved {
+        while let Some(Placed { record, place }) = ring.read().map_err(RunError::Ring)? {
+            if record.subject != canary::NUMBER {
+                let moved = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
+                let mover = cgroups.details(record.mover_pid, record.mover_cgroup_id, record.boot_ns);
+                // Which grants there were is not known here.
+                let at = now.wall_at(record.boot_ns);
+                let event = numbering.moved(&record, &names, (&moved, &mover), None, at);
+                spool.append(&[Entry { event, mark: Some(Mark::of_record(place)) }], now.wall())?;
+            }
+            ring.release(Kept::All);
+        }
+    }
     canary::remove_cgroup(cgroups.root());
     let lowered = kernel::lower(&config.kernel.pin_dir)?;
     if !lowered.is_empty() {

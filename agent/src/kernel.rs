@@ -13,6 +13,7 @@ mod datagrams;
 mod error;
 mod guard;
 mod lsm;
+mod migrations;
 mod netns;
 mod on_demand;
 mod pins;
@@ -37,8 +38,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, PeerKey, RESOURCE_BITS,
-    ResourceEntry, Ring, RingCounters, SubjectEntry, map,
+    self, AddressKey, CLASS_BITS, ClosedRecord, ConnectionEntry, GrantKey, GrantRef, MovedRecord, PeerKey,
+    RESOURCE_BITS, ResourceEntry, Ring, RingCounters, SubjectEntry, map,
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -59,6 +60,7 @@ pub use tamper::{HELPER_VERB, lift_tamper, serve as serve_tamper_helper};
 use crate::rules::drift::Part;
 use crate::rules::plan::{AddressPrefix, Check, Entries, Write};
 use lsm::{Exempt, Tier};
+use migrations::Migrations;
 use on_demand::{INGRESS, OnDemand};
 use pins::{Attachable, HeldMap, Pins};
 use predecessors::Predecessor;
@@ -135,6 +137,7 @@ pub struct Gate {
     maps: Vec<HeldMap>,
     tier: Tier,
     tamper: Tamper,
+    migrations: Migrations,
     predecessors: Vec<Predecessor>,
     /// The kernel's numbers of the rings.
     rings: [u32; Ring::ALL.len()],
@@ -159,6 +162,8 @@ pub struct Rings {
     pub deny: RecordRing,
     /// Of connections that have ended.
     pub closed: RecordRing<ClosedRecord>,
+    /// Of processes that were moved into a cgroup that is bound.
+    pub moved: RecordRing<MovedRecord>,
 }
 
 /// The rings of gates that are pinned, to be read to their end.
@@ -168,6 +173,8 @@ pub struct PinnedRings {
     pub verdicts: Vec<RecordRing>,
     /// Of connections that have ended.
     pub closed: Vec<RecordRing<ClosedRecord>>,
+    /// Of processes that were moved.
+    pub moved: Vec<RecordRing<MovedRecord>>,
 }
 
 impl PinnedRings {
@@ -177,6 +184,9 @@ impl PinnedRings {
             end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
         }
         for ring in &mut self.closed {
+            end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
+        }
+        for ring in &mut self.moved {
             end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
         }
     }
@@ -211,10 +221,12 @@ impl Gate {
                 allow: RecordRing::open(take(&mut ebpf, map::EVENTS_ALLOW)?)?,
                 deny: RecordRing::open(take(&mut ebpf, map::EVENTS_DENY)?)?,
                 closed: RecordRing::open(take(&mut ebpf, map::EVENTS_CLOSED)?)?,
+                moved: RecordRing::open(take(&mut ebpf, map::EVENTS_MOVED)?)?,
             },
             diagnostics,
         };
-        let rings = [streams.rings.allow.id(), streams.rings.deny.id(), streams.rings.closed.id()];
+        let Rings { allow, deny, closed, moved } = &streams.rings;
+        let rings = [allow.id(), deny.id(), closed.id(), moved.id()];
         let exempt = Exempt::open(typed(&mut ebpf, map::EXEMPT_CGROUPS)?, settings)?;
         let of_root = |source| KernelError::CgroupRoot { path: cgroup_root.to_owned(), source };
         let root = File::open(cgroup_root).map_err(of_root)?;
@@ -253,6 +265,7 @@ impl Gate {
             maps,
             tier,
             tamper: Tamper::default(),
+            migrations: Migrations::later(),
             predecessors,
             rings,
             settings: settings.clone(),
@@ -287,6 +300,7 @@ impl Gate {
             }
         }
         self.attach_on_demand()?;
+        self.migrations = Migrations::attach(loader, &self.pins)?;
         // There is one that no other program has.
         hold_maps(&mut self.maps, &self.pins, &self.settings)?;
         self.tier.pin(&self.settings, &self.pins)?;
@@ -319,7 +333,8 @@ impl Gate {
     /// What this kernel lacks for the whole gate, as far as it is wanted.
     pub fn missing(&mut self) -> Vec<Missing> {
         let parts = self.on_demand.iter().filter_map(OnDemand::missing);
-        parts.chain(self.tier.missing()).chain(self.tamper.missing()).collect()
+        let migrations = self.migrations.missing().filter(|_| self.stands());
+        parts.chain(migrations).chain(self.tier.missing()).chain(self.tamper.missing()).collect()
     }
 
     /// Whether the LSM tier, without which there is no guard of unix sockets, is wanted at all.
@@ -474,6 +489,7 @@ pub fn open_rings(pin_dir: &Path) -> Result<PinnedRings, KernelError> {
         let rings = pins.open_rings()?;
         all.verdicts.extend(rings.verdicts);
         all.closed.extend(rings.closed);
+        all.moved.extend(rings.moved);
     }
     Ok(all)
 }

@@ -262,7 +262,7 @@ mod tests {
             grants: vec![grant],
         };
         let ended = vec![EndedGrant { grant: GrantId::new(), reason: HostEnd::Idle }];
-        let lost = [(1, [3, 4, 5]), (2, [6, 7, 8])].into();
+        let lost = [(1, [3, 4, 5, 6]), (2, [7, 8, 9, 10])].into();
         let left = [(GrantId::new(), Duration::from_secs(30)), (GrantId::new(), Duration::ZERO)].into();
         Memory { grants: Some((Uuid::from_u128(5), set)), ended, left, lost }
     }

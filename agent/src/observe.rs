@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::utsname::uname;
 use nix::unistd::{Uid, gethostname};
 use procfs::process::Process;
-use proto::types::{CgroupPath, Selector, UnixUser};
+use proto::types::{CgroupPath, Selector, Subject, UnixUser};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
@@ -121,7 +121,11 @@ struct Seen {
     /// When it had started.
     started_boot_ns: u64,
     executable: String,
+    login_uid: Option<u32>,
 }
+
+/// What the kernel says of a process that is in no login.
+const NO_LOGIN: u32 = u32::MAX;
 
 impl Cgroups {
     /// How many paths are remembered. A host has some hundred cgroups; when there are more, all are looked up anew.
@@ -226,7 +230,8 @@ impl Cgroups {
             .get(&pid)
             .filter(|seen| (seen.started_boot_ns..=seen.at_boot_ns).contains(&boot_ns));
         if let (Some(seen), Some(path)) = (seen, self.paths.get(&cgroup_id)) {
-            return ProcessDetails { executable: seen.executable.clone(), cgroup_path: path.clone() };
+            let (executable, cgroup_path) = (seen.executable.clone(), path.clone());
+            return ProcessDetails { executable, cgroup_path, login_uid: seen.login_uid };
         }
         let at_boot_ns = now_boot_ns();
         let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
@@ -234,14 +239,30 @@ impl Cgroups {
         let process = process.filter(|_| started_boot_ns <= boot_ns);
         let executable = process.as_ref().and_then(|process| process.exe().ok());
         let executable = executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        // Of a kernel without audit there is none.
+        let login_uid = process.as_ref().and_then(|process| process.loginuid().ok());
+        let login_uid = login_uid.filter(|uid| *uid != NO_LOGIN);
         if process.is_some() {
             if self.processes.len() >= Self::PROCESSES_MAX {
                 self.processes.clear();
             }
-            let seen = Seen { at_boot_ns, started_boot_ns, executable: executable.clone() };
+            let seen = Seen { at_boot_ns, started_boot_ns, executable: executable.clone(), login_uid };
             self.processes.insert(pid, seen);
         }
-        ProcessDetails { executable, cgroup_path: self.cgroup_path(process.as_ref(), cgroup_id) }
+        let cgroup_path = self.cgroup_path(process.as_ref(), cgroup_id);
+        ProcessDetails { executable, cgroup_path, login_uid }
+    }
+
+    /// The accounts by which subjects are found, as far as they are known.
+    pub fn accounts_of(&self, subjects: &[Subject]) -> BTreeMap<u32, BTreeSet<u32>> {
+        let account = |selector: &Selector| match selector {
+            Selector::UnixUser(user) => self.accounts.uid_of(user),
+            _ => None,
+        };
+        let of = |subject: &Subject| {
+            (subject.number.get(), subject.selectors.iter().filter_map(account).collect::<BTreeSet<u32>>())
+        };
+        subjects.iter().map(of).filter(|(_, accounts)| !accounts.is_empty()).collect()
     }
 
     /// The path of the cgroup with this id, if the process is still in it or one was seen in it before.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, MovedRecord, Ring, VerdictRecord};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use proto::types::{Applied, EventKind, Hello, PROTOCOL, Report, RunPass};
@@ -124,6 +124,8 @@ enum Event {
     Records(Vec<Placed<VerdictRecord>>),
     /// Connections have ended.
     Closed(Vec<Placed<ClosedRecord>>),
+    /// Processes were moved into cgroups that are bound.
+    Moved(Vec<Placed<MovedRecord>>),
     /// The control plane said something.
     Session(Incoming),
     /// Cgroups came or went.
@@ -189,15 +191,17 @@ pub async fn run_on(
     settings.lsm.exempt = enforcing::exempt(&cgroups, &config.exempt);
     let (gate, streams) = Gate::raise(&settings, cgroups.root())?;
     let mut diagnostics = streams.diagnostics;
-    let Rings { mut allow, mut deny, mut closed } = streams.rings;
+    let Rings { mut allow, mut deny, mut closed, mut moved } = streams.rings;
     let marks = spool.marks();
     for ring in [&mut allow, &mut deny] {
         marks.end(ring.id()).into_iter().for_each(|end| ring.pass_over(end));
     }
     marks.end(closed.id()).into_iter().for_each(|end| closed.pass_over(end));
+    marks.end(moved.id()).into_iter().for_each(|end| moved.pass_over(end));
     let mut allow = allow.into_async().map_err(RunError::Ring)?;
     let mut deny = deny.into_async().map_err(RunError::Ring)?;
     let mut closed = closed.into_async().map_err(RunError::Ring)?;
+    let mut moved = moved.into_async().map_err(RunError::Ring)?;
 
     let (asks, to_canary) = mpsc::channel(CANARY_MAX);
     let (from_canary, mut canary_says) = mpsc::channel(CANARY_MAX);
@@ -227,6 +231,7 @@ pub async fn run_on(
         allow.release(agent.auditing.kept(allow.id()));
         deny.release(agent.auditing.kept(deny.id()));
         closed.release(agent.auditing.kept(closed.id()));
+        moved.release(agent.auditing.kept(moved.id()));
         let can_keep = agent.auditing.can_keep_more();
         let event = tokio::select! {
             // Grants before records: a flood of denials must not delay a revocation.
@@ -250,6 +255,8 @@ pub async fn run_on(
             records = deny.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = allow.read(RECORDS_MAX), if can_keep => Event::Records(records.map_err(RunError::Ring)?),
             records = closed.read(RECORDS_MAX), if can_keep => Event::Closed(records.map_err(RunError::Ring)?),
+            // Last: whoever moves processes without end keeps nothing else waiting.
+            records = moved.read(RECORDS_MAX), if can_keep => Event::Moved(records.map_err(RunError::Ring)?),
             Some(result) = relay(&mut diagnostics) => {
                 result.map_err(RunError::Ring)?;
                 continue;
@@ -348,7 +355,7 @@ impl Agent {
         let mut enforcing =
             Enforcing::new(gate, cgroups, config.exempt.clone(), pods_file, memory, memory_file, running)?;
         let mut auditing = Auditing::new(config.host.clone(), boot_id, spool, lost);
-        auditing.learn(enforcing.grants(), enforcing.unix_sockets());
+        auditing.learn(&enforcing);
         enforcing.skip_predecessors(|ring| auditing.end(ring));
         auditing.learn_runs(&enforcing.running.runs);
         let how = match (took_over, predecessors.as_slice()) {
@@ -422,6 +429,10 @@ impl Agent {
                 self.auditing.closed(&records);
                 self.ship();
             }
+            Event::Moved(records) => {
+                self.auditing.moved(&records, self.enforcing.grants_and_cgroups());
+                self.ship();
+            }
             Event::Session(incoming) => self.hear(incoming),
             Event::Cgroups => {
                 if self.enforcing.follow_cgroups(false) {
@@ -435,7 +446,7 @@ impl Agent {
             }
             Event::Look => {
                 if self.enforcing.follow(false) {
-                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+                    self.auditing.learn(&self.enforcing);
                     self.report();
                 }
                 self.look_at_runs();
@@ -460,7 +471,7 @@ impl Agent {
                 self.proofs = self.proofs.wrapping_add(1);
                 self.owes_digest |= self.proofs.is_multiple_of(PROOFS_PER_DIGEST);
                 if self.enforcing.follow(true) {
-                    self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+                    self.auditing.learn(&self.enforcing);
                 }
                 let repaired = self.enforcing.inspect();
                 self.tell_drift(repaired);
@@ -529,7 +540,7 @@ impl Agent {
         self.tell_what_is_kept();
         // Also what was only observed until now.
         self.end_connections(true);
-        self.auditing.learn(self.enforcing.grants(), self.enforcing.unix_sockets());
+        self.auditing.learn(&self.enforcing);
         self.owes_digest = true;
         self.ask_canary();
         self.report();
@@ -601,12 +612,14 @@ impl Agent {
             }
             let records = self.enforcing.read_predecessors(RECORDS_MAX);
             let closed = self.enforcing.read_predecessors_closed(RECORDS_MAX);
-            if records.is_empty() && closed.is_empty() {
+            let moved = self.enforcing.read_predecessors_moved(RECORDS_MAX);
+            if records.is_empty() && closed.is_empty() && moved.is_empty() {
                 self.forget_predecessors();
                 return;
             }
             self.auditing.records(&records, self.enforcing.cgroups());
             self.auditing.closed(&closed);
+            self.auditing.moved(&moved, self.enforcing.grants_and_cgroups());
             let auditing = &self.auditing;
             self.enforcing.release_predecessors(|ring| auditing.kept(ring));
         }

@@ -388,9 +388,9 @@ fn it_outlives_its_agent() -> Result<()> {
     let port = listener.address().port();
     let to = [0, 1].map(|network| SocketAddr::new(stage.networks.address4(network, SERVER), port));
     let Stage { fixture, client, granted, .. } = stage;
-    let Fixture { gate, entries, wanted, allow, deny, closed, settings, sandbox } = fixture;
+    let Fixture { gate, entries, wanted, allow, deny, closed, moved, settings, sandbox } = fixture;
     let attached = gate.attached();
-    drop((gate, allow, deny, closed));
+    drop((gate, allow, deny, closed, moved));
     let arrive = || attempts(&client, &granted, Attempt::UdpSend, &to, &listener);
     ensure_eq!(arrive()?, [true, false], "without an agent");
 
@@ -400,9 +400,9 @@ fn it_outlives_its_agent() -> Result<()> {
     ensure_eq!(gate.read()?.peers, entries.peers);
     ensure_eq!(gate.read()?.judged, [Check::Arrivals].into());
     ensure_eq!(arrive()?, [true, false], "taken over");
-    let agent::kernel::Rings { allow, deny, closed } = streams.rings;
+    let agent::kernel::Rings { allow, deny, closed, moved } = streams.rings;
     let entries = gate.read()?;
-    let mut fixture = Fixture { gate, entries, wanted, allow, deny, closed, settings, sandbox };
+    let mut fixture = Fixture { gate, entries, wanted, allow, deny, closed, moved, settings, sandbox };
     ensure_eq!(refusals(&mut fixture).len(), 2, "of either time");
     serve_only(&mut fixture, &[])?;
     ensure_eq!((arrive()?, fixture.gate.attached()), (vec![true, true], attached - 1));

@@ -10,6 +10,7 @@ mod life;
 mod limits;
 mod local;
 mod lsm;
+mod migrations;
 mod modes;
 mod proof;
 mod records;
@@ -30,6 +31,7 @@ fn main() {
             life::TESTS,
             records::TESTS,
             killed::TESTS,
+            migrations::TESTS,
             connections::TESTS,
             modes::TESTS,
             closed::TESTS,

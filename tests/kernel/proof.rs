@@ -22,8 +22,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::types::{
-    EventKind, GrantId, GrantSet, Hello, HostState, LiveGrant, NewSubject, Protocol, Report, Subject,
-    SubjectRole,
+    AuditEvent, EventKind, GrantId, GrantSet, Hello, HostState, LiveGrant, NewSubject, Protocol, Report,
+    Subject, SubjectRole,
 };
 use tests::ensure_eq;
 use tests::listener::Listener;
@@ -159,13 +159,17 @@ impl Running {
     }
 
     /// Ends it, and gives what it has written down of what it put right.
-    fn drifts(mut self) -> Result<Vec<String>> {
-        self.end()?;
-        let config_dir = self.sandbox.dir().join("agent/spool");
-        let spool = Spool::open(&config_dir, observe::boot_id()?, 1 << 24)?;
-        let events = spool.read(Cursor::default(), 512)?;
-        let drifts = events.into_iter().filter(|event| event.kind == EventKind::HostDrift);
+    fn drifts(self) -> Result<Vec<String>> {
+        let drifts = self.events_of(EventKind::HostDrift)?.into_iter();
         Ok(drifts.map(|event| event.comment).collect())
+    }
+
+    /// Ends it, and gives the events of this kind that it has written down.
+    pub(crate) fn events_of(mut self, kind: EventKind) -> Result<Vec<AuditEvent>> {
+        self.end()?;
+        let spool = Spool::open(&self.sandbox.dir().join("agent/spool"), observe::boot_id()?, 1 << 24)?;
+        let events = spool.read(Cursor::default(), 512)?;
+        Ok(events.into_iter().filter(|event| event.kind == kind).collect())
     }
 
     fn end(&mut self) -> Result<()> {

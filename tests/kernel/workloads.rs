@@ -46,7 +46,7 @@ pub(crate) const CHOOSY: &[Choosy] = &[
 ];
 
 /// An agent whose one subject is found by these selectors, and has a grant for what `listener` serves.
-fn start(selectors: &[&str]) -> Result<(Running, Listener)> {
+pub(crate) fn start(selectors: &[&str]) -> Result<(Running, Listener)> {
     let (running, listener) = start_with(selectors, |_| {})?;
     running.wait(HostState::Enforcing, "")?;
     Ok((running, listener))

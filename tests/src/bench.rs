@@ -1,10 +1,12 @@
-//! Benchmarks: what one control plane can carry ([`fleet`]), and what the gate costs, side by side with having none and with what somebody would pick in its place.
+//! Benchmarks: what one control plane can carry ([`fleet`]), what an agent takes for itself ([`agent`]), and what the gate costs,
+//! side by side with having none and with what somebody would pick in its place.
 //!
 //! Owns: making load, measuring it, telling what came of it. Timing is never asserted: figures are for people to read.
 //!
 //! Everything runs in cgroups and network namespaces of its own, and the gate is attached at such a cgroup, not at the root:
 //! the machine's other processes never meet it, and "with" and "without" can alternate within milliseconds.
 
+pub mod agent;
 pub mod fleet;
 pub mod gated;
 pub mod hooks;

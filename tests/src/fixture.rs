@@ -9,7 +9,7 @@ use crate::sandbox::{self, Cgroup, Sandbox};
 use agent::clock::now_boot_ns;
 use agent::kernel::{Demand, Fault, Gate, LsmSettings, RecordRing, Rings, Settings};
 use agent::rules::plan::{Entries, Outcome, ResourceOptions, Wanted, WantedGrant, reconcile};
-use agent_ebpf::abi::{ClosedRecord, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, MovedRecord, VerdictRecord};
 use anyhow::{Result, bail};
 use proto::types::{GrantId, NewResource, PortRange, Protocol, Resource, SubjectNumber};
 
@@ -35,6 +35,8 @@ pub struct Fixture {
     pub deny: RecordRing,
     /// Records of connections that have ended.
     pub closed: RecordRing<ClosedRecord>,
+    /// Records of processes that were moved.
+    pub moved: RecordRing<MovedRecord>,
     /// What the gate was raised with.
     pub settings: Settings,
     /// Last: it takes the pins away, and with them the gate.
@@ -57,8 +59,8 @@ impl Fixture {
         let (gate, streams) = runtime.block_on(async { Gate::raise(&settings, sandbox.cgroup_root()) })?;
         let entries = gate.read()?;
         let wanted = Wanted::default();
-        let Rings { allow, deny, closed } = streams.rings;
-        Ok(Self { gate, entries, wanted, allow, deny, closed, settings, sandbox })
+        let Rings { allow, deny, closed, moved } = streams.rings;
+        Ok(Self { gate, entries, wanted, allow, deny, closed, moved, settings, sandbox })
     }
 
     /// The same, with the LSM tier as far as the kernel has it. It is for the tests' own processes: everybody else is exempt.

@@ -12,6 +12,7 @@ use tests::stage::binary;
 pub(crate) const TESTS: &[Test] = &[
     ("benchmarks::every_part_of_kernel_runs", every_part_of_kernel_runs),
     ("benchmarks::a_small_fleet_is_measured", a_small_fleet_is_measured),
+    ("benchmarks::an_agent_is_measured", an_agent_is_measured),
 ];
 
 fn every_part_of_kernel_runs() -> Result<()> {
@@ -20,6 +21,10 @@ fn every_part_of_kernel_runs() -> Result<()> {
 
 fn a_small_fleet_is_measured() -> Result<()> {
     everything_was_measured("fleet", 1)
+}
+
+fn an_agent_is_measured() -> Result<()> {
+    everything_was_measured("agent", 1)
 }
 
 fn everything_was_measured(what: &str, parts: usize) -> Result<()> {

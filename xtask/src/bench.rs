@@ -22,6 +22,11 @@ pub(crate) enum What {
         #[arg(long, value_name = "WORD", conflicts_with = "write")]
         only: Option<String>,
     },
+    /// One agent with 10,000 grants and 1,000 cgroups: memory, and the processor while nothing happens
+    Agent {
+        #[command(flatten)]
+        how: How,
+    },
     /// One control plane with 10,000 agents: connecting after a restart, memory, how fast grants are with their hosts
     Fleet {
         #[command(flatten)]
@@ -53,15 +58,16 @@ pub(crate) enum Output {
 pub(crate) fn run(checkout: &Checkout, what: &What) -> Result<()> {
     let (name, how, only) = match what {
         What::Kernel { how, only } => ("kernel", how, only.as_deref()),
+        What::Agent { how } => ("agent", how, None),
         What::Fleet { how } => ("fleet", how, None),
     };
     setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker])?;
+    if name != "fleet" && !sh::is_root() {
+        bail!(
+            "it loads programs into the kernel, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
+        );
+    }
     if name == "kernel" {
-        if !sh::is_root() {
-            bail!(
-                "it loads programs into the kernel, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
-            );
-        }
         let compared = [Thing::Postgres, Thing::HaProxy, Thing::PgBouncer, Thing::Nftables, Thing::Iproute];
         setup::ensure(checkout, &compared)?;
     }
@@ -75,9 +81,13 @@ pub(crate) fn run(checkout: &Checkout, what: &What) -> Result<()> {
         "--bin",
         "bench",
     ]))?;
-    if name == "fleet" {
-        let control_plane = ["build", "--quiet", "--release", "--package", "control-plane", "--bins"];
-        sh::run(checkout.cargo().args(control_plane))?;
+    let programs: &[&str] = match name {
+        "agent" => &["control-plane", "agent", "cli"],
+        "fleet" => &["control-plane"],
+        _ => &[],
+    };
+    for package in programs {
+        sh::run(checkout.cargo().args(["build", "--quiet", "--release", "--package", package, "--bins"]))?;
     }
     let mut bench = sh::command(checkout.target.join("release/bench"));
     bench.arg(name);

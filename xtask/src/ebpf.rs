@@ -24,8 +24,14 @@ const INSTRUCTION_BYTES: u64 = 8;
 
 const PACKAGE: &str = "agent-ebpf";
 /// The gate, the per-send checks, the LSM tier, and the tamper tier.
-const PROGRAMS: [&str; 5] =
-    ["portcullis-ebpf", "portcullis-senders", "portcullis-datagrams", "portcullis-lsm", "portcullis-tamper"];
+const PROGRAMS: [&str; 6] = [
+    "portcullis-ebpf",
+    "portcullis-senders",
+    "portcullis-datagrams",
+    "portcullis-lsm",
+    "portcullis-tamper",
+    "portcullis-migrations",
+];
 const TARGET: &str = "bpfel-unknown-none";
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {

@@ -120,7 +120,8 @@ impl Gate {
         let programs = self.programs.iter().chain(self.on_demand_programs());
         let programs = programs.filter_map(|program| Some((program.name, program.link.as_ref()?.as_fd())));
         // The kernel lets nobody detach these or give them another program: what is to be looked at are their names.
-        let tier = self.tier.links().chain(self.tamper.links()).filter(|_| self.stands());
+        let tier = self.tier.links().chain(self.tamper.links()).chain(self.migrations.link());
+        let tier = tier.filter(|_| self.stands());
         let links = programs.chain(tier).filter_map(|(name, link)| {
             let path = self.pins.link(name);
             let pinned = sys::open_pin(&path).and_then(|pinned| sys::link_info(pinned.as_fd()));

@@ -64,7 +64,7 @@ pub(super) struct Shape {
 }
 
 /// The shapes of all maps that are pinned.
-pub(super) fn shapes(settings: &Settings) -> [Shape; 19] {
+pub(super) fn shapes(settings: &Settings) -> [Shape; 20] {
     // The length of an LPM key stands before what it is matched against.
     const LPM_LENGTH_BYTES: u32 = 4;
     let size = |bytes: usize| bytes as u32;
@@ -106,6 +106,7 @@ pub(super) fn shapes(settings: &Settings) -> [Shape; 19] {
         ring(map::EVENTS_ALLOW),
         ring(map::EVENTS_DENY),
         ring(map::EVENTS_CLOSED),
+        ring(map::EVENTS_MOVED),
         shape(map::COUNTERS, MapType::PerCpuArray, 4, size(size_of::<RingCounters>()), abi::RINGS),
         shape(map::EXEMPT_CGROUPS, MapType::Hash, 8, size(size_of::<u32>()), abi::EXEMPT_CGROUPS_MAX),
         shape(map::UNIX_SOCKETS, MapType::Hash, 8, size(size_of::<ResourceEntry>()), abi::UNIX_SOCKETS_MAX),
@@ -316,6 +317,7 @@ impl Pins {
         Ok(PinnedRings {
             verdicts: verdicts.into_iter().flatten().collect(),
             closed: self.open_ring(map::EVENTS_CLOSED)?.into_iter().collect(),
+            moved: self.open_ring(map::EVENTS_MOVED)?.into_iter().collect(),
         })
     }
 

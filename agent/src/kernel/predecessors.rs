@@ -9,7 +9,7 @@
 use std::mem::size_of;
 
 use agent_ebpf::abi::{
-    ClosedRecord, ConnectionEntry, GrantSlot, Hook, Ring, RingCounters, VerdictRecord, map,
+    ClosedRecord, ConnectionEntry, GrantSlot, Hook, MovedRecord, Ring, RingCounters, VerdictRecord, map,
 };
 use agent_ebpf::verdict::Verdict;
 use aya::maps::{Map, MapData, MapType, PerCpuArray};
@@ -144,9 +144,18 @@ impl Predecessor {
         read_some(&mut self.rings.closed, told_twice, max)
     }
 
+    /// The same of processes that were moved.
+    pub(super) fn read_moved(&mut self, max: usize) -> Vec<Placed<MovedRecord>> {
+        let superseded = self.superseded;
+        let told_twice =
+            |record: &MovedRecord| superseded.is_some_and(|since| record.boot_ns >= since.packets_boot_ns);
+        read_some(&mut self.rings.moved, told_twice, max)
+    }
+
     pub(super) fn release(&mut self, kept: impl Fn(u32) -> Kept) {
         self.rings.verdicts.iter_mut().for_each(|ring| ring.release(kept(ring.id())));
         self.rings.closed.iter_mut().for_each(|ring| ring.release(kept(ring.id())));
+        self.rings.moved.iter_mut().for_each(|ring| ring.release(kept(ring.id())));
     }
 
     pub(super) fn skip(&mut self, end: impl Fn(u32) -> Option<u64>) {

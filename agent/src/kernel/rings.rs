@@ -10,7 +10,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, MovedRecord, VerdictRecord};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya_log::EbpfLogger;
@@ -36,6 +36,11 @@ impl Record for VerdictRecord {
 
 impl Record for ClosedRecord {
     const EMPTY: Self = Self::of(&ConnectionEntry::EMPTY, 0, 0);
+    const BYTES_MIN: usize = size_of::<Self>();
+}
+
+impl Record for MovedRecord {
+    const EMPTY: Self = Self::EMPTY;
     const BYTES_MIN: usize = size_of::<Self>();
 }
 

@@ -5,7 +5,9 @@
 //!
 //! Invariant: after each step, whatever happens then, some whole gate decides, and an agent of either version can go on.
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantRef, NEVER, Ring, VerdictRecord, map};
+use agent_ebpf::abi::{
+    ClosedRecord, ConnectionEntry, GrantRef, MovedRecord, NEVER, Ring, VerdictRecord, map,
+};
 
 use super::pins::Attachable;
 use super::predecessors::{Inherited, Predecessor, Superseded};
@@ -129,6 +131,15 @@ impl Gate {
         let mut records = Vec::new();
         for predecessor in &mut self.predecessors {
             records.extend(predecessor.read_closed(max.saturating_sub(records.len())));
+        }
+        records
+    }
+
+    /// The same of processes that were moved.
+    pub fn read_predecessors_moved(&mut self, max: usize) -> Vec<Placed<MovedRecord>> {
+        let mut records = Vec::new();
+        for predecessor in &mut self.predecessors {
+            records.extend(predecessor.read_moved(max.saturating_sub(records.len())));
         }
         records
     }

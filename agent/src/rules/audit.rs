@@ -2,10 +2,12 @@
 //!
 //! Owns: what an event says. Must not know: disk, network, where process details were read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv6Addr;
 
-use agent_ebpf::abi::{ClosedRecord, EndedBy, GrantKey, Hook, Ring, Tampering, VerdictRecord, protocol};
+use agent_ebpf::abi::{
+    ClosedRecord, EndedBy, GrantKey, Hook, MovedRecord, Ring, Tampering, VerdictRecord, protocol,
+};
 use agent_ebpf::family;
 use agent_ebpf::verdict::{Reason, Verdict};
 use proto::types::{
@@ -48,6 +50,7 @@ impl Numbering {
             Ring::Allow => "kernel.allow",
             Ring::Deny => "kernel.deny",
             Ring::Closed => "kernel.closed",
+            Ring::Moved => "kernel.moved",
         };
         let event = AuditEvent::new(self.give(), EventKind::AuditGap, at);
         AuditEvent { gap: Some(Gap { place: place.to_owned(), lost, sequences: None }), ..event }
@@ -135,6 +138,42 @@ impl Numbering {
 }
 
 impl Numbering {
+    /// A process was moved into a cgroup that is a subject's; what is known of it, and of whoever moved it. `grant`: by which the
+    /// subject is let through somewhere.
+    pub fn moved(
+        &mut self,
+        record: &MovedRecord,
+        names: &Names,
+        (moved, mover): (&ProcessDetails, &ProcessDetails),
+        grant: Option<GrantId>,
+        at: Timestamp,
+    ) -> AuditEvent {
+        let process = |command_bytes, pid: u32, uid: u32, details: &ProcessDetails, place: &str| {
+            let mut text = format!("{} (pid {pid}, uid {uid})", command(command_bytes));
+            if !details.executable.is_empty() {
+                text.push_str(&format!(", {}", details.executable));
+            }
+            if !details.cgroup_path.is_empty() {
+                text.push_str(&format!(", {place} {}", details.cgroup_path));
+            }
+            text
+        };
+        let whom = process(&record.command, record.pid, record.uid, moved, "into");
+        let comment = match record.mover_pid == record.pid {
+            true => format!("{whom}, by itself"),
+            false => {
+                let who = process(&record.mover_command, record.mover_pid, record.mover_uid, mover, "in");
+                format!("{whom}, by {who}")
+            }
+        };
+        AuditEvent {
+            subject: names.subject(record.subject),
+            grant: grant.map(|id| id.to_string()).unwrap_or_default(),
+            reason: if grant.is_some() { "granted" } else { "not_granted" }.to_owned(),
+            ..self.host_event(EventKind::WorkloadEntered, at, comment)
+        }
+    }
+
     /// The end of a connection that was let through.
     pub fn closed(&mut self, record: &ClosedRecord, names: &Names, at: Timestamp) -> AuditEvent {
         let counted = |bytes: u64| (bytes != ClosedRecord::UNKNOWN).then_some(bytes);
@@ -180,6 +219,8 @@ pub struct ProcessDetails {
     pub executable: String,
     /// Path of its cgroup below the root.
     pub cgroup_path: String,
+    /// The account by which its login began. None: it is in none, or nobody remembers it.
+    pub login_uid: Option<u32>,
 }
 
 /// The names behind the numbers that kernels use.
@@ -189,6 +230,8 @@ pub struct Names {
     resources: HashMap<u32, ResourceName>,
     /// Paths of unix sockets, by key.
     paths: HashMap<u64, UnixPath>,
+    /// The accounts by which subjects are found, by number: as they are now.
+    accounts: BTreeMap<u32, BTreeSet<u32>>,
 }
 
 impl Names {
@@ -209,6 +252,17 @@ impl Names {
     /// Adds paths of unix sockets; earlier ones stay, as names do.
     pub fn learn_paths(&mut self, paths: impl Iterator<Item = (u64, UnixPath)>) {
         self.paths.extend(paths);
+    }
+
+    /// Takes over which accounts subjects are found by now.
+    pub fn learn_accounts(&mut self, accounts: BTreeMap<u32, BTreeSet<u32>>) {
+        self.accounts = accounts;
+    }
+
+    /// Whether a subject is found by an account, and this is another one's login.
+    fn login_differs(&self, subject: u32, login_uid: Option<u32>) -> bool {
+        let accounts = self.accounts.get(&subject).filter(|accounts| !accounts.is_empty());
+        accounts.zip(login_uid).is_some_and(|(accounts, uid)| !accounts.contains(&uid))
     }
 
     fn path(&self, key: u64) -> String {
@@ -262,6 +316,8 @@ fn connection(record: &VerdictRecord, names: &Names, process: ProcessDetails) ->
         socket_cookie: record.socket_cookie,
         boot_time_ns: record.boot_ns,
         path,
+        login_uid: process.login_uid,
+        login_differs: names.login_differs(record.subject, process.login_uid),
     }
 }
 
@@ -325,6 +381,63 @@ mod tests {
     fn event_of(record: &VerdictRecord, names: &Names) -> AuditEvent {
         let at = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
         numbering().verdict(record, names, ProcessDetails::default(), at)
+    }
+
+    /// A process that root has put into somebody's slice began with another login, or with none.
+    #[test]
+    fn a_login_of_another_account_is_marked() {
+        let mut names = Names::default();
+        names.learn_accounts([(2, [1000].into()), (3, [].into())].into());
+        let at = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        let told = |subject, login_uid| {
+            let details = ProcessDetails { login_uid, ..ProcessDetails::default() };
+            let event = numbering().verdict(&VerdictRecord { subject, ..record() }, &names, details, at);
+            event.connection.map(|connection| (connection.login_uid, connection.login_differs))
+        };
+        assert_eq!(told(2, Some(1000)), Some((Some(1000), false)));
+        assert_eq!(told(2, Some(1001)), Some((Some(1001), true)));
+        assert_eq!(told(2, None), Some((None, false)), "that a service has none says nothing");
+        assert_eq!(told(3, Some(1001)), Some((Some(1001), false)), "no account is known");
+        assert_eq!(told(4, Some(1001)), Some((Some(1001), false)), "it is found by something else");
+    }
+
+    #[test]
+    fn whoever_enters_is_told_with_whoever_moved_it() {
+        let mut names = Names::default();
+        let subject = proto::types::NewSubject {
+            id: "user:alice".parse().expect("valid"),
+            selectors: vec![],
+            role: proto::types::SubjectRole::Member,
+        };
+        names.learn(&[], &[Subject::numbered(2.try_into().expect("not 0"), subject)]);
+        let record = MovedRecord {
+            command: *b"psql\0\0\0\0\0\0\0\0\0\0\0\0",
+            mover_command: *b"bash\0\0\0\0\0\0\0\0\0\0\0\0",
+            pid: 4711,
+            uid: 1000,
+            mover_pid: 12,
+            subject: 2,
+            ..MovedRecord::EMPTY
+        };
+        let details = |executable: &str, cgroup_path: &str| ProcessDetails {
+            executable: executable.to_owned(),
+            cgroup_path: cgroup_path.to_owned(),
+            login_uid: None,
+        };
+        let (moved, mover) = (details("/usr/bin/psql", "/user.slice/a"), details("", "/system.slice"));
+        let at = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        let told = |record, grant| numbering().moved(&record, &names, (&moved, &mover), grant, at);
+        let event = told(record, None);
+        assert_eq!((event.kind, event.subject.as_str()), (EventKind::WorkloadEntered, "user:alice"));
+        assert_eq!((event.reason.as_str(), event.grant.as_str()), ("not_granted", ""));
+        assert_eq!(
+            event.comment,
+            "psql (pid 4711, uid 1000), /usr/bin/psql, into /user.slice/a, by bash (pid 12, uid 0), in /system.slice"
+        );
+        let grant = GrantId::new();
+        let event = told(MovedRecord { mover_pid: 4711, ..record }, Some(grant));
+        assert_eq!((event.reason.as_str(), event.grant), ("granted", grant.to_string()));
+        assert_eq!(event.comment, "psql (pid 4711, uid 1000), /usr/bin/psql, into /user.slice/a, by itself");
     }
 
     #[test]
@@ -418,7 +531,11 @@ mod tests {
             port: 9,
             ..record()
         };
-        let process = ProcessDetails { executable: "/bin/kill".into(), cgroup_path: "/user.slice".into() };
+        let process = ProcessDetails {
+            executable: "/bin/kill".into(),
+            cgroup_path: "/user.slice".into(),
+            login_uid: None,
+        };
         let at = Timestamp::from_unix_ms(0).expect("in range");
         let event = numbering().verdict(&refused, &Names::default(), process, at);
         assert_eq!((event.kind, event.reason.as_str()), (EventKind::GateTampering, "signal"));

@@ -291,6 +291,14 @@ impl Grants {
         held.filter(|deadline| *deadline > now_boot_ns).min()
     }
 
+    /// A grant by which this subject was let through at `boot_ns`: the one that ends last. None: there was none.
+    pub fn live_of(&self, subject: u32, boot_ns: u64) -> Option<GrantId> {
+        let held = self.grants.values().map(|held| &held.wanted);
+        let live =
+            held.filter(|wanted| wanted.subject.get() == subject && wanted.expires_at_boot_ns > boot_ns);
+        live.max_by_key(|wanted| wanted.expires_at_boot_ns).map(|wanted| wanted.id)
+    }
+
     /// Whose set this is, and which; None: none yet.
     pub fn applied(&self) -> Option<(Uuid, u64)> {
         self.timeline.map(|timeline| (timeline, self.generation))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_ebpf::abi::{ClosedRecord, Ring, VerdictRecord};
+use agent_ebpf::abi::{ClosedRecord, MovedRecord, Ring, VerdictRecord};
 use proto::types::{AuditEvent, EventKind, HostName, Receipt};
 use uuid::Uuid;
 
@@ -10,14 +10,14 @@ use crate::canary;
 use crate::clock::Instants;
 use crate::kernel::{Kept, Placed};
 use crate::memory::Lost;
-use crate::observe::{Cgroups, UnixSockets};
+use crate::observe::Cgroups;
 use crate::rules::audit::{Names, Numbering, RunTold};
 use crate::rules::grants::Grants;
 use crate::rules::queue::Sending;
 use crate::rules::runs::Runs;
 use crate::spool::{Cursor, Entry, Mark, Spool, SpoolError};
 
-use super::enforcing::PeriodEnd;
+use super::enforcing::{Enforcing, PeriodEnd};
 
 /// Events that one message carries; the contract's limit.
 const BATCH_MAX: usize = 512;
@@ -55,10 +55,12 @@ impl Auditing {
         }
     }
 
-    pub(super) fn learn(&mut self, grants: &Grants, unix_sockets: &UnixSockets) {
+    pub(super) fn learn(&mut self, enforcing: &Enforcing) {
+        let grants = enforcing.grants();
         self.names.learn(grants.resources(), grants.subjects());
-        let paths = unix_sockets.keys().iter();
+        let paths = enforcing.unix_sockets().keys().iter();
         self.names.learn_paths(paths.map(|(key, (_, path))| (*key, path.clone())));
+        self.names.learn_accounts(enforcing.accounts());
     }
 
     /// Whether records may be read from the kernel.
@@ -104,6 +106,28 @@ impl Auditing {
     /// The same of connections that the agent ended, of which no ring tells.
     pub(super) fn closed_here(&mut self, records: &[ClosedRecord]) {
         self.ends(records.iter().map(|record| (record, None)));
+    }
+
+    /// Turns moves into events and keeps them. The canary's own are left out.
+    pub(super) fn moved(
+        &mut self,
+        records: &[Placed<MovedRecord>],
+        (grants, cgroups): (&Grants, &mut Cgroups),
+    ) {
+        let now = Instants::now();
+        for Placed { record, place } in
+            records.iter().filter(|placed| placed.record.subject != canary::NUMBER)
+        {
+            let moved = cgroups.details(record.pid, record.cgroup_id, record.boot_ns);
+            let mover = cgroups.details(record.mover_pid, record.mover_cgroup_id, record.boot_ns);
+            let grant = grants.live_of(record.subject, record.boot_ns);
+            let at = now.wall_at(record.boot_ns);
+            let event = self.numbering.moved(record, &self.names, (&moved, &mover), grant, at);
+            self.pending.push(Entry { event, mark: Some(Mark::of_record(*place)) });
+        }
+        if !records.is_empty() {
+            self.flush(now);
+        }
     }
 
     fn ends<'a>(&mut self, records: impl Iterator<Item = (&'a ClosedRecord, Option<Mark>)>) {

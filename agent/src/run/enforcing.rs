@@ -158,6 +158,15 @@ impl Enforcing {
         &self.unix_sockets
     }
 
+    /// The accounts by which subjects are found.
+    pub(super) fn accounts(&self) -> BTreeMap<u32, BTreeSet<u32>> {
+        self.cgroups.accounts_of(self.grants.subjects())
+    }
+
+    pub(super) fn grants_and_cgroups(&mut self) -> (&Grants, &mut Cgroups) {
+        (&self.grants, &mut self.cgroups)
+    }
+
     pub(super) fn cgroups(&mut self) -> &mut Cgroups {
         &mut self.cgroups
     }

@@ -68,6 +68,10 @@ pub struct ConnectionPart {
     pub peer: String,
     pub pid: u32,
     pub uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub login_differs: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub command: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -226,6 +230,8 @@ impl From<Connection> for ConnectionPart {
             peer: connection.peer,
             pid: connection.pid,
             uid: connection.uid,
+            login_uid: connection.login_uid,
+            login_differs: connection.login_differs,
             command: connection.command,
             executable: connection.executable,
             cgroup_id: connection.cgroup_id,

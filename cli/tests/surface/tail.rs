@@ -36,6 +36,8 @@ fn verdict(position: u64, kind: Kind) -> AuditEvent {
         boot_time_ns: 123_456_789_012,
         path: String::new(),
         peer: String::new(),
+        login_uid: Some(1000),
+        login_differs: false,
     };
     AuditEvent {
         subject: "user:alice".into(),
@@ -191,6 +193,14 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let run = Run { id: REQUEST.into(), cgroup_id: 77, ..Run::default() };
                 AuditEvent { subject: "user:alice".into(), run: Some(run), ..of_host("exited") }
             }
+            Kind::WorkloadEntered => AuditEvent {
+                subject: "user:alice".into(),
+                grant: "0198c0de-0000-7000-8000-000000000002".into(),
+                comment:
+                    "psql (pid 4711, uid 1000), /usr/bin/psql, into /user.slice/a, by bash (pid 12, uid 0)"
+                        .into(),
+                ..of_host("granted")
+            },
             Kind::AgentStarted | Kind::AgentDetached | Kind::AgentConnected | Kind::AgentDisconnected => {
                 of_host("")
             }
@@ -203,6 +213,7 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
     if let Some(connection) = &mut unknown.connection {
         connection.address = "2001:db8::1".into();
         connection.command = "a\u{1b}[2J".into();
+        (connection.login_uid, connection.login_differs) = (Some(0), true);
         connection.executable.clear();
         connection.cgroup_path.clear();
     }

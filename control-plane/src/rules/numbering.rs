@@ -58,6 +58,7 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::GrantReceipt
         | EventKind::HostDrift
         | EventKind::GateTampering
+        | EventKind::WorkloadEntered
         | EventKind::RunStarted
         | EventKind::RunEnded
         | EventKind::RunRefused => true,

@@ -150,6 +150,8 @@ event_kinds! {
     HostDrift = "host.drift",
     /// Somebody was refused who reached for the gate itself, or for its agent.
     GateTampering = "gate.tampering",
+    /// A process was moved into a cgroup that is a subject's.
+    WorkloadEntered = "workload.entered",
     /// A range of verdicts known to be lost.
     AuditGap = "audit.gap",
     /// The control plane has given a subject its word for the agent of a host.
@@ -300,6 +302,8 @@ pub struct Connection {
     pub socket_cookie: u64,
     pub boot_time_ns: u64,
     pub path: String,
+    pub login_uid: Option<u32>,
+    pub login_differs: bool,
 }
 
 /// A connection that was let through, and has ended. Fields as in the `.proto`.
@@ -504,6 +508,8 @@ impl TryFrom<wire::Connection> for Connection {
             socket_cookie: wire.socket_cookie,
             boot_time_ns: wire.boot_time_ns,
             path: text("path", wire.path)?,
+            login_uid: wire.login_uid,
+            login_differs: wire.login_differs,
         })
     }
 }
@@ -525,6 +531,8 @@ impl From<Connection> for wire::Connection {
             socket_cookie: connection.socket_cookie,
             boot_time_ns: connection.boot_time_ns,
             path: connection.path,
+            login_uid: connection.login_uid,
+            login_differs: connection.login_differs,
         }
     }
 }

@@ -209,7 +209,7 @@ async fn drain(
 ) -> Result<()> {
     /// As many as an agent handles in one turn.
     const RECORDS_MAX: usize = 512;
-    let Rings { allow, deny, closed } = rings;
+    let Rings { allow, deny, closed, moved: _ } = rings;
     let (mut allow, mut deny, mut closed) = (allow.into_async()?, deny.into_async()?, closed.into_async()?);
     loop {
         let (ring, verdicts, ends) = tokio::select! {

@@ -7,8 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use tests::bench::fleet::Size;
-use tests::bench::{Effort, fleet, kernel, worker};
+use tests::bench::{Effort, agent, fleet, kernel, worker};
 use tests::cleanup;
 use tests::machine::cannot_enforce;
 
@@ -28,6 +27,11 @@ enum What {
         /// Only the parts with this word in their names
         #[arg(long, value_name = "WORD", default_value = "")]
         only: String,
+    },
+    /// What an agent takes for itself
+    Agent {
+        #[command(flatten)]
+        how: How,
     },
     /// What one control plane can carry
     Fleet {
@@ -91,7 +95,15 @@ fn measure(what: &What) -> Result<()> {
             }
             ("kernel", kernel::measure(how.pick(Effort::FULL, Effort::QUICK, Effort::SMOKE), only)?, how)
         }
+        What::Agent { how } => {
+            use agent::Size;
+            if let Some(reason) = cannot_enforce() {
+                bail!("the benchmark has an agent enforce, and cannot do that here: {reason}");
+            }
+            ("agent", agent::measure(how.pick(Size::FULL, Size::QUICK, Size::SMOKE))?, how)
+        }
         What::Fleet { how } => {
+            use fleet::Size;
             ("fleet", fleet::measure(how.pick(Size::FULL, Size::QUICK, Size::SMOKE))?, how)
         }
     };

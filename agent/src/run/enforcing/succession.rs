@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, GrantKey, ResourceEntry, VerdictRecord, protocol};
+use agent_ebpf::abi::{
+    ClosedRecord, ConnectionEntry, GrantKey, MovedRecord, ResourceEntry, VerdictRecord, protocol,
+};
 use proto::types::{Refused, RefusedItem};
 
 use super::Enforcing;
@@ -77,6 +79,11 @@ impl Enforcing {
     /// The same of connections that have ended.
     pub(in crate::run) fn read_predecessors_closed(&mut self, max: usize) -> Vec<Placed<ClosedRecord>> {
         self.gate.read_predecessors_closed(max)
+    }
+
+    /// The same of processes that were moved.
+    pub(in crate::run) fn read_predecessors_moved(&mut self, max: usize) -> Vec<Placed<MovedRecord>> {
+        self.gate.read_predecessors_moved(max)
     }
 
     /// Gives the room of what is kept of that back to the kernel; says of each ring how far that is.
