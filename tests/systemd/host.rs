@@ -71,44 +71,18 @@ pub(crate) fn send(marker: &str) -> String {
     format!("exec 3<>/dev/tcp/{}/{} && echo -n {marker} >&3", SERVER.ip(), SERVER.port())
 }
 
+/// By which the administrator signs in.
+const TOKEN: &str = "/run/made/token";
+
 impl Host {
     fn install() -> Result<Self> {
-        let configuration = Path::new("/etc/portcullis");
-        fs::create_dir_all(configuration)?;
-        for (name, text) in UNITS {
-            fs::write(Path::new("/etc/systemd/system").join(name), text)?;
+        // Another process of tests was here before.
+        if !Path::new(TOKEN).exists() {
+            install()?;
         }
-        // Where the processor is software, the kernel's verifier takes its time.
-        let patience = Path::new("/etc/systemd/system/portcullis-gate.service.d");
-        fs::create_dir_all(patience)?;
-        fs::write(patience.join("patience.conf"), "[Service]\nTimeoutStartSec=5min\n")?;
-        for (name, text) in CONFIGURATIONS {
-            // The only thing that everybody has to change.
-            fs::write(configuration.join(name), text.replace("portcullis.example.com", "localhost"))?;
-        }
-        fs::create_dir_all("/etc/sysusers.d")?;
-        fs::write("/etc/sysusers.d/portcullis.conf", SYSUSERS)?;
-        sh("systemd-sysusers && systemctl daemon-reload")?;
-        sh("install -d -o portcullis -g portcullis -m 0700 /var/lib/portcullis")?;
-        // Where the tokens of the tests are made.
-        sh("install -d -o portcullis /run/made")?;
-        sh("runuser -u portcullis -- portcullis-control-plane init --quiet \
-            --config /etc/portcullis/control-plane.toml --token-file /run/made/token")?;
-        sh("systemctl start portcullis-control-plane")?;
-        let socket = Path::new("/run/portcullis/control-plane.sock");
-        wait_for("the control plane's socket", START_TIMEOUT, || Ok(socket.exists().then_some(())))?;
-        let admin = cli("/run/made/token");
-        let join = admin.run(&["host", "add", &hostname()?, "--label", "env=test"])?;
-        fs::write("/run/join.token", join)?;
-        sh("portcullis-agent join --token-file - </run/join.token")?;
-        sh("systemctl enable --now portcullis-gate portcullis-agent")?;
-        let listener = Listener::start(Protocol::Tcp, SERVER)?;
-        let host = Self { admin, listener };
+        let host = Self { admin: cli(TOKEN), listener: Listener::start(Protocol::Tcp, SERVER)? };
         host.wait_until_enforcing()?;
-        let (address, port) = (SERVER.ip().to_string(), format!("tcp/{}", SERVER.port()));
-        host.admin.run(&["resource", "add", RESOURCE, "--address", &address, "--port", &port])?;
         host.wait_until_applied()?;
-        prepare_ssh()?;
         Ok(host)
     }
 
@@ -175,6 +149,42 @@ impl Host {
     pub(crate) fn reaches(&self, person: &str, marker: &str) -> Result<bool> {
         self.gets_through(marker, session(person, &send(marker)))
     }
+}
+
+/// As the documentation says.
+fn install() -> Result<()> {
+    let configuration = Path::new("/etc/portcullis");
+    fs::create_dir_all(configuration)?;
+    for (name, text) in UNITS {
+        fs::write(Path::new("/etc/systemd/system").join(name), text)?;
+    }
+    // Where the processor is software, the kernel's verifier takes its time.
+    let patience = Path::new("/etc/systemd/system/portcullis-gate.service.d");
+    fs::create_dir_all(patience)?;
+    fs::write(patience.join("patience.conf"), "[Service]\nTimeoutStartSec=5min\n")?;
+    for (name, text) in CONFIGURATIONS {
+        // The only thing that everybody has to change.
+        fs::write(configuration.join(name), text.replace("portcullis.example.com", "localhost"))?;
+    }
+    fs::create_dir_all("/etc/sysusers.d")?;
+    fs::write("/etc/sysusers.d/portcullis.conf", SYSUSERS)?;
+    sh("systemd-sysusers && systemctl daemon-reload")?;
+    sh("install -d -o portcullis -g portcullis -m 0700 /var/lib/portcullis")?;
+    // Where the tokens of the tests are made.
+    sh("install -d -o portcullis /run/made")?;
+    sh("runuser -u portcullis -- portcullis-control-plane init --quiet \
+            --config /etc/portcullis/control-plane.toml --token-file /run/made/token")?;
+    sh("systemctl start portcullis-control-plane")?;
+    let socket = Path::new("/run/portcullis/control-plane.sock");
+    wait_for("the control plane's socket", START_TIMEOUT, || Ok(socket.exists().then_some(())))?;
+    let admin = cli(TOKEN);
+    let join = admin.run(&["host", "add", &hostname()?, "--label", "env=test"])?;
+    fs::write("/run/join.token", join)?;
+    sh("portcullis-agent join --token-file - </run/join.token")?;
+    sh("systemctl enable --now portcullis-gate portcullis-agent")?;
+    let (address, port) = (SERVER.ip().to_string(), format!("tcp/{}", SERVER.port()));
+    admin.run(&["resource", "add", RESOURCE, "--address", &address, "--port", &port])?;
+    prepare_ssh()
 }
 
 fn cli(token_file: &str) -> Cli {

@@ -29,7 +29,7 @@ use serde::Deserialize;
 
 use self::{
     guest::{Accelerator, Machine},
-    initramfs::Tests,
+    initramfs::{Program, Tests},
     kernels::{Kernel, Kernels},
     report::{Outcome, Skip},
     userland::Userland,
@@ -215,53 +215,63 @@ const RUSTFLAGS: &str = "-C target-feature=+crt-static";
 /// Machines that run at a time, if there is a processor for each.
 const LANES_MAX: usize = 2;
 
-/// The verb.
-pub(crate) fn run(
+/// A suite, and which of its tests: those whose names contain one of these, each asked for by itself; none: all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    pub(crate) suite: Suite,
+    pub(crate) filters: &'a [String],
+}
+
+/// The verb. No suite: all of them.
+pub(crate) fn run_suite(
     checkout: &Checkout,
     series: &[String],
     suite: Option<Suite>,
     filters: &[String],
 ) -> Result<()> {
-    let matrix = execute(checkout, series, suite, filters)?;
+    let suites = suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]);
+    let selections: Vec<_> = suites.into_iter().map(|suite| Selection { suite, filters }).collect();
+    run(checkout, series, &selections)
+}
+
+/// The same with tests of each suite.
+pub(crate) fn run(checkout: &Checkout, series: &[String], selections: &[Selection<'_>]) -> Result<()> {
+    let matrix = execute(checkout, series, selections)?;
     println!("\n{matrix}");
     matrix.verdict()
 }
 
-/// Builds the tests and runs them on each kernel, with a line for each. No series: all kernels; no suite: all tests.
-pub(crate) fn execute(
-    checkout: &Checkout,
-    series: &[String],
-    suite: Option<Suite>,
-    filters: &[String],
-) -> Result<Matrix> {
+/// Builds the tests and runs them on each kernel, with a line for each machine. No series: all kernels.
+fn execute(checkout: &Checkout, series: &[String], selections: &[Selection<'_>]) -> Result<Matrix> {
     let runs = chosen(series)?;
     setup::ensure(
         checkout,
         &[Thing::RustComponents, Thing::BpfLinker, Thing::VirtualMachines, Thing::Iproute],
     )?;
-    let suites = suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]);
-    let of = |system| suites.iter().copied().filter(|suite| suite.system() == system).collect::<Vec<_>>();
+    let of = |system| {
+        let of_it = selections.iter().filter(move |selection| selection.suite.system() == system);
+        of_it.copied().collect::<Vec<_>>()
+    };
     let (bare, debian) = (of(System::Bare), of(System::Debian));
     let userland = if debian.is_empty() { None } else { Some(Userland::provide(checkout)?) };
     let guests = Guests {
-        bare: Tests { programs: &build(checkout, &bare)?, installed: &[], filters, userland: None },
+        bare: Tests { programs: build(checkout, &bare)?, installed: Vec::new(), userland: None },
         debian: Tests {
-            programs: &build(checkout, &debian)?,
-            installed: &if debian.is_empty() { Vec::new() } else { build_installed(checkout)? },
-            filters,
+            programs: build(checkout, &debian)?,
+            installed: if debian.is_empty() { Vec::new() } else { build_installed(checkout)? },
             userland: userland.as_ref(),
         },
         logs: checkout.target.join("kernel-test"),
         kvm_failed: AtomicBool::new(false),
     };
-    let systems = System::ALL.into_iter().filter(|system| !of(*system).is_empty());
+    let systems: Vec<System> = System::ALL.into_iter().filter(|system| !of(*system).is_empty()).collect();
     let mut matrix = Matrix::default();
     let mut ready = Vec::new();
     let mut kernels = Kernels::open(checkout)?;
     for run in runs {
         match kernels.newest(run.series) {
             Ok(kernel) => {
-                ready.extend(systems.clone().map(|system| Boot { run, system, kernel: kernel.clone() }))
+                ready.extend(systems.iter().map(|&system| Boot { run, system, kernel: kernel.clone() }))
             }
             Err(error) => {
                 println!("{:<13} NOT AVAILABLE: {error:#}", run.name);
@@ -294,20 +304,21 @@ fn is_meant(run: &Run, name: &str) -> bool {
 }
 
 /// Builds the programs of tests once for all kernels, and says where they are.
-fn build(checkout: &Checkout, suites: &[Suite]) -> Result<Vec<PathBuf>> {
-    if suites.is_empty() {
+fn build<'a>(checkout: &Checkout, selections: &[Selection<'a>]) -> Result<Vec<Program<'a>>> {
+    if selections.is_empty() {
         return Ok(Vec::new());
     }
     let mut cargo = static_cargo(checkout);
     cargo.args(["test", "--no-run", "--package", "tests"]);
-    cargo.args(suites.iter().flat_map(|suite| ["--test", suite.target()]));
+    cargo.args(selections.iter().flat_map(|selection| ["--test", selection.suite.target()]));
     let built = built(cargo)?;
-    let path = |suite: &Suite| -> Result<PathBuf> {
-        let program = suite.target();
-        let found = built.iter().find(|(name, _)| name == program);
-        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no program {program}"))
+    let program = |selection: &Selection<'a>| -> Result<Program<'a>> {
+        let name = selection.suite.target();
+        let found = built.iter().find(|(built, _)| built == name);
+        let (_, path) = found.with_context(|| format!("cargo built no program {name}"))?;
+        Ok(Program { path: path.clone(), filters: selection.filters })
     };
-    suites.iter().map(path).collect()
+    selections.iter().map(program).collect()
 }
 
 /// Builds what is installed in a Debian guest, in the same way.

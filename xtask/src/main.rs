@@ -141,7 +141,9 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo => demo::run(&checkout),
         Verb::Ebpf => ebpf::run(&checkout),
         Verb::Test { filters } => test::run(&checkout, &filters),
-        Verb::KernelTest { series, suite, filters } => kernel_test::run(&checkout, &series, suite, &filters),
+        Verb::KernelTest { series, suite, filters } => {
+            kernel_test::run_suite(&checkout, &series, suite, &filters)
+        }
         Verb::BypassTable { files, check } => bypass_table::run(&checkout, &files, check),
         Verb::Bench { what } => bench::run(&checkout, &what),
         Verb::Fuzz { names, seconds } => fuzz::run(&checkout, &names, Duration::from_secs(seconds)),

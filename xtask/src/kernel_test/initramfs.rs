@@ -83,14 +83,20 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
 /// A program of tests, and what it is asked to run.
 #[derive(Debug)]
+pub(super) struct Program<'a> {
+    pub(super) path: PathBuf,
+    /// One run for each; empty: one run of everything.
+    pub(super) filters: &'a [String],
+}
+
+/// What a guest runs, and has.
+#[derive(Debug)]
 pub(super) struct Tests<'a> {
-    pub(super) programs: &'a [PathBuf],
+    pub(super) programs: Vec<Program<'a>>,
     /// What lies in `/usr/bin` besides.
-    pub(super) installed: &'a [PathBuf],
+    pub(super) installed: Vec<PathBuf>,
     /// The Debian to run them in; None: there is nothing but the tests.
     pub(super) userland: Option<&'a Userland>,
-    /// One run of each program for each; empty: one run of everything.
-    pub(super) filters: &'a [String],
 }
 
 /// Writes the file for one kernel; gives back the modules that the kernel lacks.
@@ -136,10 +142,10 @@ pub(super) fn write(kernel: &Kernel, tests: &Tests<'_>, file: &Path) -> Result<V
 
 /// Puts the tests, and what is installed, where they look for it.
 fn furnish(root: &Path, tests: &Tests<'_>) -> Result<()> {
-    for program in tests.programs {
-        copy(program, &within(root, &in_guest(program)?))?;
+    for program in &tests.programs {
+        copy(&program.path, &within(root, &in_guest(&program.path)?))?;
     }
-    for program in tests.installed {
+    for program in &tests.installed {
         copy(program, &root.join("usr/bin").join(program.file_name().context("a program has a name")?))?;
     }
     write_texts(root, &[("tests/guest.sh", GUEST), ("tests/run", &tests.script()?)])
@@ -161,15 +167,15 @@ impl Tests<'_> {
     /// What the guest does once it is up; `run` is a function of `init.sh`.
     fn script(&self) -> Result<String> {
         let mut script = String::new();
-        for program in self.programs {
-            let program = in_guest(program)?;
+        for Program { path, filters } in &self.programs {
+            let program = in_guest(path)?;
             let mut run = |filter: &str| {
                 let _ = writeln!(script, "run {} --color=never {filter}", program.display());
             };
-            if self.filters.is_empty() {
+            if filters.is_empty() {
                 run("");
             }
-            self.filters.iter().for_each(|filter| run(&sh::quoted(filter)));
+            filters.iter().for_each(|filter| run(&sh::quoted(filter)));
         }
         Ok(script)
     }
@@ -312,9 +318,10 @@ mod tests {
 
     #[test]
     fn every_program_runs_once_for_each_filter() {
-        let programs = [PathBuf::from("/target/deps/kernel-1f"), PathBuf::from("/target/deps/bypass-2e")];
         let script = |filters: &[String]| {
-            Tests { programs: &programs, installed: &[], userland: None, filters }
+            let program = |path: &str| Program { path: path.into(), filters };
+            let programs = ["/target/deps/kernel-1f", "/target/deps/bypass-2e"].map(program).into();
+            Tests { programs, installed: Vec::new(), userland: None }
                 .script()
                 .expect("the programs have names")
         };
