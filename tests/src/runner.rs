@@ -54,7 +54,14 @@ pub fn run(cases: Vec<Case>, conclude: impl FnOnce() -> Result<()>) {
 /// Runs tests that change the whole machine, one after the other; `reason`: why they must not run here.
 pub fn main_in_turn(reason: Option<&str>, tests: &[Test]) {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    run_unless(reason, &arguments, cases(tests), || Ok(()));
+    let case = |&(name, test): &Test| Case {
+        name: name.to_owned(),
+        // Told at once: the machine may not live to the end of all.
+        run: Box::new(move || {
+            test().inspect_err(|error| say(&format!("\n{name}: {error:#}"))).map(|()| Outcome::Passed)
+        }),
+    };
+    run_unless(reason, &arguments, tests.iter().map(case).collect(), || Ok(()));
 }
 
 /// Runs tests that need neither root nor a kernel of ours; `reason`: why they cannot run here. Some may find out by themselves that

@@ -182,12 +182,12 @@ mod tests {
 
     #[test]
     fn who_may_call_what() {
-        let mut table = format!("{:34}", "");
+        let mut table = format!("{:39}", "");
         for (name, _) in callers() {
             table += &format!("{name:14}");
         }
         for method in Method::ALL {
-            table += &format!("\n{:34}", method.as_str());
+            table += &format!("\n{:39}", method.as_str());
             for (_, caller) in callers() {
                 table += &format!("{:14}", format!("{:?}", method.reach(&caller)).to_lowercase());
             }
