@@ -206,6 +206,7 @@ mod tests {
             idle: Some(Duration::from_secs(10)),
             while_running: None,
             run: None,
+            action: None,
         };
         let set = GrantSet {
             generation: 7,

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use agent_ebpf::abi::{GrantKey, GrantRef};
 use proto::types::{
-    CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, ResourceNumber,
-    RunId, Subject, SubjectNumber,
+    Action, CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource,
+    ResourceNumber, RunId, RunRefusal, Subject, SubjectId, SubjectNumber,
 };
 use uuid::Uuid;
 
@@ -37,6 +37,8 @@ pub struct Grants {
     subjects: Vec<Subject>,
     grants: BTreeMap<GrantId, Held>,
     lapsed: BTreeMap<GrantId, Lapsed>,
+    /// Which run has used up each grant of one action, until a set comes without it: none is used twice.
+    used: BTreeMap<GrantId, RunId>,
     /// What this host has ended by itself, until a set comes without it.
     ended: BTreeMap<GrantId, HostEnd>,
     /// When the control plane was last heard for certain; None: that is not known.
@@ -53,13 +55,38 @@ struct Held {
     task: Option<Task>,
     /// None: it is for all of the subject's processes.
     run: Option<RunId>,
+    /// None: it is for whatever the subject does.
+    action: Option<Action>,
+    /// The run that has used it up; None: it has not been, or is not for one action.
+    used_by: Option<RunId>,
+}
+
+/// Whom a grant opens to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// All of the subject's processes.
+    All,
+    /// One run of the subject.
+    Run(RunId),
+    /// Nobody: it is for one action, which has not begun.
+    Nobody,
+}
+
+impl Scope {
+    /// Nobody: there is nobody to ask about.
+    fn run(self) -> Option<RunId> {
+        match self {
+            Self::Run(run) => Some(run),
+            Self::All | Self::Nobody => None,
+        }
+    }
 }
 
 /// A grant that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lapsed {
     wanted: WantedGrant,
-    run: Option<RunId>,
+    scope: Scope,
 }
 
 /// How long nothing may be let through.
@@ -107,6 +134,8 @@ impl Held {
             idle: grant.idle.map(idle),
             task: grant.while_running.as_ref().map(task),
             run: grant.run,
+            action: grant.action.clone(),
+            used_by: None,
         }
     }
 
@@ -119,18 +148,28 @@ impl Held {
             idle: self.idle.map(|idle| idle.limit),
             while_running: self.task.as_ref().map(|task| task.path.clone()),
             run: self.run,
+            action: self.action.clone(),
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        match (&self.action, self.used_by, self.run) {
+            (Some(_), Some(run), _) | (None, _, Some(run)) => Scope::Run(run),
+            (Some(_), None, _) => Scope::Nobody,
+            (None, _, None) => Scope::All,
         }
     }
 
     /// It ends now, if it had not before: a denial says so for a while.
     fn over(&self, now_boot_ns: u64) -> Lapsed {
         let expires_at_boot_ns = self.wanted.expires_at_boot_ns.min(now_boot_ns);
-        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, run: self.run }
+        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, scope: self.scope() }
     }
 
     /// Whether it is over, and why.
     fn end(&mut self, sight: &impl Sight, now_boot_ns: u64) -> Option<HostEnd> {
-        if self.run.is_some_and(|run| !sight.has_run(run, self.wanted.subject)) {
+        let mut runs = self.run.into_iter().chain(self.used_by);
+        if runs.any(|run| !sight.has_run(run, self.wanted.subject)) {
             return Some(HostEnd::TaskExit);
         }
         if let Some(task) = &mut self.task {
@@ -140,8 +179,9 @@ impl Held {
             }
             task.id = running;
         }
+        let run = self.scope().run();
         let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
-        let last = sight.last_active_boot_ns(&self.wanted, self.run)?.max(idle.since_boot_ns);
+        let last = sight.last_active_boot_ns(&self.wanted, run)?.max(idle.since_boot_ns);
         idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
         (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
     }
@@ -171,6 +211,7 @@ impl Grants {
         }
         let named: BTreeSet<GrantId> = set.grants.iter().map(|grant| grant.id).collect();
         self.ended.retain(|id, _| named.contains(id));
+        self.used.retain(|id, _| named.contains(id));
         self.replace(timeline, set, now_boot_ns);
         Accepted::Changed
     }
@@ -185,6 +226,7 @@ impl Grants {
         let set = delta.of(self.set(now_boot_ns, Duration::ZERO))?;
         for id in &delta.removed_grants {
             self.ended.remove(id);
+            self.used.remove(id);
         }
         self.replace(timeline, set, now_boot_ns);
         Ok(())
@@ -196,6 +238,7 @@ impl Grants {
         for grant in set.grants.iter().filter(|grant| !self.ended.contains_key(&grant.id)) {
             let mut held = known.remove(&grant.id).unwrap_or_else(|| Held::new(grant, u64::MAX, now_boot_ns));
             held.wanted.expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(deadline(grant));
+            held.used_by = self.used.get(&grant.id).copied();
             self.grants.insert(grant.id, held);
         }
         let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
@@ -291,14 +334,52 @@ impl Grants {
             WantedGrant { expires_at_boot_ns, ..*grant }
         };
         // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
-        let held = self.grants.values().map(|held| (&held.wanted, held.run));
-        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.run));
-        held.chain(lapsed).flat_map(|(wanted, run)| runs.share(limited(wanted), run, &subjects)).collect()
+        let held = self.grants.values().map(|held| (&held.wanted, held.scope()));
+        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.scope));
+        let open = held.chain(lapsed).filter(|(_, scope)| *scope != Scope::Nobody);
+        open.flat_map(|(wanted, scope)| runs.share(limited(wanted), scope.run(), &subjects)).collect()
+    }
+
+    /// The one thing that a run of this subject may begin by a grant.
+    pub fn action(
+        &self,
+        id: GrantId,
+        subject: &SubjectId,
+        run: RunId,
+        now_boot_ns: u64,
+    ) -> Result<&Action, RunRefusal> {
+        if self.used.contains_key(&id) {
+            return Err(RunRefusal::UsedGrant);
+        }
+        let held = self.grants.get(&id).ok_or(RunRefusal::UnknownGrant)?;
+        let is_its = Subjects::of(&self.subjects).id(held.wanted.subject) == Some(subject)
+            && held.run.is_none_or(|of| of == run)
+            && held.wanted.expires_at_boot_ns > now_boot_ns;
+        held.action.as_ref().filter(|_| is_its).ok_or(RunRefusal::UnknownGrant)
+    }
+
+    /// The grant is used up by this run, for good.
+    pub fn use_up(&mut self, id: GrantId, run: RunId) {
+        self.used.insert(id, run);
+        if let Some(held) = self.grants.get_mut(&id) {
+            held.used_by = Some(run);
+        }
+    }
+
+    /// What a restart must know: which run has used up each grant of one action.
+    pub fn used(&self) -> &BTreeMap<GrantId, RunId> {
+        &self.used
+    }
+
+    /// Goes on from what an earlier agent of this host left, whatever boot it was of.
+    pub fn recall_used(&mut self, used: BTreeMap<GrantId, RunId>) {
+        used.into_iter().for_each(|(id, run)| self.use_up(id, run));
     }
 
     /// The grants that are for one run only: the pair of each as the control plane names it, and the run.
     pub fn of_runs(&self) -> impl Iterator<Item = (&WantedGrant, RunId)> {
-        self.grants.values().filter_map(|held| Some((&held.wanted, held.run?)))
+        let of_runs = self.grants.values().filter(|held| held.action.is_none());
+        of_runs.filter_map(|held| Some((&held.wanted, held.run?)))
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.
@@ -359,7 +440,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use proto::types::{NewResource, NewSubject, SubjectId, SubjectRole};
+    use proto::types::{NewResource, NewSubject, SubjectRole};
 
     use super::super::plan::{Wanted, reconcile};
     use super::*;
@@ -375,6 +456,7 @@ mod tests {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         };
         GrantSet {
             generation,
@@ -734,6 +816,59 @@ mod tests {
         let mut lapsed = opens(&over, &runs);
         lapsed.sort_unstable();
         assert_eq!(lapsed, [(ordinary, 1), (ordinary, number), (of_run, number)]);
+    }
+
+    #[test]
+    fn a_grant_of_one_action_opens_once_to_the_run_that_has_begun_it() {
+        let alice: SubjectId = "user:alice".parse().expect("valid");
+        let bob: SubjectId = "user:bob".parse().expect("valid");
+        let action =
+            Action { executable: "/bin/true".parse().expect("valid"), sha256: [7; 32], arguments: vec![] };
+        let mut runs = Runs::default();
+        let [run, other] =
+            [42, 43].map(|cgroup| runs.open(RunId::new(), alice.clone(), cgroup).expect("room"));
+        let id = GrantId::new();
+        let mut set = known(set(1, &[(id, 60)]));
+        set.grants[0].action = Some(action.clone());
+        let mut grants = Grants::default();
+        grants.accept(Uuid::from_u128(1), set.clone(), SECOND);
+        let opens = |grants: &Grants| {
+            grants.wanted(&runs).iter().map(|grant| grant.subject.get()).collect::<Vec<_>>()
+        };
+        let running = Seen(Some(1), None);
+        assert_eq!(opens(&grants), [0; 0]);
+        assert!(!grants.find_ends(&NOTHING, 2 * SECOND), "it waits");
+        // Whose it is, what it is for, and until when.
+        let ask =
+            |grants: &Grants, subject: &SubjectId, run, now| grants.action(id, subject, run, now).cloned();
+        assert_eq!(ask(&grants, &alice, run.id, SECOND), Ok(action));
+        assert_eq!(ask(&grants, &bob, run.id, SECOND), Err(RunRefusal::UnknownGrant));
+        assert_eq!(ask(&grants, &alice, run.id, 61 * SECOND), Err(RunRefusal::UnknownGrant));
+        let unknown = grants.action(GrantId::new(), &alice, run.id, SECOND).cloned();
+        assert_eq!(unknown, Err(RunRefusal::UnknownGrant));
+        // It is used, and opens to that run; nobody uses it again, after whatever restart.
+        grants.use_up(id, run.id);
+        assert_eq!(opens(&grants), [run.number.get()]);
+        assert_eq!(ask(&grants, &alice, other.id, SECOND), Err(RunRefusal::UsedGrant));
+        for kept in [Some((Uuid::from_u128(1), grants.remaining_set(SECOND))), None] {
+            let mut restarted = Grants::default();
+            restarted.recall(kept, Vec::new(), SECOND);
+            restarted.recall_used(grants.used().clone());
+            restarted.accept(Uuid::from_u128(1), GrantSet { generation: 2, ..set.clone() }, SECOND);
+            assert_eq!(opens(&restarted), [run.number.get()]);
+            assert_eq!(ask(&restarted, &alice, run.id, SECOND), Err(RunRefusal::UsedGrant));
+            // The run is over, and the grant with it.
+            assert!(!restarted.find_ends(&running, 2 * SECOND));
+            assert!(restarted.find_ends(&NOTHING, 3 * SECOND));
+            assert_eq!(restarted.ended(), [EndedGrant { grant: id, reason: HostEnd::TaskExit }]);
+            assert_eq!(ask(&restarted, &alice, run.id, SECOND), Err(RunRefusal::UsedGrant));
+            restarted.accept(
+                Uuid::from_u128(1),
+                GrantSet { generation: 3, grants: vec![], ..set.clone() },
+                SECOND,
+            );
+            assert_eq!(restarted.used().len(), 0, "the control plane knows");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Enforcing {
         pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
-        running: Running,
+        mut running: Running,
     ) -> Result<Self, KernelError> {
         if let Some(file) = &pods_file {
             cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
@@ -114,6 +114,7 @@ impl Enforcing {
         let observed = entries.observed();
         let mut grants = Grants::default();
         grants.recall(remembered.grants, remembered.ended, now_boot_ns());
+        grants.recall_used(std::mem::take(&mut running.recalled));
         grants.hear_from_maps(&entries);
         let unheard = || "the API server has not been heard yet".to_owned();
         let health = Health { pods: pods_file.is_some().then(unheard), ..Health::default() };

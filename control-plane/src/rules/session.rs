@@ -99,8 +99,9 @@ impl Told {
         if self.protocol >= PROTOCOL_OF_RUNS {
             return;
         }
-        let (of_runs, sent): (Vec<Wanted>, Vec<Wanted>) =
-            std::mem::take(&mut plan.grants).into_iter().partition(|wanted| wanted.run.is_some());
+        let (of_runs, sent): (Vec<Wanted>, Vec<Wanted>) = std::mem::take(&mut plan.grants)
+            .into_iter()
+            .partition(|wanted| wanted.run.is_some() || wanted.action.is_some());
         plan.grants = sent;
         if !of_runs.is_empty() {
             self.withheld.insert(plan.generation, of_runs.iter().map(|wanted| wanted.id).collect());
@@ -225,6 +226,7 @@ mod tests {
             idle: None,
             while_running: None,
             run,
+            action: None,
         };
         let (of_all, of_run) = (grant(None), grant(Some(proto::types::RunId::new())));
         let with = |generation| Plan { grants: vec![of_all.clone(), of_run.clone()], ..plan(generation) };

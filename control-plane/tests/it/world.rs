@@ -393,6 +393,7 @@ impl Caller {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         };
         self.create(new.into()).await
     }
