@@ -126,7 +126,7 @@ mod tests {
         };
         check("", "missing field");
         check(&format!("{good}\nuser = 1"), "unknown field");
-        check(&good.replace("ab", "xy"), "64 hexadecimal digits");
+        check(&good.replace(&sha256, &"xy".repeat(32)), "64 hexadecimal digits");
         check(&good.replace("/bin/a", "a"), "not an absolute path");
         check(&good.replace("*", "\\\\x"), "backslash");
     }
