@@ -73,24 +73,8 @@ fn exactly_what_was_approved_runs_once() -> Result<()> {
     ensure_eq!((&started["grant"], &started["comment"]), (&Value::from(grant), &Value::from(BASH)));
 
     // 3. Asked for and approved before, by a file, with a pattern: it waits for its use, and opens nothing.
-    let file = stage.path("action.toml");
-    let arguments = format!("[\"-c\", '{}*']", script.split("echo").next().unwrap_or_default());
-    fs::write(&file, format!("executable = \"{BASH}\"\nsha256 = \"{sha256}\"\narguments = {arguments}\n"))?;
-    let file = file.display().to_string();
-    let request = stage.cli("user:alice")?.json(&[
-        "request",
-        "db",
-        "--host",
-        HOST,
-        "--for",
-        "10m",
-        "--reason",
-        "later",
-        "--action-file",
-        &file,
-    ])?;
-    let grant = text(&admin.json(&["approve", &text(&request, "id")?])?, "id")?;
-    stage.wait_for_grant(&grant, "active")?;
+    let pattern = format!("{}*", script.split("echo").next().unwrap_or_default());
+    let grant = granted(&stage, &pattern, None)?.to_string();
     let mut ordinary = run(&stage, &[], &bash)?.spawn()?;
     say(&mut ordinary, "go\n")?;
     let output = ordinary.wait_with_output()?;
@@ -127,11 +111,11 @@ fn exactly_what_was_approved_runs_once() -> Result<()> {
     Ok(())
 }
 
-/// A grant of alice's for bash with this script, that is active.
-fn granted(stage: &Stage, listener: &Listener, sha256: Option<&str>) -> Result<GrantId> {
+/// A grant of alice's for bash, told by a script of this pattern, that is active.
+fn granted(stage: &Stage, pattern: &str, sha256: Option<&str>) -> Result<GrantId> {
     let real: String = Sha256::digest(fs::read(BASH)?).iter().map(|byte| format!("{byte:02x}")).collect();
     let file = stage.path("action.toml");
-    let arguments = format!("[\"-c\", '{}']", script(listener));
+    let arguments = format!("[\"-c\", '{pattern}']");
     let sha256 = sha256.unwrap_or(&real);
     fs::write(&file, format!("executable = \"{BASH}\"\nsha256 = \"{sha256}\"\narguments = {arguments}\n"))?;
     let file = file.display().to_string();
@@ -199,7 +183,7 @@ fn stage_script(stage: &Stage) -> Result<String> {
 
 fn whatever_else_is_held_and_ended() -> Result<()> {
     let (stage, listener) = stage_with_alice()?;
-    let grant = granted(&stage, &listener, None)?;
+    let grant = granted(&stage, &script(&listener), None)?;
     let copy = stage.path("bash");
     fs::copy(BASH, &copy)?;
     let copy = copy.display().to_string();
@@ -248,7 +232,7 @@ fn whatever_else_is_held_and_ended() -> Result<()> {
     ensure_eq!(opener.ask(ToAgent::Finish)?, FromAgent::Finished(0));
 
     // 3. A file that has changed since is another.
-    let grant = granted(&stage, &listener, Some(&"ab".repeat(32)))?;
+    let grant = granted(&stage, &script(&listener), Some(&"ab".repeat(32)))?;
     let (_opener, child) = enter(&stage, &[], grant, "", right)?;
     let output = child.wait_with_output()?;
     ensure_eq!((output.status.success(), output.stdout), (false, Vec::new()));
@@ -271,7 +255,7 @@ fn whatever_else_is_held_and_ended() -> Result<()> {
 
 fn what_was_used_stays_used() -> Result<()> {
     let (mut stage, listener) = stage_with_alice()?;
-    let grant = granted(&stage, &listener, None)?;
+    let grant = granted(&stage, &script(&listener), None)?;
     let right = "os.execve(bash,arguments,{})";
     let (_opener, mut child) = enter(&stage, &[], grant, "", right)?;
     ensure_eq!(line(&mut child)?, "through");
