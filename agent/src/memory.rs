@@ -254,6 +254,7 @@ mod tests {
             idle: Some(Duration::from_secs(10)),
             while_running: None,
             run: None,
+            action: None,
         };
         let set = GrantSet {
             generation: 7,

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod digest;
 pub mod drift;
+pub mod exact;
 pub mod grants;
 pub mod layouts;
 pub mod local;

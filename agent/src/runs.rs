@@ -7,6 +7,7 @@
 //! length, and a user a bounded number of connections, so that nobody can keep others out.
 
 pub mod cgroup;
+mod exact;
 mod peer;
 mod remembered;
 
@@ -19,8 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::types::{
-    CHALLENGE_BYTES, Challenge, FRAME_MAX_BYTES, FromAgent, HostName, RunId, RunPass, RunRefusal, SubjectId,
-    ToAgent,
+    CHALLENGE_BYTES, Challenge, FRAME_MAX_BYTES, FromAgent, GrantId, HostName, RunId, RunPass, RunRefusal,
+    SubjectId, ToAgent,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -28,7 +29,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock::now_boot_ns;
+use crate::rules::exact::Found;
 
+use exact::Held;
 pub use peer::Peer;
 pub use remembered::RunsFile;
 
@@ -68,12 +71,36 @@ pub enum Ask {
         /// What came of it.
         answer: oneshot::Sender<Result<(), Refused>>,
     },
+    /// To know whether a process may be held for a grant of one action.
+    Hold {
+        /// Which run it wants to be in.
+        run: RunId,
+        /// Which grant it wants to use up.
+        grant: GrantId,
+        /// Who asks.
+        peer: Peer,
+        /// What came of it.
+        answer: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// To put a process that is held into a run, if it has become exactly what the grant is for.
+    EnterExactly {
+        /// Which run.
+        run: RunId,
+        /// Which grant is used up.
+        grant: GrantId,
+        /// Who is to be in it.
+        peer: Peer,
+        /// What it has become.
+        found: Box<Result<Found, Refused>>,
+        /// What came of it.
+        answer: oneshot::Sender<Result<(), Refused>>,
+    },
     /// To know how many processes are still in a run, whose command has ended.
     Finish {
         /// Which.
         run: RunId,
-        /// So many.
-        answer: oneshot::Sender<u32>,
+        /// So many; or why the command never began.
+        answer: oneshot::Sender<Result<u32, Refused>>,
     },
     /// Nothing any more: the connection that opened this run is closed.
     Gone(RunId),
@@ -103,6 +130,17 @@ impl Refused {
     /// For this reason.
     pub fn new(reason: RunRefusal, detail: impl std::fmt::Display) -> Self {
         Self { reason, detail: detail.to_string() }
+    }
+}
+
+impl Refused {
+    /// As the program hears it.
+    fn told(&self) -> FromAgent {
+        let message = match self.detail.as_str() {
+            "" => self.reason.to_string(),
+            detail => format!("{}: {detail}", self.reason),
+        };
+        FromAgent::Refused { reason: self.reason.as_str().to_owned(), message }
     }
 }
 
@@ -234,13 +272,8 @@ impl Conversation {
             Err(error) => return tracing::warn!(%error, "cannot keep an eye on a process"),
         };
         if let Err(refused) = self.converse(peer).await {
-            let message = match refused.detail.as_str() {
-                "" => refused.reason.to_string(),
-                detail => format!("{}: {detail}", refused.reason),
-            };
-            let reason = refused.reason.as_str().to_owned();
             // Whoever does not take it learns it from the connection.
-            let _ = self.write(FromAgent::Refused { reason, message }).await;
+            let _ = self.write(refused.told()).await;
             let ask = Ask::Refused { peer: Some(told), subject: self.subject, run: self.run, refused };
             let _ = self.asks.send(ask).await;
         }
@@ -262,13 +295,37 @@ impl Conversation {
                 let _ = self.asks.send(Ask::Gone(run)).await;
                 outcome
             }
-            ToAgent::Enter { run, command } => {
+            ToAgent::Enter { run, command, grant: None } => {
                 self.run = Some(run);
                 self.ask(|answer| Ask::Enter { run, peer, command, answer }).await??;
                 self.write(FromAgent::Entered).await
             }
+            ToAgent::Enter { run, grant: Some(grant), .. } => {
+                self.run = Some(run);
+                self.enter_exactly(run, grant, peer).await
+            }
             ToAgent::Finish => Err(RunRefusal::Malformed.into()),
         }
+    }
+
+    /// The process is traced before it is told to go on; what it then executes begins to run only if it is what the grant is for.
+    async fn enter_exactly(&mut self, run: RunId, grant: GrantId, peer: Peer) -> Result<(), Refused> {
+        let again = || peer.try_clone().map_err(|error| Refused::new(RunRefusal::Failed, error));
+        let asker = again()?;
+        self.ask(|answer| Ask::Hold { run, grant, peer: asker, answer }).await??;
+        let mut held = Held::take(peer.pid).await?;
+        // The process that is traced is the one that asked only if that is still there.
+        if !peer.is_there() {
+            let _ = held.answer(false).await;
+            return Err(RunRefusal::Gone.into());
+        }
+        let told = self.write(FromAgent::Entered).await;
+        let found = Box::new(held.found().await.and_then(|found| told.map(|()| found)));
+        let asker = again()?;
+        let entered = self.ask(|answer| Ask::EnterExactly { run, grant, peer: asker, found, answer }).await;
+        let entered = entered.and_then(|entered| entered);
+        let ended = held.answer(entered.is_ok()).await;
+        entered.and(ended)
     }
 
     /// Who the pass says it is.
@@ -294,8 +351,11 @@ impl Conversation {
         match self.read(None).await? {
             None => Ok(()),
             Some(ToAgent::Finish) => {
-                let processes = self.ask(|answer| Ask::Finish { run, answer }).await?;
-                self.write(FromAgent::Finished(processes)).await
+                match self.ask(|answer| Ask::Finish { run, answer }).await? {
+                    Ok(processes) => self.write(FromAgent::Finished(processes)).await,
+                    // It is on the record already.
+                    Err(refused) => self.write(refused.told()).await,
+                }
             }
             Some(ToAgent::Open(_) | ToAgent::Enter { .. }) => Err(RunRefusal::Malformed.into()),
         }

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use proto::types::{Challenge, FRAME_MAX_BYTES, FromAgent, HostName, Invalid, RunId, RunPass, ToAgent};
+use proto::types::{
+    Challenge, FRAME_MAX_BYTES, FromAgent, GrantId, HostName, Invalid, RunId, RunPass, ToAgent,
+};
 
 use crate::error::{Error, Problem};
 
@@ -48,9 +50,11 @@ impl Agent {
     }
 
     /// Puts this process into a run that its parent has opened.
-    pub(crate) fn enter(&mut self, run: RunId, command: String) -> Result<(), Error> {
+    ///
+    /// With a grant of one action what this process executes next is held, and ended if it is something else.
+    pub(crate) fn enter(&mut self, run: RunId, command: String, grant: Option<GrantId>) -> Result<(), Error> {
         let what = "let the command into the run";
-        match self.ask(what, ToAgent::Enter { run, command })? {
+        match self.ask(what, ToAgent::Enter { run, command, grant })? {
             FromAgent::Entered => Ok(()),
             other => Err(unexpected(what, other)),
         }

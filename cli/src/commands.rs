@@ -17,6 +17,7 @@ pub mod status;
 pub mod subject;
 pub mod whoami;
 
+mod action;
 mod token;
 mod wait;
 

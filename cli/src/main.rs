@@ -10,7 +10,7 @@ use cli::{Job, Surroundings, error::Kind};
 fn main() -> ExitCode {
     // Before there is a second thread: this process is about to become another program.
     if cli::is_child(std::env::args_os()) {
-        return ExitCode::from(cli::as_child(std::env::args_os(), &mut stderr()));
+        return ExitCode::from(cli::as_child(std::env::args_os(), std::env::vars_os(), &mut stderr()));
     }
     // One worker beside this thread: the connection stays alive while this one is blocked on a slow reader.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -61,6 +61,7 @@ fn check(name: &str) {
         let other = &inputs[random.below(inputs.len())];
         mutate(&mut bytes, other, &mut random);
         let told = std::panic::catch_unwind(|| (target.run)(&bytes));
+        #[allow(clippy::print_stdout, reason = "for whoever reads the log of a run")]
         if let Err(panic) = told {
             let input: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             println!("{name} with {}", input.join(""));

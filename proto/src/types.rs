@@ -2,6 +2,7 @@
 //!
 //! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
 
+mod action;
 mod audit;
 mod delta;
 mod digest;
@@ -20,6 +21,7 @@ mod session;
 mod subject;
 mod time;
 
+pub use action::{ACTION_PATH, Action, ArgumentPattern, ExecutablePath, may_be_in_environment};
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use delta::Delta;
 pub use digest::Digest;
@@ -53,6 +55,7 @@ pub use run::{
     ToAgent,
 };
 
+pub(crate) use action::optional_action;
 pub(crate) use run::optional_run;
 pub(crate) use selector::optional_cgroup;
 

@@ -218,6 +218,7 @@ pub(crate) fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
         idle: None,
         while_running: None,
         run: None,
+        action: None,
     })
 }
 

@@ -169,6 +169,7 @@ impl Database {
                 idle: row.idle,
                 while_running: row.while_running.clone(),
                 run: None,
+                action: None,
             })
         };
         Plan {

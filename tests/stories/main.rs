@@ -1,6 +1,7 @@
 //! The whole system, as people use it: the real binaries, a real kernel, real servers. Each story is numbered steps that an
 //! operator would recognise. Needs root and BPF; skipped by name elsewhere.
 
+mod actions;
 mod bad_input;
 mod benchmarks;
 mod borrowed;
@@ -39,6 +40,7 @@ fn main() {
             benchmarks::TESTS,
             borrowed::TESTS,
             runs::TESTS,
+            actions::TESTS,
         ]
         .concat(),
     );

@@ -38,14 +38,14 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A stage where alice can run commands, and nothing else of hers is known.
-fn stage_with_alice() -> Result<(Stage, Listener)> {
+pub(crate) fn stage_with_alice() -> Result<(Stage, Listener)> {
     let (stage, listener) = stage_with_resource()?;
     stage.add_subject("user:alice", "member", &[])?;
     stage.wait_until_applied()?;
     Ok((stage, listener))
 }
 
-fn socket(stage: &Stage) -> PathBuf {
+pub(crate) fn socket(stage: &Stage) -> PathBuf {
     stage.path("runs.sock")
 }
 
@@ -66,7 +66,7 @@ fn run(stage: &Stage, listener: &Listener, options: &[&str], script: &str) -> Re
 const ASK: [&str; 6] = ["--resource", "db", "--for", "10m", "--reason", "a story needs it"];
 
 /// Waits for the one request that is pending. Gives its id.
-fn pending(stage: &Stage) -> Result<String> {
+pub(crate) fn pending(stage: &Stage) -> Result<String> {
     let admin = stage.cli(ADMIN)?;
     let request = wait_for("a request", SOON, || {
         Ok(admin.json(&["requests"])?.as_array().and_then(|all| all.first().cloned()))
@@ -74,13 +74,13 @@ fn pending(stage: &Stage) -> Result<String> {
     text(&request, "id")
 }
 
-fn approve(stage: &Stage) -> Result<String> {
+pub(crate) fn approve(stage: &Stage) -> Result<String> {
     let request = pending(stage)?;
     text(&stage.cli(ADMIN)?.json(&["approve", &request])?, "id")
 }
 
 /// Reads the next line that a child prints.
-fn line(child: &mut Child) -> Result<String> {
+pub(crate) fn line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.as_mut().context("a pipe")?;
     let mut line = Vec::new();
     let mut byte = [0];
@@ -97,7 +97,7 @@ fn line(child: &mut Child) -> Result<String> {
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
-fn say(child: &mut Child, text: &str) -> Result<()> {
+pub(crate) fn say(child: &mut Child, text: &str) -> Result<()> {
     Ok(child.stdin.as_mut().context("a pipe")?.write_all(text.as_bytes())?)
 }
 
@@ -404,13 +404,13 @@ fn a_run_outlives_the_agent() -> Result<()> {
 }
 
 /// A program that speaks to the agent by itself.
-struct Program {
+pub(crate) struct Program {
     stream: UnixStream,
-    challenge: Challenge,
+    pub(crate) challenge: Challenge,
 }
 
 impl Program {
-    fn connect(stage: &Stage) -> Result<Self> {
+    pub(crate) fn connect(stage: &Stage) -> Result<Self> {
         let stream = UnixStream::connect(socket(stage))?;
         stream.set_read_timeout(Some(SOON))?;
         let mut program = Self { stream, challenge: Challenge([0; 32]) };
@@ -429,7 +429,7 @@ impl Program {
         Ok(FromAgent::decode(&frame)?)
     }
 
-    fn ask(&mut self, message: ToAgent) -> Result<FromAgent> {
+    pub(crate) fn ask(&mut self, message: ToAgent) -> Result<FromAgent> {
         let frame = message.encode();
         self.stream.write_all(&[&u32::try_from(frame.len())?.to_be_bytes()[..], &frame].concat())?;
         self.hear()
@@ -445,7 +445,7 @@ impl Program {
 }
 
 /// The control plane's word for a challenge, as a subject gets it.
-fn pass(stage: &Stage, subject: &str, host: &str, challenge: Challenge) -> Result<RunPass> {
+pub(crate) fn pass(stage: &Stage, subject: &str, host: &str, challenge: Challenge) -> Result<RunPass> {
     let token = fs::read_to_string(stage.path(&format!("{}.token", subject.replace(':', "-"))))?;
     let path = stage.path("socket");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -490,16 +490,18 @@ fn nobody_else_gets_in() -> Result<()> {
     ensure_eq!(format!("{:?}", nowhere.err()).contains("nowhere"), true);
 
     // 3. The run went with its connection. Another one: only a child of who opened it can enter.
-    Program::connect(&stage)?.refused(ToAgent::Enter { run, command: String::new() }, "unknown_run")?;
+    Program::connect(&stage)?
+        .refused(ToAgent::Enter { run, command: String::new(), grant: None }, "unknown_run")?;
     let mut opener = Program::connect(&stage)?;
     let its = pass(&stage, "user:bob", HOST, opener.challenge)?;
     let FromAgent::Opened(run) = opener.ask(ToAgent::Open(its))? else { bail!("it is right") };
     // This process is its own parent's child, not its own.
-    Program::connect(&stage)?.refused(ToAgent::Enter { run, command: String::new() }, "not_a_child")?;
+    Program::connect(&stage)?
+        .refused(ToAgent::Enter { run, command: String::new(), grant: None }, "not_a_child")?;
     // A grandchild is none either.
     let program = tests::stage::binary("portcullis")?;
     let enter = |command: &mut Command| -> Result<Output> {
-        command.args(["--enter-run", &socket(&stage).display().to_string(), &run.to_string(), "true"]);
+        command.args(["--enter-run", &socket(&stage).display().to_string(), &run.to_string(), "-", "true"]);
         Ok(command.output()?)
     };
     let mut grandchild = Command::new("/bin/sh");

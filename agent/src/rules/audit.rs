@@ -83,6 +83,7 @@ impl Numbering {
         let subject = told.subject.map(String::from).unwrap_or_default();
         AuditEvent {
             subject,
+            grant: told.grant.map(|id| id.to_string()).unwrap_or_default(),
             reason: told.reason.to_owned(),
             run: Some(told.run),
             ..self.host_event(kind, at, told.comment)
@@ -204,6 +205,8 @@ impl Numbering {
 pub struct RunTold {
     /// Whose it is; None: nobody's that is known.
     pub subject: Option<SubjectId>,
+    /// The grant of one action that it has used up.
+    pub grant: Option<GrantId>,
     /// As one word; empty: it needs none.
     pub reason: &'static str,
     /// For people.

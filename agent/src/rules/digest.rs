@@ -109,6 +109,7 @@ mod tests {
             idle: None,
             while_running: None,
             run,
+            action: None,
         };
         let mut grants = Grants::default();
         let set = GrantSet {

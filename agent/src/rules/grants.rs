@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use agent_ebpf::abi::{GrantKey, GrantRef};
 use proto::types::{
-    CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource, ResourceNumber,
-    RunId, Subject, SubjectNumber,
+    Action, CgroupPath, Delta, EndedGrant, GrantId, GrantSet, HostEnd, Invalid, LiveGrant, Resource,
+    ResourceNumber, RunId, RunRefusal, Subject, SubjectId, SubjectNumber,
 };
 use uuid::Uuid;
 
@@ -38,6 +38,8 @@ pub struct Grants {
     subjects: Vec<Subject>,
     grants: BTreeMap<GrantId, Held>,
     lapsed: BTreeMap<GrantId, Lapsed>,
+    /// Which run has used up each grant of one action, until a set comes without it: none is used twice.
+    used: BTreeMap<GrantId, RunId>,
     /// What this host has ended by itself, until a set comes without it.
     ended: BTreeMap<GrantId, HostEnd>,
     /// The latest deadlines of grants that an earlier agent was told and that are not among the others: by the clock of the control
@@ -57,13 +59,38 @@ struct Held {
     task: Option<Task>,
     /// None: it is for all of the subject's processes.
     run: Option<RunId>,
+    /// None: it is for whatever the subject does.
+    action: Option<Action>,
+    /// The run that has used it up; None: it has not been, or is not for one action.
+    used_by: Option<RunId>,
+}
+
+/// Whom a grant opens to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// All of the subject's processes.
+    All,
+    /// One run of the subject.
+    Run(RunId),
+    /// Nobody: it is for one action, which has not begun.
+    Nobody,
+}
+
+impl Scope {
+    /// Nobody: there is nobody to ask about.
+    fn run(self) -> Option<RunId> {
+        match self {
+            Self::Run(run) => Some(run),
+            Self::All | Self::Nobody => None,
+        }
+    }
 }
 
 /// A grant that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lapsed {
     wanted: WantedGrant,
-    run: Option<RunId>,
+    scope: Scope,
 }
 
 /// How long nothing may be let through.
@@ -111,6 +138,8 @@ impl Held {
             idle: grant.idle.map(idle),
             task: grant.while_running.as_ref().map(task),
             run: grant.run,
+            action: grant.action.clone(),
+            used_by: None,
         }
     }
 
@@ -123,18 +152,28 @@ impl Held {
             idle: self.idle.map(|idle| idle.limit),
             while_running: self.task.as_ref().map(|task| task.path.clone()),
             run: self.run,
+            action: self.action.clone(),
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        match (&self.action, self.used_by, self.run) {
+            (Some(_), Some(run), _) | (None, _, Some(run)) => Scope::Run(run),
+            (Some(_), None, _) => Scope::Nobody,
+            (None, _, None) => Scope::All,
         }
     }
 
     /// It ends now, if it had not before: a denial says so for a while.
     fn over(&self, now_boot_ns: u64) -> Lapsed {
         let expires_at_boot_ns = self.wanted.expires_at_boot_ns.min(now_boot_ns);
-        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, run: self.run }
+        Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, scope: self.scope() }
     }
 
     /// Whether it is over, and why.
     fn end(&mut self, sight: &impl Sight, now_boot_ns: u64) -> Option<HostEnd> {
-        if self.run.is_some_and(|run| !sight.has_run(run, self.wanted.subject)) {
+        let mut runs = self.run.into_iter().chain(self.used_by);
+        if runs.any(|run| !sight.has_run(run, self.wanted.subject)) {
             return Some(HostEnd::TaskExit);
         }
         if let Some(task) = &mut self.task {
@@ -144,8 +183,9 @@ impl Held {
             }
             task.id = running;
         }
+        let run = self.scope().run();
         let idle = self.idle.as_mut().filter(|idle| idle.due_boot_ns <= now_boot_ns)?;
-        let last = sight.last_active_boot_ns(&self.wanted, self.run)?.max(idle.since_boot_ns);
+        let last = sight.last_active_boot_ns(&self.wanted, run)?.max(idle.since_boot_ns);
         idle.due_boot_ns = last.saturating_add(nanoseconds(idle.limit));
         (idle.due_boot_ns <= now_boot_ns).then_some(HostEnd::Idle)
     }
@@ -175,6 +215,7 @@ impl Grants {
         }
         let named: BTreeSet<GrantId> = set.grants.iter().map(|grant| grant.id).collect();
         self.ended.retain(|id, _| named.contains(id));
+        self.used.retain(|id, _| named.contains(id));
         self.replace(timeline, set, now_boot_ns);
         // Those that were named have their deadlines now.
         self.latest.clear();
@@ -192,6 +233,7 @@ impl Grants {
         for id in &delta.removed_grants {
             self.ended.remove(id);
             self.latest.remove(id);
+            self.used.remove(id);
         }
         self.replace(timeline, set, now_boot_ns);
         Ok(())
@@ -204,6 +246,7 @@ impl Grants {
             let latest = self.latest.remove(&grant.id).unwrap_or(u64::MAX);
             let mut held = known.remove(&grant.id).unwrap_or_else(|| Held::new(grant, latest, now_boot_ns));
             held.wanted.expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(deadline(grant));
+            held.used_by = self.used.get(&grant.id).copied();
             self.grants.insert(grant.id, held);
         }
         let soon_boot_ns = now_boot_ns.saturating_add(nanoseconds(NEARLY));
@@ -329,14 +372,52 @@ impl Grants {
             WantedGrant { expires_at_boot_ns, ..*grant }
         };
         // Also those that ran out: no deadline in the maps may claim that the control plane was heard later than it was.
-        let held = self.grants.values().map(|held| (&held.wanted, held.run));
-        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.run));
-        held.chain(lapsed).flat_map(|(wanted, run)| runs.share(limited(wanted), run, &subjects)).collect()
+        let held = self.grants.values().map(|held| (&held.wanted, held.scope()));
+        let lapsed = self.lapsed.values().map(|lapsed| (&lapsed.wanted, lapsed.scope));
+        let open = held.chain(lapsed).filter(|(_, scope)| *scope != Scope::Nobody);
+        open.flat_map(|(wanted, scope)| runs.share(limited(wanted), scope.run(), &subjects)).collect()
+    }
+
+    /// The one thing that a run of this subject may begin by a grant.
+    pub fn action(
+        &self,
+        id: GrantId,
+        subject: &SubjectId,
+        run: RunId,
+        now_boot_ns: u64,
+    ) -> Result<&Action, RunRefusal> {
+        if self.used.contains_key(&id) {
+            return Err(RunRefusal::UsedGrant);
+        }
+        let held = self.grants.get(&id).ok_or(RunRefusal::UnknownGrant)?;
+        let is_its = Subjects::of(&self.subjects).id(held.wanted.subject) == Some(subject)
+            && held.run.is_none_or(|of| of == run)
+            && held.wanted.expires_at_boot_ns > now_boot_ns;
+        held.action.as_ref().filter(|_| is_its).ok_or(RunRefusal::UnknownGrant)
+    }
+
+    /// The grant is used up by this run, for good.
+    pub fn use_up(&mut self, id: GrantId, run: RunId) {
+        self.used.insert(id, run);
+        if let Some(held) = self.grants.get_mut(&id) {
+            held.used_by = Some(run);
+        }
+    }
+
+    /// What a restart must know: which run has used up each grant of one action.
+    pub fn used(&self) -> &BTreeMap<GrantId, RunId> {
+        &self.used
+    }
+
+    /// Goes on from what an earlier agent of this host left, whatever boot it was of.
+    pub fn recall_used(&mut self, used: BTreeMap<GrantId, RunId>) {
+        used.into_iter().for_each(|(id, run)| self.use_up(id, run));
     }
 
     /// The grants that are for one run only: the pair of each as the control plane names it, and the run.
     pub fn of_runs(&self) -> impl Iterator<Item = (&WantedGrant, RunId)> {
-        self.grants.values().filter_map(|held| Some((&held.wanted, held.run?)))
+        let of_runs = self.grants.values().filter(|held| held.action.is_none());
+        of_runs.filter_map(|held| Some((&held.wanted, held.run?)))
     }
 
     /// The control plane was there at `boot_ns`. Returns whether the end of a grant moves by that.

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{RunId, Subject, SubjectId, SubjectNumber};
+use proto::types::{GrantId, RunId, Subject, SubjectId, SubjectNumber};
 
 use super::plan::WantedGrant;
 
@@ -57,6 +57,8 @@ pub struct Remembered {
     pub next: u32,
     /// Whose run each number was.
     pub names: BTreeMap<u32, SubjectId>,
+    /// Which run has used up each grant of one action; also of other boots.
+    pub used: BTreeMap<GrantId, RunId>,
 }
 
 /// All runs of this host.
@@ -80,10 +82,15 @@ impl Runs {
         (Self { runs, next: remembered.next, names: remembered.names }, over)
     }
 
-    /// What the next agent of this boot must know.
-    pub fn remembered(&self) -> Remembered {
+    /// What the next agent must know, with which run has used up each grant of one action.
+    pub fn remembered(&self, used: &BTreeMap<GrantId, RunId>) -> Remembered {
         let entered = self.runs.values().filter(|run| run.stage == Stage::Entered);
-        Remembered { runs: entered.cloned().collect(), next: self.next, names: self.names.clone() }
+        Remembered {
+            runs: entered.cloned().collect(),
+            next: self.next,
+            names: self.names.clone(),
+            used: used.clone(),
+        }
     }
 
     /// A new run of a subject, in this cgroup.
@@ -180,7 +187,7 @@ impl<'a> Subjects<'a> {
 
 #[cfg(test)]
 mod tests {
-    use proto::types::{GrantId, NewSubject, SubjectRole};
+    use proto::types::{NewSubject, SubjectRole};
 
     use super::*;
 
@@ -254,7 +261,7 @@ mod tests {
         let (waiting, living, gone) = (open(1), open(2), open(3));
         assert!(runs.enter(living).is_some() && runs.enter(gone).is_some());
         assert_eq!(runs.enter(RunId::new()), None);
-        let (recalled, over) = Runs::recall(runs.remembered(), |run| run.cgroup_id == 2);
+        let (recalled, over) = Runs::recall(runs.remembered(&BTreeMap::new()), |run| run.cgroup_id == 2);
         assert_eq!(recalled.iter().map(|run| run.id).collect::<Vec<_>>(), [living]);
         assert_eq!(over.iter().map(|run| run.id).collect::<Vec<_>>(), [gone]);
         assert_eq!(recalled.get(waiting), None, "who waited for it is not there any more");

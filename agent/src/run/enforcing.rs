@@ -84,7 +84,7 @@ impl Enforcing {
         pods_file: Option<PodsFile>,
         remembered: Memory,
         memory: MemoryFile,
-        running: Running,
+        mut running: Running,
     ) -> Result<Self, KernelError> {
         if let Some(file) = &pods_file {
             cgroups.pods_mut().apply(PodsChange::Listed(file.read()));
@@ -95,6 +95,7 @@ impl Enforcing {
         let now_boot_ns = now_boot_ns();
         grants.recall(remembered.grants, remembered.ended, remembered.left, now_boot_ns);
         let (remembered, forgotten_boot_ns) = (grants.applied(), grants.next_deadline(now_boot_ns));
+        grants.recall_used(std::mem::take(&mut running.recalled));
         grants.hear_from_maps(&entries);
         let unheard = || "the API server has not been heard yet".to_owned();
         let health = Health { pods: pods_file.is_some().then(unheard), ..Health::default() };

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use proto::types::{EventKind, RunDetails, RunId, RunRefusal, SubjectId};
+use proto::types::{Action, EventKind, GrantId, RunDetails, RunId, RunRefusal, SubjectId};
 
 use crate::clock::now_boot_ns;
 use crate::observe;
 use crate::rules::audit::RunTold;
+use crate::rules::exact::{self, Found};
 use crate::rules::runs::{Full, Run, Runs, Stage};
 use crate::runs::{Ask, Peer, Refused, RunsFile, cgroup};
 
@@ -29,6 +30,10 @@ pub(super) struct Running {
     /// Those that were over when this agent began, and have not been told of.
     lost: Vec<(Run, &'static str)>,
     refusals: Refusals,
+    /// Why what was held for a run never began to run, until who opened it has heard.
+    denied: BTreeMap<RunId, Refused>,
+    /// Which run has used up each grant of one action, as it was remembered; to be taken.
+    pub(super) recalled: BTreeMap<GrantId, RunId>,
 }
 
 /// How many refusals were told of lately.
@@ -58,14 +63,25 @@ impl Running {
     /// Goes on with the runs of the agent before that are still what they were.
     pub(super) fn new(file: RunsFile, cgroup_root: PathBuf) -> Self {
         let stands = |run: &Run| cgroup::is_populated(&cgroup_root, run.id, run.cgroup_id);
-        let (runs, over) = Runs::recall(file.read(), |run| stands(run) == Some(true));
+        let remembered = file.read();
+        let recalled = remembered.used.clone();
+        let (runs, over) = Runs::recall(remembered, |run| stands(run) == Some(true));
         let lost = over.into_iter().map(|run| {
             let reason = if stands(&run) == Some(false) { "exited" } else { "lost" };
             cgroup::remove(&cgroup_root, run.id);
             (run, reason)
         });
         let lost = lost.collect();
-        Self { runs, openers: BTreeMap::new(), file, cgroup_root, lost, refusals: Refusals::default() }
+        Self {
+            runs,
+            openers: BTreeMap::new(),
+            file,
+            cgroup_root,
+            lost,
+            refusals: Refusals::default(),
+            denied: BTreeMap::new(),
+            recalled,
+        }
     }
 
     fn open(&mut self, subject: SubjectId, peer: Peer) -> Result<RunId, Refused> {
@@ -117,13 +133,14 @@ impl Running {
     fn end(&mut self, id: RunId) -> Option<(Run, &'static str)> {
         let run = self.runs.end(id)?;
         self.openers.remove(&id);
+        self.denied.remove(&id);
         cgroup::remove(&self.cgroup_root, id);
         let reason = if run.stage == Stage::Open { "abandoned" } else { "exited" };
         Some((run, reason))
     }
 
-    fn remember(&self) -> std::io::Result<()> {
-        self.file.write(&self.runs.remembered())
+    fn remember(&self, used: &BTreeMap<GrantId, RunId>) -> std::io::Result<()> {
+        self.file.write(&self.runs.remembered(used))
     }
 }
 
@@ -147,7 +164,7 @@ impl Enforcing {
         };
         let entered = self
             .running
-            .remember()
+            .remember(self.grants.used())
             .map_err(|error| failed("write down the run", &error))
             .and_then(|()| {
                 cgroup::put(&self.running.cgroup_root, id, peer.pid)
@@ -164,6 +181,32 @@ impl Enforcing {
             // What nothing is in is over at the next look.
             Err(refused) => Err(refused),
         }
+    }
+
+    /// Whether a process may be held for a grant of one action, to be put into this run.
+    fn may_hold(&self, id: RunId, grant: GrantId, peer: &Peer) -> Result<&Action, Refused> {
+        self.running.may_enter(id, peer)?;
+        let run = self.running.runs.get(id).ok_or(RunRefusal::UnknownRun)?;
+        Ok(self.grants.action(grant, &run.subject, id, now_boot_ns())?)
+    }
+
+    /// The same as [`Enforcing::enter_run`] for a process that is held, if it has become exactly what the grant is for. The grant is
+    /// used up first, whatever comes of it.
+    fn enter_exactly(
+        &mut self,
+        id: RunId,
+        grant: GrantId,
+        peer: &Peer,
+        found: Result<Found, Refused>,
+    ) -> Result<(Run, Option<u32>), Refused> {
+        let found = found?;
+        let action = self.may_hold(id, grant, peer)?;
+        exact::check(action, &found).map_err(|(reason, detail)| Refused { reason, detail })?;
+        self.grants.use_up(grant, id);
+        let entered = self.enter_run(id, peer)?;
+        // The kernel knows it before the process goes on.
+        self.reconcile();
+        Ok(entered)
     }
 
     /// Ends the runs of which nothing is left.
@@ -189,7 +232,7 @@ impl Enforcing {
         self.find_ends();
         self.reconcile();
         if over.iter().any(|(run, _)| run.stage == Stage::Entered)
-            && let Err(error) = self.running.remember()
+            && let Err(error) = self.running.remember(self.grants.used())
         {
             tracing::error!(%error, "cannot write down which runs are over; the next agent finds them empty");
         }
@@ -210,26 +253,31 @@ impl Agent {
             }
             Ask::Enter { run, peer, command, answer } => {
                 let entered = self.enforcing.enter_run(run, &peer);
-                if let Ok((run, login_uid)) = &entered {
-                    let details = RunDetails {
-                        id: Some(run.id),
-                        pid: peer.pid.unsigned_abs(),
-                        uid: peer.uid,
-                        cgroup_id: run.cgroup_id,
-                        login_uid: *login_uid,
-                    };
-                    let subject = Some(run.subject.clone());
-                    self.tell_run(
-                        EventKind::RunStarted,
-                        RunTold { subject, reason: "", comment: command, run: details },
-                    );
+                self.tell_entered(&entered, &peer, command, None);
+                let _ = answer.send(entered.map(drop));
+            }
+            Ask::Hold { run, grant, peer, answer } => {
+                let _ = answer.send(self.enforcing.may_hold(run, grant, &peer).map(drop));
+            }
+            Ask::EnterExactly { run, grant, peer, found, answer } => {
+                let command =
+                    found.as_ref().as_ref().map(|found| found.executable.clone()).unwrap_or_default();
+                let entered = self.enforcing.enter_exactly(run, grant, &peer, *found);
+                self.tell_entered(&entered, &peer, command, Some(grant));
+                if let Err(refused) = &entered {
+                    // Before the process is ended, so that who waits for it hears why.
+                    self.enforcing.running.denied.insert(run, refused.clone());
                 }
                 let _ = answer.send(entered.map(drop));
             }
             Ask::Finish { run, answer } => {
-                let is_known = self.enforcing.running.runs.get(run).is_some();
-                let count = || cgroup::processes(&self.enforcing.running.cgroup_root, run);
-                let _ = answer.send(if is_known { count() } else { 0 });
+                let running = &mut self.enforcing.running;
+                let counted = match (running.denied.remove(&run), running.runs.get(run)) {
+                    (Some(refused), _) => Err(refused),
+                    (None, Some(_)) => Ok(cgroup::processes(&running.cgroup_root, run)),
+                    (None, None) => Ok(0),
+                };
+                let _ = answer.send(counted);
             }
             Ask::Gone(run) => {
                 let over = self.enforcing.abandon_run(run);
@@ -237,6 +285,25 @@ impl Agent {
             }
             Ask::Refused { peer, subject, run, refused } => self.tell_refused(peer, subject, run, &refused),
         }
+    }
+
+    fn tell_entered(
+        &mut self,
+        entered: &Result<(Run, Option<u32>), Refused>,
+        peer: &Peer,
+        comment: String,
+        grant: Option<GrantId>,
+    ) {
+        let Ok((run, login_uid)) = entered else { return };
+        let details = RunDetails {
+            id: Some(run.id),
+            pid: peer.pid.unsigned_abs(),
+            uid: peer.uid,
+            cgroup_id: run.cgroup_id,
+            login_uid: *login_uid,
+        };
+        let subject = Some(run.subject.clone());
+        self.tell_run(EventKind::RunStarted, RunTold { subject, grant, reason: "", comment, run: details });
     }
 
     /// Looks which runs are over.
@@ -251,7 +318,13 @@ impl Agent {
         }
         for (run, reason) in over {
             let details = RunDetails { id: Some(run.id), cgroup_id: run.cgroup_id, ..RunDetails::default() };
-            let told = RunTold { subject: Some(run.subject), reason, comment: String::new(), run: details };
+            let told = RunTold {
+                subject: Some(run.subject),
+                grant: None,
+                reason,
+                comment: String::new(),
+                run: details,
+            };
             self.tell_run(EventKind::RunEnded, told);
         }
         self.tell_ended();
@@ -279,7 +352,7 @@ impl Agent {
             login_uid: process.and_then(|process| process.login_uid),
         };
         let comment = comment.trim_start().to_owned();
-        let told = RunTold { subject, reason: refused.reason.as_str(), comment, run: details };
+        let told = RunTold { subject, grant: None, reason: refused.reason.as_str(), comment, run: details };
         self.tell_run(EventKind::RunRefused, told);
     }
 

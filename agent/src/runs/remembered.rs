@@ -1,8 +1,8 @@
-//! What the next agent of this boot must know of runs: the commands go on while it is away.
+//! What the next agent must know of runs: the commands go on while it is away.
 //!
 //! Owns: one file, written in one step. Must not know: what runs are for.
 //!
-//! Invariant: of another boot nothing is believed: its cgroups are gone, and their ids are others' now.
+//! Invariant: of another boot nothing is believed but what was used up: its cgroups are gone, and their ids are others' now.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,6 +30,8 @@ struct Content {
     next: u32,
     runs: Vec<Written>,
     names: BTreeMap<u32, String>,
+    #[serde(default)]
+    used: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,8 +64,11 @@ impl RunsFile {
         let mut bytes = Vec::new();
         File::open(&self.path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
         let content: Content = serde_json::from_slice(&bytes)?;
+        let one = |(grant, run): (String, String)| Ok((grant.parse()?, run.parse()?));
+        let used = content.used.into_iter().map(one).collect::<Result<_, Invalid>>();
+        let used = used.map_err(io::Error::other)?;
         if content.boot_id != self.boot_id.to_string() {
-            return Ok(Remembered::default());
+            return Ok(Remembered { used, ..Remembered::default() });
         }
         let name = |(number, subject): (u32, String)| Ok((number, subject.parse()?));
         let names = content.names.into_iter().map(name).collect::<Result<_, Invalid>>();
@@ -72,6 +77,7 @@ impl RunsFile {
             runs: runs.map_err(io::Error::other)?,
             next: content.next,
             names: names.map_err(io::Error::other)?,
+            used,
         })
     }
 
@@ -82,12 +88,15 @@ impl RunsFile {
             next: remembered.next,
             runs: remembered.runs.iter().map(Written::of).collect(),
             names: remembered.names.iter().map(|(number, id)| (*number, id.to_string())).collect(),
+            used: remembered.used.iter().map(|(grant, run)| (grant.to_string(), run.to_string())).collect(),
         };
         let beside = self.path.with_extension("new");
         let mut file = File::create(&beside)?;
         file.write_all(&serde_json::to_vec(&content)?)?;
         file.sync_data()?;
-        fs::rename(beside, &self.path)
+        fs::rename(beside, &self.path)?;
+        // What was used up must be known after the power has failed, too.
+        self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     }
 }
 
@@ -114,7 +123,7 @@ impl Written {
 
 #[cfg(test)]
 mod tests {
-    use proto::types::RunId;
+    use proto::types::{GrantId, RunId};
 
     use crate::rules::runs::Runs;
 
@@ -129,10 +138,11 @@ mod tests {
         let id = RunId::new();
         runs.open(id, "user:alice".parse().expect("valid"), 42).expect("there is room");
         runs.enter(id).expect("it is there");
-        let remembered = runs.remembered();
+        let remembered = runs.remembered(&[(GrantId::new(), id)].into());
         file(1).write(&remembered).expect("written");
         assert_eq!(file(1).read(), remembered);
-        assert_eq!(file(2).read(), Remembered::default());
+        let after = Remembered { used: remembered.used.clone(), ..Remembered::default() };
+        assert_eq!(file(2).read(), after, "what was used up stays so");
         for broken in ["", "{}", "garbage"] {
             fs::write(dir.path().join("runs.json"), broken).expect("written");
             assert_eq!(file(1).read(), Remembered::default(), "{broken}");

@@ -1,5 +1,6 @@
 //! `portcullis request`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
@@ -53,6 +54,12 @@ pub struct Arguments {
     /// For a job that should not keep its access when it is done. Needs one `--host`, if more than one is known.
     #[arg(long, value_name = "CGROUP", value_parser = checked::<CgroupPath>)]
     while_running: Option<CgroupPath>,
+    /// For one use of one program only: a file that says which, and how it is called. Needs one `--host`
+    ///
+    /// TOML with `executable` (an absolute path without links), `sha256` (64 digits, as `sha256sum` prints them) and `arguments`: what each
+    /// must be, whole; `*` stands for anything, `\*` and `\\` for a star and a backslash. Used by `portcullis run --grant`.
+    #[arg(long, value_name = "FILE")]
+    action_file: Option<PathBuf>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
     reason: Reason,
@@ -67,12 +74,24 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
-    let Arguments { resource, subject, hosts, duration, idle, while_running, reason, wait, wait_timeout } =
-        arguments;
+    let Arguments {
+        resource,
+        subject,
+        hosts,
+        duration,
+        idle,
+        while_running,
+        action_file,
+        reason,
+        wait,
+        wait_timeout,
+    } = arguments;
+    let action = action_file.map(|path| super::action::read(&path)).transpose()?;
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
     let message: CreateRequestRequest =
-        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run: None }.into();
+        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run: None, action }
+            .into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
     let control_plane = context.connect().await?;
     let answer = call(&what, control_plane.access().create_request(message)).await?;

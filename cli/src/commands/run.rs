@@ -10,6 +10,7 @@ use proto::types::{Grant, GrantId, HostName, NewRequest, Reason, Request, Resour
 use proto::wire::access::{CreateRequestRequest, ReleaseGrantRequest};
 use proto::wire::identity::IssueRunPassRequest;
 
+use super::action;
 use crate::Context;
 use crate::agent::{Agent, SOCKET};
 use crate::args::{checked, duration};
@@ -27,6 +28,7 @@ use crate::error::{Error, Kind};
 Examples:
   portcullis run --resource db-prod --for 30m --reason 'slow query, INC-42' -- psql -h db-prod
   portcullis run --resource db-prod,cache --for 1h --reason 'release 7.3' -- ./migrate
+  portcullis run --exactly --resource db-prod --for 5m --reason 'nightly copy' -- /usr/bin/rsync -a /var/db /backup
   portcullis run -- bash
 
 What the command leaves running in the background is still in the run, and keeps
@@ -59,6 +61,15 @@ pub struct Arguments {
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>, requires = "resources")]
     reason: Option<Reason>,
+    /// Ask for exactly this command, once: this executable as it is now, with these arguments
+    ///
+    /// For one `--resource`. The command is named by its whole path, and gets a small environment: `HOME`, `USER`, `LOGNAME`, `LANG`, `LC_…`,
+    /// `TERM` and a `PATH` of the system's own folders.
+    #[arg(long, requires = "resources")]
+    exactly: bool,
+    /// Use up a grant of one action that was approved before: see `request --action-file`
+    #[arg(long, value_name = "GRANT", value_parser = checked::<GrantId>, conflicts_with_all = ["resources", "exactly"])]
+    grant: Option<GrantId>,
     /// How long to wait for approvals at most, such as 90s or 1h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     wait_timeout: Duration,
@@ -77,8 +88,19 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
-    let wishes = wishes(&arguments)?;
-    let Arguments { wait_timeout, agent_socket, command, .. } = arguments;
+    let mut wishes = wishes(&arguments)?;
+    let Arguments { wait_timeout, agent_socket, mut command, exactly, mut grant, .. } = arguments;
+    if exactly || grant.is_some() {
+        name_by_its_path(&mut command)?;
+    }
+    if exactly {
+        let [wish] = wishes.as_mut_slice() else {
+            return Err(Error::Usage("`--exactly` is for one `--resource`".to_owned()));
+        };
+        let (program, arguments) =
+            command.split_first().ok_or_else(|| Error::Usage("no command".to_owned()))?;
+        wish.action = Some(action::of(program.as_ref(), arguments)?);
+    }
     let control_plane = context.connect().await?;
     let mut agent = Agent::connect(&agent_socket)?;
     let pass = pass(&control_plane, &agent).await?;
@@ -92,13 +114,23 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
         let waited = super::wait::until_active(context, control_plane.clone(), request, wait_timeout);
         grants.push(waited.await?);
     }
+    if exactly {
+        grant = grants.first().map(|grant| grant.id);
+    }
     // What is told is read before the command has the terminal.
     let _ = context.surroundings.err.flush();
-    let child = child::command(&agent_socket, run, &command);
+    let child = child::command(&agent_socket, run, grant, &command);
     let ended = tokio::task::spawn_blocking(move || follow::to_the_end(child)).await;
     let ended = ended.map_err(std::io::Error::other).and_then(|ended| ended).map_err(Error::Follow)?;
     context.exit_code = ended;
-    finish(context, &mut agent, run, &grants).await;
+    finish(context, &mut agent, run, &grants).await
+}
+
+/// As the kernel will say it.
+fn name_by_its_path(command: &mut [OsString]) -> Result<(), Error> {
+    if let Some(program) = command.first_mut() {
+        *program = action::executable(program)?.into_os_string();
+    }
     Ok(())
 }
 
@@ -118,6 +150,7 @@ fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
             idle: *idle,
             while_running: None,
             run: None,
+            action: None,
         };
         // By way of the wire, which checks the parts as the control plane will.
         let message = CreateRequestRequest::from(wish.clone());
@@ -149,9 +182,16 @@ async fn ask(
 }
 
 /// The host ends what was granted with the run. If it cannot be asked whether it does, that is done here.
-async fn finish(context: &mut Context<'_>, agent: &mut Agent, run: RunId, grants: &[Grant]) {
+async fn finish(
+    context: &mut Context<'_>,
+    agent: &mut Agent,
+    run: RunId,
+    grants: &[Grant],
+) -> Result<(), Error> {
     match agent.finish() {
         Ok(0) => {}
+        // What was held never began to run.
+        Err(error @ Error::AgentRefused { .. }) => return Err(error),
         Ok(processes) => context.tell(&format!(
             "{processes} of the command's processes are still running, with what it was granted: run {run} goes on until they \
              end, or the time is over; `portcullis release` ends it at once"
@@ -164,6 +204,7 @@ async fn finish(context: &mut Context<'_>, agent: &mut Agent, run: RunId, grants
             }
         }
     }
+    Ok(())
 }
 
 async fn release(context: &mut Context<'_>, grants: &[Grant]) -> Result<(), Error> {

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity};
+use proto::types::{
+    Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity,
+};
 use serde::Serialize;
 
 use super::text::{cut, words};
@@ -220,6 +222,25 @@ fn one_word(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join("_")
 }
 
+/// The one thing that a grant may be used for.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as in access.proto")]
+pub struct ActionPart {
+    pub executable: String,
+    pub sha256: String,
+    pub arguments: Vec<String>,
+}
+
+impl From<Action> for ActionPart {
+    fn from(action: Action) -> Self {
+        Self {
+            executable: action.executable.to_string(),
+            sha256: action.sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+            arguments: action.arguments.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
 /// A request.
 #[derive(Serialize)]
 #[allow(missing_docs, reason = "as in access.proto")]
@@ -236,6 +257,8 @@ pub struct RequestRow {
     pub while_running: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<ActionPart>,
     pub reason: String,
     pub requester: String,
     pub created: String,
@@ -263,6 +286,7 @@ impl From<Request> for RequestRow {
             idle_s: request.idle.map(|idle| idle.as_secs()),
             while_running: request.while_running.as_ref().map(ToString::to_string),
             run: request.run.map(|id| id.to_string()),
+            action: request.action.clone().map(Into::into),
             reason: request.reason.to_string(),
             requester: request.requester.to_string(),
             created: utc(request.created),
@@ -290,7 +314,11 @@ impl Row for RequestRow {
             words(&self.hosts),
             self.requester.clone(),
             self.decided_by.clone().unwrap_or_default(),
-            cut(&self.reason, TEXT_SHOWN_MAX),
+            match &self.request.action {
+                None => cut(&self.reason, TEXT_SHOWN_MAX),
+                // Who decides must see it, whole.
+                Some(action) => format!("{}; only, and once: {action}", cut(&self.reason, TEXT_SHOWN_MAX)),
+            },
         ]
     }
 }
@@ -321,6 +349,8 @@ pub struct GrantRow {
     pub while_running: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<ActionPart>,
     pub issued: String,
     pub expires: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -352,6 +382,7 @@ impl From<Grant> for GrantRow {
             idle_s: grant.idle.map(|idle| idle.as_secs()),
             while_running: grant.while_running.as_ref().map(ToString::to_string),
             run: grant.run.map(|id| id.to_string()),
+            action: grant.action.clone().map(Into::into),
             issued: utc(grant.issued),
             expires: utc(grant.expires),
             ended: grant.ended.map(utc),

@@ -81,6 +81,7 @@ pub(crate) fn request(state: RequestState) -> Request {
         idle: seconds(600),
         while_running: String::new(),
         run: String::new(),
+        action: None,
     }
 }
 
@@ -105,6 +106,7 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         idle: seconds(600),
         while_running: "/ci.slice/a".into(),
         run: String::new(),
+        action: None,
     }
 }
 

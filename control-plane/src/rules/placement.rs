@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::types::{
-    Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, GrantState, HostName, LiveGrant, Refused,
+    Action, Applied, CgroupPath, Delta, Digest, GrantId, GrantSet, GrantState, HostName, LiveGrant, Refused,
     RefusedItem, Resource, ResourceNumber, RunId, Subject, SubjectNumber, Timestamp,
 };
 
@@ -55,6 +55,8 @@ pub struct Wanted {
     pub while_running: Option<CgroupPath>,
     /// It is for this run; None: for all of the subject's processes.
     pub run: Option<RunId>,
+    /// It is for this alone, once; None: for whatever the subject does.
+    pub action: Option<Action>,
 }
 
 /// All that one host should enforce, without what depends on the moment of sending.
@@ -82,6 +84,7 @@ impl Wanted {
             idle: self.idle,
             while_running: self.while_running.clone(),
             run: self.run,
+            action: self.action.clone(),
         })
     }
 }
@@ -137,7 +140,8 @@ impl Plan {
         if meant.iter().any(is_near) {
             return None;
         }
-        let live = meant.iter().filter(|wanted| wanted.expires > now);
+        // What is for one action opens only once it is used, and the host alone knows whether it is.
+        let live = meant.iter().filter(|wanted| wanted.expires > now && wanted.action.is_none());
         let pairs = live.map(|wanted| (wanted.subject, wanted.resource)).collect();
         let resources: Vec<Resource> = self
             .resources
@@ -320,6 +324,7 @@ mod tests {
             idle: Some(Duration::from_secs(60)),
             while_running: None,
             run: None,
+            action: None,
         }
     }
 

@@ -33,7 +33,8 @@ impl Policy {
 
 /// Whether a request may be for so many hosts.
 pub fn place(new: &NewRequest, hosts: usize) -> Result<(), Refusal> {
-    match (new.while_running.is_some() || new.run.is_some()) && hosts != 1 {
+    let is_of_one = new.while_running.is_some() || new.run.is_some() || new.action.is_some();
+    match is_of_one && hosts != 1 {
         true => Err(Refusal::OneHostOnly(hosts)),
         false => Ok(()),
     }
@@ -55,6 +56,7 @@ mod tests {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         };
         let judged = policy.judge(&new, &"user:alice".parse().expect("valid"), reach);
         let judged = judged.map(|subject| subject.to_string()).map_err(|refusal| refusal.to_string());

@@ -45,7 +45,7 @@ pub enum Refusal {
     ResourceRemoved { resource: ResourceName, request: RequestId },
     #[error("no host is known")]
     NoHost,
-    #[error("a cgroup or a run is on one host, and the request is for {0}")]
+    #[error("a cgroup, a run or one use is on one host, and the request is for {0}")]
     OneHostOnly(usize),
     #[error("duration: {} is above the maximum of {}", humantime::format_duration(*asked), humantime::format_duration(*maximum))]
     TooLong { asked: Duration, maximum: Duration },

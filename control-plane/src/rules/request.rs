@@ -86,6 +86,7 @@ mod tests {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         }
     }
 

@@ -99,8 +99,9 @@ impl Told {
         if self.protocol >= PROTOCOL_OF_RUNS {
             return;
         }
-        let (of_runs, sent): (Vec<Wanted>, Vec<Wanted>) =
-            std::mem::take(&mut plan.grants).into_iter().partition(|wanted| wanted.run.is_some());
+        let (of_runs, sent): (Vec<Wanted>, Vec<Wanted>) = std::mem::take(&mut plan.grants)
+            .into_iter()
+            .partition(|wanted| wanted.run.is_some() || wanted.action.is_some());
         plan.grants = sent;
         if !of_runs.is_empty() {
             self.withheld.insert(plan.generation, of_runs.iter().map(|wanted| wanted.id).collect());
@@ -217,7 +218,12 @@ mod tests {
 
     #[test]
     fn a_grant_of_one_run_is_never_sent_as_one_of_all_processes() {
-        let grant = |run| Wanted {
+        let action = proto::types::Action {
+            executable: "/bin/true".parse().expect("valid"),
+            sha256: [7; 32],
+            arguments: Vec::new(),
+        };
+        let grant = |run, action| Wanted {
             id: GrantId::new(),
             subject: 1.try_into().expect("not 0"),
             resource: 1.try_into().expect("not 0"),
@@ -225,9 +231,15 @@ mod tests {
             idle: None,
             while_running: None,
             run,
+            action,
         };
-        let (of_all, of_run) = (grant(None), grant(Some(proto::types::RunId::new())));
-        let with = |generation| Plan { grants: vec![of_all.clone(), of_run.clone()], ..plan(generation) };
+        let of_all = grant(None, None);
+        let of_run = grant(Some(proto::types::RunId::new()), None);
+        let of_action = grant(None, Some(action));
+        let with = |generation| Plan {
+            grants: vec![of_all.clone(), of_run.clone(), of_action.clone()],
+            ..plan(generation)
+        };
         let applied = |generation| Applied { generation, refused: Vec::new() };
         for protocol in 1..=3 {
             let mut told = Told::new(protocol);
@@ -238,17 +250,17 @@ mod tests {
                     Some(News::Delta(delta)) => delta.put_grants.iter().map(|grant| grant.id).collect(),
                     None => panic!("there is news"),
                 };
-                assert_eq!(
-                    sent.contains(&of_run.id),
-                    protocol >= 3 && generation == 3,
-                    "{protocol} {generation}"
-                );
+                for id in [of_run.id, of_action.id] {
+                    let is_new = protocol >= 3 && generation == 3;
+                    assert_eq!(sent.contains(&id), is_new, "{protocol} {generation}");
+                }
             }
             // Whichever the answer is about, it is refused there.
             for generation in generations {
                 let refused = told.completed(applied(generation)).refused;
                 let refused: Vec<RefusedItem> = refused.into_iter().map(|refused| refused.item).collect();
-                let expected = if protocol < 3 { vec![RefusedItem::Grant(of_run.id)] } else { Vec::new() };
+                let withheld = [of_run.id, of_action.id].map(RefusedItem::Grant).to_vec();
+                let expected = if protocol < 3 { withheld } else { Vec::new() };
                 assert_eq!(refused, expected, "{protocol}");
             }
         }

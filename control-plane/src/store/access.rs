@@ -1,9 +1,11 @@
 //! Requests: making and deciding them.
 
+use prost::Message;
 use proto::types::{
     AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewRequest, Request, RequestId,
     RequestState, SubjectId, Timestamp,
 };
+use proto::wire::access as wire;
 use sqlx::SqliteConnection;
 
 use super::requests::request;
@@ -33,9 +35,9 @@ impl Store {
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
         sqlx::query(
             "INSERT INTO requests
-                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, reason,
+                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
                   created_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(id.to_string())
         .bind(resource)
@@ -45,6 +47,7 @@ impl Store {
         .bind(new.idle.map(|idle| decode::sql(idle.as_secs())))
         .bind(new.while_running.as_ref().map(CgroupPath::as_str))
         .bind(new.run.map(|id| id.to_string()))
+        .bind(new.action.clone().map(|action| wire::Action::from(action).encode_to_vec()))
         .bind(new.reason.as_str())
         .bind(now.unix_ms())
         .execute(tx.sql())
@@ -197,7 +200,8 @@ fn limits(grant: &Grant) -> String {
     let idle = grant.idle.map(|idle| format!("idle limit {}", humantime::format_duration(idle)));
     let task = grant.while_running.as_ref().map(|path| format!("while cgroup {path} runs"));
     let run = grant.run.map(|id| format!("for run {id} only"));
-    idle.into_iter().chain(task).chain(run).collect::<Vec<_>>().join("; ")
+    let action = grant.action.as_ref().map(|action| format!("for {action} only, once"));
+    idle.into_iter().chain(task).chain(run).chain(action).collect::<Vec<_>>().join("; ")
 }
 
 /// A grant for what is not protected any more would mean nothing, and be held by nobody.

@@ -4,7 +4,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use proto::types::{EndReason, GrantState, Invalid, Timestamp};
+use prost::Message;
+use proto::types::{Action, EndReason, GrantState, Invalid, Timestamp};
+
+use proto::wire::access as wire;
 
 use super::StoreError;
 
@@ -33,6 +36,14 @@ pub(super) fn id_number<T: TryFrom<u32, Error = Invalid>>(
 /// A moment that we wrote.
 pub(super) fn time(what: &'static str, unix_ms: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_unix_ms(unix_ms).map_err(StoreError::broken(what))
+}
+
+/// An action that we wrote, if we did.
+pub(super) fn action(bytes: Option<Vec<u8>>) -> Result<Option<Action>, StoreError> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    let broken = |_| Invalid::new("action", "is not one");
+    let wire = wire::Action::decode(bytes.as_slice()).map_err(broken);
+    wire.and_then(TryInto::try_into).map(Some).map_err(StoreError::broken("action"))
 }
 
 /// A duration that we wrote in whole seconds, if we did.

@@ -52,7 +52,7 @@ pub(super) async fn kept(sql: &mut SqliteConnection, id: GrantId) -> Result<Kept
 pub(super) const GRANTS: &str = "
     SELECT grants.id, grants.state, grants.end_reason, grants.request, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, grants.issued_ms, grants.expires_ms, grants.ended_ms,
-        requests.idle_s, requests.while_running, requests.run
+        requests.idle_s, requests.while_running, requests.run, requests.action
     FROM grants
     JOIN requests ON requests.id = grants.request
     JOIN resources ON resources.number = requests.resource
@@ -74,6 +74,7 @@ struct GrantRow {
     idle_s: Option<i64>,
     while_running: Option<String>,
     run: Option<String>,
+    action: Option<Vec<u8>>,
 }
 
 /// The grants that a query made from [`GRANTS`] finds.
@@ -127,6 +128,7 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
         idle: decode::seconds("idle", row.idle_s)?,
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
+        action: decode::action(row.action)?,
     };
     let requester = decode::text("requester", &row.requester)?;
     Ok(Kept { grant, life: Life::kept(state, Body { expires, hosts }), requester })

@@ -56,6 +56,7 @@ struct WantedRow {
     idle_s: Option<i64>,
     while_running: Option<String>,
     run: Option<String>,
+    action: Option<Vec<u8>>,
 }
 
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
@@ -94,7 +95,7 @@ impl Store {
                 .map_err(StoreError::sql("read a host's generation"))?;
         let rows: Vec<WantedRow> = sqlx::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
-                 requests.while_running, requests.run
+                 requests.while_running, requests.run, requests.action
              FROM grant_hosts
              JOIN hosts ON hosts.number = grant_hosts.host
              JOIN grants ON grants.id = grant_hosts.grant_id
@@ -118,6 +119,7 @@ impl Store {
                     .map(|path| decode::text("while_running", &path))
                     .transpose()?,
                 run: row.run.map(|id| decode::text("run", &id)).transpose()?,
+                action: decode::action(row.action)?,
             })
         };
         let Directory { resources, subjects, .. } = self.directory(&mut sql, revision).await?;

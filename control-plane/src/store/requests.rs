@@ -78,7 +78,7 @@ const REQUESTS: &str = "
     SELECT requests.id, requests.state, resources.name AS resource, subjects.id AS subject,
         requesters.id AS requester, requests.duration_s, requests.reason, requests.created_ms,
         deciders.id AS decided_by, requests.decided_ms, requests.comment, grants.id AS grant_id,
-        requests.idle_s, requests.while_running, requests.run
+        requests.idle_s, requests.while_running, requests.run, requests.action
     FROM requests
     JOIN resources ON resources.number = requests.resource
     JOIN subjects ON subjects.number = requests.subject
@@ -103,6 +103,7 @@ struct RequestRow {
     idle_s: Option<i64>,
     while_running: Option<String>,
     run: Option<String>,
+    action: Option<Vec<u8>>,
 }
 
 /// One request.
@@ -159,5 +160,6 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>) -> Result<Request, Stor
         idle: decode::seconds("idle", row.idle_s)?,
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
+        action: decode::action(row.action)?,
     })
 }

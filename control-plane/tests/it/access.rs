@@ -348,6 +348,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
         idle: Some(Duration::from_secs(60)),
         while_running: None,
         run: None,
+        action: None,
     }
     .into();
     let request = story.alice.create(new.clone()).await.expect("made");

@@ -156,6 +156,7 @@ impl World {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         };
         let request =
             self.store.create_request(new, &self.alice.id, &self.alice, self.now).await.expect("made");

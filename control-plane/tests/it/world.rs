@@ -423,6 +423,7 @@ impl Caller {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         };
         self.create(new.into()).await
     }

@@ -4,8 +4,8 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use super::{
-    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp,
-    duration_from_wire, duration_to_wire, optional_cgroup, optional_run, time,
+    Action, CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp,
+    duration_from_wire, duration_to_wire, optional_action, optional_cgroup, optional_run, time,
 };
 use crate::wire::access as wire;
 
@@ -166,6 +166,8 @@ pub struct Grant {
     pub while_running: Option<CgroupPath>,
     /// It is for this run of the subject on its one host; None: for all of the subject's processes.
     pub run: Option<RunId>,
+    /// It is for this alone, once; None: for whatever the subject does.
+    pub action: Option<Action>,
 }
 
 /// None: not ended.
@@ -228,6 +230,7 @@ impl TryFrom<wire::Grant> for Grant {
             idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
+            action: optional_action(wire.action)?,
         })
     }
 }
@@ -261,6 +264,7 @@ impl From<Grant> for wire::Grant {
             idle: grant.idle.map(duration_to_wire),
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
             run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
+            action: grant.action.map(Into::into),
         }
     }
 }
@@ -294,6 +298,7 @@ mod tests {
                 idle: Some(Duration::from_secs(60)),
                 while_running: "/job".parse().ok(),
                 run: Some(RunId::new()),
+                action: None,
             };
             assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
         }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp, all,
-    duration_from_wire, duration_to_wire, optional_cgroup, optional_run, time,
+    Action, CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp,
+    all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup, optional_run, time,
 };
 use crate::wire::access as wire;
 
@@ -95,6 +95,8 @@ pub struct NewRequest {
     pub while_running: Option<CgroupPath>,
     /// It is for this run, and `hosts` names one at most; None: for all of the subject's processes.
     pub run: Option<RunId>,
+    /// It is for this alone, once; None: for whatever the subject does.
+    pub action: Option<Action>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
@@ -120,6 +122,11 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             let problem = format_args!("a run is on one host, and {} are named", hosts.len());
             return Err(Invalid::new("run", problem));
         }
+        let action = optional_action(wire.action)?;
+        if action.is_some() && hosts.len() > 1 {
+            let problem = format_args!("one use is on one host, and {} are named", hosts.len());
+            return Err(Invalid::new("action", problem));
+        }
         Ok(Self {
             resource: wire.resource.parse()?,
             subject: (!wire.subject.is_empty()).then(|| wire.subject.parse()).transpose()?,
@@ -129,6 +136,7 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             idle,
             while_running,
             run,
+            action,
         })
     }
 }
@@ -153,6 +161,7 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             idle: new.idle.map(duration_to_wire),
             while_running: new.while_running.map(Into::into).unwrap_or_default(),
             run: new.run.map(|id| id.to_string()).unwrap_or_default(),
+            action: new.action.map(Into::into),
         }
     }
 }
@@ -227,6 +236,8 @@ pub struct Request {
     pub while_running: Option<CgroupPath>,
     /// Of the grant: it is for this run; None: for all of the subject's processes.
     pub run: Option<RunId>,
+    /// It is for this alone, once; None: for whatever the subject does.
+    pub action: Option<Action>,
 }
 
 impl TryFrom<wire::Request> for Request {
@@ -262,6 +273,7 @@ impl TryFrom<wire::Request> for Request {
             idle: wire.idle.map(|idle| duration_from_wire("idle", Some(idle))).transpose()?,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
+            action: optional_action(wire.action)?,
         })
     }
 }
@@ -291,6 +303,7 @@ impl From<Request> for wire::Request {
             idle: request.idle.map(duration_to_wire),
             while_running: request.while_running.map(Into::into).unwrap_or_default(),
             run: request.run.map(|id| id.to_string()).unwrap_or_default(),
+            action: request.action.map(Into::into),
         }
     }
 }
@@ -310,6 +323,7 @@ mod tests {
             idle: None,
             while_running: String::new(),
             run: String::new(),
+            action: None,
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use prost::Message;
 
-use super::{HostName, Invalid, RunId, SubjectId, quote};
+use super::{GrantId, HostName, Invalid, RunId, SubjectId, quote};
 use crate::wire::run as wire;
 
 /// The longest message on the agent's socket, in bytes.
@@ -121,6 +121,8 @@ pub enum ToAgent {
         run: RunId,
         /// What it is about to become, for people.
         command: String,
+        /// A grant of one action, to be used up by it.
+        grant: Option<GrantId>,
     },
     /// The command has ended.
     Finish,
@@ -174,6 +176,16 @@ pub enum RunRefusal {
     NotAChild,
     /// Who asks runs as another user than who opened the run.
     OtherUser,
+    /// There is no grant of one action of this id for the subject.
+    UnknownGrant,
+    /// The grant was used before.
+    UsedGrant,
+    /// What was executed is not the executable that the grant is for.
+    OtherExecutable,
+    /// It was called by other arguments.
+    OtherArguments,
+    /// Its environment has what could make it something else.
+    OtherEnvironment,
     /// Who asks is not there any more.
     Gone,
     /// The agent could not do it.
@@ -182,7 +194,7 @@ pub enum RunRefusal {
 
 impl RunRefusal {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::BadSignature,
         Self::OtherHost,
@@ -193,6 +205,11 @@ impl RunRefusal {
         Self::AlreadyEntered,
         Self::NotAChild,
         Self::OtherUser,
+        Self::UnknownGrant,
+        Self::UsedGrant,
+        Self::OtherExecutable,
+        Self::OtherArguments,
+        Self::OtherEnvironment,
         Self::Gone,
         Self::Failed,
     ];
@@ -210,6 +227,11 @@ impl RunRefusal {
             Self::AlreadyEntered => "already_entered",
             Self::NotAChild => "not_a_child",
             Self::OtherUser => "other_user",
+            Self::UnknownGrant => "unknown_grant",
+            Self::UsedGrant => "used_grant",
+            Self::OtherExecutable => "other_executable",
+            Self::OtherArguments => "other_arguments",
+            Self::OtherEnvironment => "other_environment",
             Self::Gone => "gone",
             Self::Failed => "failed",
         }
@@ -229,6 +251,11 @@ impl Display for RunRefusal {
             Self::AlreadyEntered => "a run is entered once",
             Self::NotAChild => "only a child of who opened the run can enter it",
             Self::OtherUser => "only the user who opened the run can enter it",
+            Self::UnknownGrant => "this host holds no such grant of one action for the subject",
+            Self::UsedGrant => "the grant was used before",
+            Self::OtherExecutable => "it is not the executable that the grant is for",
+            Self::OtherArguments => "these are not the arguments that the grant is for",
+            Self::OtherEnvironment => "the environment could make it something else",
             Self::Gone => "the process is not there any more",
             Self::Failed => "the agent could not do it",
         })
@@ -271,7 +298,8 @@ impl ToAgent {
                 open.pass.ok_or_else(|| Invalid::missing("open.pass"))?.try_into().map(Self::Open)
             }
             Some(Said::Enter(enter)) => {
-                Ok(Self::Enter { run: enter.run.parse()?, command: cut(enter.command) })
+                let grant = (!enter.grant.is_empty()).then(|| enter.grant.parse()).transpose()?;
+                Ok(Self::Enter { run: enter.run.parse()?, command: cut(enter.command), grant })
             }
             Some(Said::Finish(_)) => Ok(Self::Finish),
             None => Err(Invalid::new("message", "is missing or unknown")),
@@ -283,8 +311,9 @@ impl ToAgent {
         use wire::to_agent::Message as Said;
         let message = match self {
             Self::Open(pass) => Said::Open(wire::Open { pass: Some(pass.into()) }),
-            Self::Enter { run, command } => {
-                Said::Enter(wire::Enter { run: run.to_string(), command: cut(command) })
+            Self::Enter { run, command, grant } => {
+                let grant = grant.map(|id| id.to_string()).unwrap_or_default();
+                Said::Enter(wire::Enter { run: run.to_string(), command: cut(command), grant })
             }
             Self::Finish => Said::Finish(wire::Finish {}),
         };
@@ -370,7 +399,7 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         let run = RunId::new();
-        let enter = ToAgent::Enter { run, command: "psql".into() };
+        let enter = ToAgent::Enter { run, command: "psql".into(), grant: Some(GrantId::new()) };
         for message in [ToAgent::Open(pass()), enter, ToAgent::Finish] {
             assert_eq!(ToAgent::decode(&message.clone().encode()), Ok(message));
         }
@@ -382,7 +411,7 @@ mod tests {
         for message in all {
             assert_eq!(FromAgent::decode(&message.clone().encode()), Ok(message));
         }
-        let long = ToAgent::Enter { run, command: "ä".repeat(5000) };
+        let long = ToAgent::Enter { run, command: "ä".repeat(5000), grant: None };
         assert!(long.encode().len() <= FRAME_MAX_BYTES);
         for broken in [&b""[..], b"nonsense", &wire::FromAgent::default().encode_to_vec()] {
             assert!(ToAgent::decode(broken).is_err());

@@ -6,9 +6,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    CgroupPath, EndReason, GrantId, HostEnd, HostName, HostState, Invalid, Resource, ResourceNumber, RunId,
-    Subject, SubjectNumber, all, duration_from_wire, duration_to_wire, grant, optional_cgroup, optional_run,
-    quote,
+    Action, CgroupPath, EndReason, GrantId, HostEnd, HostName, HostState, Invalid, Resource, ResourceNumber,
+    RunId, Subject, SubjectNumber, all, duration_from_wire, duration_to_wire, grant, optional_action,
+    optional_cgroup, optional_run, quote,
 };
 use crate::wire::agent as wire;
 
@@ -94,6 +94,8 @@ pub struct LiveGrant {
     pub while_running: Option<CgroupPath>,
     /// It is for this run of the subject, and ends with it; None: for all of the subject's processes.
     pub run: Option<RunId>,
+    /// It is for this alone, once; None: for whatever the subject does.
+    pub action: Option<Action>,
 }
 
 /// A grant that a host has ended by itself: its kernel lets nobody through by it, and never will again.
@@ -320,6 +322,7 @@ impl TryFrom<wire::LiveGrant> for LiveGrant {
             idle,
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
+            action: optional_action(wire.action)?,
         })
     }
 }
@@ -334,6 +337,7 @@ impl From<LiveGrant> for wire::LiveGrant {
             idle: grant.idle.map(duration_to_wire),
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
             run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
+            action: grant.action.map(Into::into),
         }
     }
 }
@@ -449,6 +453,7 @@ mod tests {
             idle: Some(duration_to_wire(Duration::from_secs(60))),
             while_running: "/job".into(),
             run: RunId::new().to_string(),
+            action: None,
         };
         wire::GrantSet {
             generation: 7,

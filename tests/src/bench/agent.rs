@@ -138,6 +138,8 @@ async fn fill(stage: &Stage, size: Size, cgroups: &[Cgroup]) -> Result<()> {
                 reason: "a measurement".parse()?,
                 idle: None,
                 while_running: None,
+                run: None,
+                action: None,
             };
             let requester = Acting { id: id.clone(), credential: Credential::Token };
             let request = store.create_request(new, &id, &requester, clock::now()).await?;

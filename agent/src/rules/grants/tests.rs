@@ -1,6 +1,6 @@
 //! The rule by which one set replaces another, over time.
 
-use proto::types::{NewResource, NewSubject, SubjectId, SubjectRole};
+use proto::types::{NewResource, NewSubject, SubjectRole};
 
 use super::super::plan::{Wanted, reconcile};
 use super::*;
@@ -16,6 +16,7 @@ fn set(generation: u64, grants: &[(GrantId, u64)]) -> GrantSet {
         idle: None,
         while_running: None,
         run: None,
+        action: None,
     };
     GrantSet { generation, resources: vec![], subjects: vec![], grants: grants.iter().map(live).collect() }
 }
@@ -350,7 +351,12 @@ fn a_grant_of_a_run_opens_to_it_alone_and_ends_with_it() {
     assert_eq!(opens(&grants, &Runs::default()), [(ordinary, 1)], "where the run is not, it opens nothing");
     // A restart keeps whom it is for.
     let mut restarted = Grants::default();
-    restarted.recall(Some((Uuid::from_u128(1), grants.remaining_set(SECOND))), Vec::new(), SECOND);
+    restarted.recall(
+        Some((Uuid::from_u128(1), grants.remaining_set(SECOND))),
+        Vec::new(),
+        BTreeMap::new(),
+        SECOND,
+    );
     assert_eq!(opens(&restarted, &runs), opens(&grants, &runs));
     // The run is there; and then it is not.
     let running = Seen(Some(1), None);
@@ -365,6 +371,56 @@ fn a_grant_of_a_run_opens_to_it_alone_and_ends_with_it() {
     let mut lapsed = opens(&over, &runs);
     lapsed.sort_unstable();
     assert_eq!(lapsed, [(ordinary, 1), (ordinary, number), (of_run, number)]);
+}
+
+#[test]
+fn a_grant_of_one_action_opens_once_to_the_run_that_has_begun_it() {
+    let alice: SubjectId = "user:alice".parse().expect("valid");
+    let bob: SubjectId = "user:bob".parse().expect("valid");
+    let action =
+        Action { executable: "/bin/true".parse().expect("valid"), sha256: [7; 32], arguments: vec![] };
+    let mut runs = Runs::default();
+    let [run, other] = [42, 43].map(|cgroup| runs.open(RunId::new(), alice.clone(), cgroup).expect("room"));
+    let id = GrantId::new();
+    let mut set = known(set(1, &[(id, 60)]));
+    set.grants[0].action = Some(action.clone());
+    let mut grants = Grants::default();
+    grants.accept(Uuid::from_u128(1), set.clone(), SECOND);
+    let opens =
+        |grants: &Grants| grants.wanted(&runs).iter().map(|grant| grant.subject.get()).collect::<Vec<_>>();
+    let running = Seen(Some(1), None);
+    assert_eq!(opens(&grants), [0; 0]);
+    assert!(!grants.find_ends(&NOTHING, 2 * SECOND), "it waits");
+    // Whose it is, what it is for, and until when.
+    let ask = |grants: &Grants, subject: &SubjectId, run, now| grants.action(id, subject, run, now).cloned();
+    assert_eq!(ask(&grants, &alice, run.id, SECOND), Ok(action));
+    assert_eq!(ask(&grants, &bob, run.id, SECOND), Err(RunRefusal::UnknownGrant));
+    assert_eq!(ask(&grants, &alice, run.id, 61 * SECOND), Err(RunRefusal::UnknownGrant));
+    let unknown = grants.action(GrantId::new(), &alice, run.id, SECOND).cloned();
+    assert_eq!(unknown, Err(RunRefusal::UnknownGrant));
+    // It is used, and opens to that run; nobody uses it again, after whatever restart.
+    grants.use_up(id, run.id);
+    assert_eq!(opens(&grants), [run.number.get()]);
+    assert_eq!(ask(&grants, &alice, other.id, SECOND), Err(RunRefusal::UsedGrant));
+    for kept in [Some((Uuid::from_u128(1), grants.remaining_set(SECOND))), None] {
+        let mut restarted = Grants::default();
+        restarted.recall(kept, Vec::new(), BTreeMap::new(), SECOND);
+        restarted.recall_used(grants.used().clone());
+        restarted.accept(Uuid::from_u128(1), GrantSet { generation: 2, ..set.clone() }, SECOND);
+        assert_eq!(opens(&restarted), [run.number.get()]);
+        assert_eq!(ask(&restarted, &alice, run.id, SECOND), Err(RunRefusal::UsedGrant));
+        // The run is over, and the grant with it.
+        assert!(!restarted.find_ends(&running, 2 * SECOND));
+        assert!(restarted.find_ends(&NOTHING, 3 * SECOND));
+        assert_eq!(restarted.ended(), [EndedGrant { grant: id, reason: HostEnd::TaskExit }]);
+        assert_eq!(ask(&restarted, &alice, run.id, SECOND), Err(RunRefusal::UsedGrant));
+        restarted.accept(
+            Uuid::from_u128(1),
+            GrantSet { generation: 3, grants: vec![], ..set.clone() },
+            SECOND,
+        );
+        assert_eq!(restarted.used().len(), 0, "the control plane knows");
+    }
 }
 
 #[test]
