@@ -312,6 +312,7 @@ mod tests {
             idle: None,
             while_running: None,
             run: None,
+            action: None,
         }
     }
 
