@@ -22,7 +22,7 @@ use crate::sandbox::{Cgroup, Sandbox};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long anything may take that takes milliseconds.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// The name of the one host.
 pub const HOST: &str = "stage-1";

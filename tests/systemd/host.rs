@@ -19,7 +19,7 @@ const RESOURCE: &str = "db";
 const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(127, 78, 0, 1)), 5432);
 
 /// Units start within seconds; where the processor is software, in some more.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 const UNITS: [(&str, &str); 3] = [
     (

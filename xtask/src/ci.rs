@@ -19,7 +19,7 @@ use crate::{
 const OTHER_KERNEL: &str = "6.1";
 /// Which of them: a processor in software takes half an hour and more for all, which `cargo xtask kernel-test` runs. These are some
 /// for each program of the base tier, and what kernels without BPF's LSM, as this machine's may be, skip.
-const OTHER_KERNEL_TESTS: [&str; 3] = ["verdicts::", "unix::", "tamper::"];
+const OTHER_KERNEL_TESTS: [&str; 4] = ["verdicts::", "migrations::", "unix::", "tamper::"];
 
 pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     let mut times = Vec::new();
@@ -37,9 +37,7 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
     step("lock", &|| lock(checkout))?;
     step("kernel-test", &|| {
         let (series, filters) = ([OTHER_KERNEL.to_owned()], OTHER_KERNEL_TESTS.map(str::to_owned));
-        let kernel = Selection { suite: Suite::Kernel, filters: &filters };
-        let systemd = Selection { suite: Suite::Systemd, filters: &[] };
-        kernel_test::run(checkout, &series, &[kernel, systemd])
+        kernel_test::run(checkout, &series, &[Selection { suite: Suite::Kernel, filters: &filters }])
     })?;
 
     println!("== test");

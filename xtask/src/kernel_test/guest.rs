@@ -20,7 +20,7 @@ const LIFE_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// How long a machine may say nothing: each test ends with a line. The longest puts up twenty gates,
 /// each of which takes an old kernel's verifier seconds where the processor is software.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+const SILENCE_MAX: Duration = Duration::from_secs(600);
 
 /// How long a real processor may take to the first line. Where the kernel's virtual machines are
 /// themselves emulated, guests are known to hang as soon as they run.
