@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -199,14 +198,13 @@ fn hostname() -> Result<String> {
 /// Root may sign in as everybody.
 fn prepare_ssh() -> Result<()> {
     sh(
-        "[ -e /root/.ssh/id_ed25519 ] || { mkdir -p /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519; }",
+        "[ -e ~/.ssh/id_ed25519 ] || { install -d -m 0700 ~/.ssh && ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519; }",
     )?;
     for person in ["alice", "bob"] {
         sh(&format!(
             "install -d -o {person} -g {person} -m 0700 /home/{person}/.ssh && \
-             install -o {person} -g {person} -m 0600 /root/.ssh/id_ed25519.pub /home/{person}/.ssh/authorized_keys"
+             install -o {person} -g {person} -m 0600 ~/.ssh/id_ed25519.pub /home/{person}/.ssh/authorized_keys"
         ))?;
     }
-    fs::set_permissions("/root/.ssh", fs::Permissions::from_mode(0o700))?;
     sh("systemctl start ssh").map(drop)
 }
