@@ -59,6 +59,7 @@ pub(crate) fn emit_closed(fill: impl FnOnce(&mut ClosedRecord)) {
 }
 
 /// Puts a record of a process that was moved into its ring.
+#[allow(dead_code, reason = "one program of one object does")]
 #[inline(always)]
 pub(crate) fn emit_moved(fill: impl FnOnce(&mut MovedRecord)) {
     emit(Ring::Moved, &maps::EVENTS_MOVED, fill);

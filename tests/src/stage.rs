@@ -133,7 +133,7 @@ impl Stage {
         let dir = self.sandbox.dir().display();
         let agent = format!(
             "host = \"{HOST}\"\ncontrol_plane = \"https://{}\"\nstate_dir = \"{dir}/agent\"\n{more}\n\
-             [kernel]\npin_dir = \"{}\"\n[runs]\nsocket = \"{dir}/runs.sock\"\n",
+             [runs]\nsocket = \"{dir}/runs.sock\"\n[kernel]\npin_dir = \"{}\"\n",
             self.control_plane_address(),
             self.sandbox.pin_dir().display()
         );

@@ -2,6 +2,10 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -44,8 +48,7 @@ fn what_cannot_be_written_down_is_not_confirmed() -> Result<()> {
     let bob = stage.add_subject_with_cgroup("user:bob")?;
     let grants = [stage.grant("user:alice", "db", "10m")?, stage.grant("user:bob", "db", "10m")?];
     ensure_eq!([connect(&alice, &listener)?, connect(&bob, &listener)?], ["ok", "ok"]);
-    let filler = stage.path("agent/filler");
-    fill(&mut File::create(&filler)?)?;
+    let filler = Filler::start(stage.path("agent/filler"))?;
 
     // 2. Alice's is revoked. Her kernel lets her through no more; but it is not said that this will stay so.
     stage.cli(ADMIN)?.run(&["revoke", &grants[0], "--comment", "incident over"])?;
@@ -69,7 +72,7 @@ fn what_cannot_be_written_down_is_not_confirmed() -> Result<()> {
     ensure_eq!(connect(&alice, &listener)?, "EPERM");
 
     // 4. There is room again: bob's grant goes on, and hers is over.
-    std::fs::remove_file(&filler)?;
+    filler.end()?;
     stage.start_control_plane()?;
     stage.wait_for_grant(&grants[0], "ended")?;
     stage.wait_for_host("enforcing")?;
@@ -107,6 +110,46 @@ fn a_disk_that_nobody_writes_to_confirms_nothing() -> Result<()> {
     umount2(&state, MntFlags::MNT_DETACH)?;
     stage.wait_for_grant(&grant, "ended")?;
     stage.wait_for_host("enforcing")
+}
+
+/// Keeps a disk full: whatever becomes free, as of events that have been acknowledged, is taken at once.
+struct Filler {
+    path: PathBuf,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Filler {
+    fn start(path: PathBuf) -> Result<Self> {
+        let mut file = File::create(&path)?;
+        fill(&mut file)?;
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
+        let thread = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                fill(&mut file)?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        Ok(Self { path, ends, thread: Some(thread) })
+    }
+
+    /// There is room again.
+    fn end(mut self) -> Result<()> {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("it does not panic")?;
+        }
+        Ok(std::fs::remove_file(&self.path)?)
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        // Its file goes with the file system.
+        self.ends.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Writes until the disk refuses.

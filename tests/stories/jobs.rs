@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use proto::types::Protocol;
 use serde_json::{Value, json};
 use tests::ensure_eq;
@@ -58,7 +59,11 @@ fn place(control_plane: &str) -> Result<(Stage, Listener, Cgroup)> {
 fn approve(stage: &Stage, job: &mut Child) -> Result<()> {
     let admin = stage.cli(ADMIN)?;
     let request = wait_for("the job's request", SOON, || {
-        ensure!(job.try_wait()?.is_none(), "the job has ended");
+        if let Some(status) = job.try_wait()? {
+            let mut said = String::new();
+            job.stderr.take().context("it has an output")?.read_to_string(&mut said)?;
+            bail!("the job has ended ({status}): {said}");
+        }
         let requests = admin.json(&["requests"])?;
         Ok(requests.as_array().and_then(|requests| requests.first()).cloned())
     })?;
