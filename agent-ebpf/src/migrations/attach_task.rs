@@ -38,7 +38,7 @@ offsets! {
 
 /// `struct cgroup *`, its path, `struct task_struct *`, whether all its threads were moved.
 #[btf_tracepoint(function = "cgroup_attach_task")]
-pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn attach_task(ctx: BtfTracePointContext) -> i32 {
     let (cgroup, task): (*const c_void, *const c_void) = (ctx.arg(0), ctx.arg(2));
     // SAFETY: these are what the kernel gives to this program, and the verifier permits each read only if there is such a field.
     unsafe { see(cgroup, task) };
@@ -89,7 +89,7 @@ unsafe fn nearest(cgroup: *const c_void) -> Option<(u64, u32)> {
         // SAFETY: the caller promises it of the first one; the others are those above, and the last has none above it.
         unsafe {
             let id = id(at);
-            if let Some(entry) = maps::SUBJECTS.get_ptr(&id) {
+            if let Some(entry) = maps::SUBJECTS.get_ptr(id) {
                 return Some((id, (*entry).number));
             }
             let above: *const c_void = field(at, CGROUP_PARENT.load());
