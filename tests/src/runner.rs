@@ -41,7 +41,7 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
     stranger::run_if_asked();
     let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
     run(cases(&tests).into_iter().chain(choosy).collect(), || {
-        sandbox::remove_canarys_cgroup();
+        sandbox::remove_agents_cgroups();
         Ok(())
     });
 }

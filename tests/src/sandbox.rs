@@ -103,12 +103,18 @@ impl Sandbox {
     }
 }
 
-/// Takes away what agents that were killed here left at the machine's root: the cgroup of their canary, which may be ending
-/// yet. One that is in use, by somebody else's, stays. For the end of a run: agents that are up may be about to use it.
-pub fn remove_canarys_cgroup() {
+/// Takes away what agents that were killed here left at the machine's root: the cgroups of their runs, and of their canary,
+/// which may be ending yet. One that is in use, by somebody else's, stays. For the end of a run: agents that are up may be about to use it.
+pub fn remove_agents_cgroups() {
     // A round of the canary takes two seconds, and is not cut short.
     const TRIES: usize = 500;
     let Ok(cgroup_root) = agent::observe::cgroup_root() else { return };
+    // Agents that were killed have left those of their runs. What is in use stays.
+    let runs = cgroup_root.join(agent::runs::cgroup::FOLDER);
+    for run in fs::read_dir(&runs).into_iter().flatten().flatten() {
+        let _ = fs::remove_dir(run.path());
+    }
+    let _ = fs::remove_dir(runs);
     for _ in 0..TRIES {
         agent::canary::remove_cgroup(&cgroup_root);
         if !cgroup_root.join(agent::canary::CGROUP).exists() {

@@ -63,8 +63,10 @@ impl Held {
                 return;
             }
             let _ = seized.send(Ok(()));
-            let outcome = hold(pid, find, &answered);
-            if outcome.is_err() {
+            let mut has_ended = false;
+            let outcome = hold(pid, find, &answered, &mut has_ended);
+            // Once its end was told, its number may be another's.
+            if outcome.is_err() && !has_ended {
                 let _ = ptrace::kill(pid);
                 let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
                 // It is not ours to bury; but as long as it is traced, its parent does not hear of it.
@@ -98,9 +100,10 @@ fn hold(
     pid: Pid,
     find: oneshot::Sender<Result<Found, Refused>>,
     answered: &mpsc::Receiver<bool>,
+    has_ended: &mut bool,
 ) -> Result<(), Refused> {
-    let found =
-        wait_for_exec(pid).and_then(|()| look(pid.as_raw()).map_err(|error| failed("look at it", error)));
+    let found = wait_for_exec(pid, has_ended)
+        .and_then(|()| look(pid.as_raw()).map_err(|error| failed("look at it", error)));
     let is_found = found.is_ok();
     let _ = find.send(found);
     // Whoever asked is gone, or does not answer: that is a no.
@@ -110,8 +113,8 @@ fn hold(
     }
 }
 
-/// Until it has executed something, and is stopped there.
-fn wait_for_exec(pid: Pid) -> Result<(), Refused> {
+/// Until it has executed something, and is stopped there. `has_ended`: the kernel has told that it is no more.
+fn wait_for_exec(pid: Pid, has_ended: &mut bool) -> Result<(), Refused> {
     let deadline = Instant::now() + EXEC_LIMIT;
     loop {
         match waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
@@ -131,7 +134,10 @@ fn wait_for_exec(pid: Pid) -> Result<(), Refused> {
                 }
                 thread::sleep(LOOK_EVERY);
             }
-            Ok(_) | Err(_) => return Err(RunRefusal::Gone.into()),
+            Ok(_) | Err(_) => {
+                *has_ended = true;
+                return Err(RunRefusal::Gone.into());
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ const GRANT: &str = "10s";
 
 fn main() -> ExitCode {
     let told = cleanup::on_signals().map_err(Into::into).and_then(|()| story());
-    sandbox::remove_canarys_cgroup();
+    sandbox::remove_agents_cgroups();
     cleanup::let_signals_finish();
     match told {
         Ok(()) => ExitCode::SUCCESS,
