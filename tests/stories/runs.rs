@@ -218,6 +218,8 @@ fn at_a_terminal(stage: &Stage, shell: &str, keys: &[(&str, &str)]) -> Result<St
         command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
     command = Command::new("script");
     command.args(["-qfec", shell, "/dev/null"]).env("PORTCULLIS", program).env("TERM", "dumb");
+    // A shell that waits: when Ctrl-C ended nothing, bash goes on with its script, and dash ends.
+    command.env("SHELL", "/bin/bash");
     command.env("PORTCULLIS_AGENT_SOCKET", socket(stage));
     for (name, value) in environment {
         command.env(name, value.unwrap_or_default());
