@@ -3,12 +3,14 @@
 //! Owns: what an operator may write. Must not know: what the rest does with it.
 
 mod console;
+mod database;
 mod issuers;
 mod providers;
 mod trust_domains;
 mod workloads;
 
 pub use console::ConsoleConfig;
+pub use database::{Database, Password, PostgresDatabase, PostgresTls};
 pub use issuers::{IssuerKeys, KeySource};
 pub use providers::IdentityProvider;
 pub use trust_domains::SpiffeTrustDomain;
@@ -30,8 +32,8 @@ use crate::identity::authority::ServerName;
 pub struct Config {
     /// Where callers find us; never empty.
     pub listen: Vec<Listen>,
-    /// The SQLite file.
-    pub database: PathBuf,
+    /// Where the durable record is.
+    pub database: Database,
     /// The folder of the authority that signs hosts' certificates.
     pub authority: PathBuf,
     /// By what callers reach us, besides where we listen.
@@ -98,7 +100,7 @@ const NAMES_MAX: usize = 64;
 #[serde(deny_unknown_fields)]
 struct Raw {
     listen: OneOrMore,
-    database: PathBuf,
+    database: database::Raw,
     authority: Option<PathBuf>,
     max_grant_duration: Option<String>,
     #[serde(default)]
@@ -179,7 +181,10 @@ impl Config {
             ConsoleConfig { files, ..console }
         };
         Ok(Self {
-            database: folder.join(&config.database),
+            database: match config.database {
+                Database::Sqlite(file) => Database::Sqlite(folder.join(file)),
+                Database::Postgres(database) => Database::Postgres(database),
+            },
             authority: folder.join(&config.authority),
             tls_files: config.tls_files.map(seen_from_there),
             console: config.console.map(console),
@@ -187,7 +192,7 @@ impl Config {
         })
     }
 
-    /// Where the authority of a database lies, unless the configuration says otherwise.
+    /// Where the authority of a SQLite file lies, unless the configuration says otherwise.
     pub fn authority_beside(database: &Path) -> PathBuf {
         database.with_file_name("authority")
     }
@@ -212,9 +217,11 @@ impl Config {
         }
         let listen =
             listen.iter().map(|text| text.parse().map_err(|problem| refuse("listen", text, problem)));
-        if raw.database.as_os_str().is_empty() {
-            return Err(refuse("database", "", "is empty: write the path of the SQLite file".to_owned()));
-        }
+        let database = database::check(raw.database, path)?;
+        let authority = raw.authority.or_else(|| Self::authority_of(&database)).ok_or_else(|| {
+            let problem = "is missing: `database` is no file that the authority's folder could be beside";
+            refuse("authority", "", problem.to_owned())
+        })?;
         let seconds = |field, text: Option<String>, default, min, max| match text {
             None => Ok(default),
             Some(text) => {
@@ -253,8 +260,8 @@ impl Config {
             spiffe_trust_domains: trust_domains::trust_domains(raw.spiffe_trust_domain, path)?,
             kubernetes_clusters: workloads::clusters(raw.kubernetes_cluster, path)?,
             listen: listen.collect::<Result<_, _>>()?,
-            authority: raw.authority.unwrap_or_else(|| Self::authority_beside(&raw.database)),
-            database: raw.database,
+            authority,
+            database,
             tls_names: names.collect::<Result<_, _>>()?,
             tls_files,
             host_certificate_lifetime: seconds(

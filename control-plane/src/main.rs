@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
-use control_plane::config::{Config, ConfigError, Listen};
+use control_plane::config::{Config, ConfigError, Database, Listen};
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, AuthorityError, TRUST_DOMAIN};
 use control_plane::store::{Store, StoreError};
@@ -61,7 +61,7 @@ struct Place {
     /// The configuration that names database and authority
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The database itself; the authority is made beside it
+    /// A SQLite database; the authority is made beside it
     #[arg(long, value_name = "PATH")]
     database: Option<PathBuf>,
 }
@@ -129,7 +129,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 async fn initialise(init: &Init) -> anyhow::Result<()> {
     let (database, authority) = match (&init.place.config, &init.place.database) {
-        (_, Some(database)) => (database.clone(), Config::authority_beside(database)),
+        (_, Some(path)) => (Database::from(path), Config::authority_beside(path)),
         (Some(config), None) => {
             let Config { database, authority, .. } = Config::read(config)?;
             (database, authority)
@@ -156,18 +156,16 @@ async fn initialise(init: &Init) -> anyhow::Result<()> {
     };
     shown.with_context(|| {
         format!(
-            "cannot write the token, which nobody can sign in without: remove `{}` and run init again",
-            database.display()
+            "cannot write the token, which nobody can sign in without: remove `{database}` and run init again"
         )
     })?;
     if !init.quiet {
         let place = init.token_file.as_ref().map(|path| format!("in {}", path.display()));
         let text = format!(
-            "made {} and {}, whose fingerprint is {fingerprint}\n\
+            "made {database} and {}, whose fingerprint is {fingerprint}\n\
              the token of `user:admin` is {}; it is not shown again\n\
              next: `portcullis-control-plane serve --config FILE`, then \
              `portcullis login --token-file FILE --ca-file {}`\n",
-            database.display(),
             authority.display(),
             place.as_deref().unwrap_or("the line on standard output"),
             authority.join("ca.pem").display(),
@@ -179,7 +177,7 @@ async fn initialise(init: &Init) -> anyhow::Result<()> {
 
 /// The database, and the authority unless there is one: hosts that know it go on knowing it.
 async fn make(
-    database: &Path,
+    database: &Database,
     authority: &Path,
     trust_domain: &str,
     token: &Token,

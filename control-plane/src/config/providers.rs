@@ -217,7 +217,7 @@ fn roles(raw: BTreeMap<String, String>) -> Result<BTreeMap<String, SubjectRole>,
 }
 
 /// The value is never part of an error.
-fn secret(field: &'static str, path: &Path) -> Result<String, Problem> {
+pub(super) fn secret(field: &'static str, path: &Path) -> Result<String, Problem> {
     let refuse = |problem: &str| (field, path.display().to_string(), problem.to_owned());
     let text = String::from_utf8(read(field, path)?).map_err(|_| refuse("is not text"))?;
     match text.trim() {

@@ -6,9 +6,9 @@ use proto::types::{
     RequestState, SubjectId, Timestamp,
 };
 use proto::wire::access as wire;
-use sqlx::SqliteConnection;
 
 use super::requests::request;
+use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
 use crate::rules::actor::Acting;
@@ -33,7 +33,7 @@ impl Store {
         let id = RequestId::new();
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
-        sqlx::query(
+        sql::query(
             "INSERT INTO requests
                  (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
                   created_ms)
@@ -54,7 +54,7 @@ impl Store {
         .await
         .map_err(StoreError::sql("make a request"))?;
         for host in hosts {
-            sqlx::query("INSERT INTO request_hosts (request, host) VALUES (?, ?)")
+            sql::query("INSERT INTO request_hosts (request, host) VALUES (?, ?)")
                 .bind(id.to_string())
                 .bind(host)
                 .execute(tx.sql())
@@ -114,7 +114,7 @@ impl Tx {
         comment: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        sql::query(
             "UPDATE requests SET state = ?, decided_ms = ?, comment = ?,
              decided_by = (SELECT number FROM subjects WHERE id = ?) WHERE id = ? AND state = 'pending'",
         )
@@ -145,7 +145,7 @@ impl Tx {
     ) -> Result<Grant, StoreError> {
         let id = GrantId::new();
         let expires = now.plus(request.duration);
-        sqlx::query("INSERT INTO grants (id, request, state, issued_ms, expires_ms) VALUES (?, ?, ?, ?, ?)")
+        sql::query("INSERT INTO grants (id, request, state, issued_ms, expires_ms) VALUES (?, ?, ?, ?, ?)")
             .bind(id.to_string())
             .bind(request.id.to_string())
             .bind(GrantState::Activating.as_str())
@@ -156,7 +156,7 @@ impl Tx {
             .map_err(StoreError::sql("make a grant"))?;
         for host in &request.hosts {
             let generation = self.raise(host).await?;
-            sqlx::query(
+            sql::query(
                 "INSERT INTO grant_hosts (grant_id, host, holding, since_generation)
                  SELECT ?, number, 'unknown', ? FROM hosts WHERE name = ?",
             )
@@ -205,8 +205,8 @@ fn limits(grant: &Grant) -> String {
 }
 
 /// A grant for what is not protected any more would mean nothing, and be held by nobody.
-async fn refuse_if_removed(sql: &mut SqliteConnection, request: &Request) -> Result<(), StoreError> {
-    let is_removed: bool = sqlx::query_scalar(
+async fn refuse_if_removed(sql: &mut Transaction, request: &Request) -> Result<(), StoreError> {
+    let is_removed: bool = sql::query_scalar(
         "SELECT resources.removed_ms IS NOT NULL FROM requests
          JOIN resources ON resources.number = requests.resource WHERE requests.id = ?",
     )
@@ -223,26 +223,26 @@ async fn refuse_if_removed(sql: &mut SqliteConnection, request: &Request) -> Res
 }
 
 async fn number(
-    sql: &mut SqliteConnection,
+    sql: &mut Transaction,
     statement: &'static str,
     name: &str,
 ) -> Result<Option<i64>, StoreError> {
-    sqlx::query_scalar(statement)
+    sql::query_scalar(statement)
         .bind(name)
         .fetch_optional(sql)
         .await
         .map_err(StoreError::sql("look up a name"))
 }
 
-async fn subject_number(sql: &mut SqliteConnection, id: &SubjectId) -> Result<i64, StoreError> {
+async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, StoreError> {
     let number = number(sql, "SELECT number FROM subjects WHERE id = ?", id.as_str()).await?;
     Ok(number.ok_or_else(|| Refusal::UnknownSubject(id.clone()))?)
 }
 
 /// The hosts of these names; without names, every host.
-async fn hosts(sql: &mut SqliteConnection, names: &[HostName]) -> Result<Vec<i64>, StoreError> {
+async fn hosts(sql: &mut Transaction, names: &[HostName]) -> Result<Vec<i64>, StoreError> {
     if names.is_empty() {
-        let all: Vec<i64> = sqlx::query_scalar("SELECT number FROM hosts ORDER BY name")
+        let all: Vec<i64> = sql::query_scalar("SELECT number FROM hosts ORDER BY name")
             .fetch_all(sql)
             .await
             .map_err(StoreError::sql("read the hosts"))?;

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::agents::{open_grants, replace_refusals};
 use super::hosts::host;
+use super::sql;
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
 use crate::rules::grant::Answer;
@@ -104,7 +105,7 @@ async fn write_all(mut tx: Tx, said: &[Acknowledgement]) -> Result<(), StoreErro
     let Some(latest) = said.iter().map(|one| one.at).max() else { return Ok(()) };
     for Acknowledgement { host: name, applied, left_out, at } in said {
         let (number, before) = host(tx.sql(), name).await?;
-        sqlx::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ?")
+        sql::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ?")
             .bind(decode::sql(applied.generation))
             .bind(at.unix_ms())
             .bind(number)

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use proto::types::{
     Applied, EndedGrant, EventKind, GrantId, Hello, HostName, Refused, RefusedItem, Report, Timestamp,
 };
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::hosts::{HostRecord, host};
+use super::sql::{self, Transaction};
 use super::tx::Tx;
 use super::{Store, StoreError, decode, directory};
 use crate::rules::actor::Actor;
@@ -35,7 +35,7 @@ impl Store {
             set_generation(tx.sql(), &hello.host, held).await?;
             tx.raise(&hello.host).await?;
         }
-        sqlx::query(
+        sql::query(
             "UPDATE hosts SET applied_generation = ?, seen_ms = ?, agent_version = ?, kernel_release = ?
              WHERE name = ?",
         )
@@ -85,7 +85,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        sqlx::query("UPDATE hosts SET seen_ms = ? WHERE name = ?")
+        sql::query("UPDATE hosts SET seen_ms = ? WHERE name = ?")
             .bind(seen.unix_ms())
             .bind(name.as_str())
             .execute(tx.sql())
@@ -142,7 +142,7 @@ impl Tx {
         if before.report.as_ref() == Some(report) {
             return Ok(());
         }
-        sqlx::query("UPDATE hosts SET reported_state = ?, reported_detail = ?, seen_ms = ? WHERE number = ?")
+        sql::query("UPDATE hosts SET reported_state = ?, reported_detail = ?, seen_ms = ? WHERE number = ?")
             .bind(report.state.as_str())
             .bind(&report.detail)
             .bind(now.unix_ms())
@@ -177,12 +177,8 @@ impl Tx {
     }
 }
 
-async fn set_generation(
-    sql: &mut SqliteConnection,
-    name: &HostName,
-    generation: u64,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE hosts SET generation = ? WHERE name = ?")
+async fn set_generation(sql: &mut Transaction, name: &HostName, generation: u64) -> Result<(), StoreError> {
+    sql::query("UPDATE hosts SET generation = ? WHERE name = ?")
         .bind(decode::sql(generation))
         .bind(name.as_str())
         .execute(sql)
@@ -192,12 +188,12 @@ async fn set_generation(
 }
 
 pub(super) async fn replace_refusals(
-    sql: &mut SqliteConnection,
+    sql: &mut Transaction,
     host: i64,
     applied: &Applied,
 ) -> Result<(), StoreError> {
     let failed = StoreError::sql("note what a host refused");
-    sqlx::query("DELETE FROM host_refusals WHERE host = ?")
+    sql::query("DELETE FROM host_refusals WHERE host = ?")
         .bind(host)
         .execute(&mut *sql)
         .await
@@ -206,14 +202,16 @@ pub(super) async fn replace_refusals(
     for refused in applied.refused.iter().filter(|refused| known.contains(&refused.item)) {
         let (statement, number) = match refused.item {
             RefusedItem::Grant(_) => continue,
-            RefusedItem::Resource(number) => {
-                ("INSERT OR IGNORE INTO host_refusals (host, resource, error) VALUES (?, ?, ?)", number.get())
-            }
-            RefusedItem::Subject(number) => {
-                ("INSERT OR IGNORE INTO host_refusals (host, subject, error) VALUES (?, ?, ?)", number.get())
-            }
+            RefusedItem::Resource(number) => (
+                "INSERT INTO host_refusals (host, resource, error) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                number.get(),
+            ),
+            RefusedItem::Subject(number) => (
+                "INSERT INTO host_refusals (host, subject, error) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                number.get(),
+            ),
         };
-        sqlx::query(statement)
+        sql::query(statement)
             .bind(host)
             .bind(number)
             .bind(&refused.error)
@@ -225,10 +223,7 @@ pub(super) async fn replace_refusals(
 }
 
 /// What can be refused at all: a confused agent that refuses a million things must not hold up the one writer.
-async fn known_items(
-    sql: &mut SqliteConnection,
-    applied: &Applied,
-) -> Result<HashSet<RefusedItem>, StoreError> {
+async fn known_items(sql: &mut Transaction, applied: &Applied) -> Result<HashSet<RefusedItem>, StoreError> {
     let is_item = |refused: &Refused| !matches!(refused.item, RefusedItem::Grant(_));
     if !applied.refused.iter().any(is_item) {
         return Ok(HashSet::new());
@@ -241,10 +236,10 @@ async fn known_items(
 
 /// The grants that a host's kernel may hold.
 pub(super) async fn open_grants(
-    sql: &mut SqliteConnection,
+    sql: &mut Transaction,
     name: &HostName,
 ) -> Result<Vec<(GrantId, Span)>, StoreError> {
-    let rows: Vec<(String, i64, Option<i64>)> = sqlx::query_as(
+    let rows: Vec<(String, i64, Option<i64>)> = sql::query_as(
         "SELECT grant_hosts.grant_id, grant_hosts.since_generation, grant_hosts.until_generation
          FROM grant_hosts JOIN hosts ON hosts.number = grant_hosts.host
          WHERE hosts.name = ? AND grant_hosts.holding <> 'free'",

@@ -3,9 +3,9 @@
 use prost::Message;
 use proto::types::{AuditEvent, EventKind, HostName, Timestamp};
 use proto::wire::audit as wire;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
+use super::sql::{self, Transaction, Value};
 use super::tx::caused_by;
 use super::{Store, StoreError, decode};
 use crate::rules::calls::Method;
@@ -38,7 +38,7 @@ impl Store {
 
     /// At most `limit` events after `position`, in order.
     pub async fn events(&self, position: u64, limit: u32) -> Result<Vec<AuditEvent>, StoreError> {
-        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        let rows: Vec<(i64, Vec<u8>)> = sql::query_as(
             "SELECT position, payload FROM audit_events WHERE position > ? ORDER BY position LIMIT ?",
         )
         .bind(decode::sql(position))
@@ -51,7 +51,7 @@ impl Store {
 
     /// The position of the newest event; 0: there is none.
     pub async fn newest_position(&self) -> Result<u64, StoreError> {
-        let newest: i64 = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
+        let newest: i64 = sql::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
             .fetch_one(&self.readers)
             .await
             .map_err(StoreError::sql("read the newest position"))?;
@@ -93,11 +93,11 @@ impl Store {
 
 /// The last sequence number kept of a source (None: ourselves) and epoch; 0: none.
 pub(super) async fn last_sequence(
-    sql: &mut SqliteConnection,
+    sql: &mut Transaction,
     host: Option<&HostName>,
     epoch: Uuid,
 ) -> Result<u64, StoreError> {
-    let last: i64 = sqlx::query_scalar(
+    let last: i64 = sql::query_scalar(
         "SELECT coalesce(max(sequence), 0) FROM audit_events WHERE source = ? AND epoch = ?",
     )
     .bind(source(host))
@@ -109,21 +109,26 @@ pub(super) async fn last_sequence(
 }
 
 /// Puts events, which are not empty, at the end of the record.
-pub(super) async fn append(sql: &mut SqliteConnection, events: Vec<AuditEvent>) -> Result<(), StoreError> {
-    let newest: i64 = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
+pub(super) async fn append(sql: &mut Transaction, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+    let newest: i64 = sql::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
         .fetch_one(&mut *sql)
         .await
         .map_err(StoreError::sql("read the newest position"))?;
-    let mut insert: QueryBuilder<Sqlite> =
-        QueryBuilder::new("INSERT INTO audit_events (position, source, epoch, sequence, payload) ");
-    insert.push_values((newest + 1..).zip(events), |mut row, (position, event)| {
-        row.push_bind(position)
-            .push_bind(source(event.id.host.as_ref()).to_owned())
-            .push_bind(event.id.epoch.to_string())
-            .push_bind(decode::sql(event.id.sequence))
-            .push_bind(wire::AuditEvent { position: 0, ..event.into() }.encode_to_vec());
-    });
-    insert.build().execute(sql).await.map_err(StoreError::sql("append audit events"))?;
+    let mut insert =
+        sql::query("INSERT INTO audit_events (position, source, epoch, sequence, payload) VALUES ");
+    for (position, event) in (newest + 1..).zip(events) {
+        if position > newest + 1 {
+            insert.push(", ");
+        }
+        insert.push_list([
+            position.into(),
+            source(event.id.host.as_ref()).into(),
+            event.id.epoch.to_string().into(),
+            decode::sql(event.id.sequence).into(),
+            Value::from(wire::AuditEvent { position: 0, ..event.into() }.encode_to_vec()),
+        ]);
+    }
+    insert.execute(sql).await.map_err(StoreError::sql("append audit events"))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use proto::types::{EventKind, SubjectId, Timestamp};
 
 use super::sign_ins::Entry;
+use super::sql;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::rules::Refusal;
@@ -20,13 +21,13 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         let bound = tx.account_of(subject).await?.ok_or_else(|| Refusal::NotBound(subject.clone()))?;
-        sqlx::query("UPDATE subjects SET issuer = NULL, account = NULL WHERE id = ?")
+        sql::query("UPDATE subjects SET issuer = NULL, account = NULL WHERE id = ?")
             .bind(subject.as_str())
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("unbind a subject"))?;
         let ended =
-            sqlx::query("DELETE FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)")
+            sql::query("DELETE FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)")
                 .bind(subject.as_str())
                 .execute(tx.sql())
                 .await
@@ -34,7 +35,7 @@ impl Store {
         tx.record(EventKind::SubjectUnbound, now, |event| {
             caused_by(event, actor);
             event.subject = subject.to_string();
-            event.comment = format!("{}, {} sessions ended", told(&bound), ended.rows_affected());
+            event.comment = format!("{}, {} sessions ended", told(&bound), ended);
             if !comment.is_empty() {
                 event.comment += &format!(": {comment}");
             }
@@ -60,7 +61,7 @@ impl Tx {
             Binding::Kept => return Ok(()),
             Binding::Made => {}
         }
-        sqlx::query("UPDATE subjects SET issuer = ?, account = ? WHERE id = ?")
+        sql::query("UPDATE subjects SET issuer = ?, account = ? WHERE id = ?")
             .bind(&account.issuer)
             .bind(&account.name)
             .bind(subject.as_str())
@@ -78,7 +79,7 @@ impl Tx {
     /// The account that has a name; None: none yet.
     async fn account_of(&mut self, subject: &SubjectId) -> Result<Option<Account>, StoreError> {
         let row: Option<(Option<String>, Option<String>)> =
-            sqlx::query_as("SELECT issuer, account FROM subjects WHERE id = ?")
+            sql::query_as("SELECT issuer, account FROM subjects WHERE id = ?")
                 .bind(subject.as_str())
                 .fetch_optional(self.sql())
                 .await
@@ -90,7 +91,7 @@ impl Tx {
     /// The name that an account has; None: none yet.
     async fn owner_of(&mut self, account: &Account) -> Result<Option<SubjectId>, StoreError> {
         let id: Option<String> =
-            sqlx::query_scalar("SELECT id FROM subjects WHERE issuer = ? AND account = ?")
+            sql::query_scalar("SELECT id FROM subjects WHERE issuer = ? AND account = ?")
                 .bind(&account.issuer)
                 .bind(&account.name)
                 .fetch_optional(self.sql())

@@ -6,6 +6,7 @@ use proto::types::{SignIn, SubjectId, SubjectRole, Timestamp};
 use sqlx::FromRow;
 
 use super::sign_ins::sign_in_by;
+use super::sql;
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
 use crate::rules::actor::Acting;
@@ -55,7 +56,7 @@ impl Store {
         idle: Duration,
         now: Timestamp,
     ) -> Result<Option<BrowserSession>, StoreError> {
-        let row: Option<Row> = sqlx::query_as(
+        let row: Option<Row> = sql::query_as(
             "SELECT subjects.id, sign_ins.role, sign_ins.credential, sign_ins.provider, sign_ins.role_groups AS groups,
                  sign_ins.began_ms, sign_ins.expires_ms, sign_ins.used_ms
              FROM sign_ins JOIN subjects ON subjects.number = sign_ins.subject
@@ -92,7 +93,7 @@ impl Store {
 
     async fn note_used(&self, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        sqlx::query("UPDATE sign_ins SET used_ms = ? WHERE hash = ? AND used_ms < ?")
+        sql::query("UPDATE sign_ins SET used_ms = ? WHERE hash = ? AND used_ms < ?")
             .bind(now.unix_ms())
             .bind(token.as_bytes().as_slice())
             .bind(now.unix_ms())

@@ -7,10 +7,11 @@ use proto::types::{
     Address, Change, EventKind, HostName, Labels, NewResource, NewSubject, Resource, ResourceChange,
     ResourceMode, ResourceName, ResourceOptions, Selector, Subject, SubjectId, SubjectRole, Timestamp,
 };
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::FromRow;
 
 use super::enrolment::NewJoinToken;
 use super::grants::{GRANTS, read};
+use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::rules::Refusal;
@@ -33,7 +34,7 @@ impl Store {
                 return Err(Refusal::DestinationTaken { destination, resource: known.name }.into());
             }
         }
-        let number: i64 = sqlx::query_scalar(
+        let number: i64 = sql::query_scalar(
             "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
                  outage, added_ms)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
@@ -77,7 +78,7 @@ impl Store {
         if after == before {
             return Ok(after);
         }
-        sqlx::query(
+        sql::query(
             "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
              WHERE number = ?",
         )
@@ -111,13 +112,13 @@ impl Store {
         let mut tx = self.write().await?;
         let resource = resource(tx.sql(), name).await?;
         tx.refuse_if_granted(&resource).await?;
-        sqlx::query("UPDATE resources SET removed_ms = ? WHERE number = ?")
+        sql::query("UPDATE resources SET removed_ms = ? WHERE number = ?")
             .bind(now.unix_ms())
             .bind(resource.number.get())
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("remove a resource"))?;
-        sqlx::query("DELETE FROM host_refusals WHERE resource = ?")
+        sql::query("DELETE FROM host_refusals WHERE resource = ?")
             .bind(resource.number.get())
             .execute(tx.sql())
             .await
@@ -135,7 +136,7 @@ impl Store {
 
     /// By name.
     pub async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
-        resources(&mut *self.read().await?).await
+        resources(&mut self.read().await?).await
     }
 
     /// Adds a subject; every host's set is another one then. With a token's hash, it can sign in at once.
@@ -154,7 +155,7 @@ impl Store {
 
     /// By id.
     pub async fn subjects(&self) -> Result<Vec<Subject>, StoreError> {
-        subjects(&mut *self.read().await?).await
+        subjects(&mut self.read().await?).await
     }
 
     /// Makes a host known; its agent signs in with the token of this hash.
@@ -167,7 +168,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let added = sqlx::query(
+        let added = sql::query(
             "INSERT INTO hosts (name, labels, added_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
         )
         .bind(name.as_str())
@@ -176,7 +177,7 @@ impl Store {
         .execute(tx.sql())
         .await
         .map_err(StoreError::sql("add a host"))?;
-        if added.rows_affected() == 0 {
+        if added == 0 {
             return Err(Refusal::HostExists(name.clone()).into());
         }
         tx.record(EventKind::HostAdded, now, |event| {
@@ -210,7 +211,7 @@ fn changes(before: &ResourceOptions, after: &ResourceOptions) -> Vec<Change> {
 
 impl Tx {
     async fn refuse_if_granted(&mut self, resource: &Resource) -> Result<(), StoreError> {
-        let mut query = QueryBuilder::new(GRANTS);
+        let mut query = sql::query_as(GRANTS);
         query
             .push(" WHERE grants.state <> 'ended' AND requests.resource = ")
             .push_bind(resource.number.get());
@@ -234,9 +235,10 @@ impl Tx {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Subject, StoreError> {
-        let number: Option<i64> = sqlx::query_scalar(
+        let number: Option<i64> = sql::query_scalar(
             "INSERT INTO subjects (id, role, added_ms) VALUES (?, ?, ?)
-             ON CONFLICT (id) DO UPDATE SET role = excluded.role, provider = NULL WHERE provider IS NOT NULL
+             ON CONFLICT (id) DO UPDATE SET role = excluded.role, provider = NULL
+             WHERE subjects.provider IS NOT NULL
              RETURNING number",
         )
         .bind(new.id.as_str())
@@ -261,7 +263,7 @@ impl Tx {
 
     async fn add_selector(&mut self, subject: i64, selector: &Selector) -> Result<(), StoreError> {
         let selector = selector.to_string();
-        let owner: Option<String> = sqlx::query_scalar(
+        let owner: Option<String> = sql::query_scalar(
             "SELECT subjects.id FROM selectors JOIN subjects ON subjects.number = selectors.subject
              WHERE selector = ?",
         )
@@ -272,7 +274,7 @@ impl Tx {
         if let Some(owner) = owner {
             return Err(Refusal::SelectorTaken { selector, subject: decode::text("subject", &owner)? }.into());
         }
-        sqlx::query("INSERT INTO selectors (selector, subject) VALUES (?, ?)")
+        sql::query("INSERT INTO selectors (selector, subject) VALUES (?, ?)")
             .bind(selector)
             .bind(subject)
             .execute(self.sql())
@@ -306,8 +308,8 @@ struct ResourceRow {
 }
 
 /// All resources that are protected, by name.
-pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource>, StoreError> {
-    let rows: Vec<ResourceRow> = sqlx::query_as(
+pub(super) async fn resources(sql: &mut Transaction) -> Result<Vec<Resource>, StoreError> {
+    let rows: Vec<ResourceRow> = sql::query_as(
         "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage
          FROM resources WHERE removed_ms IS NULL ORDER BY name",
     )
@@ -318,7 +320,7 @@ pub(super) async fn resources(sql: &mut SqliteConnection) -> Result<Vec<Resource
 }
 
 /// The resource of this name that is protected.
-async fn resource(sql: &mut SqliteConnection, name: &ResourceName) -> Result<Resource, StoreError> {
+async fn resource(sql: &mut Transaction, name: &ResourceName) -> Result<Resource, StoreError> {
     let found = resources(sql).await?.into_iter().find(|resource| resource.name == *name);
     Ok(found.ok_or_else(|| Refusal::UnknownResource(name.clone()))?)
 }
@@ -347,13 +349,12 @@ fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
 }
 
 /// All subjects, by id.
-pub(super) async fn subjects(sql: &mut SqliteConnection) -> Result<Vec<Subject>, StoreError> {
-    let rows: Vec<(i64, String, String)> =
-        sqlx::query_as("SELECT number, id, role FROM subjects ORDER BY id")
-            .fetch_all(&mut *sql)
-            .await
-            .map_err(StoreError::sql("read the subjects"))?;
-    let selectors: Vec<(i64, String)> = sqlx::query_as("SELECT subject, selector FROM selectors")
+pub(super) async fn subjects(sql: &mut Transaction) -> Result<Vec<Subject>, StoreError> {
+    let rows: Vec<(i64, String, String)> = sql::query_as("SELECT number, id, role FROM subjects ORDER BY id")
+        .fetch_all(&mut *sql)
+        .await
+        .map_err(StoreError::sql("read the subjects"))?;
+    let selectors: Vec<(i64, String)> = sql::query_as("SELECT subject, selector FROM selectors")
         .fetch_all(sql)
         .await
         .map_err(StoreError::sql("read the selectors"))?;
@@ -372,14 +373,4 @@ pub(super) async fn subjects(sql: &mut SqliteConnection) -> Result<Vec<Subject>,
         })
     };
     rows.into_iter().map(subject).collect()
-}
-
-/// Adds `(?, ?, …)` with these texts.
-pub(super) fn push_list(query: &mut QueryBuilder<Sqlite>, items: impl IntoIterator<Item = String>) {
-    query.push("(");
-    let mut list = query.separated(", ");
-    for item in items {
-        list.push_bind(item);
-    }
-    query.push(")");
 }

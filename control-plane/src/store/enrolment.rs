@@ -3,6 +3,7 @@
 use proto::types::{EventKind, HostName, Labels, ProviderName, Timestamp};
 
 use super::sign_ins::forget_what_is_over;
+use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::{HostCertificate, Serial, TokenHash};
@@ -68,7 +69,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let row: Option<(String, i64)> = sqlx::query_as(
+        let row: Option<(String, i64)> = sql::query_as(
             "SELECT hosts.name, join_tokens.expires_ms FROM join_tokens
              JOIN hosts ON hosts.number = join_tokens.host WHERE join_tokens.hash = ?",
         )
@@ -78,7 +79,7 @@ impl Store {
         .map_err(StoreError::sql("look up a join token"))?;
         let (meant, expires) = row.ok_or(Refusal::UnknownJoinToken)?;
         enrolment::join(host, &decode::text("host", &meant)?, decode::time("expires", expires)?, now)?;
-        sqlx::query("DELETE FROM join_tokens WHERE hash = ?")
+        sql::query("DELETE FROM join_tokens WHERE hash = ?")
             .bind(secret.as_bytes().as_slice())
             .execute(tx.sql())
             .await
@@ -98,7 +99,7 @@ impl Store {
         let mut tx = self.write().await?;
         forget_what_is_over(tx.sql(), now).await?;
         tx.use_up(&join.used, *usable_until, CLUSTER_TOKEN_USES_MAX).await?;
-        let known: Option<Option<String>> = sqlx::query_scalar("SELECT cluster FROM hosts WHERE name = ?")
+        let known: Option<Option<String>> = sql::query_scalar("SELECT cluster FROM hosts WHERE name = ?")
             .bind(host.as_str())
             .fetch_optional(tx.sql())
             .await
@@ -138,7 +139,7 @@ impl Store {
     /// A host presents a certificate: whether it counts. The first time that a new one is presented is what ends the one before.
     pub async fn present(&self, certificate: &HostCertificate, now: Timestamp) -> Result<(), StoreError> {
         let HostCertificate { host, serial, .. } = certificate;
-        match judge(&mut *self.read().await?, host, serial, now).await? {
+        match judge(&mut self.read().await?, host, serial, now).await? {
             Presented::Known => Ok(()),
             Presented::Confirmed => self.confirm(host, serial, now).await,
         }
@@ -151,7 +152,7 @@ impl Store {
             return Ok(());
         }
         let failed = StoreError::sql("confirm a certificate");
-        sqlx::query(
+        sql::query(
             "UPDATE certificates SET standing = 'superseded'
              WHERE standing = 'current' AND host = (SELECT number FROM hosts WHERE name = ?)",
         )
@@ -159,7 +160,7 @@ impl Store {
         .execute(tx.sql())
         .await
         .map_err(&failed)?;
-        sqlx::query("UPDATE certificates SET standing = 'current' WHERE serial = ?")
+        sql::query("UPDATE certificates SET standing = 'current' WHERE serial = ?")
             .bind(serial.as_bytes().as_slice())
             .execute(tx.sql())
             .await
@@ -197,19 +198,19 @@ impl Store {
         let mut tx = self.write().await?;
         let number = tx.host_number(host).await?;
         let failed = StoreError::sql("revoke a host");
-        sqlx::query("DELETE FROM join_tokens WHERE host = ?")
+        sql::query("DELETE FROM join_tokens WHERE host = ?")
             .bind(number)
             .execute(tx.sql())
             .await
             .map_err(&failed)?;
-        sqlx::query(
+        sql::query(
             "UPDATE certificates SET standing = 'revoked' WHERE host = ? AND standing IN ('pending', 'current')",
         )
         .bind(number)
         .execute(tx.sql())
         .await
         .map_err(&failed)?;
-        sqlx::query("UPDATE hosts SET cluster = NULL WHERE number = ?")
+        sql::query("UPDATE hosts SET cluster = NULL WHERE number = ?")
             .bind(number)
             .execute(tx.sql())
             .await
@@ -237,7 +238,7 @@ impl Tx {
     /// Makes a host of a cluster's node.
     async fn bring_host(&mut self, join: &ClusterJoin<'_>, now: Timestamp) -> Result<(), StoreError> {
         let ClusterJoin { node: ProvenNode { host, .. }, cluster, labels, .. } = join;
-        sqlx::query("INSERT INTO hosts (name, labels, added_ms, cluster) VALUES (?, ?, ?, ?)")
+        sql::query("INSERT INTO hosts (name, labels, added_ms, cluster) VALUES (?, ?, ?, ?)")
             .bind(host.as_str())
             .bind(labels.to_string())
             .bind(now.unix_ms())
@@ -256,8 +257,8 @@ impl Tx {
 
     /// Whether a host has a certificate that counts.
     async fn has_certificate(&mut self, host: &HostName, now: Timestamp) -> Result<bool, StoreError> {
-        let current: Option<i64> = sqlx::query_scalar(
-            "SELECT 1 FROM certificates JOIN hosts ON hosts.number = certificates.host
+        let current: Option<i64> = sql::query_scalar(
+            "SELECT hosts.number FROM certificates JOIN hosts ON hosts.number = certificates.host
              WHERE hosts.name = ? AND standing IN ('pending', 'current') AND expires_ms >= ? LIMIT 1",
         )
         .bind(host.as_str())
@@ -276,7 +277,7 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let number = self.host_number(host).await?;
-        sqlx::query(
+        sql::query(
             "INSERT INTO join_tokens (hash, host, expires_ms) VALUES (?, ?, ?)
              ON CONFLICT (host) DO UPDATE SET hash = excluded.hash, expires_ms = excluded.expires_ms",
         )
@@ -305,18 +306,18 @@ impl Tx {
         let number = self.host_number(host).await?;
         let failed = StoreError::sql("store a certificate");
         // What has run out counts nowhere, whatever is known of it.
-        sqlx::query("DELETE FROM certificates WHERE host = ? AND expires_ms < ?")
+        sql::query("DELETE FROM certificates WHERE host = ? AND expires_ms < ?")
             .bind(number)
             .bind(now.unix_ms())
             .execute(self.sql())
             .await
             .map_err(&failed)?;
-        sqlx::query("UPDATE certificates SET standing = 'revoked' WHERE host = ? AND standing = 'pending'")
+        sql::query("UPDATE certificates SET standing = 'revoked' WHERE host = ? AND standing = 'pending'")
             .bind(number)
             .execute(self.sql())
             .await
             .map_err(&failed)?;
-        sqlx::query(
+        sql::query(
             "INSERT INTO certificates (serial, host, standing, issued_ms, expires_ms)
              VALUES (?, ?, 'pending', ?, ?)",
         )
@@ -337,7 +338,7 @@ impl Tx {
     }
 
     async fn host_number(&mut self, host: &HostName) -> Result<i64, StoreError> {
-        let number: Option<i64> = sqlx::query_scalar("SELECT number FROM hosts WHERE name = ?")
+        let number: Option<i64> = sql::query_scalar("SELECT number FROM hosts WHERE name = ?")
             .bind(host.as_str())
             .fetch_optional(self.sql())
             .await
@@ -347,12 +348,12 @@ impl Tx {
 }
 
 async fn judge(
-    sql: &mut sqlx::SqliteConnection,
+    sql: &mut Transaction,
     host: &HostName,
     serial: &Serial,
     now: Timestamp,
 ) -> Result<Presented, StoreError> {
-    let row: Option<(String, i64)> = sqlx::query_as(
+    let row: Option<(String, i64)> = sql::query_as(
         "SELECT certificates.standing, certificates.expires_ms FROM certificates
          JOIN hosts ON hosts.number = certificates.host WHERE certificates.serial = ? AND hosts.name = ?",
     )

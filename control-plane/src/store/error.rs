@@ -34,16 +34,41 @@ pub enum StoreError {
     Abandoned,
     /// There is a database where a new one was to be made.
     #[error("database `{0}` exists already")]
-    Exists(PathBuf),
+    Exists(String),
     /// There is no database.
     #[error("database `{0}` does not exist")]
-    Absent(PathBuf),
+    Absent(String),
+    /// A PostgreSQL database without our tables.
+    #[error("database `{0}` has no tables of a control plane")]
+    Empty(String),
+    /// A PostgreSQL database that cannot hold every text.
+    #[error("database `{database}` is encoded as {encoding}, not as UTF8")]
+    Encoding {
+        /// Which database.
+        database: String,
+        /// As what.
+        encoding: String,
+    },
     /// A file that is no database of ours, or one whose making was broken off.
     #[error("`{0}` is not a complete database of a control plane")]
-    Incomplete(PathBuf),
+    Incomplete(String),
     /// Another control plane runs on it.
     #[error("database `{0}` is in use by another control plane")]
-    InUse(PathBuf),
+    InUse(String),
+    /// The server of the database does not let us in, or cannot be reached.
+    #[error("cannot connect to database `{database}`")]
+    Connect {
+        /// Which database.
+        database: String,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// The connection that keeps other control planes off the database broke.
+    #[error("the lock on the database is lost")]
+    LockLost,
+    /// Another control plane keeps us off the database.
+    #[error("another control plane has taken over the database")]
+    TakenOver,
     /// A file could not be made or opened.
     #[error("cannot {doing} `{path}`")]
     File {
@@ -55,10 +80,10 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The tables could not be made or brought up to date.
-    #[error("cannot bring the tables of `{path}` up to date")]
+    #[error("cannot bring the tables of `{database}` up to date")]
     Migrate {
         /// Of which database.
-        path: PathBuf,
+        database: String,
         /// Why not.
         source: sqlx::migrate::MigrateError,
     },
@@ -79,14 +104,16 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused(refusal) => refusal.kind(),
-            Self::Sql { source: sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, .. } => {
+            Self::Sql { source, .. } if is_away(source) => ErrorKind::Unavailable,
+            Self::Abandoned | Self::Connect { .. } | Self::LockLost | Self::TakenOver => {
                 ErrorKind::Unavailable
             }
-            Self::Abandoned => ErrorKind::Unavailable,
             Self::Sql { .. }
             | Self::Broken { .. }
             | Self::Exists(_)
             | Self::Absent(_)
+            | Self::Empty(_)
+            | Self::Encoding { .. }
             | Self::Incomplete(_)
             | Self::InUse(_)
             | Self::File { .. }
@@ -98,8 +125,25 @@ impl StoreError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.hint(),
-            Self::Exists(_) => "it was left as it is; choose another path, or use it with `serve`",
+            Self::Exists(_) => "it was left as it is; choose another one, or use it with `serve`",
             Self::Absent(_) => "make it with `portcullis-control-plane init`",
+            Self::Empty(_) => "make them with `portcullis-control-plane init`",
+            Self::Encoding { .. } => {
+                "make another one: CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and name it in `database.url`"
+            }
+            Self::Connect { source, .. } => match sql_state(source).as_deref() {
+                Some("3D000") => {
+                    "make it first: CREATE DATABASE … OWNER … TEMPLATE template0 ENCODING 'UTF8'"
+                }
+                Some("28000" | "28P01") => {
+                    "compare the user of `database.url`, `database.password_file`, and the server's pg_hba.conf"
+                }
+                _ => {
+                    "see that the server runs, and that `database.url`, `database.tls` and `database.ca_file` are right"
+                }
+            },
+            Self::LockLost => "try again in a moment; if it stays so, see that the PostgreSQL server runs",
+            Self::TakenOver => "use the other control plane, or stop it and restart this one",
             Self::Incomplete(_) => "if it was left by an interrupted `init`, remove it and run `init` again",
             Self::InUse(_) => "stop the other control plane first",
             Self::Sql { .. }
@@ -108,5 +152,23 @@ impl StoreError {
             | Self::File { .. }
             | Self::Migrate { .. } => "",
         }
+    }
+}
+
+/// What PostgreSQL calls the error.
+fn sql_state(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+/// Whether the database cannot be had for now.
+fn is_away(error: &sqlx::Error) -> bool {
+    use sqlx::Error;
+    match error {
+        Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_) => true,
+        // SQLite has numbers, none of which is as long: connection, resources, and what an operator does to a server.
+        Error::Database(error) => error.code().is_some_and(|code| {
+            code.len() == 5 && ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+        }),
+        _ => false,
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proto::types::{Grant, GrantHost, GrantId, GrantState, HostName, Invalid, SubjectId};
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::FromRow;
 
-use super::directory::push_list;
 use super::requests::push_whose;
+use super::sql::{self, Query, Rows, Transaction};
 use super::{RequestFilter, Store, StoreError, decode};
 use crate::rules::Refusal;
 use crate::rules::grant::{Body, Holding, Life};
@@ -14,11 +14,11 @@ use crate::rules::grant::{Body, Holding, Life};
 impl Store {
     /// Grants, newest first.
     pub async fn grants(&self, filter: &RequestFilter) -> Result<Vec<Grant>, StoreError> {
-        let mut query = QueryBuilder::new(GRANTS);
+        let mut query = sql::query_as(GRANTS);
         query.push(if filter.all { " WHERE true" } else { " WHERE grants.state <> 'ended'" });
         push_whose(&mut query, &filter.whose);
         query.push(" ORDER BY grants.id DESC LIMIT ").push_bind(filter.limit);
-        let rows = read(&mut *self.read().await?, query).await?;
+        let rows = read(&mut self.read().await?, query).await?;
         Ok(rows.into_iter().map(Kept::shown).collect())
     }
 }
@@ -37,13 +37,13 @@ impl Kept {
 }
 
 /// A grant as people see it.
-pub(super) async fn grant(sql: &mut SqliteConnection, id: GrantId) -> Result<Grant, StoreError> {
+pub(super) async fn grant(sql: &mut Transaction, id: GrantId) -> Result<Grant, StoreError> {
     Ok(kept(sql, id).await?.shown())
 }
 
 /// A grant as it is kept.
-pub(super) async fn kept(sql: &mut SqliteConnection, id: GrantId) -> Result<Kept, StoreError> {
-    let mut query = QueryBuilder::new(GRANTS);
+pub(super) async fn kept(sql: &mut Transaction, id: GrantId) -> Result<Kept, StoreError> {
+    let mut query = sql::query_as(GRANTS);
     query.push(" WHERE grants.id = ").push_bind(id.to_string());
     let found = read(sql, query).await?.pop();
     Ok(found.ok_or(Refusal::UnknownGrant(id))?)
@@ -60,7 +60,7 @@ pub(super) const GRANTS: &str = "
     JOIN subjects AS requesters ON requesters.number = requests.requester";
 
 #[derive(FromRow)]
-struct GrantRow {
+pub(super) struct GrantRow {
     id: String,
     state: String,
     end_reason: Option<String>,
@@ -79,18 +79,20 @@ struct GrantRow {
 
 /// The grants that a query made from [`GRANTS`] finds.
 pub(super) async fn read(
-    sql: &mut SqliteConnection,
-    mut query: QueryBuilder<Sqlite>,
+    sql: &mut Transaction,
+    query: Query<Rows<GrantRow>>,
 ) -> Result<Vec<Kept>, StoreError> {
-    let rows: Vec<GrantRow> =
-        query.build_query_as().fetch_all(&mut *sql).await.map_err(StoreError::sql("read grants"))?;
-    let mut query = QueryBuilder::new(
+    let rows: Vec<GrantRow> = query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read grants"))?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = sql::query_as(
         "SELECT grant_hosts.grant_id, hosts.name, grant_hosts.holding, grant_hosts.error FROM grant_hosts
          JOIN hosts ON hosts.number = grant_hosts.host WHERE grant_hosts.grant_id IN ",
     );
-    push_list(&mut query, rows.iter().map(|row| row.id.clone()));
+    query.push_list(rows.iter().map(|row| &row.id));
     let places: Vec<(String, String, String, String)> =
-        query.build_query_as().fetch_all(sql).await.map_err(StoreError::sql("read grants' hosts"))?;
+        query.fetch_all(sql).await.map_err(StoreError::sql("read grants' hosts"))?;
     let mut hosts: HashMap<String, BTreeMap<HostName, Holding>> = HashMap::new();
     for (grant, name, word, error) in places {
         hosts.entry(grant).or_default().insert(decode::text("host", &name)?, holding(&word, error)?);

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::types::{HostName, HostState, Labels, Report, Resource, Subject, Timestamp};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::FromRow;
 
+use super::sql::{self, Transaction};
 use super::{Store, StoreError, decode, directory};
 use crate::rules::placement::{Plan, Wanted};
 use crate::rules::roster::Missing;
@@ -33,7 +34,7 @@ pub struct HostRecord {
     pub labels: Labels,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 struct HostRow {
     number: i64,
     name: String,
@@ -47,7 +48,7 @@ struct HostRow {
     labels: String,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 struct WantedRow {
     id: String,
     subject: i64,
@@ -69,7 +70,7 @@ impl Store {
     pub async fn hosts(&self) -> Result<Vec<HostRecord>, StoreError> {
         let mut sql = self.read().await?;
         let rows: Vec<HostRow> =
-            sqlx::query_as(HOSTS).fetch_all(&mut *sql).await.map_err(StoreError::sql("read the hosts"))?;
+            sql::query_as(HOSTS).fetch_all(&mut sql).await.map_err(StoreError::sql("read the hosts"))?;
         let mut missing = missing(&mut sql, None).await?;
         rows.into_iter()
             .map(|row| {
@@ -81,19 +82,19 @@ impl Store {
 
     /// One host, which is known.
     pub async fn host(&self, name: &HostName) -> Result<HostRecord, StoreError> {
-        Ok(host(&mut *self.read().await?, name).await?.1)
+        Ok(host(&mut self.read().await?, name).await?.1)
     }
 
     /// All that a host should enforce, as of one moment.
     pub async fn plan(&self, name: &HostName) -> Result<Plan, StoreError> {
         let mut sql = self.read().await?;
         let (generation, revision): (i64, i64) =
-            sqlx::query_as("SELECT generation, directory_revision FROM hosts, timeline WHERE name = ?")
+            sql::query_as("SELECT generation, directory_revision FROM hosts, timeline WHERE name = ?")
                 .bind(name.as_str())
-                .fetch_one(&mut *sql)
+                .fetch_one(&mut sql)
                 .await
                 .map_err(StoreError::sql("read a host's generation"))?;
-        let rows: Vec<WantedRow> = sqlx::query_as(
+        let rows: Vec<WantedRow> = sql::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
                  requests.while_running, requests.run, requests.action
              FROM grant_hosts
@@ -104,7 +105,7 @@ impl Store {
              AND grant_hosts.until_generation IS NULL",
         )
         .bind(name.as_str())
-        .fetch_all(&mut *sql)
+        .fetch_all(&mut sql)
         .await
         .map_err(StoreError::sql("read a host's grants"))?;
         let wanted = |row: WantedRow| {
@@ -143,7 +144,7 @@ pub(super) struct Directory {
 impl Store {
     /// The directory of this revision, which is the one that `sql` sees. A thousand hosts that get their sets at once read it
     /// once.
-    async fn directory(&self, sql: &mut SqliteConnection, revision: i64) -> Result<Directory, StoreError> {
+    async fn directory(&self, sql: &mut Transaction, revision: i64) -> Result<Directory, StoreError> {
         let mut known = self.directory.lock().await;
         match &*known {
             Some(directory) if directory.revision == revision => Ok(directory.clone()),
@@ -157,11 +158,8 @@ impl Store {
 }
 
 /// One host, which is known, with its number.
-pub(super) async fn host(
-    sql: &mut SqliteConnection,
-    name: &HostName,
-) -> Result<(i64, HostRecord), StoreError> {
-    let row: HostRow = sqlx::query_as(HOST)
+pub(super) async fn host(sql: &mut Transaction, name: &HostName) -> Result<(i64, HostRecord), StoreError> {
+    let row: HostRow = sql::query_as(HOST)
         .bind(name.as_str())
         .fetch_one(&mut *sql)
         .await
@@ -172,11 +170,8 @@ pub(super) async fn host(
 }
 
 /// What kernels could not take, by host: of one host, or of all.
-async fn missing(
-    sql: &mut SqliteConnection,
-    host: Option<i64>,
-) -> Result<HashMap<i64, Vec<Missing>>, StoreError> {
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+async fn missing(sql: &mut Transaction, host: Option<i64>) -> Result<HashMap<i64, Vec<Missing>>, StoreError> {
+    let mut query = sql::query_as(
         "SELECT host_refusals.host, resources.name, subjects.id, host_refusals.error FROM host_refusals
          LEFT JOIN resources ON resources.number = host_refusals.resource
          LEFT JOIN subjects ON subjects.number = host_refusals.subject",
@@ -184,9 +179,9 @@ async fn missing(
     if let Some(host) = host {
         query.push(" WHERE host_refusals.host = ").push_bind(host);
     }
-    query.push(" ORDER BY resources.name, subjects.id");
+    query.push(" ORDER BY resources.name NULLS FIRST, subjects.id NULLS FIRST");
     let rows: Vec<(i64, Option<String>, Option<String>, String)> =
-        query.build_query_as().fetch_all(sql).await.map_err(StoreError::sql("read what hosts refused"))?;
+        query.fetch_all(sql).await.map_err(StoreError::sql("read what hosts refused"))?;
     let mut missing: HashMap<i64, Vec<Missing>> = HashMap::new();
     for row in rows {
         let (host, item) = match row {

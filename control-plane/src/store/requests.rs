@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use proto::types::{Grant, HostName, Request, RequestId, RequestState, SubjectId};
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::FromRow;
 
-use super::directory::push_list;
+use super::sql::{self, Query, Rows, Transaction};
 use super::{Store, StoreError, decode, grants};
 use crate::rules::Refusal;
 
@@ -42,17 +42,17 @@ pub struct View {
 impl Store {
     /// Requests, newest first.
     pub async fn requests(&self, filter: &RequestFilter) -> Result<Vec<Request>, StoreError> {
-        let mut query = QueryBuilder::new(REQUESTS);
+        let mut query = sql::query_as(REQUESTS);
         query.push(if filter.all { " WHERE true" } else { " WHERE requests.state = 'pending'" });
         push_whose(&mut query, &filter.whose);
         query.push(" ORDER BY requests.id DESC LIMIT ").push_bind(filter.limit);
-        read_requests(&mut *self.read().await?, query).await
+        read_requests(&mut self.read().await?, query).await
     }
 
     /// A request and its grant as they are now. What is not `whose` is as if it were not there.
     pub async fn view(&self, id: RequestId, whose: &Whose) -> Result<View, StoreError> {
         let mut sql = self.read().await?;
-        let mut query = QueryBuilder::new(REQUESTS);
+        let mut query = sql::query_as(REQUESTS);
         query.push(" WHERE requests.id = ").push_bind(id.to_string());
         push_whose(&mut query, whose);
         let request = read_requests(&mut sql, query).await?.pop().ok_or(Refusal::UnknownRequest(id))?;
@@ -65,7 +65,7 @@ impl Store {
 }
 
 /// Keeps what concerns a subject; to be added to a condition on `requests`.
-pub(super) fn push_whose(query: &mut QueryBuilder<Sqlite>, whose: &Whose) {
+pub(super) fn push_whose<O>(query: &mut Query<O>, whose: &Whose) {
     if let Whose::Of(id) = whose {
         query.push(" AND (requests.subject = (SELECT number FROM subjects WHERE id = ");
         query.push_bind(id.to_string());
@@ -107,27 +107,29 @@ struct RequestRow {
 }
 
 /// One request.
-pub(super) async fn request(sql: &mut SqliteConnection, id: RequestId) -> Result<Request, StoreError> {
-    let mut query = QueryBuilder::new(REQUESTS);
+pub(super) async fn request(sql: &mut Transaction, id: RequestId) -> Result<Request, StoreError> {
+    let mut query = sql::query_as(REQUESTS);
     query.push(" WHERE requests.id = ").push_bind(id.to_string());
     let found = read_requests(sql, query).await?.pop();
     Ok(found.ok_or(Refusal::UnknownRequest(id))?)
 }
 
 async fn read_requests(
-    sql: &mut SqliteConnection,
-    mut query: QueryBuilder<Sqlite>,
+    sql: &mut Transaction,
+    query: Query<Rows<RequestRow>>,
 ) -> Result<Vec<Request>, StoreError> {
-    let rows: Vec<RequestRow> =
-        query.build_query_as().fetch_all(&mut *sql).await.map_err(StoreError::sql("read requests"))?;
-    let mut query = QueryBuilder::new(
+    let rows: Vec<RequestRow> = query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read requests"))?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = sql::query_as(
         "SELECT request_hosts.request, hosts.name FROM request_hosts
          JOIN hosts ON hosts.number = request_hosts.host WHERE request_hosts.request IN ",
     );
-    push_list(&mut query, rows.iter().map(|row| row.id.clone()));
+    query.push_list(rows.iter().map(|row| &row.id));
     query.push(" ORDER BY hosts.name");
     let pairs: Vec<(String, String)> =
-        query.build_query_as().fetch_all(sql).await.map_err(StoreError::sql("read requests' hosts"))?;
+        query.fetch_all(sql).await.map_err(StoreError::sql("read requests' hosts"))?;
     let mut hosts: HashMap<String, Vec<HostName>> = HashMap::new();
     for (request, name) in pairs {
         hosts.entry(request).or_default().push(decode::text("host", &name)?);

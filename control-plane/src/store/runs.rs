@@ -2,6 +2,7 @@
 
 use proto::types::{EventKind, HostName, Timestamp};
 
+use super::sql;
 use super::tx::caused_by;
 use super::{Store, StoreError};
 use crate::rules::Refusal;
@@ -16,7 +17,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let known: Option<i64> = sqlx::query_scalar("SELECT number FROM hosts WHERE name = ?")
+        let known: Option<i64> = sql::query_scalar("SELECT number FROM hosts WHERE name = ?")
             .bind(host.as_str())
             .fetch_optional(tx.sql())
             .await

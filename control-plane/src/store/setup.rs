@@ -1,71 +1,79 @@
-//! Making and opening the database.
+//! Making and opening the database, whichever it is.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use proto::types::{NewSubject, SubjectRole, Timestamp};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlitePool, migrate};
 use uuid::Uuid;
 
-use super::{Signals, Store, StoreError, decode};
+use super::postgres::Claim;
+use super::sql::{self, Pool};
+use super::tx::Tx;
+use super::{Signals, Store, StoreError, decode, postgres, sqlite};
+use crate::config::{Database, PostgresDatabase};
 use crate::identity::TokenHash;
 use crate::rules::actor::Actor;
-
-static MIGRATIONS: migrate::Migrator = migrate!();
-
-/// Enough for reads to go on while one of them is slow; each costs a thread.
-const READERS: u32 = 4;
-
-/// How long a statement waits for another process, such as a backup, to let go of the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the lock is waited for.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The first administrator.
 const FIRST_ADMINISTRATOR: &str = "user:admin";
 
+/// What keeps other processes off the database, as long as the store lives.
+#[derive(Debug)]
+pub(super) enum Hold {
+    File { _lock: File },
+    Claim(Claim),
+}
+
 impl Store {
-    /// Makes the database at `path`, which must not be there, and the first administrator, who signs in with the token of
-    /// this hash. A failure leaves no file behind.
-    pub async fn create(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
-        let file = |source| StoreError::File { doing: "make the database", path: path.to_owned(), source };
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::Exists(path.to_owned()));
+    /// Makes the record, and the first administrator, who signs in with the token of this hash. A SQLite file must not be there; a
+    /// PostgreSQL database must be there and have no tables of ours. A failure leaves all as it was.
+    pub async fn create(
+        database: impl Into<Database>,
+        token: &TokenHash,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        match database.into() {
+            Database::Sqlite(path) => {
+                sqlite::make_file(&path)?;
+                let made = fill_file(&path, token, now).await;
+                if made.is_err() {
+                    sqlite::discard(&path);
+                }
+                made
             }
-            Err(error) => return Err(file(error)),
-        }
-        let made = fill(path, token, now).await;
-        if made.is_err() {
-            for suffix in ["", "-wal", "-shm", ".lock"] {
-                // What is not there need not be removed; the error that matters is the first one.
-                let _ = std::fs::remove_file(beside(path, suffix));
+            Database::Postgres(database) => {
+                let writer = postgres::open_writer(&database).await?;
+                let made = fill_database(&database, &writer, token, now).await;
+                writer.close().await;
+                made
             }
         }
-        made
     }
 
-    /// Opens the database at `path`, and brings its tables up to date.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        if !path.exists() {
-            return Err(StoreError::Absent(path.to_owned()));
-        }
-        let lock = lock(path).await?;
-        let writer = connect(path, 1, false).await?;
-        migrate(path, &writer).await?;
-        let timeline: Option<String> = sqlx::query_scalar("SELECT id FROM timeline")
-            .fetch_optional(&writer)
+    /// Opens the record, and brings its tables up to date.
+    pub async fn open(database: impl Into<Database>) -> Result<Self, StoreError> {
+        let database = database.into();
+        let (writer, readers, hold) = match &database {
+            Database::Sqlite(path) => {
+                let (writer, lock) = sqlite::open_writer(path).await?;
+                let readers = sqlite::open_readers(path).await?;
+                (Pool::Sqlite(writer), Pool::Sqlite(readers), Hold::File { _lock: lock })
+            }
+            Database::Postgres(server) => {
+                let claim = Claim::take(server).await?;
+                let writer = postgres::open_writer(server).await?;
+                let readers = postgres::open_readers(server).await?;
+                (Pool::Postgres(writer), Pool::Postgres(readers), Hold::Claim(claim))
+            }
+        };
+        let timeline: Option<String> = sql::query_scalar("SELECT id FROM timeline")
+            .fetch_optional(&readers)
             .await
             .map_err(StoreError::sql("read the timeline"))?;
-        let timeline = timeline.ok_or_else(|| StoreError::Incomplete(path.to_owned()))?;
-        let timeline = Uuid::try_parse(&timeline).map_err(|_| StoreError::Incomplete(path.to_owned()))?;
-        let readers = connect(path, READERS, true).await?;
+        let incomplete = || StoreError::Incomplete(database.to_string());
+        let timeline = timeline.ok_or_else(incomplete)?;
+        let timeline = Uuid::try_parse(&timeline).map_err(|_| incomplete())?;
         Ok(Self {
             writer,
             readers,
@@ -73,30 +81,34 @@ impl Store {
             signals: Arc::new(Signals::new()),
             waiting: Arc::default(),
             directory: Arc::default(),
-            _lock: Arc::new(lock),
+            hold: Arc::new(hold),
         })
     }
 }
 
-async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
-    let lock = lock(path).await?;
-    let writer = connect(path, 1, false).await?;
-    migrate(path, &writer).await?;
-    let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-    let signals = Arc::new(Signals::new());
-    let readers = writer.clone();
-    let store = Store {
-        writer,
-        readers,
-        timeline,
-        signals,
-        waiting: Arc::default(),
-        directory: Arc::default(),
-        _lock: Arc::new(lock),
-    };
+async fn fill_file(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
+    let (writer, _lock) = sqlite::open_writer(path).await?;
+    let writer = Pool::Sqlite(writer);
+    let transaction = writer.begin_to_write().await.map_err(StoreError::sql("begin a change"))?;
+    fill(transaction, token, now).await?;
+    writer.close().await;
+    Ok(())
+}
 
-    let mut tx = store.write().await?;
-    sqlx::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")
+async fn fill_database(
+    database: &PostgresDatabase,
+    writer: &sqlx::PgPool,
+    token: &TokenHash,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    fill(postgres::begin_to_make(database, writer).await?, token, now).await
+}
+
+async fn fill(transaction: sql::Transaction, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
+    let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    // Nobody waits for what is being made.
+    let mut tx = Tx::new(transaction, timeline, Arc::new(Signals::new()));
+    sql::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")
         .bind(timeline.to_string())
         .bind(now.unix_ms())
         .execute(tx.sql())
@@ -106,65 +118,5 @@ async fn fill(path: &Path, token: &TokenHash, now: Timestamp) -> Result<(), Stor
     let administrator = NewSubject { id, selectors: Vec::new(), role: SubjectRole::Administrator };
     let subject = tx.add_subject(administrator, &Actor::System, now).await?;
     tx.issue_subject_token(&subject.id, token, &Actor::System, now).await?;
-    tx.commit().await?;
-    store.close().await;
-    Ok(())
-}
-
-async fn connect(path: &Path, connections: u32, only_reads: bool) -> Result<SqlitePool, StoreError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT)
-        .pragma("trusted_schema", "OFF")
-        .pragma("query_only", if only_reads { "ON" } else { "OFF" });
-    SqlitePoolOptions::new()
-        .min_connections(1)
-        .max_connections(connections)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_with(options)
-        .await
-        .map_err(|source| match &source {
-            sqlx::Error::Database(error) if error.code().as_deref() == Some("26") => {
-                StoreError::Incomplete(path.to_owned())
-            }
-            _ => StoreError::Sql { doing: "connect", source },
-        })
-}
-
-async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), StoreError> {
-    let migrated = MIGRATIONS.run(writer).await;
-    migrated.map_err(|source| StoreError::Migrate { path: path.to_owned(), source })
-}
-
-/// A file of its own: SQLite's locks on the database are lost when any other handle of this process on it is closed.
-///
-/// It is waited for a little: the one before may be just ending, and a process that is being started holds a copy of every
-/// lock until its program runs.
-async fn lock(path: &Path) -> Result<File, StoreError> {
-    let lock = beside(path, ".lock");
-    let failed = |source| StoreError::File { doing: "lock", path: lock.clone(), source };
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
-    let file = file.map_err(failed)?;
-    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+    tx.commit().await
 }

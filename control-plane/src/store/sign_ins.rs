@@ -6,8 +6,8 @@ use proto::types::{
     Credential, EventKind, NewSubject, ProviderName, SignIn, SignInBy, SubjectId, SubjectIdentity,
     SubjectRole, Timestamp,
 };
-use sqlx::SqliteConnection;
 
+use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
@@ -215,7 +215,7 @@ impl Store {
 
     /// The session of this token, if it has not ended.
     pub async fn session(&self, token: &TokenHash, now: Timestamp) -> Result<Option<SignIn>, StoreError> {
-        let row: Option<(String, String, i64, i64)> = sqlx::query_as(
+        let row: Option<(String, String, i64, i64)> = sql::query_as(
             "SELECT credential, provider, began_ms, expires_ms FROM sign_ins WHERE hash = ? AND expires_ms > ?",
         )
         .bind(token.as_bytes().as_slice())
@@ -255,12 +255,9 @@ struct InDirectory {
     by_provider: bool,
 }
 
-async fn in_directory(
-    sql: &mut SqliteConnection,
-    subject: &SubjectId,
-) -> Result<Option<InDirectory>, StoreError> {
+async fn in_directory(sql: &mut Transaction, subject: &SubjectId) -> Result<Option<InDirectory>, StoreError> {
     let row: Option<(String, bool)> =
-        sqlx::query_as("SELECT role, provider IS NOT NULL FROM subjects WHERE id = ?")
+        sql::query_as("SELECT role, provider IS NOT NULL FROM subjects WHERE id = ?")
             .bind(subject.as_str())
             .fetch_optional(sql)
             .await
@@ -272,14 +269,11 @@ async fn in_directory(
 }
 
 /// Rows that nobody can use any more.
-pub(super) async fn forget_what_is_over(
-    sql: &mut SqliteConnection,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+pub(super) async fn forget_what_is_over(sql: &mut Transaction, now: Timestamp) -> Result<(), StoreError> {
     for statement in
         ["DELETE FROM sign_ins WHERE expires_ms <= ?", "DELETE FROM used_tokens WHERE usable_until_ms <= ?"]
     {
-        sqlx::query(statement)
+        sql::query(statement)
             .bind(now.unix_ms())
             .execute(&mut *sql)
             .await
@@ -310,9 +304,10 @@ impl Tx {
         until: Timestamp,
         most: u32,
     ) -> Result<u32, StoreError> {
-        let times: Option<u32> = sqlx::query_scalar(
+        let times: Option<i64> = sql::query_scalar(
             "INSERT INTO used_tokens (hash, usable_until_ms) VALUES (?, ?)
-             ON CONFLICT (hash) DO UPDATE SET times = times + 1 WHERE times < ? RETURNING times",
+             ON CONFLICT (hash) DO UPDATE SET times = used_tokens.times + 1
+             WHERE used_tokens.times < ? RETURNING times",
         )
         .bind(token.as_bytes().as_slice())
         .bind(until.unix_ms())
@@ -321,7 +316,7 @@ impl Tx {
         .await
         .map_err(StoreError::sql("note that a token is used"))?;
         let used_up = || if most == 1 { Refusal::IdTokenUsed } else { Refusal::TokenUsedUp(most) };
-        Ok(times.ok_or_else(used_up)?)
+        decode::number("times", times.ok_or_else(used_up)?)
     }
 
     /// Puts somebody into the directory who is there by their sign-in only.
@@ -334,7 +329,7 @@ impl Tx {
     ) -> Result<(), StoreError> {
         let new = NewSubject { id: acting.id.clone(), selectors: Vec::new(), role };
         let subject = self.add_subject(new, &acting.clone().into(), now).await?;
-        sqlx::query("UPDATE subjects SET provider = ? WHERE number = ?")
+        sql::query("UPDATE subjects SET provider = ? WHERE number = ?")
             .bind(provider.as_str())
             .bind(subject.number.get())
             .execute(self.sql())
@@ -344,7 +339,7 @@ impl Tx {
     }
 
     async fn note_role(&mut self, subject: &SubjectId, role: SubjectRole) -> Result<(), StoreError> {
-        sqlx::query("UPDATE subjects SET role = ? WHERE id = ?")
+        sql::query("UPDATE subjects SET role = ? WHERE id = ?")
             .bind(role.as_str())
             .bind(subject.as_str())
             .execute(self.sql())
@@ -355,7 +350,7 @@ impl Tx {
 
     /// Whether there was such a session of this subject.
     async fn end_session_of(&mut self, subject: &SubjectId, token: &TokenHash) -> Result<bool, StoreError> {
-        let ended = sqlx::query(
+        let ended = sql::query(
             "DELETE FROM sign_ins WHERE hash = ? AND subject = (SELECT number FROM subjects WHERE id = ?)",
         )
         .bind(token.as_bytes().as_slice())
@@ -363,12 +358,12 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("end a session"))?;
-        Ok(ended.rows_affected() > 0)
+        Ok(ended > 0)
     }
 
     /// Ends the session that a browser had until somebody else signed in with it.
     async fn end_session_of_another(&mut self, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
-        let before: Option<(String, String)> = sqlx::query_as(
+        let before: Option<(String, String)> = sql::query_as(
             "DELETE FROM sign_ins WHERE hash = ? AND used_ms IS NOT NULL
              RETURNING (SELECT id FROM subjects WHERE number = subject), credential",
         )
@@ -393,17 +388,17 @@ impl Tx {
             SignInBy::Workload => WORKLOAD_SESSIONS_MAX,
         };
         // Room for one more: the oldest beyond that go.
-        sqlx::query(
+        sql::query(
             "DELETE FROM sign_ins WHERE hash IN (
                  SELECT hash FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)
-                 ORDER BY began_ms DESC LIMIT -1 OFFSET ?)",
+                 ORDER BY began_ms DESC LIMIT 9223372036854775807 OFFSET ?)",
         )
         .bind(session.subject.as_str())
         .bind(sessions_max - 1)
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("end the oldest sessions"))?;
-        sqlx::query(
+        sql::query(
             "INSERT INTO sign_ins
                  (hash, subject, role, credential, provider, account, proven_ms, methods, role_groups, began_ms,
                  expires_ms, used_ms)

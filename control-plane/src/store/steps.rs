@@ -1,9 +1,9 @@
 //! Grants: their steps, each with its events and with the sets it changes.
 
 use proto::types::{AuditEvent, EndReason, EventKind, Grant, GrantId, GrantState, HostName, Timestamp};
-use sqlx::QueryBuilder;
 
 use super::grants::{GRANTS, Kept, grant, holding_words, kept, read};
+use super::sql;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
@@ -49,7 +49,7 @@ impl Store {
     /// When the next grant reaches its deadline; None: there is no live one.
     pub async fn next_deadline(&self) -> Result<Option<Timestamp>, StoreError> {
         let next: Option<i64> =
-            sqlx::query_scalar("SELECT min(expires_ms) FROM grants WHERE state <> 'ended'")
+            sql::query_scalar("SELECT min(expires_ms) FROM grants WHERE state <> 'ended'")
                 .fetch_one(&self.readers)
                 .await
                 .map_err(StoreError::sql("read the next deadline"))?;
@@ -59,7 +59,7 @@ impl Store {
     /// Ends grants whose deadline has passed. Returns whether there may be more of them.
     pub async fn expire(&self, now: Timestamp) -> Result<bool, StoreError> {
         let mut tx = self.write().await?;
-        let mut query = QueryBuilder::new(GRANTS);
+        let mut query = sql::query_as(GRANTS);
         query.push(" WHERE grants.state <> 'ended' AND grants.expires_ms <= ").push_bind(now.unix_ms());
         query.push(" ORDER BY grants.expires_ms LIMIT ").push_bind(EXPIRE_BATCH);
         let over = read(tx.sql(), query).await?;
@@ -161,7 +161,7 @@ impl Tx {
         holding: &Holding,
     ) -> Result<(), StoreError> {
         let (word, error) = holding_words(holding);
-        sqlx::query(
+        sql::query(
             "UPDATE grant_hosts SET holding = ?, error = ?
              WHERE grant_id = ? AND host = (SELECT number FROM hosts WHERE name = ?)",
         )
@@ -182,7 +182,7 @@ impl Tx {
                 self.raise(&host.name).await?;
             }
         }
-        sqlx::query(
+        sql::query(
             "UPDATE grant_hosts SET until_generation =
                  (SELECT generation + ? FROM hosts WHERE hosts.number = grant_hosts.host)
              WHERE grant_id = ? AND until_generation IS NULL",
@@ -202,7 +202,7 @@ impl Tx {
         host: &HostName,
         generation: u64,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        sql::query(
             "UPDATE grant_hosts SET until_generation = ?
              WHERE grant_id = ? AND host = (SELECT number FROM hosts WHERE name = ?)",
         )
@@ -222,7 +222,7 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let ended = matches!(state, GrantState::Ended(_)).then_some(now.unix_ms());
-        sqlx::query("UPDATE grants SET state = ?, end_reason = ?, ended_ms = ? WHERE id = ?")
+        sql::query("UPDATE grants SET state = ?, end_reason = ?, ended_ms = ? WHERE id = ?")
             .bind(state.as_str())
             .bind(state.end_reason().map(EndReason::as_str))
             .bind(ended)

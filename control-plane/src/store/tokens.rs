@@ -3,6 +3,7 @@
 use proto::types::{Credential, EventKind, SubjectId, Timestamp};
 
 use super::sign_ins::sign_in_by;
+use super::sql;
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
@@ -21,7 +22,7 @@ impl Store {
 
     /// Whose session this is. What a browser holds is of no use to a tool.
     async fn signed_in(&self, token: &TokenHash, now: Timestamp) -> Result<Option<Caller>, StoreError> {
-        let row: Option<(String, String, String)> = sqlx::query_as(
+        let row: Option<(String, String, String)> = sql::query_as(
             "SELECT subjects.id, sign_ins.role, sign_ins.credential FROM sign_ins
              JOIN subjects ON subjects.number = sign_ins.subject
              WHERE hash = ? AND expires_ms > ? AND used_ms IS NULL",
@@ -36,7 +37,7 @@ impl Store {
 
     /// Whose static token this is.
     async fn holder(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
-        let row: Option<(String, String)> = sqlx::query_as(
+        let row: Option<(String, String)> = sql::query_as(
             "SELECT subjects.id, subjects.role FROM tokens
              JOIN subjects ON subjects.number = tokens.subject WHERE tokens.hash = ?",
         )
@@ -74,7 +75,7 @@ impl Tx {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let given = sqlx::query(
+        let given = sql::query(
             "INSERT INTO tokens (hash, subject, issued_ms) SELECT ?, number, ? FROM subjects WHERE id = ?
              ON CONFLICT (subject) DO UPDATE SET hash = excluded.hash, issued_ms = excluded.issued_ms",
         )
@@ -84,7 +85,7 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("store a token"))?;
-        if given.rows_affected() == 0 {
+        if given == 0 {
             return Err(Refusal::UnknownSubject(subject.clone()).into());
         }
         self.record(EventKind::TokenIssued, now, |event| {

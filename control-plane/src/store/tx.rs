@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use proto::types::{AuditEvent, EventId, EventKind, HostName, Timestamp};
-use sqlx::{Sqlite, SqliteConnection, Transaction};
 use uuid::Uuid;
 
 use super::signals::{Changes, Signals};
+use super::sql::{self, Transaction};
 use super::{StoreError, audit, decode};
 use crate::rules::actor::Actor;
 
@@ -19,19 +19,19 @@ pub(super) fn caused_by(event: &mut AuditEvent, actor: &Actor) {
 /// A change under way. Dropped, it has not happened.
 #[derive(Debug)]
 pub(super) struct Tx {
-    inner: Transaction<'static, Sqlite>,
+    inner: Transaction,
     timeline: Uuid,
     signals: Arc<Signals>,
     changes: Changes,
 }
 
 impl Tx {
-    pub(super) fn new(inner: Transaction<'static, Sqlite>, timeline: Uuid, signals: Arc<Signals>) -> Self {
+    pub(super) fn new(inner: Transaction, timeline: Uuid, signals: Arc<Signals>) -> Self {
         Self { inner, timeline, signals, changes: Changes::default() }
     }
 
     /// Where statements go.
-    pub(super) fn sql(&mut self) -> &mut SqliteConnection {
+    pub(super) fn sql(&mut self) -> &mut Transaction {
         &mut self.inner
     }
 
@@ -69,7 +69,7 @@ impl Tx {
 
     /// Raises a host's generation: its set is another one from here on. Returns the new generation.
     pub(super) async fn raise(&mut self, host: &HostName) -> Result<u64, StoreError> {
-        let raised = sqlx::query_scalar(
+        let raised = sql::query_scalar(
             "UPDATE hosts SET generation = generation + 1 WHERE name = ? RETURNING generation",
         )
         .bind(host.as_str())
@@ -82,12 +82,12 @@ impl Tx {
 
     /// Raises the generation of every host: what is in every set has changed.
     pub(super) async fn raise_all(&mut self) -> Result<(), StoreError> {
-        sqlx::query("UPDATE timeline SET directory_revision = directory_revision + 1")
+        sql::query("UPDATE timeline SET directory_revision = directory_revision + 1")
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("raise the directory's revision"))?;
         let names: Vec<String> =
-            sqlx::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
+            sql::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
                 .fetch_all(self.sql())
                 .await
                 .map_err(StoreError::sql("raise every host's generation"))?;
@@ -103,9 +103,8 @@ impl Tx {
         let Self { inner, signals, changes, .. } = self;
         let committing = tokio::spawn(async move {
             let committed = inner.commit().await;
-            if committed.is_ok() {
-                signals.give(changes);
-            }
+            // Whoever wakes reads again. When a connection breaks, nobody knows whether the change has happened.
+            signals.give(changes);
             committed
         });
         // The task neither panics nor is aborted, unless the runtime itself is being torn down.
