@@ -118,7 +118,8 @@ pub(super) async fn begin_to_make(
 
 async fn migrate(database: &PostgresDatabase, sql: &mut PgConnection) -> Result<(), StoreError> {
     let failed = |source| StoreError::Migrate { database: database.to_string(), source };
-    MIGRATIONS.run(sql).await.map_err(failed)
+    // Not `run`: of what takes any connection the compiler cannot say that its future can be sent.
+    MIGRATIONS.run_direct(None, sql, false).await.map_err(failed)
 }
 
 /// That we are the one control plane on a database. Dropped, we are not any more.

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
+use std::pin::Pin;
 
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
@@ -133,7 +134,7 @@ impl From<bool> for Value {
 /// What becomes of the rows of a statement.
 pub(super) trait Output {
     /// What one row becomes.
-    type Item;
+    type Item: Send;
 
     fn from_sqlite(row: &SqliteRow) -> Result<Self::Item, Error>;
 
@@ -148,7 +149,7 @@ pub(super) struct Scalars<T>(PhantomData<T>);
 
 impl<T> Output for Rows<T>
 where
-    T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>,
+    T: Send + for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>,
 {
     type Item = T;
 
@@ -163,6 +164,7 @@ where
 
 impl<T> Output for Scalars<T>
 where
+    T: Send,
     (T,): for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>,
 {
     type Item = T;
@@ -247,60 +249,77 @@ macro_rules! bound {
     }};
 }
 
+/// What a statement comes to. It is boxed, so that it is compiled once and not into the future of each caller.
+type Outcome<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
 impl Query<()> {
     /// Returns how many rows it changed.
-    pub(super) async fn execute(self, target: impl Into<Target<'_>>) -> Result<u64, Error> {
-        match target.into() {
-            Target::Pool(Pool::Sqlite(pool)) => {
-                bound!(self, self.text).execute(pool).await.map(|done| done.rows_affected())
-            }
-            Target::Transaction(Transaction::Sqlite(sql)) => {
-                bound!(self, self.text).execute(&mut **sql).await.map(|done| done.rows_affected())
-            }
-            Target::Pool(Pool::Postgres(pool)) => {
-                bound!(self, numbered(&self.text)).execute(pool).await.map(|done| done.rows_affected())
-            }
-            Target::Transaction(Transaction::Postgres(sql)) => {
-                bound!(self, numbered(&self.text)).execute(&mut **sql).await.map(|done| done.rows_affected())
-            }
-        }
+    pub(super) fn execute<'a>(self, target: impl Into<Target<'a>>) -> Outcome<'a, u64> {
+        let target = target.into();
+        Box::pin(async move {
+            Ok(match target {
+                Target::Pool(Pool::Sqlite(pool)) => {
+                    bound!(self, self.text).execute(pool).await?.rows_affected()
+                }
+                Target::Transaction(Transaction::Sqlite(sql)) => {
+                    bound!(self, self.text).execute(&mut **sql).await?.rows_affected()
+                }
+                Target::Pool(Pool::Postgres(pool)) => {
+                    bound!(self, numbered(&self.text)).execute(pool).await?.rows_affected()
+                }
+                Target::Transaction(Transaction::Postgres(sql)) => {
+                    bound!(self, numbered(&self.text)).execute(&mut **sql).await?.rows_affected()
+                }
+            })
+        })
     }
 }
 
 impl<O: Output> Query<O> {
     /// All rows.
-    pub(super) async fn fetch_all(self, target: impl Into<Target<'_>>) -> Result<Vec<O::Item>, Error> {
-        match target.into() {
-            Target::Pool(Pool::Sqlite(pool)) => {
-                let rows = bound!(self, self.text).fetch_all(pool).await?;
-                rows.iter().map(O::from_sqlite).collect()
+    pub(super) fn fetch_all<'a>(self, target: impl Into<Target<'a>>) -> Outcome<'a, Vec<O::Item>>
+    where
+        O: 'a,
+    {
+        let target = target.into();
+        Box::pin(async move {
+            match target {
+                Target::Pool(Pool::Sqlite(pool)) => {
+                    let rows = bound!(self, self.text).fetch_all(pool).await?;
+                    rows.iter().map(O::from_sqlite).collect()
+                }
+                Target::Transaction(Transaction::Sqlite(sql)) => {
+                    let rows = bound!(self, self.text).fetch_all(&mut **sql).await?;
+                    rows.iter().map(O::from_sqlite).collect()
+                }
+                Target::Pool(Pool::Postgres(pool)) => {
+                    let rows = bound!(self, numbered(&self.text)).fetch_all(pool).await?;
+                    rows.iter().map(O::from_postgres).collect()
+                }
+                Target::Transaction(Transaction::Postgres(sql)) => {
+                    let rows = bound!(self, numbered(&self.text)).fetch_all(&mut **sql).await?;
+                    rows.iter().map(O::from_postgres).collect()
+                }
             }
-            Target::Transaction(Transaction::Sqlite(sql)) => {
-                let rows = bound!(self, self.text).fetch_all(&mut **sql).await?;
-                rows.iter().map(O::from_sqlite).collect()
-            }
-            Target::Pool(Pool::Postgres(pool)) => {
-                let rows = bound!(self, numbered(&self.text)).fetch_all(pool).await?;
-                rows.iter().map(O::from_postgres).collect()
-            }
-            Target::Transaction(Transaction::Postgres(sql)) => {
-                let rows = bound!(self, numbered(&self.text)).fetch_all(&mut **sql).await?;
-                rows.iter().map(O::from_postgres).collect()
-            }
-        }
+        })
     }
 
     /// The first row, if there is one. The statement is to be one that has one at most.
-    pub(super) async fn fetch_optional(
-        self,
-        target: impl Into<Target<'_>>,
-    ) -> Result<Option<O::Item>, Error> {
-        Ok(self.fetch_all(target).await?.into_iter().next())
+    pub(super) fn fetch_optional<'a>(self, target: impl Into<Target<'a>>) -> Outcome<'a, Option<O::Item>>
+    where
+        O: 'a,
+    {
+        let rows = self.fetch_all(target);
+        Box::pin(async move { Ok(rows.await?.into_iter().next()) })
     }
 
     /// The one row.
-    pub(super) async fn fetch_one(self, target: impl Into<Target<'_>>) -> Result<O::Item, Error> {
-        self.fetch_optional(target).await?.ok_or(Error::RowNotFound)
+    pub(super) fn fetch_one<'a>(self, target: impl Into<Target<'a>>) -> Outcome<'a, O::Item>
+    where
+        O: 'a,
+    {
+        let row = self.fetch_optional(target);
+        Box::pin(async move { row.await?.ok_or(Error::RowNotFound) })
     }
 }
 

@@ -5,7 +5,7 @@ use proto::types::{EventKind, SubjectRole};
 use proto::wire::access::IssueTokenRequest;
 use proto::wire::audit::{AuditEvent, EventId, TailRequest};
 
-use crate::world::{FakeAgent, World, next_event, refused};
+use super::world::{FakeAgent, World, next_event, refused};
 
 async fn agent(world: &mut World) -> FakeAgent {
     let token = world.host("db-7").await;
@@ -111,7 +111,7 @@ async fn a_follower_does_not_outlive_its_token() {
     next_event(&mut following).await.expect("there are some");
     let issue = IssueTokenRequest { subject: "user:otto".to_owned() };
     world.admin.directory.issue_token(issue).await.expect("issued");
-    let end = crate::world::within(async {
+    let end = super::world::within(async {
         loop {
             match following.message().await {
                 Ok(Some(_)) => {}
@@ -133,7 +133,7 @@ async fn refused_calls_do_not_flood_the_record() {
     }
     let mut counted = 0;
     let mut lines = 0;
-    crate::world::within(async {
+    super::world::within(async {
         while counted < 50 {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             let refusals =

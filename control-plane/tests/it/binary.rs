@@ -1,40 +1,30 @@
-//! The binary: what an operator types, and what comes back.
+//! The binary at work.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use proto::wire::access::ListHostsRequest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::world::{Caller, until};
+use super::KIND;
+use super::world::{Caller, until};
+use crate::arguments::{binary, run, text};
+use crate::database::TestDatabase;
 
-fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-control-plane"));
-    command.env_remove("RUST_LOG").env_remove("COLUMNS");
-    command
-}
-
-fn run(arguments: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = binary().args(arguments).output().expect("runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("exits"), text(stdout), text(stderr))
-}
-
-fn write_config(folder: &Path, listen: &str) -> PathBuf {
+fn write_config(folder: &Path, listen: &str, database: &TestDatabase) -> PathBuf {
     let path = folder.join("cp.toml");
-    let text = format!("listen = \"{listen}\"\ndatabase = \"cp.db\"\nmax_grant_duration = \"1h\"\n");
+    let text = format!(
+        "listen = \"{listen}\"\nauthority = \"authority\"\nmax_grant_duration = \"1h\"\n{}\n",
+        database.configuration()
+    );
     std::fs::write(&path, text).expect("written");
     path
 }
 
 fn authority_of(folder: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(folder.join("authority/ca.pem")).expect("a certificate")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }
 
 /// Ends the process whatever happens to the test.
@@ -67,26 +57,12 @@ impl Running {
 }
 
 #[test]
-fn init_shows_the_token_once() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let database = folder.path().join("cp.db");
-    let (code, token, explanation) = run(&["init", "--database", text(&database)]);
-    assert_eq!(code, 0, "{explanation}");
-    assert!(token.starts_with("pct_") && token.trim().len() == 68 && token.lines().count() == 1);
-    assert!(explanation.contains("the token of `user:admin` is the line on standard output"));
-    for secret in [database.clone(), folder.path().join("authority/ca.key")] {
-        let mode = std::fs::metadata(&secret).expect("is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{secret:?}");
-    }
-    let (code, stdout, stderr) = run(&["init", "--database", text(&database)]);
-    assert_eq!((code, stdout.as_str()), (1, ""));
-    assert!(stderr.contains("exists already") && stderr.contains("hint: it was left as it is"), "{stderr}");
-}
-
-#[test]
 fn init_writes_the_token_to_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = write_config(folder.path(), "127.0.0.1:0");
+    let database = TestDatabase::new(KIND);
+    let config = write_config(folder.path(), "127.0.0.1:0", &database);
+    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
+    assert!(code == 1 && stderr.contains("portcullis-control-plane init"), "{stderr}");
     let file = folder.path().join("admin.token");
     let arguments = ["init", "--config", text(&config), "--token-file", text(&file), "--quiet"];
     assert_eq!(run(&arguments), (0, String::new(), String::new()));
@@ -99,40 +75,13 @@ fn init_writes_the_token_to_a_file() {
     assert!(code == 1 && stderr.contains("exists already") && !file.exists(), "{stderr}");
 }
 
-#[test]
-fn mistakes_are_answered() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let config = write_config(folder.path(), "127.0.0.1:0");
-    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
-    assert_eq!(code, 1);
-    assert!(
-        stderr.contains("does not exist") && stderr.contains("portcullis-control-plane init"),
-        "{stderr}"
-    );
-    let config = write_config(folder.path(), "localhost:7400");
-    let (code, _, stderr) = run(&["serve", "--config", text(&config)]);
-    assert_eq!(code, 2);
-    assert!(stderr.contains("listen = \"localhost:7400\" is not `ADDRESS:PORT`"), "{stderr}");
-    let (code, _, stderr) = run(&["serve", "--config", "/nowhere.toml"]);
-    assert!(code == 2 && stderr.contains("caused by: No such file"), "{stderr}");
-    assert_eq!(run(&["init"]).0, 2);
-    assert_eq!(run(&["init", "--database", "a", "--config", "b"]).0, 2);
-}
-
-#[test]
-fn help() {
-    let help = |arguments: &[&str]| run(arguments).1;
-    insta::assert_snapshot!(
-        [help(&["--help"]), help(&["init", "--help"]), help(&["serve", "--help"])].join("\n")
-    );
-}
-
 #[tokio::test]
 async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("cp.sock");
     let listen = format!("unix:{}", socket.display());
-    let config = write_config(folder.path(), &listen);
+    let database = TestDatabase::new(KIND);
+    let config = write_config(folder.path(), &listen, &database);
     let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
     let ready = folder.path().join("ready");
     let (running, address) = Running::start(&config, &ready).await;
@@ -164,7 +113,8 @@ async fn serve_answers_on_a_unix_socket_until_it_is_told_to_stop() {
 #[tokio::test]
 async fn a_port_of_its_own_choice_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = write_config(folder.path(), "[::1]:0");
+    let database = TestDatabase::new(KIND);
+    let config = write_config(folder.path(), "[::1]:0", &database);
     let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
     let (running, address) = Running::start(&config, &folder.path().join("ready")).await;
     assert!(address.starts_with("[::1]:") && !address.ends_with(":0"), "{address}");

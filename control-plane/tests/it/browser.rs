@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, StatusCode};
 use url::Url;
 
-use crate::world::World;
+use super::world::World;
 
 /// How the console is known in these tests.
 pub(crate) const ORIGIN: &str = "https://console.test";

@@ -11,17 +11,15 @@ use proto::wire::access::CreateRequestRequest;
 use proto::wire::identity as wire;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Url;
 
-use crate::browser::{Answer, Browser, ORIGIN, parameter};
+use super::browser::{Answer, Browser, ORIGIN, parameter};
+use super::world::{PATIENCE, Trusted, World, refused, tls};
 use crate::provider::{Key, TestProvider};
-use crate::world::{PATIENCE, Trusted, World, refused, tls};
 
 const SESSION: &str = "__Host-portcullis";
 const ATTEMPT: &str = "__Host-portcullis-sign-in";
@@ -111,12 +109,8 @@ impl Front {
     }
 
     async fn sql(&self, statement: &str) {
-        let path = self.world.folder.path().join("cp.db");
-        let mut sql: SqliteConnection =
-            SqliteConnectOptions::new().filename(path).connect().await.expect("connected");
-        // These are ours, whole.
-        let done = sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut sql).await;
-        assert!(done.expect(statement).rows_affected() > 0, "{statement}");
+        let done = self.world.database.raw().await.execute(statement).await;
+        assert!(done.expect(statement) > 0, "{statement}");
     }
 
     async fn refusals(&mut self) -> Vec<(String, String)> {

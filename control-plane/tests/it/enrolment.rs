@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::world::{
+use super::world::{
     Caller, FakeAgent, HostIdentity, World, hello, refused, signing_request, tls, until, within,
 };
 
@@ -216,7 +216,7 @@ async fn whoever_is_no_peer_is_closed_counted_and_disturbs_nobody() {
     })
     .await;
     agent
-        .say(proto::wire::agent::session_request::Message::Report(crate::world::report(
+        .say(proto::wire::agent::session_request::Message::Report(super::world::report(
             "",
             proto::wire::access::HostState::Enforcing,
         )))

@@ -2,7 +2,7 @@
 
 use proto::types::{EndReason, EventKind, GrantState};
 
-use crate::world::{FakeAgent, World, until};
+use super::world::{FakeAgent, World, until};
 
 #[tokio::test]
 async fn an_active_grant_ends_at_its_deadline() {

@@ -14,6 +14,9 @@ use proto::types::{
 };
 use uuid::Uuid;
 
+use super::KIND;
+use crate::database::TestDatabase;
+
 #[derive(Clone, Debug)]
 enum Event {
     /// A grant is asked for and approved, for this many seconds.
@@ -75,16 +78,15 @@ struct World {
     hosts: [Host; 2],
     alice: Acting,
     dora: Acting,
-    _folder: tempfile::TempDir,
+    _database: TestDatabase,
 }
 
 impl World {
     async fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("cp.db");
         let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
-        Store::create(&path, &Token::for_subject().hash(), now).await.expect("made");
-        let store = Store::open(&path).await.expect("opens");
+        let database = TestDatabase::new(KIND);
+        Store::create(&database.database, &Token::for_subject().hash(), now).await.expect("made");
+        let store = Store::open(&database.database).await.expect("opens");
         let acting = |id: &str| Acting { id: id.parse().expect("valid"), credential: Credential::Token };
         let (alice, dora) = (acting("user:alice"), acting("user:dora"));
         for (id, role) in [(&alice.id, SubjectRole::Member), (&dora.id, SubjectRole::Approver)] {
@@ -96,7 +98,8 @@ impl World {
         let db = NewResource::new("db".parse().expect("valid"), addresses, ports).expect("valid");
         store.add_resource(db, &Actor::System, now).await.expect("added");
         let names: [HostName; 2] = ["a".parse().expect("valid"), "b".parse().expect("valid")];
-        let mut world = Self { store, now, names, hosts: Default::default(), alice, dora, _folder: folder };
+        let mut world =
+            Self { store, now, names, hosts: Default::default(), alice, dora, _database: database };
         for index in 0..2 {
             let name = world.names[index].clone();
             let token = NewJoinToken { hash: TokenHash::of(name.as_str()), expires: now };

@@ -1,18 +1,53 @@
-//! The control plane as callers see it: a real server, a real database, real connections.
+//! The control plane as callers see it: a real server, real connections, and each kind of database for real.
 
-mod access;
-mod audit;
-mod binary;
-mod browser;
-mod console;
-mod enrolment;
-mod expiry;
-mod histories;
+mod arguments;
+mod database;
+mod postgres_server;
 mod provider;
-mod runs;
-mod sessions;
-mod sign_in;
-mod store;
-mod svid;
-mod workloads;
-mod world;
+mod sqlite_file;
+
+/// All stories, on a SQLite file.
+#[expect(clippy::duplicate_mod, reason = "each story is told on each kind of database")]
+#[path = "."]
+mod sqlite {
+    pub(crate) const KIND: crate::database::Kind = crate::database::Kind::Sqlite;
+
+    mod access;
+    mod audit;
+    mod binary;
+    mod browser;
+    mod console;
+    mod enrolment;
+    mod expiry;
+    mod histories;
+    mod runs;
+    mod sessions;
+    mod sign_in;
+    pub(crate) mod store;
+    mod svid;
+    mod workloads;
+    mod world;
+}
+
+/// The same, on a PostgreSQL server.
+#[expect(clippy::duplicate_mod, reason = "each story is told on each kind of database")]
+#[path = "."]
+mod postgres {
+    pub(crate) const KIND: crate::database::Kind = crate::database::Kind::Postgres;
+
+    mod access;
+    mod audit;
+    mod binary;
+    mod browser;
+    mod console;
+    mod enrolment;
+    mod expiry;
+    mod histories;
+    mod runs;
+    mod sessions;
+    mod sign_in;
+    mod store;
+    mod svid;
+    mod workloads;
+    mod world;
+}

@@ -6,7 +6,7 @@ use proto::wire::access::CreateRequestRequest;
 use proto::wire::agent::session_response::Message as Answer;
 use proto::wire::identity::IssueRunPassRequest;
 
-use crate::world::{FakeAgent, World, hello, refused, until};
+use super::world::{FakeAgent, World, hello, refused, until};
 
 fn message(host: &str, challenge: &[u8]) -> IssueRunPassRequest {
     IssueRunPassRequest { host: host.to_owned(), challenge: challenge.to_vec() }

@@ -9,7 +9,7 @@ use proto::wire::agent::session_response::Message as Answer;
 use proto::wire::agent::{Applied, Hello, Resync};
 use tonic::Status;
 
-use crate::world::{Caller, FakeAgent, HostIdentity, World, hello, refused, report, until};
+use super::world::{Caller, FakeAgent, HostIdentity, World, hello, refused, report, until};
 
 impl World {
     async fn is_shown(&self, state: HostState, detail: &str) -> bool {

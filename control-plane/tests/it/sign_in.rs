@@ -15,8 +15,8 @@ use proto::wire::identity as wire;
 use serde_json::{Value, json};
 use tonic::Status;
 
+use super::world::{Caller, World, refused, within};
 use crate::provider::{Key, TestProvider};
-use crate::world::{Caller, World, refused, within};
 
 struct Office {
     world: World,

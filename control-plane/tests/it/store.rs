@@ -1,4 +1,4 @@
-//! The record on a real file.
+//! The record itself.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -9,40 +9,52 @@ use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::Refusal;
 use control_plane::rules::actor::Actor;
 use control_plane::rules::claims::{Expected, Proven};
-use control_plane::store::{Entry, HeldBy, NewJoinToken, RequestFilter, Store, StoreError, Whose};
-use proto::types::{EventKind, HostName, Labels, ProviderName, SubjectRole};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection, Row};
-use tempfile::TempDir;
+use control_plane::store::{Entry, HeldBy, NewJoinToken, Store, StoreError};
+use proto::types::{EventKind, HostName, Labels, NewResource, NewSubject, ProviderName, SubjectRole};
 
-async fn create(folder: &TempDir) -> Result<(), StoreError> {
-    let path = folder.path().join("cp.db");
-    Store::create(&path, &Token::for_subject().hash(), clock::now()).await
+use super::KIND;
+use crate::database::{Kind, TestDatabase};
+
+async fn create(database: &TestDatabase) -> Result<(), StoreError> {
+    Store::create(&database.database, &Token::for_subject().hash(), clock::now()).await
 }
 
-async fn raw(folder: &TempDir) -> SqliteConnection {
-    let options = SqliteConnectOptions::new().filename(folder.path().join("cp.db"));
-    options.connect().await.expect("connected")
+async fn opened() -> (TestDatabase, Store) {
+    let database = TestDatabase::new(KIND);
+    create(&database).await.expect("made");
+    let store = Store::open(&database.database).await.expect("opens");
+    (database, store)
 }
 
 #[tokio::test]
 async fn the_record_cannot_be_changed() {
-    let folder = tempfile::tempdir().expect("a folder");
-    create(&folder).await.expect("made");
-    let mut sql = raw(&folder).await;
+    let database = TestDatabase::new(KIND);
+    create(&database).await.expect("made");
+    let mut sql = database.raw().await;
     for (statement, problem) in [
-        ("UPDATE audit_events SET payload = x'00'", "never changed"),
+        ("UPDATE audit_events SET payload = payload", "never changed"),
+        ("UPDATE audit_events SET position = 7 WHERE position = 2", "never changed"),
         ("DELETE FROM audit_events", "never deleted"),
         ("DELETE FROM audit_events WHERE position = 2", "never deleted"),
-        ("INSERT OR REPLACE INTO audit_events VALUES (1, 'x', 'y', 1, x'00')", "without holes"),
-        ("INSERT INTO audit_events VALUES (4, 'x', 'y', 1, x'00')", "without holes"),
-        ("INSERT INTO audit_events VALUES (NULL, 'x', 'y', 1, x'00')", "without holes"),
-        ("INSERT INTO audit_events SELECT 3, source, epoch, sequence, payload FROM audit_events", "UNIQUE"),
+        ("INSERT INTO audit_events SELECT 1, 'x', 'y', 1, payload FROM audit_events", "without holes"),
+        ("INSERT INTO audit_events SELECT 4, 'x', 'y', 1, payload FROM audit_events", "without holes"),
+        ("INSERT INTO audit_events SELECT NULL, 'x', 'y', 1, payload FROM audit_events", "without holes"),
+        (
+            "INSERT INTO audit_events SELECT position + 2, source, epoch, sequence, payload FROM audit_events",
+            "unique",
+        ),
     ] {
-        let error = sqlx::query(statement).execute(&mut sql).await.expect_err(statement).to_string();
-        assert!(error.contains(problem), "{statement}: {error}");
+        let error = sql.execute(statement).await.expect_err(statement).to_string();
+        assert!(error.to_lowercase().contains(problem), "{statement}: {error}");
     }
-    let store = Store::open(&folder.path().join("cp.db")).await.expect("opens");
+    let only_theirs = match KIND {
+        Kind::Sqlite => {
+            "INSERT OR REPLACE INTO audit_events SELECT 1, 'x', 'y', 1, payload FROM audit_events"
+        }
+        Kind::Postgres => "TRUNCATE audit_events",
+    };
+    assert!(sql.execute(only_theirs).await.is_err());
+    let store = Store::open(&database.database).await.expect("opens");
     let kinds: Vec<EventKind> =
         store.events(0, 10).await.expect("reads").iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [EventKind::SubjectAdded, EventKind::TokenIssued]);
@@ -50,100 +62,34 @@ async fn the_record_cannot_be_changed() {
 
 #[tokio::test]
 async fn a_database_is_made_once_and_used_by_one() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("cp.db");
-    assert!(matches!(Store::open(&path).await, Err(StoreError::Absent(_))));
-    create(&folder).await.expect("made");
-    assert!(matches!(create(&folder).await, Err(StoreError::Exists(_))));
-    let store = Store::open(&path).await.expect("opens");
-    assert!(matches!(Store::open(&path).await, Err(StoreError::InUse(_))));
+    let database = TestDatabase::new(KIND);
+    let nothing_there = Store::open(&database.database).await;
+    assert!(matches!(nothing_there, Err(StoreError::Absent(_) | StoreError::Empty(_))), "{nothing_there:?}");
+    create(&database).await.expect("made");
+    assert!(matches!(create(&database).await, Err(StoreError::Exists(_))));
+    let store = Store::open(&database.database).await.expect("opens");
+    assert!(matches!(Store::open(&database.database).await, Err(StoreError::InUse(_))));
     let timeline = store.timeline();
     store.close().await;
     drop(store);
-    assert_eq!(Store::open(&path).await.expect("opens").timeline(), timeline);
-}
-
-#[tokio::test]
-async fn what_is_no_database_of_ours_is_not_touched() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("cp.db");
-    let text = "a letter to grandmother, long enough to be taken for a header of a database\n".repeat(20);
-    std::fs::write(&path, &text).expect("written");
-    assert!(matches!(Store::open(&path).await, Err(StoreError::Incomplete(_))));
-    assert!(matches!(create(&folder).await, Err(StoreError::Exists(_))));
-    assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
-    let nowhere = folder.path().join("no/cp.db");
-    let error = Store::create(&nowhere, &Token::for_subject().hash(), clock::now()).await;
-    assert!(matches!(error, Err(StoreError::File { .. })));
-}
-
-#[tokio::test]
-async fn only_hashes_of_tokens_are_kept() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("cp.db");
-    let token = Token::for_subject();
-    Store::create(&path, &token.hash(), clock::now()).await.expect("made");
-    let store = Store::open(&path).await.expect("opens");
-    assert!(store.caller(&token.hash(), clock::now()).await.expect("reads").is_some());
-    assert!(store.caller(&Token::for_subject().hash(), clock::now()).await.expect("reads").is_none());
-    store.close().await;
-    let secret = token.reveal();
-    let digits = secret.trim_start_matches("pct_").as_bytes();
-    for entry in std::fs::read_dir(folder.path()).expect("read") {
-        let bytes = std::fs::read(entry.expect("read").path()).expect("read");
-        assert!(!bytes.windows(digits.len()).any(|window| window == digits));
-    }
-}
-
-/// Queries on what grows without end must not read it all.
-#[tokio::test]
-async fn indexes_fit_the_queries() {
-    let folder = tempfile::tempdir().expect("a folder");
-    create(&folder).await.expect("made");
-    let mut sql = raw(&folder).await;
-    for (query, index) in [
-        ("SELECT id FROM requests WHERE state = 'pending' ORDER BY id DESC LIMIT 100", "requests_pending"),
-        ("SELECT id FROM grants WHERE state <> 'ended' ORDER BY id DESC LIMIT 100", "grants_unended"),
-        ("SELECT min(expires_ms) FROM grants WHERE state <> 'ended'", "grants_by_deadline"),
-        (
-            "SELECT grant_id FROM grant_hosts JOIN hosts ON hosts.number = grant_hosts.host
-             WHERE hosts.name = 'x' AND grant_hosts.holding <> 'free'",
-            "grant_hosts_open",
-        ),
-        (
-            "SELECT max(sequence) FROM audit_events WHERE source = 'x' AND epoch = 'y'",
-            "autoindex_audit_events",
-        ),
-        ("SELECT payload FROM audit_events WHERE position > 5 ORDER BY position LIMIT 5", "PRIMARY KEY"),
-    ] {
-        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
-        let rows = sqlx::query(explain).fetch_all(&mut sql).await.expect(query);
-        let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
-        let plan = plan.join("; ");
-        assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{query}: {plan}");
-    }
+    assert_eq!(Store::open(&database.database).await.expect("opens").timeline(), timeline);
 }
 
 #[tokio::test]
 async fn a_broken_row_is_an_error_and_no_panic() {
-    let folder = tempfile::tempdir().expect("a folder");
-    create(&folder).await.expect("made");
-    let path = folder.path().join("cp.db");
+    let (database, store) = opened().await;
     let host: HostName = "db-7".parse().expect("valid");
-    let store = Store::open(&path).await.expect("opens");
     let token = NewJoinToken { hash: TokenHash::of("secret"), expires: clock::now() };
     store.add_host(&host, &Labels::default(), &token, &Actor::System, clock::now()).await.expect("added");
-    let mut sql = raw(&folder).await;
-    sqlx::query("UPDATE hosts SET name = 'NOT A NAME'").execute(&mut sql).await.expect("written");
-    sqlx::query("INSERT INTO audit_events VALUES (5, 'x', 'y', 1, x'ff')")
-        .execute(&mut sql)
-        .await
-        .expect("written");
+    let mut sql = database.raw().await;
+    sql.execute("UPDATE hosts SET name = 'NOT A NAME'").await.expect("written");
+    // The hash of a token is no event.
+    sql.execute("INSERT INTO audit_events SELECT 5, 'x', 'y', 1, hash FROM tokens").await.expect("written");
     assert!(matches!(store.hosts().await, Err(StoreError::Broken { what: "host", .. })));
     assert!(matches!(store.events(4, 1).await, Err(StoreError::Broken { what: "audit event", .. })));
 }
 
-fn expected() -> Expected {
+pub(crate) fn expected() -> Expected {
     Expected {
         issuer: "https://idp.example".to_owned(),
         client_id: "portcullis".to_owned(),
@@ -156,7 +102,7 @@ fn expected() -> Expected {
     }
 }
 
-fn proven(subject: &str, account: &str) -> Proven {
+pub(crate) fn proven(subject: &str, account: &str) -> Proven {
     Proven {
         subject: subject.parse().expect("valid"),
         account: account.to_owned(),
@@ -169,7 +115,7 @@ fn proven(subject: &str, account: &str) -> Proven {
 }
 
 /// A sign-in of its own.
-fn entry<'a>(proven: &'a Proven, expected: &'a Expected) -> Entry<'a> {
+pub(crate) fn entry<'a>(proven: &'a Proven, expected: &'a Expected) -> Entry<'a> {
     static PROVIDER: LazyLock<ProviderName> = LazyLock::new(|| "corp".parse().expect("valid"));
     Entry {
         proven,
@@ -186,9 +132,7 @@ fn entry<'a>(proven: &'a Proven, expected: &'a Expected) -> Entry<'a> {
 /// Of many who sign in at once under one name, with accounts of their own, one has it.
 #[tokio::test]
 async fn a_name_is_given_once() {
-    let folder = tempfile::tempdir().expect("a folder");
-    create(&folder).await.expect("made");
-    let store = Store::open(&folder.path().join("cp.db")).await.expect("opens");
+    let (_database, store) = opened().await;
     let tries = (0..16).map(|index| {
         let store = store.clone();
         tokio::spawn(async move {
@@ -214,67 +158,52 @@ async fn a_name_is_given_once() {
     assert_eq!(known, ["user:admin", "user:alice", "user:bob"], "nothing of a refused sign-in stays");
 }
 
-/// What the first version wrote is there after the second one's tables were made, and refers to the same things.
+/// Names come in the order of their bytes, whatever a locale has to say.
 #[tokio::test]
-async fn an_older_database_is_brought_up_to_date() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("cp.db");
-    std::fs::write(&path, "").expect("made");
-    let mut sql = raw(&folder).await;
-    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await.expect("read");
-    let first = all.iter().filter(|migration| migration.version == 1).cloned().collect();
-    sqlx::migrate::Migrator {
-        migrations: std::borrow::Cow::Owned(first),
-        ..sqlx::migrate::Migrator::DEFAULT
+async fn names_are_in_the_order_of_their_bytes() {
+    let (_database, store) = opened().await;
+    let ids = ["user:a-b", "user:a.b", "user:a_b", "user:aa", "user:ab", "user:b"];
+    for id in ids.iter().rev() {
+        let id = id.parse().expect("valid");
+        let new = NewSubject { id, selectors: Vec::new(), role: SubjectRole::Member };
+        store.add_subject(new, &Actor::System, clock::now()).await.expect("added");
     }
-    .run(&mut sql)
-    .await
-    .expect("the first version");
-    let (request, grant) = ("01940000-0000-7000-8000-000000000001", "01940000-0000-7000-8000-000000000002");
-    for statement in [
-        "INSERT INTO timeline VALUES (1, '01940000-0000-4000-8000-000000000000', 1)".to_owned(),
-        "INSERT INTO resources VALUES (1, 'db', '10.0.0.7 10.0.0.8', 'tcp/5432', 1), (7, 'db2', '::1', 'udp/1', 1)"
-            .to_owned(),
-        "INSERT INTO subjects VALUES (1, 'user:alice', 'member', 1), (2, 'user:dora', 'approver', 1)".to_owned(),
-        "INSERT INTO hosts (number, name, added_ms) VALUES (1, 'db-7', 1)".to_owned(),
-        "INSERT INTO host_refusals VALUES (1, 7, NULL, 'map full')".to_owned(),
-        format!("INSERT INTO requests VALUES ('{request}', 'approved', 1, 1, 1, 60, 'why not', 1, 2, 2, 'yes')"),
-        format!("INSERT INTO request_hosts VALUES ('{request}', 1)"),
-        format!("INSERT INTO grants VALUES ('{grant}', '{request}', 'active', NULL, 2, 253402300799999, NULL)"),
-        format!("INSERT INTO grant_hosts VALUES ('{grant}', 1, 'held', '', 2, NULL)"),
-    ] {
-        // These are ours, whole.
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
-    }
-    sql.close().await.expect("closed");
+    let known: Vec<String> =
+        store.subjects().await.expect("reads").into_iter().map(|subject| subject.id.to_string()).collect();
+    let mut expected = ids.map(ToOwned::to_owned).to_vec();
+    expected.push("user:admin".to_owned());
+    expected.sort_unstable();
+    assert_eq!(known, expected);
+}
 
-    let store = Store::open(&path).await.expect("opens");
-    let resources = store.resources().await.expect("reads");
-    let destinations: Vec<String> = resources.iter().map(proto::types::Resource::destination).collect();
-    assert_eq!(destinations, ["10.0.0.7, 10.0.0.8 on tcp/5432", "::1 on udp/1"]);
-    assert!(resources.iter().all(|resource| resource.options == proto::types::ResourceOptions::default()));
-    let name: HostName = "db-7".parse().expect("valid");
-    let plan = store.plan(&name).await.expect("reads");
-    assert_eq!((plan.grants.len(), plan.grants[0].id.to_string().as_str()), (1, grant));
-    assert_eq!(store.host(&name).await.expect("reads").missing.len(), 1);
-    let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 10 };
-    let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
-    assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
-    assert_eq!(store.requests(&filter).await.expect("reads")[0].comment, "yes");
-    // Who was known before names were bound is bound at the next sign-in.
-    let expected = expected();
-    let proven = proven("user:alice", "00u1");
-    let now = clock::now();
-    store.sign_in(&entry(&proven, &expected), now).await.expect("is let in");
-    let another = self::proven("user:alice", "00u2");
-    let refused = store.sign_in(&entry(&another, &expected), now).await;
-    assert!(matches!(refused, Err(StoreError::Refused(Refusal::OtherAccount { .. }))), "{refused:?}");
-    store.close().await;
-    drop(store);
-    // Nothing refers to what is not there, and numbers go on.
-    let mut sql = raw(&folder).await;
-    assert!(sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut sql).await.expect("checks").is_empty());
-    let add = "INSERT INTO resources (name, addresses, ports, mode, strict, check_senders, added_ms)
-               VALUES ('db3', '::2', 'udp/1', 'enforce', 0, 0, 1) RETURNING number";
-    assert_eq!(sqlx::query(add).fetch_one(&mut sql).await.expect("added").get::<i64, _>(0), 8);
+/// Many change the record at once: each change happens once, one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn changes_are_one_after_the_other() {
+    let (database, store) = opened().await;
+    let mut sql = database.raw().await;
+    let before = sql.number("SELECT revision FROM timeline").await;
+    let changes = (0..40_u64).map(|index| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let addresses = vec![format!("10.0.0.{index}").parse().expect("valid")];
+            let ports = vec!["tcp/5432".parse().expect("valid")];
+            let name = format!("db-{}", index / 2).parse().expect("valid");
+            let new = NewResource::new(name, addresses, ports).expect("valid");
+            store.add_resource(new, &Actor::System, clock::now()).await.is_ok()
+        })
+    });
+    let mut made = 0;
+    for change in changes.collect::<Vec<_>>() {
+        made += usize::from(change.await.expect("no panic"));
+    }
+    assert_eq!((made, store.resources().await.expect("reads").len()), (20, 20), "each name is given once");
+    let events = store.events(0, 1000).await.expect("reads");
+    let numbers: Vec<(u64, u64)> = events.iter().map(|event| (event.position, event.id.sequence)).collect();
+    assert_eq!(numbers, (1..=22).map(|number| (number, number)).collect::<Vec<_>>(), "without holes");
+    assert_eq!(
+        sql.number("SELECT revision FROM timeline").await - before,
+        20,
+        "what is refused is no change"
+    );
+    assert_eq!(sql.number("SELECT directory_revision FROM timeline").await, 20);
 }

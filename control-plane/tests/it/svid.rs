@@ -10,8 +10,8 @@ use proto::wire::identity::SignInWithCertificateRequest;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use tonic::Status;
 
-use crate::enrolment::session;
-use crate::world::{Caller, HostIdentity, Trusted, World, hello, refused, within};
+use super::enrolment::session;
+use super::world::{Caller, HostIdentity, Trusted, World, hello, refused, within};
 
 const DEPLOY: &str = "spiffe://prod.example/ns/ci/sa/deploy";
 

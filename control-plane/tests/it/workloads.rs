@@ -12,9 +12,9 @@ use proto::wire::identity as wire;
 use serde_json::{Value, json};
 use tonic::Status;
 
-use crate::enrolment::session;
+use super::enrolment::session;
+use super::world::{Caller, Trusted, World, hello, refused, within};
 use crate::provider::{Key, TestProvider};
-use crate::world::{Caller, Trusted, World, hello, refused, within};
 
 struct Ci {
     world: World,

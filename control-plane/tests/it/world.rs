@@ -47,11 +47,15 @@ use tonic::{Status, Streaming};
 use tower::service_fn;
 use uuid::Uuid;
 
+use super::KIND;
+use crate::database::TestDatabase;
+
 /// Nothing in these tests takes this long; a test that waits for it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
-    pub(crate) folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    pub(crate) database: TestDatabase,
     pub(crate) admin: Caller,
     /// Whom everybody believes.
     pub(crate) authority: CertificateDer<'static>,
@@ -90,19 +94,20 @@ impl World {
     pub(crate) async fn trusting(trusted: Trusted) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let token = Token::for_subject();
-        Store::create(&folder.path().join("cp.db"), &token.hash(), clock::now()).await.expect("made");
+        let database = TestDatabase::new(KIND);
+        Store::create(&database.database, &token.hash(), clock::now()).await.expect("made");
         let authority = folder.path().join("authority");
         let authority = Authority::create(&authority, TRUST_DOMAIN, clock::system_now()).expect("made");
         let authority = authority.certificate().clone();
-        let server = start(&folder, &trusted).await;
+        let server = start(&folder, &database, &trusted).await;
         let admin = Caller::connect(&server.address, &authority, None, token.reveal()).await;
-        Self { folder, admin, authority, trusted, server: Some(server) }
+        Self { folder, database, admin, authority, trusted, server: Some(server) }
     }
 
-    pub(crate) fn config(folder: &tempfile::TempDir) -> Config {
+    fn config(folder: &tempfile::TempDir, database: &TestDatabase) -> Config {
         Config {
             listen: vec![Listen::Tcp("127.0.0.1:0".parse().expect("valid"))],
-            database: folder.path().join("cp.db"),
+            database: database.database.clone(),
             authority: folder.path().join("authority"),
             tls_names: Vec::new(),
             tls_files: None,
@@ -139,7 +144,7 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self) {
-        let server = start(&self.folder, &self.trusted).await;
+        let server = start(&self.folder, &self.database, &self.trusted).await;
         self.admin = Caller::connect(&server.address, &self.authority, None, self.admin.token.clone()).await;
         self.server = Some(server);
     }
@@ -247,7 +252,7 @@ pub(crate) struct Story {
     pub(crate) dora: Caller,
 }
 
-async fn start(folder: &tempfile::TempDir, trusted: &Trusted) -> Server {
+async fn start(folder: &tempfile::TempDir, database: &TestDatabase, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
     let Trusted { providers, issuers, clusters, trust_domains, console } = trusted.clone();
@@ -257,7 +262,7 @@ async fn start(folder: &tempfile::TempDir, trusted: &Trusted) -> Server {
         kubernetes_clusters: clusters,
         spiffe_trust_domains: trust_domains,
         console,
-        ..World::config(folder)
+        ..World::config(folder, database)
     };
     let task = tokio::spawn(async move {
         let ready = |bound: &Bound| ready.send(bound.clone()).expect("somebody waits");
