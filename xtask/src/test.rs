@@ -17,11 +17,10 @@ use crate::{
     sh::{self, Checkout},
 };
 
-/// Without these nothing can be built.
-const NEEDED: [Thing; 2] = [Thing::RustComponents, Thing::BpfLinker];
+/// Without these nothing can be built, or tests fail: the control plane is tested on each database that it can have.
+const NEEDED: [Thing; 3] = [Thing::RustComponents, Thing::BpfLinker, Thing::Postgres];
 /// Without these some tests are skipped.
-const WANTED: [Thing; 11] = [
-    Thing::Postgres,
+const WANTED: [Thing; 10] = [
     Thing::SystemdAnalyze,
     Thing::KubernetesValidate,
     Thing::HaProxy,

@@ -4,12 +4,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use proto::wire::access::ListHostsRequest;
+use proto::types::EventKind;
+use proto::wire::access::{AddHostRequest, ListHostsRequest};
+use proto::wire::audit::TailRequest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::KIND;
-use super::world::{Caller, until};
+use super::world::{Caller, until, within};
 use crate::arguments::{binary, run, text};
 use crate::database::TestDatabase;
 
@@ -122,4 +124,69 @@ async fn a_port_of_its_own_choice_is_told() {
         Caller::connect(&address, &authority_of(folder.path()), None, token.trim().to_owned()).await;
     caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
     assert_eq!(running.terminate().await, 0);
+}
+
+/// However it ends: what it has told somebody is there afterwards, with its events, and the record has no holes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_the_midst_of_changes_it_loses_none() {
+    const ROUNDS: u64 = 4;
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("unix:{}", folder.path().join("cp.sock").display());
+    let database = TestDatabase::new(KIND);
+    let config = write_config(folder.path(), &listen, &database);
+    let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
+    let authority = authority_of(folder.path());
+    let mut told: Vec<String> = Vec::new();
+    for round in 0..=ROUNDS {
+        let ready = folder.path().join(format!("ready-{round}"));
+        let (running, address) = Running::start(&config, &ready).await;
+        let connect = async || Caller::connect(&address, &authority, None, token.trim().to_owned()).await;
+        let mut caller = connect().await;
+        let hosts =
+            caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers").into_inner().hosts;
+        let known: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
+        let record = caller.tail(TailRequest::default()).await;
+        for name in &told {
+            assert!(known.contains(&&**name), "{name} was added");
+            let is_of_it = |kind| record.iter().any(|event| event.kind == kind && event.host == *name);
+            assert!(
+                is_of_it(EventKind::HostAdded) && is_of_it(EventKind::TokenIssued),
+                "{name} is on record"
+            );
+        }
+        for (index, event) in record.iter().enumerate() {
+            assert_eq!((event.position, event.id.sequence), (index as u64 + 1, index as u64 + 1));
+        }
+        if round == ROUNDS {
+            assert_eq!(running.terminate().await, 0);
+            break;
+        }
+        let mut adding = Vec::new();
+        for lane in 0..3 {
+            let mut caller = connect().await;
+            adding.push(tokio::spawn(async move {
+                let mut told: Vec<String> = Vec::new();
+                for index in 0.. {
+                    let name = format!("db-{round}-{lane}-{index}");
+                    let add = AddHostRequest { name: name.clone(), ..AddHostRequest::default() };
+                    match caller.directory.add_host(add).await {
+                        Ok(_) => told.push(name),
+                        // It is killed, or has been asked too often.
+                        Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+                            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                        }
+                        Err(_) => break,
+                    }
+                }
+                told
+            }));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
+        drop(running);
+        let before = told.len();
+        for lane in adding {
+            told.extend(within(lane).await.expect("no panic"));
+        }
+        assert!(told.len() > before, "it was killed in the midst of changes");
+    }
 }

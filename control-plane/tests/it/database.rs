@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -134,8 +134,8 @@ pub(crate) struct Server {
     /// PEM: who has signed the server's certificate, which is for `localhost`.
     pub(crate) authority: String,
     made: AtomicU32,
-    /// Closed by the system when this process ends.
-    _alive: ChildStdin,
+    /// Its standard input is closed by the system when this process ends.
+    process: Child,
 }
 
 impl Server {
@@ -181,14 +181,13 @@ impl Server {
         command.args(settings.iter().flat_map(|setting| ["-c", setting]));
         // A signal that ends the tests is not for the server: it is to take its files away first.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = command.spawn().expect("starts");
-        let alive = process.stdin.take().expect("is piped");
         let authority = certified.cert.pem();
-        let server = Self { programs, folder, port, authority, made: AtomicU32::new(0), _alive: alive };
+        let process = command.spawn().expect("starts");
+        let mut server = Self { programs, folder, port, authority, made: AtomicU32::new(0), process };
         let deadline = Instant::now() + START_LIMIT;
         while !server.client("pg_isready", &["-q"]).status().expect("runs").success() {
+            let ended = server.process.try_wait().expect("is ours");
             let log = || fs::read_to_string(server.folder.join("log")).unwrap_or_default();
-            let ended = process.try_wait().expect("is ours");
             assert!(ended.is_none() && Instant::now() < deadline, "PostgreSQL does not run: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
