@@ -38,6 +38,8 @@ enum Command {
     Init(Init),
     /// Runs the control plane until SIGTERM or SIGINT
     Serve(Serve),
+    /// Copies a SQLite database, whole and as of one moment, while it is used or not
+    Backup(Backup),
 }
 
 #[derive(Args)]
@@ -74,6 +76,14 @@ struct Serve {
     /// Write the addresses here, one a line, as soon as callers are answered
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Backup {
+    #[command(flatten)]
+    place: Place,
+    /// The copy, which must not be there; only you can read it
+    copy: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -124,18 +134,29 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(init) => runtime.block_on(initialise(&init)),
         Command::Serve(serve) => runtime.block_on(run_server(serve)),
+        Command::Backup(backup) => runtime.block_on(copy(&backup)),
     }
 }
 
-async fn initialise(init: &Init) -> anyhow::Result<()> {
-    let (database, authority) = match (&init.place.config, &init.place.database) {
-        (_, Some(path)) => (Database::from(path), Config::authority_beside(path)),
+/// The database, and the folder of the authority.
+fn find(place: &Place) -> anyhow::Result<(Database, PathBuf)> {
+    match (&place.config, &place.database) {
+        (_, Some(path)) => Ok((Database::from(path), Config::authority_beside(path))),
         (Some(config), None) => {
             let Config { database, authority, .. } = Config::read(config)?;
-            (database, authority)
+            Ok((database, authority))
         }
-        (None, None) => return Err(anyhow!("neither --config nor --database was given")),
-    };
+        (None, None) => Err(anyhow!("neither --config nor --database was given")),
+    }
+}
+
+async fn copy(backup: &Backup) -> anyhow::Result<()> {
+    let (database, _) = find(&backup.place)?;
+    Ok(Store::backup(&database, &backup.copy).await?)
+}
+
+async fn initialise(init: &Init) -> anyhow::Result<()> {
+    let (database, authority) = find(&init.place)?;
     // Before the database: a token that nobody can be shown would be lost.
     let mut file = init.token_file.as_deref().map(new_token_file).transpose()?;
     let token = Token::for_subject();

@@ -55,6 +55,9 @@ pub enum StoreError {
     /// Another control plane runs on it.
     #[error("database `{0}` is in use by another control plane")]
     InUse(String),
+    /// What only files can have.
+    #[error("database `{0}` is no file that could be copied")]
+    NoFile(String),
     /// The server of the database does not let us in, or cannot be reached.
     #[error("cannot connect to database `{database}`")]
     Connect {
@@ -113,6 +116,7 @@ impl StoreError {
             | Self::Exists(_)
             | Self::Absent(_)
             | Self::Empty(_)
+            | Self::NoFile(_)
             | Self::Encoding { .. }
             | Self::Incomplete(_)
             | Self::InUse(_)
@@ -127,6 +131,7 @@ impl StoreError {
             Self::Refused(refusal) => refusal.hint(),
             Self::Exists(_) => "it was left as it is; choose another one, or use it with `serve`",
             Self::Absent(_) => "make it with `portcullis-control-plane init`",
+            Self::NoFile(_) => "back it up with its server, or with pg_dump",
             Self::Empty(_) => "make them with `portcullis-control-plane init`",
             Self::Encoding { .. } => {
                 "make another one: CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and name it in `database.url`"

@@ -51,6 +51,14 @@ impl Store {
         }
     }
 
+    /// Makes a copy of a SQLite file as of one moment, in a file that must not be there, while a control plane may be at work.
+    pub async fn backup(database: &Database, copy: &Path) -> Result<(), StoreError> {
+        match database {
+            Database::Sqlite(path) => sqlite::copy(path, copy).await,
+            Database::Postgres(_) => Err(StoreError::NoFile(database.to_string())),
+        }
+    }
+
     /// Opens the record, and brings its tables up to date.
     pub async fn open(database: impl Into<Database>) -> Result<Self, StoreError> {
         let database = database.into();

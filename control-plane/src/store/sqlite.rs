@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlitePool, migrate};
+use sqlx::{ConnectOptions, Connection, SqlitePool, migrate};
 
 use super::StoreError;
 
@@ -57,6 +57,49 @@ pub(super) async fn open_writer(path: &Path) -> Result<(SqlitePool, File), Store
 /// Connections that only read.
 pub(super) async fn open_readers(path: &Path) -> Result<SqlitePool, StoreError> {
     connect(path, READERS, true).await
+}
+
+/// Makes a copy as of one moment, in a file that must not be there, while a control plane may be at work. When it returns, the copy
+/// is on disk.
+pub(super) async fn copy(path: &Path, copy: &Path) -> Result<(), StoreError> {
+    if !path.exists() {
+        return Err(StoreError::Absent(path.display().to_string()));
+    }
+    make_file(copy)?;
+    let copied = match vacuum_into(path, copy).await {
+        Ok(()) => sync(copy).map_err(|source| StoreError::File {
+            doing: "make durable",
+            path: copy.to_owned(),
+            source,
+        }),
+        Err(error) => Err(error),
+    };
+    if copied.is_err() {
+        discard(copy);
+    }
+    copied
+}
+
+async fn vacuum_into(path: &Path, copy: &Path) -> Result<(), StoreError> {
+    let name = copy.to_str().ok_or_else(|| StoreError::File {
+        doing: "name to SQLite, which takes only UTF-8,",
+        path: copy.to_owned(),
+        source: std::io::ErrorKind::InvalidFilename.into(),
+    })?;
+    let incomplete = |_| StoreError::Incomplete(path.display().to_string());
+    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
+    let mut sql = options.connect().await.map_err(StoreError::sql("connect"))?;
+    sqlx::query("SELECT id FROM timeline").fetch_one(&mut sql).await.map_err(incomplete)?;
+    let copied = sqlx::query("VACUUM INTO ?").bind(name).execute(&mut sql).await;
+    copied.map_err(StoreError::sql("copy all"))?;
+    sql.close().await.map_err(StoreError::sql("disconnect"))
+}
+
+/// The file, and that it is there.
+fn sync(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 async fn connect(path: &Path, connections: u32, only_reads: bool) -> Result<SqlitePool, StoreError> {

@@ -66,6 +66,12 @@ fn mistakes_are_answered() {
 fn help() {
     let help = |arguments: &[&str]| run(arguments).1;
     insta::assert_snapshot!(
-        [help(&["--help"]), help(&["init", "--help"]), help(&["serve", "--help"])].join("\n")
+        [
+            help(&["--help"]),
+            help(&["init", "--help"]),
+            help(&["serve", "--help"]),
+            help(&["backup", "--help"])
+        ]
+        .join("\n")
     );
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use control_plane::config::Database;
 use proto::types::EventKind;
 use proto::wire::access::{AddHostRequest, ListHostsRequest};
 use proto::wire::audit::TailRequest;
@@ -123,6 +124,53 @@ async fn a_port_of_its_own_choice_is_told() {
     let mut caller =
         Caller::connect(&address, &authority_of(folder.path()), None, token.trim().to_owned()).await;
     caller.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
+    assert_eq!(running.terminate().await, 0);
+}
+
+#[tokio::test]
+async fn a_copy_is_made_while_it_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("unix:{}", folder.path().join("cp.sock").display());
+    let database = TestDatabase::new(KIND);
+    let config = write_config(folder.path(), &listen, &database);
+    let (_, token, _) = run(&["init", "--config", text(&config), "--quiet"]);
+    let ready = folder.path().join("ready");
+    let (running, address) = Running::start(&config, &ready).await;
+    let authority = authority_of(folder.path());
+    let connect = async || Caller::connect(&address, &authority, None, token.trim().to_owned()).await;
+    let hosts = async || {
+        let listed = connect().await.directory.list_hosts(ListHostsRequest {}).await.expect("answers");
+        listed.into_inner().hosts.into_iter().map(|host| host.name).collect::<Vec<_>>()
+    };
+    let add = async |name: &str| {
+        let add = AddHostRequest { name: name.to_owned(), ..AddHostRequest::default() };
+        connect().await.directory.add_host(add).await.expect("added");
+    };
+    add("db-7").await;
+    let copy = folder.path().join("copy.db");
+    let backup = ["backup", "--config", text(&config), text(&copy)];
+    let Database::Sqlite(path) = &database.database else {
+        let (code, _, stderr) = run(&backup);
+        assert!(code == 1 && stderr.contains("is no file") && stderr.contains("pg_dump"), "{stderr}");
+        assert!(!copy.exists());
+        return;
+    };
+    assert_eq!(run(&backup), (0, String::new(), String::new()));
+    assert_eq!(std::fs::metadata(&copy).expect("is there").permissions().mode() & 0o777, 0o600);
+    let (code, _, stderr) = run(&backup);
+    assert!(code == 1 && stderr.contains("copy.db` exists already"), "{stderr}");
+    add("db-8").await;
+    assert_eq!(hosts().await, ["db-7", "db-8"]);
+    assert_eq!(running.terminate().await, 0);
+    std::fs::remove_file(&ready).expect("removed");
+    for suffix in ["", "-wal", "-shm"] {
+        // Closed in order, it leaves nothing beside it.
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    std::fs::rename(&copy, path).expect("moved");
+    let (running, _) = Running::start(&config, &ready).await;
+    assert_eq!(hosts().await, ["db-7"]);
+    add("db-8").await;
     assert_eq!(running.terminate().await, 0);
 }
 
