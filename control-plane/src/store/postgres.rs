@@ -36,6 +36,9 @@ const LOCK_CHECK: Duration = Duration::from_secs(1);
 /// How long a server that is there takes to answer or to let in.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a change waits for those before it, when a thousand hosts come at once.
+const TURN_LIMIT: Duration = Duration::from_secs(30);
+
 /// Settings of every session: what was committed is on disk, a client that is gone is noticed, and nobody waits for long.
 const SETTINGS: [(&str, &str); 6] = [
     ("synchronous_commit", "on"),
@@ -74,7 +77,7 @@ fn unreachable(database: &PostgresDatabase) -> impl Fn(sqlx::Error) -> StoreErro
 async fn pool(database: &PostgresDatabase, connections: u32, only_reads: bool) -> Result<PgPool, StoreError> {
     PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(ANSWER_LIMIT)
+        .acquire_timeout(if only_reads { ANSWER_LIMIT } else { TURN_LIMIT })
         .connect_with(options(database, only_reads))
         .await
         .map_err(unreachable(database))

@@ -207,3 +207,36 @@ async fn changes_are_one_after_the_other() {
     );
     assert_eq!(sql.number("SELECT directory_revision FROM timeline").await, 20);
 }
+
+/// Whoever asks for a change may be gone before it is done: it has happened whole or not at all, and those after it are not held up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_change_that_nobody_waits_for_is_whole_or_none() {
+    async fn add(store: &Store, name: &str) -> Result<(), StoreError> {
+        let token = NewJoinToken { hash: TokenHash::of(name), expires: clock::now() };
+        let name = name.parse().expect("valid");
+        store.add_host(&name, &Labels::default(), &token, &Actor::System, clock::now()).await
+    }
+    let (_database, store) = opened().await;
+    for round in 0..5_u64 {
+        let changes = (0..20_u64).map(|index| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let patience = Duration::from_micros(300 * (5 * index + round));
+                let _ = tokio::time::timeout(patience, add(&store, &format!("db-{round}-{index}"))).await;
+            })
+        });
+        for change in changes.collect::<Vec<_>>() {
+            change.await.expect("no panic");
+        }
+    }
+    add(&store, "last").await.expect("nothing is in the way");
+    let hosts = store.hosts().await.expect("reads");
+    let events = store.events(2, 1000).await.expect("reads");
+    assert_eq!(events.len(), 2 * hosts.len(), "each host was added, and has got a token");
+    for (pair, position) in events.chunks(2).zip((3..).step_by(2)) {
+        let [added, token] = pair else { panic!("two by two") };
+        assert_eq!((added.kind, token.kind), (EventKind::HostAdded, EventKind::TokenIssued));
+        assert_eq!((added.position, token.position, &added.host), (position, position + 1, &token.host));
+        assert!(hosts.iter().any(|host| host.name.as_str() == added.host));
+    }
+}
