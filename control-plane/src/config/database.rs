@@ -196,7 +196,13 @@ fn postgres(raw: RawPostgres, folder: &Path) -> Result<PostgresDatabase, Problem
 fn place(text: &str) -> Result<(String, u16, String, String), Problem> {
     const EXAMPLE: &str = "such as `postgresql://portcullis@db.example.com/portcullis`";
     let hidden = |problem: String| Err((URL, "…".to_owned(), problem));
-    let Ok(url) = Url::parse(text) else { return hidden(format!("is not a URL {EXAMPLE}")) };
+    let url = match Url::parse(text) {
+        Ok(url) if ["postgresql", "postgres"].contains(&url.scheme()) => url,
+        _ => return hidden(format!("is not a URL {EXAMPLE}")),
+    };
+    if url.host_str().is_none_or(str::is_empty) {
+        return hidden(format!("names no host: write it {EXAMPLE}"));
+    }
     if url.password().is_some() {
         return hidden(
             "has a password in it: write that into a file, and name it as `password_file`".to_owned(),
@@ -209,9 +215,6 @@ fn place(text: &str) -> Result<(String, u16, String, String), Problem> {
         );
     }
     let refuse = |problem: String| (URL, text.to_owned(), problem);
-    if !["postgresql", "postgres"].contains(&url.scheme()) {
-        return Err(refuse(format!("is not a URL {EXAMPLE}")));
-    }
     let decoded = |what: &str, text: &str| match percent_decode_str(text).decode_utf8() {
         Ok(text) if text.is_empty() => Err(refuse(format!("names no {what}: write it {EXAMPLE}"))),
         Ok(text) if text.contains(char::is_control) => Err(refuse(format!("has a {what} that is none"))),
@@ -305,7 +308,8 @@ mod tests {
         refused("url = 'postgresql://db/grants'", "names no user");
         refused("url = 'postgresql://cp@db'", "names no database");
         refused("url = 'postgresql://cp@db/a/b'", "names more than one database");
-        refused("url = 'postgresql:cp'", "names no host");
+        refused("url = 'postgresql:cp:hush@db'", "names no host");
+        refused("url = 'postgresql:///grants'", "names no host");
         refused("", "missing field `url`");
         refused("url = 'postgresql://cp@db/grants'\npassword = 'x'", "unknown field `password`");
     }

@@ -50,7 +50,7 @@ const SETTINGS: [(&str, &str); 6] = [
 ];
 
 fn options(database: &PostgresDatabase, only_reads: bool) -> PgConnectOptions {
-    // All that the environment could say is said here: what counts is the configuration.
+    // Where to, as whom and how safely is said here, whatever the environment says: what counts is the configuration.
     let options = PgConnectOptions::new_without_pgpass()
         .host(&database.host)
         .port(database.port)

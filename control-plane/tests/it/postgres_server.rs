@@ -120,7 +120,7 @@ async fn a_server_elsewhere_is_reached_by_tls_and_password() {
         assert!(!told(&error).contains("hush"), "{}", told(&error));
     };
     let ours = "ca_file = 'ca.pem'";
-    refused(with("password", name, ""), "database.ca_file").await;
+    refused(with("password", name, ""), "UnknownIssuer").await;
     refused(with("wrong", name, ours), "password_file").await;
     refused(with("password", "nowhere", ours), "CREATE DATABASE").await;
     let database = with("password", name, ours);
