@@ -85,6 +85,9 @@ async fn pool(database: &PostgresDatabase, connections: u32, only_reads: bool) -
 
 /// A connection that writes.
 pub(super) async fn open_writer(database: &PostgresDatabase) -> Result<PgPool, StoreError> {
+    // A pool tries until its time is over, and then says no more than that.
+    let first = connect(database).await.map_err(unreachable(database))?;
+    first.close().await.map_err(unreachable(database))?;
     pool(database, 1, false).await
 }
 

@@ -123,6 +123,8 @@ async fn a_server_elsewhere_is_reached_by_tls_and_password() {
     refused(with("password", name, ""), "UnknownIssuer").await;
     refused(with("wrong", name, ours), "password_file").await;
     refused(with("password", "nowhere", ours), "CREATE DATABASE").await;
+    let nobody = configured(folder.path(), "url = 'postgresql://cp@localhost:1/grants'\ntls = 'disable'");
+    refused(nobody, "Connection refused").await;
     let database = with("password", name, ours);
     create(&database).await.expect("made");
     let store = Store::open(&database).await.expect("opens");
