@@ -8,6 +8,7 @@ mod console;
 mod enrolment;
 mod expiry;
 mod histories;
+mod peers;
 mod provider;
 mod runs;
 mod sessions;
