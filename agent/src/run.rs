@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
+use crate::allocator;
 use crate::canary::{self, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
@@ -49,8 +50,8 @@ const KEEP_EVERY: Duration = Duration::from_secs(1);
 const PROVE_EVERY: Duration = Duration::from_secs(5);
 /// How many proofs later the control plane hears again what the kernel holds: every 15 seconds.
 const PROOFS_PER_DIGEST: u32 = 3;
-/// How often a part of the maps is compared with what was written there: all of them every 3.25 s.
-const COMPARE_EVERY: Duration = Duration::from_millis(250);
+/// How often a part of the maps is compared with what was written there: all of them every 5.2 s.
+const COMPARE_EVERY: Duration = Duration::from_millis(400);
 /// How long the canary is given to end, and its cgroup to go.
 const CANARY_END_TIMEOUT: Duration = Duration::from_secs(3);
 /// Questions to the canary and answers that wait. There is one at a time, and news.
@@ -324,6 +325,8 @@ struct Agent {
     owes_digest: bool,
     /// The session is of a version of the protocol that has digests.
     knows_digests: bool,
+    /// Much was freed since the allocator was last asked to give back.
+    has_freed: bool,
     /// How often the gate was to be proven.
     proofs: u32,
     hello: watch::Sender<Hello>,
@@ -384,6 +387,7 @@ impl Agent {
             owes_applied: None,
             owes_digest: false,
             knows_digests: false,
+            has_freed: true,
             proofs: 0,
             hello,
             canary,
@@ -456,6 +460,9 @@ impl Agent {
                 self.end_connections(false);
             }
             Event::Keep => {
+                if std::mem::take(&mut self.has_freed) {
+                    allocator::give_back();
+                }
                 self.enforcing.retry();
                 self.enforcing.conclude();
                 self.report_if_changed();
@@ -537,6 +544,7 @@ impl Agent {
         // Only when it is written down: an agent that ends here must not leave the one before as what the next one goes back to,
         // and revive what the control plane shows as ended.
         self.owes_applied = Some(applied);
+        self.has_freed = true;
         self.tell_what_is_kept();
         // Also what was only observed until now.
         self.end_connections(true);

@@ -3,7 +3,7 @@
 //! Owns: binding, accepting, how many connections there may be, whose each is. Must not know: what is said on them.
 //!
 //! A connection is handed on when its handshake is done. Those under way have room of their own, and so have those without a
-//! host's certificate, so that neither keeps agents out.
+//! host's certificate, so that neither keeps agents out; and each host has its part, so that none keeps out the others.
 
 mod room;
 mod tls;
@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use proto::types::HostName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,7 +29,7 @@ use tonic::transport::server::Connected;
 
 use crate::config::Listen;
 use crate::identity::certificate::{self, HostCertificate, Presented, Svid};
-use room::{Room, Stay};
+use room::{Place, Room, Stay};
 pub(crate) use tls::Certificates;
 pub use tls::TlsError;
 
@@ -43,8 +44,15 @@ const HANDSHAKES_MAX_OF_ADDRESS: usize = 256;
 const CALLERS_MAX: usize = 1500;
 const CALLERS_MAX_OF_ADDRESS: usize = 300;
 
+/// Connections of one host. Its agent needs one, and another while it renews its certificate or takes over.
+const CONNECTIONS_MAX_OF_HOST: usize = 16;
+
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What HTTP/2 begins with (RFC 9113, section 3.4), and how long that may take. From there on keepalives find out who is silent.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Who may open the socket: its owner and group. Tokens decide the rest.
 const SOCKET_MODE: u32 = 0o660;
@@ -94,6 +102,8 @@ impl Drop for SocketFile {
 pub(crate) struct Security {
     pub(crate) acceptor: TlsAcceptor,
     pub(crate) certificates: Arc<Certificates>,
+    /// Whether HTTP/2 is spoken even where the handshake agreed on nothing.
+    pub(crate) only_http2: bool,
     /// Called with what was wrong, for each connection that is closed before anything was said on it.
     pub(crate) refused: Arc<dyn Fn(&'static str) + Send + Sync>,
 }
@@ -161,6 +171,7 @@ pub(crate) fn incoming(
         room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         handshakes: Room::new(HANDSHAKES_MAX, HANDSHAKES_MAX_OF_ADDRESS),
         callers: Room::new(CALLERS_MAX, CALLERS_MAX_OF_ADDRESS),
+        hosts: Room::new(CONNECTIONS_MAX, CONNECTIONS_MAX_OF_HOST),
         sender,
     };
     for listener in listeners {
@@ -174,8 +185,9 @@ pub(crate) fn incoming(
 struct Entrance {
     security: Security,
     room: Arc<Semaphore>,
-    handshakes: Arc<Room>,
-    callers: Arc<Room>,
+    handshakes: Arc<Room<Place>>,
+    callers: Arc<Room<Place>>,
+    hosts: Arc<Room<HostName>>,
     sender: mpsc::Sender<io::Result<Connection>>,
 }
 
@@ -189,17 +201,18 @@ impl Entrance {
             };
             match accepted {
                 Ok(Accepted::Unix(stream)) => {
-                    let connection = Connection {
-                        io: Io::Unix(stream),
-                        peer: Peer::default(),
-                        _stay: None,
-                        _permit: permit,
-                    };
+                    let connection = Connection::new(
+                        Io::Unix(stream),
+                        Peer::default(),
+                        Part::None,
+                        permit,
+                        &self.security,
+                    );
                     if self.sender.send(Ok(connection)).await.is_err() {
                         return;
                     }
                 }
-                Ok(Accepted::Tcp(stream, address)) => match self.handshakes.enter(address) {
+                Ok(Accepted::Tcp(stream, address)) => match self.handshakes.enter(address.into()) {
                     Some(stay) => drop(tokio::spawn(self.clone().shake_hands(stream, address, stay, permit))),
                     None => (self.security.refused)("too many handshakes at once"),
                 },
@@ -211,11 +224,17 @@ impl Entrance {
         }
     }
 
-    async fn shake_hands(self, stream: TcpStream, address: IpAddr, stay: Stay, permit: OwnedSemaphorePermit) {
+    async fn shake_hands(
+        self,
+        stream: TcpStream,
+        address: IpAddr,
+        stay: Stay<Place>,
+        permit: OwnedSemaphorePermit,
+    ) {
         match self.secure(stream, address).await {
-            Ok((io, peer, caller)) => {
+            Ok((io, peer, part)) => {
                 drop(stay);
-                let connection = Connection { io, peer, _stay: caller, _permit: permit };
+                let connection = Connection::new(io, peer, part, permit, &self.security);
                 // Without a receiver, the control plane stops.
                 let _ = self.sender.send(Ok(connection)).await;
             }
@@ -223,11 +242,7 @@ impl Entrance {
         }
     }
 
-    async fn secure(
-        &self,
-        stream: TcpStream,
-        address: IpAddr,
-    ) -> Result<(Io, Peer, Option<Stay>), &'static str> {
+    async fn secure(&self, stream: TcpStream, address: IpAddr) -> Result<(Io, Peer, Part), &'static str> {
         let shaken = timeout(HANDSHAKE_LIMIT, self.security.acceptor.accept(stream)).await;
         let stream = shaken.map_err(|_| "the handshake took too long")?.map_err(|error| {
             tracing::debug!(%address, %error, "no handshake");
@@ -238,14 +253,18 @@ impl Entrance {
             .map(|certificate| certificate::presented(certificate, self.security.certificates.trust_domain()))
             .transpose()
             .map_err(|_| "a certificate that names neither a host nor a workload")?;
-        let caller = match certificate {
-            Some(Presented::Host(_)) => None,
+        let part = match &certificate {
+            Some(Presented::Host(host)) => {
+                let stay = self.hosts.enter(host.host.clone());
+                Part::OfHost { _stay: stay.ok_or("too many connections of one host")? }
+            }
             Some(Presented::Workload(_)) | None => {
-                Some(self.callers.enter(address).ok_or("too many connections without a certificate")?)
+                let stay = self.callers.enter(address.into());
+                Part::OfPlace { _stay: stay.ok_or("too many connections without a certificate")? }
             }
         };
         let peer = Peer { address: Some(address), certificate };
-        Ok((Io::Tls(Box::new(stream)), peer, caller))
+        Ok((Io::Tls(Box::new(stream)), peer, part))
     }
 }
 
@@ -288,12 +307,59 @@ async fn remove_stale(path: &Path) -> Result<(), ListenError> {
 }
 
 /// One connection, counted as long as it is open.
-#[derive(Debug)]
 pub(crate) struct Connection {
     io: Io,
     peer: Peer,
-    _stay: Option<Stay>,
+    /// None: it has begun as it should, or is not HTTP/2.
+    beginning: Option<Beginning>,
+    _part: Part,
     _permit: OwnedSemaphorePermit,
+}
+
+/// How much of the preface of HTTP/2 has come, until when it may, and who is told if it does not.
+struct Beginning {
+    read: usize,
+    deadline: Pin<Box<Sleep>>,
+    refused: Arc<dyn Fn(&'static str) + Send + Sync>,
+}
+
+impl Beginning {
+    /// What has come must be the next of the preface. Whatever follows it is HTTP/2's to judge.
+    fn hear(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let expected = &PREFACE[self.read..];
+        let length = bytes.len().min(expected.len());
+        if bytes[..length] != expected[..length] {
+            (self.refused)("what was said on it is not HTTP/2");
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.read += length;
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.read == PREFACE.len()
+    }
+
+    fn poll_deadline(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.deadline.as_mut().poll(context).is_pending() {
+            return Ok(());
+        }
+        (self.refused)("nothing was said on it in time");
+        Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+/// Of which room a connection takes a part.
+#[derive(Debug)]
+enum Part {
+    /// Of this machine's own.
+    None,
+    OfPlace {
+        _stay: Stay<Place>,
+    },
+    OfHost {
+        _stay: Stay<HostName>,
+    },
 }
 
 #[derive(Debug)]
@@ -303,6 +369,15 @@ enum Io {
 }
 
 impl Connection {
+    fn new(io: Io, peer: Peer, part: Part, permit: OwnedSemaphorePermit, security: &Security) -> Self {
+        let beginning = (security.only_http2 || io.is_http2()).then(|| Beginning {
+            read: 0,
+            deadline: Box::pin(tokio::time::sleep(PREFACE_LIMIT)),
+            refused: Arc::clone(&security.refused),
+        });
+        Self { io, peer, beginning, _part: part, _permit: permit }
+    }
+
     /// Who is at the other end.
     pub(crate) fn peer(&self) -> &Peer {
         &self.peer
@@ -310,9 +385,15 @@ impl Connection {
 
     /// Whether HTTP/2 was agreed on.
     pub(crate) fn is_http2(&self) -> bool {
-        match &self.io {
-            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-            Io::Unix(_) => true,
+        self.io.is_http2()
+    }
+}
+
+impl Io {
+    fn is_http2(&self) -> bool {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Self::Unix(_) => true,
         }
     }
 }
@@ -331,10 +412,19 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let before = buffer.filled().len();
+        let polled = match &mut self.io {
             Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Io::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        let Some(beginning) = &mut self.beginning else { return polled };
+        beginning.hear(buffer.filled().get(before..).unwrap_or_default())?;
+        if beginning.is_over() {
+            self.beginning = None;
+        } else if polled.is_pending() {
+            beginning.poll_deadline(context)?;
         }
+        polled
     }
 }
 

@@ -156,8 +156,12 @@ pub async fn serve(
     let refusing = gate.clone();
     let refused: Arc<dyn Fn(&'static str) + Send + Sync> =
         Arc::new(move |problem| refusing.connection_refused(problem));
-    let security =
-        Security { acceptor, certificates: Arc::clone(&certificates), refused: Arc::clone(&refused) };
+    let security = Security {
+        acceptor,
+        certificates: Arc::clone(&certificates),
+        only_http2: true,
+        refused: Arc::clone(&refused),
+    };
     let (running, mut sessions) = mpsc::channel(1);
     let mut background = vec![
         tokio::spawn(deadlines::run(store.clone())),
@@ -168,7 +172,8 @@ pub async fn serve(
     let mut browsers = None;
     if let (Some(door), Some(configured)) = (door, &config.console) {
         let acceptor = Arc::new(door.certificates.config_for_browsers()?).into();
-        let security = Security { acceptor, certificates: Arc::clone(&door.certificates), refused };
+        let security =
+            Security { acceptor, certificates: Arc::clone(&door.certificates), only_http2: false, refused };
         background.push(tokio::spawn(door.certificates.keep_fresh()));
         let routes = console::router(Console::new(gate.clone(), configured));
         let connections = incoming(door.listeners, security);

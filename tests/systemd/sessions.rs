@@ -6,7 +6,7 @@ use anyhow::Result;
 use tests::ensure_eq;
 use tests::runner::Test;
 
-use crate::host::{host, send, session, sh};
+use crate::host::{host, send, send_patiently, session, sh};
 
 pub(crate) const TESTS: &[Test] = &[
     ("sessions::a_person_is_let_through_in_every_session", a_person_is_let_through_in_every_session),
@@ -14,20 +14,20 @@ pub(crate) const TESTS: &[Test] = &[
     ("sessions::nobody_gets_into_somebody_elses", nobody_gets_into_somebody_elses),
 ];
 
-/// A command of root's: `systemd-run --pipe --wait …`, with the marker sent from the unit that it makes.
-fn unit(options: &[&str], marker: &str) -> Command {
+/// A command of root's: `systemd-run --pipe --wait …`, with a line of bash in the unit that it makes.
+fn unit(options: &[&str], line: &str) -> Command {
     let mut command = Command::new("systemd-run");
     command.args(["--quiet", "--pipe", "--wait", "--collect"]).args(options);
-    command.args(["/bin/bash", "-c", &send(marker)]);
+    command.args(["/bin/bash", "-c", line]);
     command
 }
 
 /// The same by a person's own manager, out of a session.
-fn own_unit(person: &str, options: &str, marker: &str) -> Command {
+fn own_unit(person: &str, options: &str, line: &str) -> Command {
     let line = format!(
         "XDG_RUNTIME_DIR=/run/user/$(id -u) systemd-run --user --quiet --pipe --wait --collect {options} \
          /bin/bash -c {}",
-        quoted(&send(marker))
+        quoted(line)
     );
     session(person, &line)
 }
@@ -43,23 +43,26 @@ fn a_person_is_let_through_in_every_session() -> Result<()> {
     let alice = host.add_subject("user:alice", "unix-user:alice")?;
     ensure_eq!(host.reaches("alice", "before")?, false);
     // One that is open when the grant comes, and tries after it.
-    let line =
-        format!("touch /tmp/is-open; until [ -e /tmp/go ]; do sleep 0.1; done; {}", send("open-session"));
-    let open = session("alice", &line).spawn()?;
+    let line = format!(
+        "touch /tmp/is-open; until [ -e /tmp/go ]; do sleep 0.1; done; {}",
+        send_patiently("open-session")
+    );
+    let open_session = session("alice", &line);
+    let open = std::thread::spawn(move || host.is_let_through("open-session", open_session));
     tests::process::wait_for("the session", tests::stage::SOON, || {
         Ok(std::fs::exists("/tmp/is-open")?.then_some(()))
     })?;
     let grant = host.grant(&alice)?;
     std::fs::write("/tmp/go", "")?;
-    ensure_eq!(open.wait_with_output()?.status.success(), true);
+    open.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
     for number in 0..10 {
         // Each is a scope of its own, which is there for the first time.
-        ensure_eq!(host.reaches("alice", &format!("session-{number}"))?, true, "{number}");
+        host.lets_through("alice", &format!("session-{number}"))?;
     }
-    ensure_eq!(host.gets_through("own-unit", own_unit("alice", "", "own-unit"))?, true);
+    host.is_let_through("own-unit", own_unit("alice", "", &send_patiently("own-unit")))?;
     ensure_eq!(host.reaches("bob", "bobs")?, false);
     let as_alice = ["--property=User=alice"];
-    ensure_eq!(host.gets_through("system-unit", unit(&as_alice, "system-unit"))?, false);
+    ensure_eq!(host.gets_through("system-unit", unit(&as_alice, &send("system-unit")))?, false);
     host.revoke(&grant)?;
     ensure_eq!(host.reaches("alice", "after")?, false);
     Ok(())
@@ -70,9 +73,11 @@ fn a_service_is_its_own_subject() -> Result<()> {
     let host = host()?;
     let app = host.add_subject("workload:app", "systemd-unit:app.service")?;
     let grant = host.grant(&app)?;
-    ensure_eq!(host.gets_through("app", unit(&["--unit=app.service", "--property=User=bob"], "app"))?, true);
-    ensure_eq!(host.gets_through("other", unit(&["--unit=other.service"], "other"))?, false);
-    ensure_eq!(host.gets_through("forged", own_unit("bob", "--unit=app.service", "forged"))?, false);
+    let app_unit = ["--unit=app.service", "--property=User=bob"];
+    host.is_let_through("app", unit(&app_unit, &send_patiently("app")))?;
+    ensure_eq!(host.gets_through("other", unit(&["--unit=other.service"], &send("other")))?, false);
+    let forged = own_unit("bob", "--unit=app.service", &send("forged"));
+    ensure_eq!(host.gets_through("forged", forged)?, false);
     host.revoke(&grant)
 }
 
@@ -120,7 +125,7 @@ fn nobody_gets_into_somebody_elses() -> Result<()> {
     }
     ensure_eq!(tried > 2, true, "there are {tried} cgroups in {slice}");
     // And she cannot widen what is hers: a service of the system's is not moved into her slice.
-    ensure_eq!(host.reaches("alice", "she-herself")?, true);
+    host.lets_through("alice", "she-herself")?;
     std::fs::write("/tmp/alice-may-go", "")?;
     there.wait()?;
     host.revoke(&grant)

@@ -2,9 +2,8 @@
 //!
 //! Owns: where each word lies. Must not know: what a slot means.
 
-use std::collections::BTreeMap;
 use std::mem::{offset_of, size_of};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_ebpf::abi::{GrantSlot, map};
 
@@ -67,30 +66,32 @@ impl Slots {
 
     /// Reads what the agent writes, of all slots.
     pub(super) fn read(&self, entries: &mut Entries) {
-        let Entries { epochs, deadlines, idle_limits, names, .. } = entries;
-        for map in [&mut *epochs, &mut *deadlines, &mut *idle_limits] {
-            map.clear();
-        }
-        names.clear();
-        for (slot, words) in (0..).zip(self.memory.all().chunks_exact(WORDS)) {
-            let word = |Word(place): Word| words.get(place).map_or(0, |word| word.load(Ordering::Acquire));
-            let keep = |map: &mut BTreeMap<u32, u64>, value| {
-                if value != 0 {
-                    map.insert(slot, value);
-                }
-            };
-            keep(epochs, word(Word::EPOCH));
-            keep(deadlines, word(Word::DEADLINE));
-            keep(idle_limits, word(Word::IDLE_LIMIT));
-            let (first, rest) = (word(Word::GRANT), word(Word::GRANT_REST));
-            if (first, rest) != (0, 0) {
-                let mut grant = [0; 16];
-                grant[..8].copy_from_slice(&first.to_ne_bytes());
-                grant[8..].copy_from_slice(&rest.to_ne_bytes());
-                names.insert(slot, grant);
-            }
-        }
+        // Built in one go from what is in order already: a fraction of the work of as many insertions.
+        entries.epochs = self.non_zero(Word::EPOCH).collect();
+        entries.deadlines = self.non_zero(Word::DEADLINE).collect();
+        entries.idle_limits = self.non_zero(Word::IDLE_LIMIT).collect();
+        let name = |(slot, words): (u32, &[AtomicU64])| {
+            let (first, rest) = (load(words, Word::GRANT), load(words, Word::GRANT_REST));
+            let mut grant = [0; 16];
+            grant[..8].copy_from_slice(&first.to_ne_bytes());
+            grant[8..].copy_from_slice(&rest.to_ne_bytes());
+            (grant != [0; 16]).then_some((slot, grant))
+        };
+        entries.names = self.all().filter_map(name).collect();
     }
+
+    fn all(&self) -> impl Iterator<Item = (u32, &[AtomicU64])> {
+        (0..).zip(self.memory.all().chunks_exact(WORDS))
+    }
+
+    /// This word of each slot where it is not 0.
+    fn non_zero(&self, word: Word) -> impl Iterator<Item = (u32, u64)> {
+        self.all().map(move |(slot, words)| (slot, load(words, word))).filter(|(_, value)| *value != 0)
+    }
+}
+
+fn load(words: &[AtomicU64], Word(place): Word) -> u64 {
+    words.get(place).map_or(0, |word| word.load(Ordering::Acquire))
 }
 
 fn place(slot: u32, Word(place): Word) -> usize {

@@ -37,6 +37,8 @@ pub struct Grants {
     resources: Vec<Resource>,
     subjects: Vec<Subject>,
     grants: BTreeMap<GrantId, Held>,
+    /// Those of them that may end before their deadline by what is seen here.
+    ends_here: BTreeSet<GrantId>,
     lapsed: BTreeMap<GrantId, Lapsed>,
     /// Which run has used up each grant of one action, until a set comes without it: none is used twice.
     used: BTreeMap<GrantId, RunId>,
@@ -91,6 +93,12 @@ impl Scope {
 struct Lapsed {
     wanted: WantedGrant,
     scope: Scope,
+}
+
+impl Lapsed {
+    fn is_forgotten(&self, now_boot_ns: u64) -> bool {
+        self.wanted.expires_at_boot_ns.saturating_add(nanoseconds(LAPSED_KEPT)) <= now_boot_ns
+    }
 }
 
 /// How long nothing may be let through.
@@ -168,6 +176,11 @@ impl Held {
     fn over(&self, now_boot_ns: u64) -> Lapsed {
         let expires_at_boot_ns = self.wanted.expires_at_boot_ns.min(now_boot_ns);
         Lapsed { wanted: WantedGrant { expires_at_boot_ns, ..self.wanted }, scope: self.scope() }
+    }
+
+    /// Whether [`Held::end`] may ever say so.
+    fn may_end_here(&self) -> bool {
+        self.run.is_some() || self.used_by.is_some() || self.task.is_some() || self.idle.is_some()
     }
 
     /// Whether it is over, and why.
@@ -255,6 +268,8 @@ impl Grants {
         // It ends now, not then: what is not in the set lets nobody through.
         self.lapsed.extend(ran_out.map(|held| (held.wanted.id, held.over(now_boot_ns))));
         self.forget_lapsed(now_boot_ns);
+        let ends_here = self.grants.iter().filter(|(_, held)| held.may_end_here());
+        self.ends_here = ends_here.map(|(id, _)| *id).collect();
         self.timeline = Some(timeline);
         self.generation = set.generation;
         self.resources = set.resources;
@@ -262,21 +277,23 @@ impl Grants {
     }
 
     fn forget_lapsed(&mut self, now_boot_ns: u64) {
-        let kept = nanoseconds(LAPSED_KEPT);
-        self.lapsed.retain(|_, lapsed| lapsed.wanted.expires_at_boot_ns.saturating_add(kept) > now_boot_ns);
+        self.lapsed.retain(|_, lapsed| !lapsed.is_forgotten(now_boot_ns));
         // Ids grow with time, so the first are the oldest.
         while self.lapsed.len() > LAPSED_MAX {
             self.lapsed.pop_first();
         }
     }
 
+    /// Whether [`Grants::find_ends`] has anything to do: most grants end by their deadline, which the kernel knows.
+    pub fn may_find_ends(&self, now_boot_ns: u64) -> bool {
+        !self.ends_here.is_empty() || self.lapsed.values().any(|lapsed| lapsed.is_forgotten(now_boot_ns))
+    }
+
     /// Ends what only this host can see the end of. Returns whether there was anything.
     pub fn find_ends(&mut self, sight: &impl Sight, now_boot_ns: u64) -> bool {
-        let found: Vec<(GrantId, HostEnd)> = self
-            .grants
-            .iter_mut()
-            .filter_map(|(id, held)| Some((*id, held.end(sight, now_boot_ns)?)))
-            .collect();
+        let (grants, ends_here) = (&mut self.grants, &self.ends_here);
+        let end = |id: &GrantId| Some((*id, grants.get_mut(id)?.end(sight, now_boot_ns)?));
+        let found: Vec<(GrantId, HostEnd)> = ends_here.iter().filter_map(end).collect();
         for (id, end) in &found {
             self.ended.insert(*id, *end);
             if let Some(held) = self.grants.remove(id) {
@@ -401,6 +418,7 @@ impl Grants {
         self.used.insert(id, run);
         if let Some(held) = self.grants.get_mut(&id) {
             held.used_by = Some(run);
+            self.ends_here.insert(id);
         }
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Enforcing {
     drifted: Vec<Flaw>,
     /// What is let through now, by slot and epoch: to be known when it has ended.
     periods: BTreeMap<(u32, u64), Period>,
+    /// Before this moment none of them ends, unless something is written. 0: that is not known.
+    next_end_boot_ns: u64,
     /// Some connection of an ended period may still be there.
     unconfirmed: bool,
     /// Some connection was let through by a call, and then refused for who made its socket.
@@ -123,6 +125,7 @@ impl Enforcing {
             next_part: 0,
             drifted: Vec::new(),
             periods,
+            next_end_boot_ns: 0,
             unconfirmed: true,
             strays: false,
             observed,

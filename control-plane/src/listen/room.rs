@@ -1,73 +1,81 @@
-//! How many connections there may be, in all and from one place.
+//! How many connections there may be, in all and of one: an address, a host.
 //!
 //! Owns: counting. Must not know: what a connection is.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Room for so many, of which each place may take a part.
+/// Room for so many, of which each guest may take a part.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Room<Guest: Eq + Hash> {
     max: usize,
-    max_of_place: usize,
-    taken: Mutex<Taken>,
+    max_of_guest: usize,
+    taken: Mutex<Taken<Guest>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<Guest> {
     in_all: usize,
     /// Bounded by the room.
-    by_place: HashMap<IpAddr, usize>,
+    by_guest: HashMap<Guest, usize>,
 }
 
 /// Taken until it is dropped.
 #[derive(Debug)]
-pub(super) struct Stay {
-    room: Arc<Room>,
-    place: IpAddr,
+pub(super) struct Stay<Guest: Eq + Hash> {
+    room: Arc<Room<Guest>>,
+    guest: Guest,
 }
 
-impl Room {
-    pub(super) fn new(max: usize, max_of_place: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_of_place, taken: Mutex::default() })
+impl<Guest: Clone + Eq + Hash> Room<Guest> {
+    pub(super) fn new(max: usize, max_of_guest: usize) -> Arc<Self> {
+        let taken = Taken { in_all: 0, by_guest: HashMap::new() };
+        Arc::new(Self { max, max_of_guest, taken: Mutex::new(taken) })
     }
 
-    /// None: it is full, or the place has its part.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Stay> {
-        let place = place_of(address);
+    /// None: it is full, or the guest has its part.
+    pub(super) fn enter(self: &Arc<Self>, guest: Guest) -> Option<Stay<Guest>> {
         let mut taken = self.lock();
-        let of_place = taken.by_place.get(&place).copied().unwrap_or(0);
-        if taken.in_all >= self.max || of_place >= self.max_of_place {
+        let of_guest = taken.by_guest.get(&guest).copied().unwrap_or(0);
+        if taken.in_all >= self.max || of_guest >= self.max_of_guest {
             return None;
         }
         taken.in_all += 1;
-        taken.by_place.insert(place, of_place + 1);
-        Some(Stay { room: Arc::clone(self), place })
+        taken.by_guest.insert(guest.clone(), of_guest + 1);
+        Some(Stay { room: Arc::clone(self), guest })
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+impl<Guest: Eq + Hash> Room<Guest> {
+    fn lock(&self) -> MutexGuard<'_, Taken<Guest>> {
         // Nothing that holds the lock can panic half way through a change.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Stay {
+impl<Guest: Eq + Hash> Drop for Stay<Guest> {
     fn drop(&mut self) {
         let mut taken = self.room.lock();
         taken.in_all -= 1;
-        match taken.by_place.get_mut(&self.place) {
-            Some(of_place) if *of_place > 1 => *of_place -= 1,
-            _ => drop(taken.by_place.remove(&self.place)),
+        match taken.by_guest.get_mut(&self.guest) {
+            Some(of_guest) if *of_guest > 1 => *of_guest -= 1,
+            _ => drop(taken.by_guest.remove(&self.guest)),
         }
     }
 }
 
-/// Whoever has one address of IPv6 has the whole network of 64 bits.
-fn place_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & (u128::MAX << 64))),
-        address => address,
+/// Where somebody is: whoever has one address of IPv6 has the whole network of 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place(IpAddr);
+
+impl From<IpAddr> for Place {
+    fn from(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & (u128::MAX << 64))),
+            address => address,
+        })
     }
 }
 
@@ -78,7 +86,7 @@ mod tests {
     #[test]
     fn each_place_has_its_part() {
         let room = Room::new(3, 2);
-        let enter = |address: &str| room.enter(address.parse().expect("valid"));
+        let enter = |address: &str| room.enter(Place::from(address.parse::<IpAddr>().expect("valid")));
         let (first, _second) = (enter("10.0.0.1").expect("room"), enter("::ffff:10.0.0.1").expect("room"));
         assert!(enter("10.0.0.1").is_none(), "it has its part");
         let third = enter("2001:db8::1").expect("room");
@@ -89,6 +97,6 @@ mod tests {
         drop((third, fourth));
         assert!(enter("10.0.0.1").is_some());
         assert_eq!(room.lock().in_all, 1);
-        assert_eq!(room.lock().by_place.len(), 1);
+        assert_eq!(room.lock().by_guest.len(), 1);
     }
 }

@@ -20,6 +20,8 @@ mod sqlite {
     mod enrolment;
     mod expiry;
     mod histories;
+    // It ends before any database is asked.
+    mod peers;
     mod runs;
     mod sessions;
     mod sign_in;

@@ -290,6 +290,25 @@ fn with(idle_s: Option<u64>, while_running: bool) -> (Grants, GrantSet, GrantId)
 }
 
 #[test]
+fn ends_are_looked_for_only_where_there_may_be_some() {
+    let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
+    let mut grants = Grants::default();
+    grants.accept(timeline, set(1, &[(id, 60)]), 0);
+    assert!(!grants.may_find_ends(59 * SECOND), "its deadline is the kernel's to see");
+    // What is remembered of one that was over is forgotten by the same look.
+    grants.accept(timeline, set(2, &[]), 60 * SECOND);
+    let forgotten_boot_ns = (60 + 10 * 60) * SECOND;
+    assert!(!grants.may_find_ends(forgotten_boot_ns - 1) && grants.may_find_ends(forgotten_boot_ns));
+    assert!(!grants.find_ends(&NOTHING, forgotten_boot_ns) && !grants.may_find_ends(forgotten_boot_ns));
+    for (idle, task) in [(Some(60), false), (None, true)] {
+        assert!(with(idle, task).0.may_find_ends(0), "idle {idle:?}, task {task}");
+    }
+    grants.accept(timeline, set(3, &[(id, 900)]), forgotten_boot_ns);
+    grants.use_up(id, RunId::new());
+    assert!(grants.may_find_ends(forgotten_boot_ns), "it ends with the run that has used it up");
+}
+
+#[test]
 fn an_idle_grant_ends() {
     let (mut grants, _, id) = with(Some(60), false);
     let active = |seconds: u64| Seen(None, Some(seconds * SECOND));

@@ -270,9 +270,21 @@ impl Entries {
     /// Whether whatever was let through by this slot in this epoch may go on, as the kernel decides it; by the activity that is
     /// known.
     pub fn counts(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> bool {
-        self.epoch(slot) == epoch
-            && self.deadlines.get(&slot).is_some_and(|deadline| *deadline > now_boot_ns)
-            && !self.is_idle(slot, now_boot_ns)
+        self.counts_until(slot, epoch, now_boot_ns).is_some()
+    }
+
+    /// The same, and until when: nothing but a write ends it before that. None: it may not go on.
+    pub fn counts_until(&self, slot: u32, epoch: u64, now_boot_ns: u64) -> Option<u64> {
+        let deadline_boot_ns = self.deadlines.get(&slot).filter(|deadline| **deadline > now_boot_ns)?;
+        if self.epoch(slot) != epoch || self.is_idle(slot, now_boot_ns) {
+            return None;
+        }
+        let active_boot_ns = self.active.get(&slot).copied().unwrap_or(0);
+        let idle_boot_ns = match self.idle_limits.get(&slot) {
+            None | Some(0) => u64::MAX,
+            Some(limit_ns) => active_boot_ns.saturating_add(*limit_ns),
+        };
+        Some(idle_boot_ns.min(*deadline_boot_ns))
     }
 
     /// Whether the slot has been idle for longer than it may, by the activity that is known.

@@ -354,6 +354,20 @@ fn what_has_ended_idle_stays_ended_and_another_grant_is_another() {
 }
 
 #[test]
+fn until_when_something_counts_is_the_first_of_its_ends() {
+    let key = GrantKey { subject: 1, resource: 1 };
+    for (idle_hours, until) in [(0, 9 * HOUR), (1, HOUR), (20, 9 * HOUR)] {
+        let mut present = Entries::default();
+        settle_at(&mut present, &[idle_grant(1, 9 * HOUR, idle_hours)], NOW);
+        let held = present.grants[&key];
+        let until_at = |now| present.counts_until(held.slot, held.epoch, now);
+        assert_eq!(until_at(NOW), Some(until), "{idle_hours} hours");
+        assert_eq!((until_at(until - 1), until_at(until)), (Some(until), None), "{idle_hours} hours");
+        assert_eq!(present.counts_until(held.slot, held.epoch + 1, NOW), None);
+    }
+}
+
+#[test]
 fn the_most_patient_grant_counts() {
     assert_eq!(
         [most_patient(0, 1), most_patient(1, 0), most_patient(1, 2), most_patient(2, 1)],

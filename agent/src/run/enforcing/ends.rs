@@ -57,6 +57,11 @@ impl Enforcing {
     }
 
     pub(in crate::run) fn find_ends(&mut self) -> bool {
+        // Ten times a second, and mostly for nothing.
+        let now_boot_ns = now_boot_ns();
+        if !self.grants.may_find_ends(now_boot_ns) {
+            return false;
+        }
         let subjects = self.grants.subjects().to_vec();
         let view = View {
             gate: &self.gate,
@@ -65,7 +70,7 @@ impl Enforcing {
             runs: &self.running.runs,
             subjects: Subjects::of(&subjects),
         };
-        let found = self.grants.find_ends(&view, now_boot_ns());
+        let found = self.grants.find_ends(&view, now_boot_ns);
         if found {
             tracing::info!(ended = ?self.grants.ended(), "grants that this host has ended");
         }
@@ -99,6 +104,7 @@ impl Enforcing {
                 self.periods.insert((reference.slot, reference.epoch), period);
             }
         }
+        self.next_end_boot_ns = 0;
     }
 
     /// Ends the connections of every period that has ended, and says what became of each. The kernel has let nothing of them
@@ -107,16 +113,31 @@ impl Enforcing {
     /// `again`: also looks for those that were not found before, which takes a look into every network namespace.
     pub(in crate::run) fn end_connections(&mut self, again: bool) -> Result<Ends, KernelError> {
         let now_boot_ns = now_boot_ns();
-        self.look_at_activity(now_boot_ns);
-        let over = |(slot, epoch): &(u32, u64)| !self.entries.counts(*slot, *epoch, now_boot_ns);
-        let ended: Vec<(u32, u64)> = self.periods.keys().filter(|period| over(period)).copied().collect();
-        if ended.is_empty() && !self.strays && !(again && self.unconfirmed) {
+        let is_anything_left = self.strays || (again && self.unconfirmed);
+        // A host may hold tens of thousands, and this is asked ten times a second.
+        if now_boot_ns < self.next_end_boot_ns && !is_anything_left {
             return Ok(Ends::default());
+        }
+        self.look_at_activity(now_boot_ns);
+        let mut ended = Vec::new();
+        let mut next_end_boot_ns = u64::MAX;
+        for period @ (slot, epoch) in self.periods.keys() {
+            match self.entries.counts_until(*slot, *epoch, now_boot_ns) {
+                Some(until_boot_ns) => next_end_boot_ns = next_end_boot_ns.min(until_boot_ns),
+                None => ended.push(*period),
+            }
+        }
+        if ended.is_empty() {
+            self.next_end_boot_ns = next_end_boot_ns;
+            if !is_anything_left {
+                return Ok(Ends::default());
+            }
         }
         // What is only observed goes on, with a grant or without.
         let is_dead = |entry: &ConnectionEntry| {
             let is_granted = entry.flags & ConnectionEntry::OBSERVED == 0;
-            !self.observed.contains(&entry.resource) && (!is_granted || over(&(entry.slot, entry.epoch)))
+            let goes_on = is_granted && self.entries.counts(entry.slot, entry.epoch, now_boot_ns);
+            !self.observed.contains(&entry.resource) && !goes_on
         };
         let connections = self.gate.connections()?;
         let dead: Vec<(u64, ConnectionEntry)> =

@@ -50,6 +50,7 @@ impl Enforcing {
             let period = Period { pair: key, grant: *grant.id.as_bytes() };
             self.periods.insert((reference.slot, reference.epoch), period);
         }
+        self.next_end_boot_ns = 0;
     }
 
     /// The canary said something. Returns whether it is to be asked at once.
