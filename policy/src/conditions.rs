@@ -189,7 +189,7 @@ fn check(
                 line,
                 column,
                 text,
-                help: one_line(&help),
+                help: without_id(&help),
             });
         }
     }
@@ -436,10 +436,16 @@ fn at_condition(condition: &Condition, text: String, help: &str) -> Problem {
     Problem { file: file.clone(), line: *line, column: *column, text, help: help.to_owned() }
 }
 
-/// Cedar begins with "for policy `ID`, ", which is said already.
+/// Cedar says which policy it is, in several ways, which is said already; and each thing again for every action.
 fn without_id(message: &str) -> String {
-    let rest = message.strip_prefix("for policy `").and_then(|rest| rest.split_once("`, "));
-    one_line(rest.map_or(message, |(_, rest)| rest))
+    let mut text = one_line(message);
+    for (start, end) in [("for policy `", "`, "), ("for policy `", "`: "), (" for Action::\"", "\"")] {
+        while let Some(at) = text.find(start) {
+            let Some(length) = text[at + start.len()..].find(end) else { break };
+            text.replace_range(at..at + start.len() + length + end.len(), "");
+        }
+    }
+    text
 }
 
 fn one_line(text: &str) -> String {

@@ -429,11 +429,20 @@ impl<'a> Reading<'a> {
             if entry.days.is_empty() {
                 file.at(&entry.name, "the window has no days", "write `days = [\"mon\", \"tue\"]`");
             }
-            let from = minute(&mut file, &entry.from).filter(|minute| *minute < DAY_MINUTES);
-            let to = minute(&mut file, &entry.to).filter(|minute| *minute > 0);
+            let (from, to) = (minute(&mut file, &entry.from), minute(&mut file, &entry.to));
             let zone = zone(&mut file, &entry.zone);
             let Some(name) = window_name(&mut file, &entry.name, &mut names) else { continue };
             match (from, to) {
+                // Told already.
+                (None, _) | (_, None) => {}
+                (Some(DAY_MINUTES), _) | (_, Some(0)) => {
+                    let text = format!(
+                        "{} to {} is no window",
+                        quote(entry.from.get_ref()),
+                        quote(entry.to.get_ref())
+                    );
+                    file.at(&entry.from, text, "it opens at 00:00 to 23:59 and closes at 00:01 to 24:00");
+                }
                 (Some(from), Some(to)) if from != to => {
                     weekly.extend(zone.map(|zone| Weekly { name, days, from, to, zone }));
                 }
@@ -441,12 +450,6 @@ impl<'a> Reading<'a> {
                     let help = "a whole day is from 00:00 to 24:00";
                     file.at(&entry.to, format!("{} is when it opens, too", quote(entry.to.get_ref())), help);
                 }
-                // Told already, unless it is one that a window cannot open or close at.
-                _ => file.at(
-                    &entry.from,
-                    format!("{} to {} is no window", quote(entry.from.get_ref()), quote(entry.to.get_ref())),
-                    "it opens at 00:00 to 23:59 and closes at 00:01 to 24:00",
-                ),
             }
         }
         for entry in &shape.maintenance {

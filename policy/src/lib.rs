@@ -22,5 +22,6 @@ mod windows;
 
 pub use conditions::SCHEMA;
 pub use decide::{Decision, decide};
+pub use model::Policy;
 pub use problem::Problem;
 pub use windows::{Maintenance, Weekly};

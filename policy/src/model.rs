@@ -251,6 +251,11 @@ impl Links {
 }
 
 impl Policy {
+    /// How many Cedar policies there are.
+    pub fn conditions(&self) -> usize {
+        self.conditions.iter().count()
+    }
+
     /// The role of that name.
     pub fn role(&self, name: &RoleName) -> Option<&Role> {
         self.roles.binary_search_by(|role| role.name.cmp(name)).ok().and_then(|at| self.roles.get(at))
