@@ -399,24 +399,32 @@ fn unknown(uid: &EntityUid, known: &Known<'_>) -> Option<String> {
     (!is_known).then(|| format!("{kind} {} is not in {file}", quote(name)))
 }
 
-/// What would take too much stack to check: the byte at which it is too much. Strings and comments are looked at as if they were
-/// code, which only makes the bound a little tighter.
+/// What would take too much stack to check: the byte at which it is too much. Strings and comments do not count.
 fn too_deep(text: &str) -> Option<(usize, String)> {
     let (mut depth, mut chain) = (0_usize, 0_usize);
-    for (at, byte) in text.bytes().enumerate() {
+    let mut bytes = text.bytes().enumerate().peekable();
+    let mut before = b' ';
+    while let Some((at, byte)) = bytes.next() {
         match byte {
+            b'"' => loop {
+                match bytes.next() {
+                    Some((_, b'\\')) => drop(bytes.next()),
+                    Some((_, b'"')) | None => break,
+                    Some(_) => {}
+                }
+            },
+            b'/' if bytes.peek().is_some_and(|(_, next)| *next == b'/') => {
+                while bytes.next_if(|(_, byte)| *byte != b'\n').is_some() {}
+            }
             b'(' | b'[' | b'{' => depth += 1,
             b')' | b']' | b'}' => depth = depth.saturating_sub(1),
             b';' => chain = 0,
             b'&' | b'|' | b'.' | b'!' | b'-' | b'+' | b'*' | b'?' => chain += 1,
-            // `if … then … else if …`, `has`, `in`, `like`, `is`: a word after a blank.
-            b'i' | b'h' | b'l'
-                if at > 0 && text.as_bytes().get(at - 1).is_some_and(u8::is_ascii_whitespace) =>
-            {
-                chain += 1
-            }
+            // `if … then … else if …`, `has`, `in`, `like`, `is`: a word that begins here.
+            b'i' | b'h' | b'l' if !before.is_ascii_alphanumeric() && before != b'_' => chain += 1,
             _ => {}
         }
+        before = byte;
         if depth > DEPTH_MAX {
             return Some((at, format!("brackets lie more than {DEPTH_MAX} deep")));
         }

@@ -125,26 +125,24 @@ fn changes(policy: &Policy, facts: &Facts) -> Vec<Change> {
         Instant::from_millisecond(facts.now.unix_ms()).ok().filter(|_| !policy.windows.is_empty())
     {
         for window in policy.windows.iter().filter(|window| !window.is_open(facts.now)) {
-            changes.extend(window.next(now).and_then(|time| later(&window.name.to_string(), time)));
+            let time = window.next(now).and_then(|time| Timestamp::from_unix_ms(time.as_millisecond()).ok());
+            changes.extend(time.map(|time| later(window.name.as_str(), time)));
         }
     }
     for window in policy.maintenance.iter().filter(|window| window.from > facts.now) {
-        let from = window.from;
-        let text = format!("window `{}`, which opens at {}", window.name, moment(from));
-        changes.push(Change::new(text, move |facts| facts.now = from));
+        changes.push(later(window.name.as_str(), window.from));
     }
     changes
 }
 
 /// The same at another time. Incidents are taken to go on as they are.
-fn later(window: &str, time: Instant) -> Option<Change> {
-    let time = Timestamp::from_unix_ms(time.as_millisecond()).ok()?;
+fn later(window: &str, time: Timestamp) -> Change {
     let text = format!("window `{window}`, which opens at {}", moment(time));
-    Some(Change::new(text, move |facts| {
+    Change::new(text, move |facts| {
         let wait = time.since(facts.now);
         facts.incidents.values_mut().for_each(|end| *end = end.plus(wait));
         facts.now = time;
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -298,7 +298,7 @@ impl<'a> Reading<'a> {
         }
         for (name, text) in self.files {
             if text.len() > FILE_MAX_BYTES {
-                let text = format!("{} bytes are more than {FILE_MAX_BYTES}", text.len());
+                let text = format!("is larger than {FILE_MAX_BYTES} bytes");
                 self.whole(name, text, "divide it: conditions and tests can be many files");
             }
             let is_known = [LIMITS, SUBJECTS, RESOURCES, HOSTS, ROLES].contains(&name.as_str());

@@ -55,7 +55,7 @@ Exit codes:
 
 Examples:
   portcullis policy explain --subject user:alice@example.com --resource orders-db --host app-1
-  portcullis policy explain docs/policies/on-call-incident --subject user:olga --resource orders-db \\
+  portcullis policy explain docs/policies/on-call-incident --subject user:olga@example.com --resource orders-db \\
     --incident inc-42 --mfa --at 2026-12-01T03:00:00Z -o json | jq .outcome")]
     Explain(Box<Explain>),
 }
@@ -180,8 +180,8 @@ fn validate(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
         (policy.conditions(), "conditions"),
         (policy.cases.len(), "cases"),
     ];
-    let counts: Vec<String> = counts.iter().map(|(count, what)| format!("{count} {what}")).collect();
-    context.tell(&format!("the policy in `{shown}` is valid: {}", counts.join(", ")));
+    let counts: Vec<String> = counts.iter().map(|(count, what)| format!("{what} {count}")).collect();
+    context.tell(&format!("the policy in `{shown}` is valid ({})", counts.join(", ")));
     Ok(())
 }
 
@@ -192,7 +192,7 @@ fn test(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
     let failed = rows.iter().filter(|row| !row.passed).count();
     match failed {
         0 => {
-            context.tell(&format!("{} cases are decided as they say", rows.len()));
+            context.tell(&format!("cases: {}, each decided as it says", rows.len()));
             Ok(())
         }
         _ => Err(Error::CasesFailed { failed, cases: rows.len() }),

@@ -206,3 +206,88 @@ fn facts_keep_to_the_schema() {
         assert_eq!(question.keeps_to_schema(&"debug".parse().expect("valid")), Ok(()));
     }
 }
+
+mod any {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONDITIONS: &str = "@id(\"mfa\") forbid (principal, action, resource == Role::\"long\") unless { context.mfa };
+        @id(\"incident\") permit (principal in Group::\"engineers\", action, resource == Role::\"oncall\") when { context.incident_active };
+        @id(\"short\") permit (principal, action == Action::\"approve\", resource == Role::\"debug\") when { context.duration < 3000 };
+        @id(\"broken\") forbid (principal, action, resource == Role::\"oncall\") when { context.duration + 9223372036854770000 > 0 && context.mfa };";
+
+    /// One policy, and the same with everything forbidden.
+    static POLICIES: std::sync::LazyLock<(Policy, Policy)> = std::sync::LazyLock::new(|| {
+        let shut = format!("{CONDITIONS} @id(\"shut\") forbid (principal, action, resource);");
+        (policy(CONDITIONS), policy(&shut))
+    });
+
+    fn any_facts() -> impl Strategy<Value = Facts> {
+        let subject = proptest::sample::select(vec![
+            "user:alice",
+            "user:bob",
+            "user:carol",
+            "user:mallory",
+            "workload:x",
+        ]);
+        let resource = proptest::sample::select(vec!["db", "cache", "nowhere"]);
+        let host = proptest::sample::select(vec!["app-1", "app-2", "lab"]);
+        let role = proptest::option::of(proptest::sample::select(vec!["debug", "long", "oncall", "none"]));
+        let stage = proptest::sample::select(Stage::ALL.to_vec());
+        let rest = (proptest::option::of(1u64..40_000), any::<bool>(), any::<bool>(), 0u32..3, 0u64..10_000);
+        (subject, resource, host, role, stage, rest).prop_map(
+            |(subject, resource, host, role, stage, rest)| {
+                let (seconds, mfa, incident, approvals, minutes) = rest;
+                let mut facts = facts(subject, resource, host);
+                facts.now = facts.now.plus(Duration::from_secs(minutes * 60));
+                facts.role = role.map(|role| role.parse().expect("valid"));
+                facts.duration = seconds.map(Duration::from_secs);
+                (facts.stage, facts.mfa, facts.approvals) = (stage, mfa, approvals);
+                if incident {
+                    facts
+                        .incidents
+                        .insert("inc-1".parse().expect("valid"), facts.now.plus(Duration::from_secs(1)));
+                }
+                facts
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn what_is_permitted_is_bounded(all in proptest::collection::vec(any_facts(), 20)) {
+            let (policy, shut) = &*POLICIES;
+            for facts in all {
+                let decision = decide(policy, &facts);
+                prop_assert_eq!(&decision, &decide(policy, &facts));
+                let is_shut = matches!(decide(shut, &facts).outcome, Outcome::Denied { .. });
+                prop_assert!(is_shut);
+                match decision.outcome {
+                    Outcome::Denied { reasons } => prop_assert!(!reasons.is_empty()),
+                    Outcome::Permitted(terms) => {
+                        let limits = &policy.limits;
+                        let role = policy.role(&terms.role).expect("one of the policy's");
+                        prop_assert!(!decision.decided_by.is_empty() && decision.missing.is_empty());
+                        prop_assert!(terms.duration <= terms.maximum_duration);
+                        prop_assert!(terms.maximum_duration <= limits.maximum_duration);
+                        prop_assert!(role.maximum_duration.is_none_or(|maximum| terms.maximum_duration <= maximum));
+                        prop_assert!(facts.duration.is_none_or(|asked| asked == terms.duration));
+                        prop_assert!(facts.role.is_none_or(|named| named == terms.role));
+                        prop_assert!(role.resources.contains(&facts.resource));
+                        prop_assert!(role.hosts.as_ref().is_none_or(|hosts| facts.hosts.iter().all(|host| hosts.contains(host))));
+                        prop_assert!(terms.idle.is_none_or(|idle| Some(idle) <= limits.maximum_idle && idle < terms.duration));
+                        for step in &terms.steps {
+                            prop_assert!(!step.approvers.contains(&facts.subject) && !step.approvers.contains(&facts.requester));
+                        }
+                        if facts.stage == Stage::Request && terms.steps.is_empty() {
+                            prop_assert!(limits.automatic_maximum_duration.is_none_or(|limit| terms.duration <= limit));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -17,7 +17,7 @@ const WHAT: &str = "policy file";
 pub(super) fn read(folder: &Path) -> Result<BTreeMap<String, String>, Error> {
     let mut files = BTreeMap::new();
     for (inner, extension) in [("", "toml"), ("conditions/", "cedar"), ("tests/", "toml")] {
-        let place = folder.join(inner);
+        let place = if inner.is_empty() { folder.to_owned() } else { folder.join(inner) };
         let entries = match std::fs::read_dir(&place) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !inner.is_empty() => continue,
