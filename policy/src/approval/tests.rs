@@ -1,3 +1,5 @@
+//! Steps, votes and time limits, each by example; then what holds of whatever comes.
+
 use proptest::prelude::*;
 
 use super::*;

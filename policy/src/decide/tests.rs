@@ -1,3 +1,5 @@
+//! A table of decisions, and what holds of all of them.
+
 use std::collections::BTreeMap;
 
 use proto::types::Timestamp;

@@ -1,3 +1,5 @@
+//! Everything that is refused in files, with its text; and the bounds.
+
 use std::fmt::Write as _;
 
 use super::*;
