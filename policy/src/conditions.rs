@@ -8,7 +8,7 @@
 //! Cedar asks every policy of a set. So the policies lie in a set for each (action, role, principal) that their scopes name, and
 //! a question goes only to the sets that can have an answer.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -467,6 +467,8 @@ pub(crate) struct Question<'a> {
     groups: &'a BTreeSet<GroupName>,
     scopes: Vec<Scope>,
     ready: OnceCell<Result<Ready, String>>,
+    /// The context for each (duration, approvals) that was asked about: making one takes longer than asking most policies.
+    contexts: RefCell<Vec<((i64, u32), Context)>>,
 }
 
 struct Ready {
@@ -481,7 +483,7 @@ impl<'a> Question<'a> {
     pub(crate) fn new(policy: &'a Policy, facts: &'a Facts, groups: &'a BTreeSet<GroupName>) -> Self {
         let own = [Scope::Anybody, Scope::Subject(facts.subject.clone())];
         let scopes = own.into_iter().chain(groups.iter().cloned().map(Scope::Group)).collect();
-        Self { policy, facts, groups, scopes, ready: OnceCell::new() }
+        Self { policy, facts, groups, scopes, ready: OnceCell::new(), contexts: RefCell::default() }
     }
 
     fn sets(&self, action: Action, role: &RoleName) -> impl Iterator<Item = &'a PolicySet> {
@@ -518,12 +520,7 @@ impl<'a> Question<'a> {
             return Ok(answer);
         }
         let ready = self.ready.get_or_init(|| self.prepare()).as_ref().map_err(Clone::clone)?;
-        let last = [
-            ("duration".to_owned(), RestrictedExpression::new_long(seconds)),
-            ("approvals".to_owned(), RestrictedExpression::new_long(approvals.into())),
-        ];
-        let context = Context::from_pairs(ready.context.iter().cloned().chain(last))
-            .map_err(|error| error.to_string())?;
+        let context = self.context_of(ready, seconds, approvals)?;
         let action = uid("Action", action.as_str())?;
         let request =
             Request::new(ready.principal.clone(), action, uid("Role", role.as_str())?, context, None);
@@ -549,6 +546,22 @@ impl<'a> Question<'a> {
         answer.forbids.sort_by(|one, other| one.id.cmp(&other.id));
         answer.failed.sort_by(|one, other| one.0.id.cmp(&other.0.id));
         Ok(answer)
+    }
+
+    fn context_of(&self, ready: &Ready, seconds: i64, approvals: u32) -> Result<Context, String> {
+        let key = (seconds, approvals);
+        let known = self.contexts.borrow().iter().find(|(known, _)| *known == key).map(|(_, it)| it.clone());
+        if let Some(context) = known {
+            return Ok(context);
+        }
+        let last = [
+            ("duration".to_owned(), RestrictedExpression::new_long(seconds)),
+            ("approvals".to_owned(), RestrictedExpression::new_long(approvals.into())),
+        ];
+        let context = Context::from_pairs(ready.context.iter().cloned().chain(last));
+        let context = context.map_err(|error| error.to_string())?;
+        self.contexts.borrow_mut().push((key, context.clone()));
+        Ok(context)
     }
 
     fn prepare(&self) -> Result<Ready, String> {

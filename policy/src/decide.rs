@@ -141,6 +141,10 @@ pub fn decide(policy: &Policy, facts: &Facts) -> Decision {
         if !linked && !question.could_permit(action, &role.name) {
             continue;
         }
+        // However it is judged, it cannot come before the best so far.
+        if best.as_ref().is_some_and(|(terms, _)| best_rank(policy, facts, &question, role) >= rank(terms)) {
+            continue;
+        }
         match judge(policy, facts, &question, role, linked) {
             Ok(found) => {
                 let is_better = best.as_ref().is_none_or(|(terms, _)| rank(&found.0) < rank(terms));
@@ -182,6 +186,18 @@ fn add_new<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) {
 
 fn rank(terms: &Terms) -> (u32, Reverse<Duration>, &RoleName) {
     (terms.approvals(), Reverse(terms.maximum_duration), &terms.role)
+}
+
+/// The rank that a role has at best, if it applies.
+fn best_rank<'a>(
+    policy: &Policy,
+    facts: &Facts,
+    question: &Question<'_>,
+    role: &'a Role,
+) -> (u32, Reverse<Duration>, &'a RoleName) {
+    let needs_nobody = facts.stage != Stage::Request || question.could_permit(Action::Approve, &role.name);
+    let approvals = if needs_nobody { 0 } else { role.approvals() };
+    (approvals, Reverse(longest(&policy.limits, role, "").0), &role.name)
 }
 
 /// Whether one role applies to somebody who might get it, on which terms and by which rules.
@@ -262,6 +278,18 @@ fn hosts(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<(), 
     Err(Refused::by(rule.to_owned(), format!("the role is not for host `{host}`"), help))
 }
 
+/// How long a role can be had for, and by which rule not longer; `rule` is the role's own.
+fn longest<'a>(limits: &Limits, role: &Role, rule: &'a str) -> (Duration, &'a str) {
+    let own = role.maximum_duration.map(|maximum| (maximum, rule));
+    let automatic = limits.automatic_maximum_duration.filter(|_| role.steps.is_empty());
+    let automatic = automatic.map(|maximum| (maximum, AUTOMATIC));
+    let bounds = [own, automatic].into_iter().flatten();
+    bounds.fold((limits.maximum_duration, "limit:maximum_duration"), |least, bound| match bound.0 < least.0 {
+        true => bound,
+        false => least,
+    })
+}
+
 /// How long, and how long at most.
 fn durations(
     limits: &Limits,
@@ -269,12 +297,7 @@ fn durations(
     role: &Role,
     rule: &str,
 ) -> Result<(Duration, Duration), Refused> {
-    let mut bounds = vec![(limits.maximum_duration, "limit:maximum_duration")];
-    bounds.extend(role.maximum_duration.map(|maximum| (maximum, rule)));
-    let automatic = limits.automatic_maximum_duration.filter(|_| role.steps.is_empty());
-    bounds.extend(automatic.map(|maximum| (maximum, AUTOMATIC)));
-    // There is one at least.
-    let (maximum, by) = bounds.into_iter().min().unwrap_or_default();
+    let (maximum, by) = longest(limits, role, rule);
     let asked = facts.duration.unwrap_or_else(|| role.default_duration.unwrap_or(maximum).min(maximum));
     if asked > maximum {
         let (asked, maximum) = (duration_text(asked), duration_text(maximum));
