@@ -55,8 +55,8 @@ Exit codes:
 
 Examples:
   portcullis policy explain --subject user:alice@example.com --resource orders-db --host app-1
-  portcullis policy explain docs/policies/on-call-incident --subject user:olga@example.com --resource orders-db \\
-    --incident inc-42 --mfa --at 2026-12-01T03:00:00Z -o json | jq .outcome")]
+  portcullis policy explain docs/policies/on-call-incident --subject user:olga@example.com \\
+    --resource orders-db --incident inc-42 --mfa --at 2026-12-01T03:00:00Z -o json | jq .outcome")]
     Explain(Box<Explain>),
 }
 
