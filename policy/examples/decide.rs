@@ -1,7 +1,7 @@
 //! How long a decision takes: `cargo run --release -p policy --example decide`.
 //!
 //! 100 roles for one resource each ten, and so many Cedar policies, each of which permits one role to one group; every role
-//! also has a condition that everybody is asked. Half of the subjects are in ten groups.
+//! also has a condition that everybody is asked. Whoever asks is in ten groups.
 
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "a measurement says what it measured")]
 
@@ -44,7 +44,7 @@ fn policy(links: usize, as_conditions: bool) -> Policy {
     let subjects = list(1000, &|at| format!("[[subject]]\nid = \"user:u-{at}\"\n"));
     let groups = list(GROUPS, &|group| {
         let members: Vec<String> =
-            (0..25).map(|at| format!("\"user:u-{}\"", (group * 5 + at * 20) % 500)).collect();
+            (0..5).map(|at| format!("\"user:u-{}\"", (group * 5 + at * 100) % 500)).collect();
         format!("[[group]]\nname = \"g-{group}\"\nmembers = [{}]\n", members.join(", "))
     });
     let mut tree = BTreeMap::from([
@@ -82,7 +82,7 @@ fn main() {
         let read = began.elapsed();
         let facts: Vec<Facts> = (0..1000)
             .map(|at| {
-                let subject = format!("user:u-{at}").parse().expect("valid");
+                let subject = format!("user:u-{}", at * 5 % 500).parse().expect("valid");
                 let mut facts = Facts::new(now, subject, format!("db-{}", at % 10).parse().expect("valid"));
                 facts.hosts.insert("h-1".parse().expect("valid"));
                 facts.mfa = true;
@@ -94,8 +94,12 @@ fn main() {
         for facts in facts.iter().cycle().take(5000) {
             let began = Instant::now();
             let decision = black_box(decide(&policy, black_box(facts)));
-            times.push(began.elapsed());
-            permitted += usize::from(matches!(decision.outcome, Outcome::Permitted(_)));
+            let elapsed = began.elapsed();
+            // Who has nothing to do with a resource is told so at once: that is not what takes time.
+            if matches!(decision.outcome, Outcome::Permitted(_)) {
+                times.push(elapsed);
+                permitted += 1;
+            }
         }
         times.sort_unstable();
         let kind = if as_conditions { "Cedar policies" } else { "entries of `to`" };
