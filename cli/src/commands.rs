@@ -7,6 +7,7 @@ pub mod grants;
 pub mod host;
 pub mod login;
 pub mod logout;
+pub mod policy;
 pub mod release;
 pub mod request;
 pub mod requests;
@@ -50,6 +51,8 @@ pub enum Command {
     #[command(subcommand)]
     Audit(audit::Verb),
     Status(status::Arguments),
+    #[command(subcommand)]
+    Policy(policy::Verb),
 }
 
 pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(), Error> {
@@ -70,6 +73,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,
+        Command::Policy(verb) => policy::run(verb, context).await,
     }
 }
 

@@ -211,6 +211,10 @@ pub enum Error {
     Follow(#[source] io::Error),
     #[error("{} of {hosts} hosts are fully enforcing", hosts - unready)]
     NotEnforcing { unready: usize, hosts: usize },
+    #[error("the policy in `{}` is not valid: {problems} {}", folder.display(), if *problems == 1 { "problem" } else { "problems" })]
+    BadPolicy { folder: PathBuf, problems: usize },
+    #[error("{failed} of {cases} cases are not decided as they say")]
+    CasesFailed { failed: usize, cases: usize },
     #[error("cannot read {count} of the events")]
     UnreadableEvents { count: u64 },
     #[error("request `{request}` was denied{}{}", by(decided_by), remark(comment))]
@@ -307,6 +311,8 @@ impl Error {
             | Self::NoAgent { .. }
             | Self::Agent { .. }
             | Self::Start { .. }
+            | Self::BadPolicy { .. }
+            | Self::CasesFailed { .. }
             | Self::Follow(_) => Kind::Local,
             Self::AgentRefused { .. } => Kind::PermissionDenied,
             Self::Usage(_) => Kind::Usage,
@@ -342,6 +348,9 @@ impl Error {
             ),
             Self::WorkloadApi { .. } => Some(
                 "compare SPIFFE_ENDPOINT_SOCKET with where the Workload API is, and look whether it knows this workload; or name a token with `--workload-token-file`".into(),
+            ),
+            Self::CasesFailed { .. } => Some(
+                "`portcullis policy explain` shows how a request is decided: correct the policy, or the case".into(),
             ),
             Self::UnreadableEvents { .. } => {
                 Some("is the control plane newer than this `portcullis`? it may send kinds that are not known here".into())

@@ -1,9 +1,10 @@
 //! How results look: a table and JSON from the same struct.
 //!
-//! Owns: the shapes that consumers see ([`rows`], [`audit`]), their tables, the escaping of text from elsewhere. Must not
+//! Owns: the shapes that consumers see ([`rows`], [`audit`], [`policy`]), their tables, the escaping of text from elsewhere. Must not
 //! know: the network, the clock. The JSON names are a promise; docs/audit-events.md describes those of events.
 
 pub mod audit;
+pub mod policy;
 pub mod rows;
 mod text;
 

@@ -7,6 +7,7 @@
 mod canned;
 mod documented;
 mod help;
+mod policies;
 mod process;
 mod refusals;
 mod results;

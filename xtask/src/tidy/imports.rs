@@ -16,8 +16,9 @@ struct Rule {
     advice: &'static str,
 }
 
-const EVERYWHERE: &[&str] = &["agent", "agent-ebpf", "cli", "control-plane", "proto", "tests", "xtask"];
-const PURE: &[&str] = &["agent/src/rules", "control-plane/src/rules"];
+const EVERYWHERE: &[&str] =
+    &["agent", "agent-ebpf", "cli", "control-plane", "policy", "proto", "tests", "xtask"];
+const PURE: &[&str] = &["agent/src/rules", "control-plane/src/rules", "policy/src"];
 const VERDICT: &str = "agent-ebpf/src/verdict";
 const ABI: &str = "agent-ebpf/src/abi";
 
@@ -76,8 +77,15 @@ const RULES: &[Rule] = &[
 ];
 
 /// Places that must not be empty: a rule about a folder that was renamed would pass in silence.
-const GUARDED: &[&str] =
-    &["agent/src/kernel", "agent/src/session", "agent/src/rules", "control-plane/src/rules", VERDICT, ABI];
+const GUARDED: &[&str] = &[
+    "agent/src/kernel",
+    "agent/src/session",
+    "agent/src/rules",
+    "control-plane/src/rules",
+    "policy/src",
+    VERDICT,
+    ABI,
+];
 
 pub(super) fn check(tree: &Tree) -> Vec<Violation> {
     let mut violations: Vec<_> = GUARDED
