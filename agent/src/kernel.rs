@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code, reason = "records come out of shared memory")]
 
+mod allocator;
 mod datagrams;
 mod error;
 mod guard;
@@ -47,6 +48,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+pub(crate) use allocator::give_back;
 pub use error::KernelError;
 pub use guard::Fault;
 pub use lsm::unix::PART as UNIX_SOCKETS;

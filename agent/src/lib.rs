@@ -5,7 +5,6 @@
 //! [`observe`] the only reader of `/proc` and cgroupfs, [`clock`] the only reader of clocks.
 
 pub mod addresses;
-mod allocator;
 pub mod canary;
 pub mod clock;
 pub mod config;

@@ -25,12 +25,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use crate::allocator;
 use crate::canary::{self, Told};
 use crate::clock::now_boot_ns;
 use crate::config::Config;
 use crate::identity::Identities;
-use crate::kernel::{Gate, KernelError, Placed, Rings};
+use crate::kernel::{self, Gate, KernelError, Placed, Rings};
 use crate::kubernetes::{self, Following, PodsFile, PodsNews};
 use crate::memory::MemoryFile;
 use crate::observe::{self, Cgroups, Notices, ObserveError};
@@ -461,7 +460,7 @@ impl Agent {
             }
             Event::Keep => {
                 if std::mem::take(&mut self.has_freed) {
-                    allocator::give_back();
+                    kernel::give_back();
                 }
                 self.enforcing.retry();
                 self.enforcing.conclude();

@@ -8,7 +8,6 @@
 /// Gives back what it can: takes some milliseconds at the most. Other allocators than glibc's do so by themselves.
 pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "no crate has it")]
     // SAFETY: it takes no pointer, leaves what is in use where it is, and may be called by any thread at any time.
     unsafe {
         libc::malloc_trim(0);
