@@ -300,7 +300,7 @@ async fn news_of(pods: Option<&mut Following>) -> Option<PodsNews> {
 }
 
 /// None, for good, where there are no diagnostics.
-async fn relay(diagnostics: &mut Option<crate::kernel::Diagnostics>) -> Option<io::Result<()>> {
+async fn relay(diagnostics: &mut Option<kernel::Diagnostics>) -> Option<io::Result<()>> {
     match diagnostics {
         Some(diagnostics) => Some(diagnostics.relay().await),
         None => None,

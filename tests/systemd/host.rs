@@ -109,7 +109,18 @@ impl Host {
             "journalctl --no-pager -n 60 -u portcullis-agent -u portcullis-gate -u portcullis-control-plane",
         );
         let cgroups = sh("systemd-cgls --no-pager --all");
-        format!("{status}\n{}\n{}", log.unwrap_or_default(), cgroups.unwrap_or_default())
+        let denials: Vec<String> = self
+            .admin
+            .events()
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .filter(|event| event["event"] == "conn.deny")
+            .take(3)
+            .map(ToString::to_string)
+            .collect();
+        let (log, cgroups) = (log.unwrap_or_default(), cgroups.unwrap_or_default());
+        format!("{status}\n{}\n{log}\n{cgroups}", denials.join("\n"))
     }
 
     fn wait_until_applied(&self) -> Result<()> {
