@@ -300,8 +300,8 @@ impl Tree {
     }
 
     /// The directory at a path below the root, and its id: the inode number. Nothing that is mounted there, and no link, is
-    /// taken for a cgroup.
-    fn open(&self, path: &str) -> Option<(OwnedFd, u64)> {
+    /// taken for a cgroup. None: it is not there, or, which is a problem, this process may not look.
+    fn open(&mut self, path: &str) -> Option<(OwnedFd, u64)> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
@@ -309,9 +309,23 @@ impl Tree {
             | ResolveFlag::RESOLVE_NO_XDEV;
         let how = OpenHow::new().flags(flags).resolve(resolve);
         let relative = if path.is_empty() { "." } else { path.trim_start_matches('/') };
-        let directory = openat2(self.hierarchy.as_ref()?, relative, how).ok()?;
-        let id = stat(&directory, "").ok()?.st_ino;
-        Some((directory, id))
+        match openat2(self.hierarchy.as_ref()?, relative, how) {
+            Ok(directory) => {
+                let id = stat(&directory, "").ok()?.st_ino;
+                Some((directory, id))
+            }
+            // It is just going, another has its place, or it is none.
+            Err(
+                Errno::ENOENT | Errno::ENODEV | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV | Errno::EAGAIN,
+            ) => None,
+            Err(_) => {
+                self.problem = Some(
+                    "cgroups cannot be opened, and no process is anybody's: what confines the agent, such as \
+                     `RestrictSUIDSGID=` of its unit, must leave it `openat2`",
+                );
+                None
+            }
+        }
     }
 }
 
