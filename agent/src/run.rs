@@ -453,7 +453,7 @@ impl Agent {
                     self.report();
                 }
                 self.look_at_runs();
-                if self.enforcing.end_what_is_over() {
+                if self.enforcing.end_what_is_over(self.auditing.lost()) {
                     self.tell_ended();
                 }
                 self.end_connections(false);

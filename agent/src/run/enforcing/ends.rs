@@ -2,7 +2,7 @@
 //!
 //! Owns: which times are let through now, and what became of each. Must not know: how a socket is destroyed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{ClosedRecord, ConnectionEntry, EndedBy, GrantKey, protocol};
 use proto::types::{CgroupPath, EndReason, EndedGrant, GrantId, RunId, SubjectNumber};
@@ -11,6 +11,7 @@ use super::Enforcing;
 use crate::canary;
 use crate::clock::now_boot_ns;
 use crate::kernel::{Gate, KernelError};
+use crate::memory::Lost;
 use crate::observe::Cgroups;
 use crate::rules::grants::Sight;
 use crate::rules::plan::{Entries, WantedGrant};
@@ -48,9 +49,12 @@ pub(in crate::run) struct Ends {
 
 impl Enforcing {
     /// Ends the grants of which only this host can see that they are over. Returns whether there were any.
-    pub(in crate::run) fn end_what_is_over(&mut self) -> bool {
+    ///
+    /// Written down first, with what was `lost`: an agent that ends in between must not leave to the next what would revive them.
+    pub(in crate::run) fn end_what_is_over(&mut self, lost: BTreeMap<u32, Lost>) -> bool {
         let any = self.find_ends();
         if any {
+            self.remember(lost);
             self.reconcile();
         }
         any
