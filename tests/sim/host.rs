@@ -715,6 +715,10 @@ impl Host {
             self.reconcile(now_ns);
         }
         if self.find_ends(now_ns) {
+            // Memory before the kernel: an agent that ends in between leaves nothing that the next one would revive.
+            if self.broken != Broken::Memory {
+                self.remember(now_ns);
+            }
             self.reconcile(now_ns);
             self.tell_ended(now_ns);
         }

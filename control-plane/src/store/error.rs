@@ -165,7 +165,7 @@ fn sql_state(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
-/// Whether the database cannot be had for now.
+/// Whether the database cannot be reached at the moment.
 fn is_away(error: &sqlx::Error) -> bool {
     use sqlx::Error;
     match error {
