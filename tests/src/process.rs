@@ -139,12 +139,14 @@ pub fn output(command: &mut Command) -> Result<String> {
 pub fn wait_for<T>(what: &str, timeout: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
+        let look = Instant::now();
         if let Some(value) = ready()? {
             return Ok(value);
         }
         if Instant::now() > deadline {
             bail!("waited {timeout:?} in vain: {what}");
         }
-        std::thread::sleep(Duration::from_millis(10));
+        // What is waited for may need the processor on which it is looked for.
+        std::thread::sleep(look.elapsed().max(Duration::from_millis(10)));
     }
 }
