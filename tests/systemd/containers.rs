@@ -49,7 +49,7 @@ fn one_of_podman_is_let_through_by_its_id() -> Result<()> {
     fs::write("/etc/containers/storage.conf", STORAGE)?;
     sh(IMPORT)?;
     let (id, other) = (sh(RUN)?.trim().to_owned(), sh(RUN)?.trim().to_owned());
-    let container = host.add_subject("workload:box", &format!("container:{id}"))?;
+    let container = host.subject("workload:box", &format!("container:{id}"))?;
     ensure_eq!(host.gets_through("box-before", as_root(&send(&id, "box-before")))?, false);
     let grant = host.grant(&container)?;
     host.is_let_through("box", as_root(&send_patiently(&id, "box")))?;
@@ -68,11 +68,12 @@ fn a_persons_container_is_the_persons() -> Result<()> {
     sh("loginctl enable-linger bob")?;
     run(IMPORT).context("an image of bob's")?;
     let id = run(RUN).context("a container of bob's")?.trim().to_owned();
-    let by_id = host.add_subject("workload:bobs-box", &format!("container:{id}"))?;
+    let by_id = host.subject("workload:bobs-box", &format!("container:{id}"))?;
     let grant = host.grant(&by_id)?;
     ensure_eq!(host.gets_through("rootless-by-id", as_bob(&send(&id, "rootless-by-id")))?, false);
     host.revoke(&grant)?;
-    let bob = host.add_subject("user:bob", "unix-user:bob")?;
+    // By the number of the account.
+    let bob = host.subject("user:bob", "unix-user:1001")?;
     let grant = host.grant(&bob)?;
     host.is_let_through("rootless", as_bob(&send_patiently(&id, "rootless")))?;
     host.revoke(&grant)?;

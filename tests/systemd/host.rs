@@ -130,13 +130,20 @@ impl Host {
         })
     }
 
-    /// Makes a subject known.
-    pub(crate) fn add_subject(&self, id: &str, selector: &str) -> Result<Cli> {
-        self.admin.run(&["subject", "add", id, "--role", "member", "--selector", selector])?;
+    /// A subject, which another test may have made known already: what two of them claim would be nobody's.
+    pub(crate) fn subject(&self, id: &str, selector: &str) -> Result<Cli> {
         let token_file = format!("/run/made/{}", id.replace([':', '/'], "-"));
-        self.admin.run(&["subject", "token", id, "--new-token-file", &token_file])?;
-        self.wait_until_applied()?;
+        if !Path::new(&token_file).exists() {
+            self.admin.run(&["subject", "add", id, "--role", "member", "--selector", selector])?;
+            self.admin.run(&["subject", "token", id, "--new-token-file", &token_file])?;
+            self.wait_until_applied()?;
+        }
         Ok(cli(&token_file))
+    }
+
+    /// Alice, by her name.
+    pub(crate) fn alice(&self) -> Result<Cli> {
+        self.subject("user:alice", "unix-user:alice")
     }
 
     /// Has somebody let through for ten minutes: the grant's id.
@@ -146,7 +153,7 @@ impl Host {
 
     /// Ends a grant, and waits until the kernel has let go of it.
     pub(crate) fn revoke(&self, grant: &str) -> Result<()> {
-        self.admin.run(&["revoke", grant, "--reason", "the test is over"])?;
+        self.admin.run(&["revoke", grant, "--comment", "the test is over"])?;
         self.admin.wait_for_grant(grant, "ended").map(drop)
     }
 

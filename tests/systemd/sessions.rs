@@ -1,6 +1,6 @@
 //! People: sessions by logind, their own managers, services in their names; and who gets into whose.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use tests::ensure_eq;
@@ -40,11 +40,11 @@ fn quoted(text: &str) -> String {
 /// Nobody else, and nothing once it is revoked.
 fn a_person_is_let_through_in_every_session() -> Result<()> {
     let host = host()?;
-    let alice = host.add_subject("user:alice", "unix-user:alice")?;
+    let alice = host.alice()?;
     ensure_eq!(host.reaches("alice", "before")?, false);
     // One that is open when the grant comes, and tries after it.
     let line = format!(
-        "touch /tmp/is-open; until [ -e /tmp/go ]; do sleep 0.1; done; {}",
+        "touch /tmp/is-open; until [ -e /tmp/go ]; do sleep 1; done; {}",
         send_patiently("open-session")
     );
     let open_session = session("alice", &line);
@@ -71,7 +71,7 @@ fn a_person_is_let_through_in_every_session() -> Result<()> {
 /// Known by its unit, whoever it runs as; a unit of the same name that a person's own manager has is not it.
 fn a_service_is_its_own_subject() -> Result<()> {
     let host = host()?;
-    let app = host.add_subject("workload:app", "systemd-unit:app.service")?;
+    let app = host.subject("workload:app", "systemd-unit:app.service")?;
     let grant = host.grant(&app)?;
     let app_unit = ["--unit=app.service", "--property=User=bob"];
     host.is_let_through("app", unit(&app_unit, &send_patiently("app")))?;
@@ -85,11 +85,10 @@ fn a_service_is_its_own_subject() -> Result<()> {
 /// one's own by `su`.
 fn nobody_gets_into_somebody_elses() -> Result<()> {
     let host = host()?;
-    let alice = host.add_subject("user:alice-too", "unix-user:1000")?;
+    let alice = host.alice()?;
     let grant = host.grant(&alice)?;
     // She is there, with all that she has.
-    let line = "touch /tmp/alice-is-there; until [ -e /tmp/alice-may-go ]; do sleep 0.1; done";
-    let mut there = session("alice", line).spawn()?;
+    let mut there = session("alice", "touch /tmp/alice-is-there; read word").stdin(Stdio::piped()).spawn()?;
     tests::process::wait_for("alice", tests::stage::SOON, || {
         Ok(std::fs::exists("/tmp/alice-is-there")?.then_some(()))
     })?;
@@ -126,7 +125,7 @@ fn nobody_gets_into_somebody_elses() -> Result<()> {
     ensure_eq!(tried > 2, true, "there are {tried} cgroups in {slice}");
     // And she cannot widen what is hers: a service of the system's is not moved into her slice.
     host.lets_through("alice", "she-herself")?;
-    std::fs::write("/tmp/alice-may-go", "")?;
+    // Her input ends with this, and so does she.
     there.wait()?;
     host.revoke(&grant)
 }
