@@ -6,6 +6,7 @@
 pub mod api_server;
 pub mod bench;
 pub mod cleanup;
+pub mod confined;
 pub mod container;
 pub mod fixture;
 pub mod issuer;

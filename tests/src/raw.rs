@@ -96,6 +96,25 @@ pub fn bpf_done(command: i32, attributes: &mut [u64]) -> io::Result<()> {
     }
 }
 
+/// From now on this process, and whatever it becomes, is told `error` when it makes the call with this number. Nothing lifts that.
+pub fn refuse_call(number: libc::c_long, error: i32) -> io::Result<()> {
+    // The kernel shows the filter a `seccomp_data`, whose first word is the number of the call.
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let number_is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let mut filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter { jf: 1, ..statement(number_is, number as u32) },
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | error as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    nix::sys::prctl::set_no_new_privs()?;
+    // SAFETY: the kernel reads the program and as many of its statements as it says there are, both alive here, and copies them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    checked(result).map(drop)
+}
+
 /// Makes a child that starts in the cgroup, does this, and ends. Waits for it. Only for a process with one thread.
 pub fn clone_into(cgroup: BorrowedFd<'_>, child: impl FnOnce()) -> io::Result<()> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

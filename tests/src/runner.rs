@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{cleanup, machine, other_agent, probe, sandbox, socket_probe, stranger, unix_probe};
+use crate::{cleanup, confined, machine, other_agent, probe, sandbox, socket_probe, stranger, unix_probe};
 
 /// One test: its name and what it does.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -38,6 +38,7 @@ pub fn main_with(tests: Vec<Test>, choosy: Vec<Choosy>) {
     socket_probe::run_if_asked();
     unix_probe::run_if_asked();
     other_agent::run_if_asked();
+    confined::run_if_asked();
     stranger::run_if_asked();
     let choosy = choosy.into_iter().map(|(name, test)| Case { name: name.to_owned(), run: Box::new(test) });
     run(cases(&tests).into_iter().chain(choosy).collect(), || {

@@ -7,12 +7,14 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use proto::types::Fingerprint;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::confined;
 use crate::network::{self, Network};
 use crate::other_agent;
 use crate::process::{Background, output, wait_for};
@@ -216,6 +218,13 @@ impl Stage {
     /// Starts the agent.
     pub fn start_agent(&mut self) -> Result<()> {
         let mut command = self.on_the_host(&binary("portcullis-agent")?);
+        command.args(["run", "--config"]).arg(self.path("agent.toml"));
+        self.start_as_agent(&mut command)
+    }
+
+    /// Starts the agent where every `openat2` of its fails with `error`.
+    pub fn start_agent_without_openat2(&mut self, error: Errno) -> Result<()> {
+        let mut command = confined::without_openat2(binary("portcullis-agent")?, error)?;
         command.args(["run", "--config"]).arg(self.path("agent.toml"));
         self.start_as_agent(&mut command)
     }
