@@ -502,9 +502,12 @@ fn nobody_else_gets_in() -> Result<()> {
         .refused(ToAgent::Enter { run, command: String::new(), grant: None }, "not_a_child")?;
     // A grandchild is none either.
     let program = tests::stage::binary("portcullis")?;
+    let entering = |command: &mut Command| {
+        command.args(["--enter-run", &socket(&stage).display().to_string(), &run.to_string(), "-"]);
+    };
     let enter = |command: &mut Command| -> Result<Output> {
-        command.args(["--enter-run", &socket(&stage).display().to_string(), &run.to_string(), "-", "true"]);
-        Ok(command.output()?)
+        entering(command);
+        Ok(command.arg("true").output()?)
     };
     let mut grandchild = Command::new("/bin/sh");
     grandchild.args(["-c", r#""$@"; exit $?"#, "sh"]).arg(&program);
@@ -516,9 +519,17 @@ fn nobody_else_gets_in() -> Result<()> {
     fs::set_permissions(stage.sandbox().dir(), PermissionsExt::from_mode(0o755))?;
     let output = enter(Command::new(&everybodys).uid(65534))?;
     ensure_eq!(output.status.code(), Some(6), "{}", String::from_utf8_lossy(&output.stderr));
-    // A child gets in, once.
-    ensure_eq!(enter(&mut Command::new(&program))?.status.code(), Some(0));
-    ensure_eq!(enter(&mut Command::new(&program))?.status.code(), Some(6));
+    // A child gets in, once. It stays meanwhile: a run that nobody is in any more is over, and not known.
+    let mut entered = Command::new(&program);
+    entering(&mut entered);
+    entered.args(["/bin/sh", "-c", "echo in; read word"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut entered = entered.stderr(Stdio::piped()).spawn()?;
+    ensure_eq!(line(&mut entered)?, "in");
+    let output = enter(&mut Command::new(&program))?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure_eq!((output.status.code(), why.contains("a run is entered once")), (Some(6), true), "{why}");
+    say(&mut entered, "go\n")?;
+    ensure_eq!(entered.wait()?.code(), Some(0));
     drop(opener);
 
     // 4. A grant of one's run opens nothing in another's, though the same user runs both.
