@@ -8,6 +8,7 @@
 mod configuration;
 mod disk;
 mod messages;
+mod policies;
 mod seeds;
 mod texts;
 mod tokens;
@@ -23,13 +24,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "messages", run: messages::run, seeds: seeds::messages },
     Target { name: "texts", run: texts::run, seeds: seeds::texts },
     Target { name: "configuration", run: configuration::run, seeds: seeds::configuration },
     Target { name: "disk", run: disk::run, seeds: seeds::disk },
     Target { name: "tokens", run: tokens::run, seeds: seeds::tokens },
     Target { name: "kubernetes", run: kubernetes, seeds: seeds::kubernetes },
+    Target { name: "policies", run: policies::run, seeds: seeds::policies },
 ];
 
 /// What the API server of a cluster says to an agent.

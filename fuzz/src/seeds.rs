@@ -11,6 +11,7 @@ use proto::wire;
 use uuid::Uuid;
 
 use crate::disk::{BOOT, MEMORY_MAGIC};
+use crate::policies::joined;
 
 fn numbered(seeds: impl IntoIterator<Item = (u8, Vec<u8>)>) -> Vec<Vec<u8>> {
     seeds.into_iter().map(|(number, seed)| [vec![number], seed].concat()).collect()
@@ -186,4 +187,31 @@ pub(crate) fn kubernetes() -> Vec<Vec<u8>> {
         r#"{"type":"ERROR","object":{"code":410,"message":"too old"}}"#.to_owned(),
     ];
     texts.map(String::into_bytes).into()
+}
+
+/// The files of an example that is shipped.
+macro_rules! example {
+    ($name:literal, $condition:literal) => {
+        joined(&[
+            ("limits.toml", include_str!(concat!("../../docs/policies/", $name, "/limits.toml"))),
+            ("hosts.toml", include_str!(concat!("../../docs/policies/", $name, "/hosts.toml"))),
+            ("resources.toml", include_str!(concat!("../../docs/policies/", $name, "/resources.toml"))),
+            ("subjects.toml", include_str!(concat!("../../docs/policies/", $name, "/subjects.toml"))),
+            ("roles.toml", include_str!(concat!("../../docs/policies/", $name, "/roles.toml"))),
+            ($condition, include_str!(concat!("../../docs/policies/", $name, "/", $condition))),
+            ("tests/cases.toml", include_str!(concat!("../../docs/policies/", $name, "/tests/cases.toml"))),
+        ])
+    };
+}
+
+/// Each example but the largest, which the mutations would cut.
+pub(crate) fn policies() -> Vec<Vec<u8>> {
+    vec![
+        example!("break-glass", "conditions/glass.cedar"),
+        example!("ci-deployment", "conditions/deploy.cedar"),
+        example!("contractor", "conditions/contractors.cedar"),
+        example!("maintenance-window", "conditions/windows.cedar"),
+        example!("on-call-incident", "conditions/incident.cedar"),
+        joined(&[("limits.toml", "maximum_duration = \"8h\"")]),
+    ]
 }
