@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "portcullis/audit/v1/audit.proto",
         "portcullis/enrolment/v1/enrolment.proto",
         "portcullis/identity/v1/identity.proto",
+        "portcullis/policy/v1/policy.proto",
         "portcullis/run/v1/run.proto",
     ];
     for file in files {

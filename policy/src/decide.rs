@@ -10,17 +10,17 @@
 //! with the longest possible duration, then the first by name.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use proto::types::HostName;
+use proto::types::{HostName, SubjectId};
 
 use crate::approval::{Step, Then};
 use crate::conditions::{Action, Answer, Question};
 use crate::facts::{Facts, Stage};
 use crate::files::duration_text;
-use crate::model::{After, ClockStart, Extension, Limits, Policy, Role, is_human};
+use crate::model::{After, ClockStart, Extension, Limits, Policy, Role, StepRule, Who, is_human};
 use crate::names::RoleName;
 
 /// What the policy says to a request.
@@ -344,16 +344,21 @@ fn nothing_permits(
     refused
 }
 
-/// The role's steps with the people who may decide now.
-fn resolved(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<Vec<Step>, Refused> {
-    let people = |approvers| {
-        let mut found = policy.resolve(approvers, Some(&facts.subject));
-        found.retain(|id| *id != facts.subject && *id != facts.requester && is_human(id));
+/// Who has to say yes to a request by a role, in order, with the people who may; None: there is no such role. The same policy, role,
+/// subject and requester lead to the same steps.
+pub fn steps_of(
+    policy: &Policy,
+    role: &RoleName,
+    subject: &SubjectId,
+    requester: &SubjectId,
+) -> Option<Vec<Step>> {
+    let role = policy.role(role)?;
+    let people = |approvers: &[Who]| {
+        let mut found = policy.resolve(approvers, Some(subject));
+        found.retain(|id| id != subject && id != requester && is_human(id));
         found
     };
-    let mut steps = Vec::new();
-    for (at, step) in role.steps.iter().enumerate() {
-        let approvers: BTreeSet<_> = people(&step.approvers);
+    let step = |step: &StepRule| {
         let after = step.after.as_ref().map(|(after, then)| {
             let then = match then {
                 After::Escalate(to) => Then::Escalate(people(to)),
@@ -362,11 +367,20 @@ fn resolved(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<V
             };
             (*after, then)
         });
-        let possible = match &after {
+        Step { approvers: people(&step.approvers), count: step.count, after }
+    };
+    Some(role.steps.iter().map(step).collect())
+}
+
+/// The role's steps, if enough people may decide in each.
+fn resolved(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<Vec<Step>, Refused> {
+    let steps = steps_of(policy, &role.name, &facts.subject, &facts.requester).unwrap_or_default();
+    for (at, Step { approvers, count, after }) in steps.iter().enumerate() {
+        let possible = match after {
             Some((_, Then::Escalate(more))) => approvers.union(more).count(),
             _ => approvers.len(),
         };
-        let needed = usize::try_from(step.count).unwrap_or(usize::MAX);
+        let needed = usize::try_from(*count).unwrap_or(usize::MAX);
         if possible < needed && !matches!(after, Some((_, Then::Skip))) {
             let number = at + 1;
             let text = format!(
@@ -378,7 +392,6 @@ fn resolved(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<V
                 format!("whoever keeps the policy names more approvers in step {number}"),
             ));
         }
-        steps.push(Step { approvers, count: step.count, after });
     }
     Ok(steps)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
-use proto::types::{HostName, Invalid, Label, Labels, ResourceName, SubjectId, Timestamp};
+use proto::types::{HostName, Invalid, Label, Labels, PolicyFiles, ResourceName, SubjectId, Timestamp};
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 
@@ -29,11 +29,11 @@ use crate::problem::{Problem, position, quote};
 use crate::windows::{DAY_MINUTES, Maintenance, Weekly};
 
 /// How large one file may be, in bytes.
-pub const FILE_MAX_BYTES: usize = 1 << 20;
+pub const FILE_MAX_BYTES: usize = PolicyFiles::FILE_MAX_BYTES;
 /// How many files there may be.
-pub const FILES_MAX: usize = 256;
+pub const FILES_MAX: usize = PolicyFiles::MAX;
 /// How large all files may be together, in bytes.
-pub const FILES_MAX_BYTES: usize = 8 << 20;
+pub const FILES_MAX_BYTES: usize = PolicyFiles::MAX_BYTES;
 /// How many resources there may be.
 const RESOURCES_MAX: usize = 4_096;
 /// How many hosts there may be.

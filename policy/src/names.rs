@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use proto::types::{Invalid, ResourceName};
 
+pub use proto::types::RoleName;
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $field:literal) => {
         $(#[$doc])*
@@ -38,11 +40,7 @@ macro_rules! name {
 }
 
 name!(
-    /// A role's name: 1..=63 of `a-z`, `0-9`, `-`, `.`; starts and ends with a letter or digit.
-    RoleName, "role"
-);
-name!(
-    /// A group's name, by the same rule as [`RoleName`].
+    /// A group's name: 1..=63 of `a-z`, `0-9`, `-`, `.`; starts and ends with a letter or digit.
     GroupName, "group"
 );
 name!(

@@ -2,46 +2,15 @@
 //!
 //! Owns: how differences are named. Must not know: where policies and grants come from, what is done about it.
 
-use std::collections::BTreeSet;
-use std::fmt::{self, Debug, Display};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Debug, Display};
 
-use proto::types::GrantId;
+use proto::types::{Difference, GrantId, What};
 
 use crate::decide::{Decision, Outcome, decide};
 use crate::facts::{Facts, Stage};
 use crate::model::Policy;
-
-/// What happens to a part of a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum What {
-    /// It is new.
-    Added,
-    /// It is not what it was.
-    Changed,
-    /// It is gone.
-    Removed,
-}
-
-impl Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Added => "added",
-            Self::Changed => "changed",
-            Self::Removed => "removed",
-        })
-    }
-}
-
-/// One difference.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Difference {
-    /// `resource`, `host`, `subject`, `group`, `on_call`, `role`, `limits`, `window`, `maintenance` or `condition`.
-    pub kind: &'static str,
-    /// Which one; empty for `limits`.
-    pub name: String,
-    /// What happens to it.
-    pub what: What,
-}
+use crate::windows::Weekly;
 
 /// A live grant: what it was permitted with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,51 +30,53 @@ pub struct Plan {
     pub ends: Vec<(GrantId, Decision)>,
 }
 
-/// Compares two policies.
-pub fn plan(old: &Policy, new: &Policy, live: &[LiveGrant]) -> Plan {
+/// Compares a policy with the one before it; None: there was none, and every live grant was permitted.
+pub fn plan(old: Option<&Policy>, new: &Policy, live: &[LiveGrant]) -> Plan {
     let keeps = |policy: &Policy, grant: &LiveGrant| {
         decide(policy, &Facts { stage: Stage::Keep, ..grant.facts.clone() })
     };
     let is_permitted = |decision: &Decision| matches!(decision.outcome, Outcome::Permitted(_));
-    let ended = live.iter().filter(|grant| is_permitted(&keeps(old, grant)));
+    let ended = live.iter().filter(|grant| old.is_none_or(|old| is_permitted(&keeps(old, grant))));
     let ended =
         ended.map(|grant| (grant.grant, keeps(new, grant))).filter(|(_, decision)| !is_permitted(decision));
     Plan { differences: differences(old, new), ends: ended.collect() }
 }
 
-fn differences(old: &Policy, new: &Policy) -> Vec<Difference> {
+fn differences(old: Option<&Policy>, new: &Policy) -> Vec<Difference> {
     let mut found = Vec::new();
-    compare(&mut found, "resource", named(&old.resources), named(&new.resources));
-    compare(&mut found, "host", named(&old.hosts), named(&new.hosts));
-    compare(&mut found, "subject", named(&old.directory.subjects), named(&new.directory.subjects));
-    compare(&mut found, "group", named(&old.directory.groups), named(&new.directory.groups));
-    compare(&mut found, "on_call", named(&old.directory.on_call), named(&new.directory.on_call));
-    let roles = |policy: &Policy| listed(&policy.roles, |role| role.name.to_string(), |role| role.meaning());
-    compare(&mut found, "role", roles(old), roles(new));
-    let limits =
-        |policy: &Policy| listed(&[policy.limits], |_| String::new(), |limits| format!("{limits:?}"));
-    compare(&mut found, "limits", limits(old), limits(new));
-    let weekly = |policy: &Policy| {
-        listed(
-            &policy.windows,
-            |window| window.name.to_string(),
-            |window| {
-                let zone = window.zone.iana_name().unwrap_or_default();
-                format!("{:?} {} {} {zone}", window.days, window.from, window.to)
-            },
-        )
-    };
-    compare(&mut found, "window", weekly(old), weekly(new));
-    let planned = |policy: &Policy| {
-        listed(&policy.maintenance, |window| window.name.to_string(), |window| format!("{window:?}"))
-    };
-    compare(&mut found, "maintenance", planned(old), planned(new));
-    let conditions = |policy: &Policy| {
-        policy.conditions.iter().map(|condition| (condition.id.to_string(), condition.text.clone())).collect()
-    };
-    compare(&mut found, "condition", conditions(old), conditions(new));
+    let mut before = old.map(parts).unwrap_or_default();
+    for (kind, after) in parts(new) {
+        compare(&mut found, kind, before.remove(kind).unwrap_or_default(), after);
+    }
     found.sort();
     found
+}
+
+/// All that a policy is made of, by kind.
+fn parts(policy: &Policy) -> BTreeMap<&'static str, Parts> {
+    let weekly = |window: &Weekly| {
+        let zone = window.zone.iana_name().unwrap_or_default();
+        format!("{:?} {} {} {zone}", window.days, window.from, window.to)
+    };
+    let conditions = policy.conditions.iter();
+    BTreeMap::from([
+        ("resource", named(&policy.resources)),
+        ("host", named(&policy.hosts)),
+        ("subject", named(&policy.directory.subjects)),
+        ("group", named(&policy.directory.groups)),
+        ("on_call", named(&policy.directory.on_call)),
+        ("role", listed(&policy.roles, |role| role.name.to_string(), |role| role.meaning())),
+        ("limits", listed(&[policy.limits], |_| String::new(), |limits| format!("{limits:?}"))),
+        ("window", listed(&policy.windows, |window| window.name.to_string(), weekly)),
+        (
+            "maintenance",
+            listed(&policy.maintenance, |window| window.name.to_string(), |window| format!("{window:?}")),
+        ),
+        (
+            "condition",
+            conditions.map(|condition| (condition.id.to_string(), condition.text.clone())).collect(),
+        ),
+    ])
 }
 
 /// Name and content of each, as text: enough to see whether two are the same.
@@ -119,7 +90,7 @@ fn listed<T>(parts: &[T], name: impl Fn(&T) -> String, content: impl Fn(&T) -> S
     parts.iter().map(|part| (name(part), content(part))).collect()
 }
 
-fn compare(found: &mut Vec<Difference>, kind: &'static str, old: Parts, new: Parts) {
+fn compare(found: &mut Vec<Difference>, kind: &str, old: Parts, new: Parts) {
     let names = |parts: &Parts| parts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
     let (before, after) = (names(&old), names(&new));
     for (name, _) in old.symmetric_difference(&new) {
@@ -128,7 +99,7 @@ fn compare(found: &mut Vec<Difference>, kind: &'static str, old: Parts, new: Par
             (true, false) => What::Removed,
             (true, true) => What::Changed,
         };
-        let difference = Difference { kind, name: name.clone(), what };
+        let difference = Difference { kind: kind.to_owned(), name: name.clone(), what };
         if !found.contains(&difference) {
             found.push(difference);
         }
@@ -137,7 +108,6 @@ fn compare(found: &mut Vec<Difference>, kind: &'static str, old: Parts, new: Par
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use proto::types::Timestamp;
@@ -191,7 +161,7 @@ mod tests {
             LiveGrant { grant: GrantId::new(), facts }
         };
         let live = [grant("user:alice", 1), grant("user:bob", 1), grant("user:bob", 5), grant("user:bob", 9)];
-        let plan = plan(&old, &new, &live);
+        let plan = plan(Some(&old), &new, &live);
         let differences: Vec<String> = plan
             .differences
             .iter()
@@ -203,7 +173,10 @@ mod tests {
         );
         let ended: Vec<GrantId> = plan.ends.iter().map(|(id, _)| *id).collect();
         assert_eq!(ended, [live[0].grant, live[2].grant]);
-        let unchanged = super::plan(&old, &old, &live);
+        let unchanged = super::plan(Some(&old), &old, &live);
         assert!(unchanged.differences.is_empty() && unchanged.ends.is_empty());
+        let first = super::plan(None, &old, &live);
+        assert!(first.differences.iter().all(|difference| difference.what == What::Added));
+        assert_eq!(first.ends.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [live[3].grant]);
     }
 }

@@ -15,6 +15,7 @@ pub mod wire {
     pub use generated::portcullis::audit::v1 as audit;
     pub use generated::portcullis::enrolment::v1 as enrolment;
     pub use generated::portcullis::identity::v1 as identity;
+    pub use generated::portcullis::policy::v1 as policy;
     pub use generated::portcullis::run::v1 as run;
 
     #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]

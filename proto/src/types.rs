@@ -13,6 +13,7 @@ mod identity;
 mod ids;
 mod labels;
 mod outage;
+mod policy;
 mod request;
 mod resource;
 mod run;
@@ -33,11 +34,15 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RunId, SubjectId, SubjectNumber,
+    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName, RunId, SubjectId,
+    SubjectNumber,
 };
 pub use labels::{Label, Labels};
 pub use outage::Outage;
-pub use request::{GRANT_LIMIT_MAX, NewRequest, Reason, Request, RequestState, page_limit};
+pub use policy::{Difference, NewPolicy, PlannedEnd, PolicyFiles, PolicyPlan, PolicyVersion, What};
+pub use request::{
+    GRANT_LIMIT_MAX, NewApproval, NewRequest, Reason, Request, RequestState, Vote, Waiting, page_limit,
+};
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,
     ResourceOptions, UnixPath,

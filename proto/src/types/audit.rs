@@ -96,6 +96,14 @@ event_kinds! {
     RequestApproved = "request.approved",
     /// An approver said no.
     RequestDenied = "request.denied",
+    /// Who asked, or whom it was for, took it back.
+    RequestWithdrawn = "request.withdrawn",
+    /// Nobody decided in time.
+    RequestLapsed = "request.lapsed",
+    /// One person said yes, and others have to, too.
+    ApprovalGiven = "approval.given",
+    /// A policy is in force from now on.
+    PolicyApplied = "policy.applied",
     /// A grant was made.
     GrantIssued = "grant.issued",
     /// Every host concerned confirmed that its kernel holds it.

@@ -37,6 +37,8 @@ pub enum EndReason {
     Idle,
     /// The cgroup that it was bound to is empty or gone.
     TaskExit,
+    /// The policy in force does not permit it any more.
+    PolicyChanged,
 }
 
 /// Why a host ends a grant by itself, for what only it can see.
@@ -64,7 +66,11 @@ impl TryFrom<EndReason> for HostEnd {
         match reason {
             EndReason::Idle => Ok(Self::Idle),
             EndReason::TaskExit => Ok(Self::TaskExit),
-            EndReason::Time | EndReason::Released | EndReason::Revoked | EndReason::ActivationFailed => {
+            EndReason::Time
+            | EndReason::Released
+            | EndReason::Revoked
+            | EndReason::ActivationFailed
+            | EndReason::PolicyChanged => {
                 Err(Invalid::new("reason", format_args!("`{reason}` is not for a host to find")))
             }
         }
@@ -93,8 +99,15 @@ impl GrantState {
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Time, Self::Released, Self::Revoked, Self::ActivationFailed, Self::Idle, Self::TaskExit];
+    pub const ALL: [Self; 7] = [
+        Self::Time,
+        Self::Released,
+        Self::Revoked,
+        Self::ActivationFailed,
+        Self::Idle,
+        Self::TaskExit,
+        Self::PolicyChanged,
+    ];
 
     /// As events and people name it.
     pub fn as_str(self) -> &'static str {
@@ -105,6 +118,7 @@ impl EndReason {
             Self::ActivationFailed => "activation_failed",
             Self::Idle => "idle",
             Self::TaskExit => "task_exit",
+            Self::PolicyChanged => "policy_changed",
         }
     }
 }
@@ -180,6 +194,7 @@ pub(crate) fn end_reason(wire: wire::EndReason) -> Option<EndReason> {
         wire::EndReason::ActivationFailed => Some(EndReason::ActivationFailed),
         wire::EndReason::Idle => Some(EndReason::Idle),
         wire::EndReason::TaskExit => Some(EndReason::TaskExit),
+        wire::EndReason::PolicyChanged => Some(EndReason::PolicyChanged),
     }
 }
 
@@ -192,6 +207,7 @@ impl From<EndReason> for wire::EndReason {
             EndReason::ActivationFailed => Self::ActivationFailed,
             EndReason::Idle => Self::Idle,
             EndReason::TaskExit => Self::TaskExit,
+            EndReason::PolicyChanged => Self::PolicyChanged,
         }
     }
 }

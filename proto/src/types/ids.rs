@@ -64,6 +64,10 @@ name!(
     ProviderName, "provider", label
 );
 name!(
+    /// The name of a role of a policy, by the same rule as [`ResourceName`].
+    RoleName, "role", label
+);
+name!(
     /// A subject's id: `user:NAME` or `workload:NAME`, NAME 1..=128 of `a-z`, `0-9`, `.`, `_`, `-`, `@`, `/`, `+`.
     SubjectId, "subject", subject_id
 );

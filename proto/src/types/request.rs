@@ -5,8 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    Action, CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RunId, SubjectId, Timestamp,
-    all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup, optional_run, time,
+    Action, CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RoleName, RunId, SubjectId,
+    Timestamp, all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup, optional_run,
+    time,
 };
 use crate::wire::access as wire;
 
@@ -97,6 +98,8 @@ pub struct NewRequest {
     pub run: Option<RunId>,
     /// It is for this alone, once; None: for whatever the subject does.
     pub action: Option<Action>,
+    /// By which role of the policy in force; None: by the one that fits best.
+    pub role: Option<RoleName>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
@@ -137,8 +140,14 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             while_running,
             run,
             action,
+            role: optional_role(&wire.role)?,
         })
     }
+}
+
+/// Empty: None.
+fn optional_role(text: &str) -> Result<Option<RoleName>, Invalid> {
+    (!text.is_empty()).then(|| text.parse()).transpose()
 }
 
 /// A duration that somebody chose.
@@ -162,7 +171,142 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             while_running: new.while_running.map(Into::into).unwrap_or_default(),
             run: new.run.map(|id| id.to_string()).unwrap_or_default(),
             action: new.action.map(Into::into),
+            role: new.role.map(Into::into).unwrap_or_default(),
         }
+    }
+}
+
+/// One person's yes, as they say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewApproval {
+    /// To which request.
+    pub request: RequestId,
+    /// A remark; may be empty.
+    pub comment: String,
+    /// For at most so long: whole seconds, at least one. None: as asked for.
+    pub duration: Option<Duration>,
+    /// On these alone; empty: on all that were asked for.
+    pub hosts: Vec<HostName>,
+}
+
+impl TryFrom<wire::ApproveRequestRequest> for NewApproval {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::ApproveRequestRequest) -> Result<Self, Invalid> {
+        let mut hosts = hosts(wire.hosts)?;
+        hosts.sort_unstable();
+        hosts.dedup();
+        Ok(Self {
+            request: wire.id.parse()?,
+            comment: Reason::optional("comment", &wire.comment)?,
+            duration: wire.duration.map(|it| whole_seconds("duration", Some(it))).transpose()?,
+            hosts,
+        })
+    }
+}
+
+impl From<NewApproval> for wire::ApproveRequestRequest {
+    fn from(new: NewApproval) -> Self {
+        let NewApproval { request, comment, duration, hosts } = new;
+        Self {
+            id: request.to_string(),
+            comment,
+            duration: duration.map(duration_to_wire),
+            hosts: hosts.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// One person's yes or no, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// Whose.
+    pub by: SubjectId,
+    /// When.
+    pub at: Timestamp,
+    /// Yes.
+    pub yes: bool,
+    /// A remark; may be empty.
+    pub comment: String,
+    /// For at most so long; None: as asked for.
+    pub duration: Option<Duration>,
+    /// On these alone; empty: as asked for.
+    pub hosts: Vec<HostName>,
+}
+
+impl TryFrom<wire::Vote> for Vote {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Vote) -> Result<Self, Invalid> {
+        let duration = wire.duration.map(|it| duration_from_wire("duration", Some(it))).transpose()?;
+        Ok(Self {
+            by: wire.by.parse::<SubjectId>().map_err(|error| error.within("by"))?,
+            at: time::required("at", wire.at)?,
+            yes: wire.yes,
+            comment: wire.comment,
+            duration,
+            hosts: hosts(wire.hosts)?,
+        })
+    }
+}
+
+impl From<Vote> for wire::Vote {
+    fn from(vote: Vote) -> Self {
+        let Vote { by, at, yes, comment, duration, hosts } = vote;
+        Self {
+            by: by.into(),
+            at: Some(at.into()),
+            yes,
+            comment,
+            duration: duration.map(duration_to_wire),
+            hosts: hosts.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// For whom a request waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// From 1.
+    pub step: u32,
+    /// Of so many.
+    pub steps: u32,
+    /// How many more have to say yes in this step.
+    pub more: u32,
+    /// Any of these: the first of them by name, at most [`Waiting::SHOWN_MAX`].
+    pub approvers: Vec<SubjectId>,
+    /// And so many others.
+    pub others: u32,
+    /// When something follows by itself; None: nothing does.
+    pub until: Option<Timestamp>,
+}
+
+impl Waiting {
+    /// How many approvers are named.
+    pub const SHOWN_MAX: usize = 20;
+}
+
+impl TryFrom<wire::Waiting> for Waiting {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Waiting) -> Result<Self, Invalid> {
+        let approver = |id: String| id.parse::<SubjectId>();
+        Ok(Self {
+            step: wire.step,
+            steps: wire.steps,
+            more: wire.more,
+            approvers: all("approvers", wire.approvers, Self::SHOWN_MAX, approver)?,
+            others: wire.others,
+            until: time::optional("until", wire.until)?,
+        })
+    }
+}
+
+impl From<Waiting> for wire::Waiting {
+    fn from(waiting: Waiting) -> Self {
+        let Waiting { step, steps, more, approvers, others, until } = waiting;
+        let approvers = approvers.into_iter().map(Into::into).collect();
+        Self { step, steps, more, approvers, others, until: until.map(Into::into) }
     }
 }
 
@@ -181,11 +325,15 @@ pub enum RequestState {
     Approved,
     /// It did not.
     Denied,
+    /// Who asked, or whom it was for, took it back.
+    Withdrawn,
+    /// Nobody decided in time.
+    Lapsed,
 }
 
 impl RequestState {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Pending, Self::Approved, Self::Denied];
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Approved, Self::Denied, Self::Withdrawn, Self::Lapsed];
 
     /// As people read it.
     pub fn as_str(self) -> &'static str {
@@ -193,6 +341,8 @@ impl RequestState {
             Self::Pending => "pending",
             Self::Approved => "approved",
             Self::Denied => "denied",
+            Self::Withdrawn => "withdrawn",
+            Self::Lapsed => "lapsed",
         }
     }
 }
@@ -224,9 +374,9 @@ pub struct Request {
     pub requester: SubjectId,
     /// When it was made.
     pub created: Timestamp,
-    /// Who decided, and when; None while pending.
-    pub decided: Option<(SubjectId, Timestamp)>,
-    /// What the approver said; may be empty.
+    /// Who decided (None: no person, but the policy, or time), and when; None while pending.
+    pub decided: Option<(Option<SubjectId>, Timestamp)>,
+    /// What who decided said; may be empty.
     pub comment: String,
     /// What it led to; None unless approved.
     pub grant: Option<GrantId>,
@@ -238,7 +388,18 @@ pub struct Request {
     pub run: Option<RunId>,
     /// It is for this alone, once; None: for whatever the subject does.
     pub action: Option<Action>,
+    /// By which version of the policy it was judged, and which role of it; None: there was none.
+    pub judged: Option<(u64, RoleName)>,
+    /// When it is over if nobody has decided; None: never.
+    pub lapses: Option<Timestamp>,
+    /// In the order in which they came.
+    pub votes: Vec<Vote>,
+    /// For whom it waits; None unless it is pending and judged by a policy.
+    pub waiting: Option<Waiting>,
 }
+
+/// How many people can have voted about one request.
+const VOTES_MAX: usize = 1000;
 
 impl TryFrom<wire::Request> for Request {
     type Error = Invalid;
@@ -248,14 +409,23 @@ impl TryFrom<wire::Request> for Request {
             wire::RequestState::Pending => RequestState::Pending,
             wire::RequestState::Approved => RequestState::Approved,
             wire::RequestState::Denied => RequestState::Denied,
+            wire::RequestState::Withdrawn => RequestState::Withdrawn,
+            wire::RequestState::Lapsed => RequestState::Lapsed,
             wire::RequestState::Unspecified => return Err(Invalid::new("state", "is missing or unknown")),
         };
         let decided = match time::optional("decided", wire.decided)? {
             None => None,
-            Some(when) => Some((
-                wire.decided_by.parse::<SubjectId>().map_err(|error| error.within("decided_by"))?,
-                when,
-            )),
+            Some(when) => {
+                let by = (!wire.decided_by.is_empty()).then(|| wire.decided_by.parse::<SubjectId>());
+                Some((by.transpose().map_err(|error| error.within("decided_by"))?, when))
+            }
+        };
+        let judged = match (wire.policy, optional_role(&wire.role)?) {
+            (0, None) => None,
+            (version @ 1.., Some(role)) => Some((version, role)),
+            (0, Some(_)) | (_, None) => {
+                return Err(Invalid::new("role", "is there without a policy, or not with one"));
+            }
         };
         Ok(Self {
             id: wire.id.parse()?,
@@ -274,6 +444,10 @@ impl TryFrom<wire::Request> for Request {
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
             action: optional_action(wire.action)?,
+            judged,
+            lapses: time::optional("lapses", wire.lapses)?,
+            votes: all("votes", wire.votes, VOTES_MAX, TryInto::try_into)?,
+            waiting: wire.waiting.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -284,8 +458,11 @@ impl From<Request> for wire::Request {
             RequestState::Pending => wire::RequestState::Pending,
             RequestState::Approved => wire::RequestState::Approved,
             RequestState::Denied => wire::RequestState::Denied,
+            RequestState::Withdrawn => wire::RequestState::Withdrawn,
+            RequestState::Lapsed => wire::RequestState::Lapsed,
         };
         let (decided_by, decided) = request.decided.unzip();
+        let (policy, role) = request.judged.unzip();
         Self {
             id: request.id.to_string(),
             state: state.into(),
@@ -296,7 +473,7 @@ impl From<Request> for wire::Request {
             reason: request.reason.0,
             requester: request.requester.into(),
             created: Some(request.created.into()),
-            decided_by: decided_by.map(Into::into).unwrap_or_default(),
+            decided_by: decided_by.flatten().map(Into::into).unwrap_or_default(),
             decided: decided.map(Into::into),
             comment: request.comment,
             grant: request.grant.map(|id| id.to_string()).unwrap_or_default(),
@@ -304,6 +481,11 @@ impl From<Request> for wire::Request {
             while_running: request.while_running.map(Into::into).unwrap_or_default(),
             run: request.run.map(|id| id.to_string()).unwrap_or_default(),
             action: request.action.map(Into::into),
+            policy: policy.unwrap_or(0),
+            role: role.map(Into::into).unwrap_or_default(),
+            lapses: request.lapses.map(Into::into),
+            votes: request.votes.into_iter().map(Into::into).collect(),
+            waiting: request.waiting.map(Into::into),
         }
     }
 }
@@ -324,6 +506,7 @@ mod tests {
             while_running: String::new(),
             run: String::new(),
             action: None,
+            role: String::new(),
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {
