@@ -44,6 +44,8 @@ pub struct Config {
     pub host_certificate_lifetime: Duration,
     /// The longest that a grant may live: whole seconds, at least one.
     pub max_grant_duration: Duration,
+    /// How long a request waits for its decision: whole seconds, at least one.
+    pub request_lifetime: Duration,
     /// Whom people sign in with; at most 16.
     pub identity_providers: Vec<IdentityProvider>,
     /// Whose tokens workloads sign in with; at most 16.
@@ -77,6 +79,12 @@ pub enum Listen {
 /// Long enough for any shift, short enough that a forgotten grant ends within the day.
 const MAX_GRANT_DURATION_DEFAULT: Duration = Duration::from_secs(12 * 60 * 60);
 
+/// Whoever could decide has been at work once meanwhile.
+const REQUEST_LIFETIME_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// After a month nobody remembers why it was asked for.
+const REQUEST_LIFETIME_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
 /// Above a year, access is not just in time.
 const MAX_GRANT_DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -103,6 +111,7 @@ struct Raw {
     database: database::Raw,
     authority: Option<PathBuf>,
     max_grant_duration: Option<String>,
+    request_lifetime: Option<String>,
     #[serde(default)]
     identity_provider: Vec<providers::Raw>,
     #[serde(default)]
@@ -277,6 +286,13 @@ impl Config {
                 MAX_GRANT_DURATION_DEFAULT,
                 Duration::from_secs(1),
                 MAX_GRANT_DURATION_MAX,
+            )?,
+            request_lifetime: seconds(
+                "request_lifetime",
+                raw.request_lifetime,
+                REQUEST_LIFETIME_DEFAULT,
+                Duration::from_secs(1),
+                REQUEST_LIFETIME_MAX,
             )?,
         })
     }

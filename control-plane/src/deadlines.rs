@@ -1,7 +1,8 @@
-//! Grants end at their deadline: the one task that watches the time.
+//! What follows by itself when time passes: the one task that watches it.
 //!
-//! Owns: when to look. Must not know: what ending means. Kernels end grants by themselves; this is what makes the record
-//! and the lists say so. Nothing is kept in memory: after a restart it looks, and goes on.
+//! Owns: when to look. Must not know: what ending or deciding means. Kernels end grants by themselves at their deadlines; this is what
+//! makes the record and the lists say so, what decides requests for which nobody has, and what asks the policy again about grants that
+//! live. Nothing is kept in memory: after a restart it looks, and goes on.
 
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use crate::store::{Store, StoreError};
 
 /// It looks at least this often, so that a wall clock that was set is noticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How often the policy is asked about live grants: so long can one outlive what permits it, and ends within a minute.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 
 /// How long it waits after the database failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,7 +26,7 @@ pub(crate) async fn run(store: Store) {
         let pause = match look(&store).await {
             Ok(pause) => pause,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot end grants");
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot do what is due");
                 RETRY
             }
         };
@@ -33,14 +37,35 @@ pub(crate) async fn run(store: Store) {
     }
 }
 
-/// Ends what is over; returns how long nothing else will be.
+/// Asks the policy in force about live grants, again and again. Runs until it is dropped.
+pub(crate) async fn ask_policy(store: Store) {
+    let mut tick = tokio::time::interval(ASK_AGAIN);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match store.end_what_is_not_permitted(clock::now()).await {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(ended, "grants that the policy does not permit any more have ended"),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot ask the policy about live grants"
+                );
+            }
+        }
+    }
+}
+
+/// Does what is due; returns how long nothing else will be.
 async fn look(store: &Store) -> Result<Duration, StoreError> {
     loop {
-        let Some(deadline) = store.next_deadline().await? else { return Ok(LOOK_AGAIN) };
+        let next = [store.next_deadline().await?, store.next_due_request().await?];
+        let Some(next) = next.into_iter().flatten().min() else { return Ok(LOOK_AGAIN) };
         let now = clock::now();
-        if deadline > now {
-            return Ok(deadline.since(now).min(LOOK_AGAIN));
+        if next > now {
+            return Ok(next.since(now).min(LOOK_AGAIN));
         }
         while store.expire(now).await? {}
+        while store.settle_due_requests(now).await? {}
     }
 }

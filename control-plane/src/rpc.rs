@@ -11,12 +11,15 @@ pub(crate) mod audit;
 pub(crate) mod directory;
 pub(crate) mod enrolment;
 pub(crate) mod identity;
+pub(crate) mod policy;
 mod session;
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::policy::facts::Channel;
 use proto::status::{ErrorKind, status};
 use proto::types::{HostName, Invalid, SubjectRole, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -32,7 +35,7 @@ use crate::identity::{Credential, IdentityError, TokenHash};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::{Caller, Method, Reach};
-use crate::rules::policy::Policy;
+use crate::rules::policy::{Circumstances, Limits};
 use crate::rules::throttle::{Key, Throttle};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, Whose};
@@ -51,7 +54,8 @@ pub(crate) type Answers<T> = ReceiverStream<Result<T, Status>>;
 pub(crate) struct Gate {
     pub(crate) store: Store,
     pub(crate) sessions: Arc<Sessions>,
-    pub(crate) policy: Policy,
+    /// What holds for every request.
+    pub(crate) request_limits: Limits,
     pub(crate) authority: Arc<Authority>,
     /// When this process began: of a host that has not been heard since, nobody can say that it has not been heard until then.
     pub(crate) started: Timestamp,
@@ -94,6 +98,27 @@ impl Admitted {
         match &self.caller {
             Caller::Subject { role, .. } => Ok(*role),
             Caller::Nobody | Caller::Host(_) => Err(no_subject()),
+        }
+    }
+
+    /// What is known of the caller when it asks for something. `agent`: the program that it calls with, as that says.
+    async fn circumstances(
+        &self,
+        store: &Store,
+        address: Option<IpAddr>,
+        agent: Option<&str>,
+    ) -> Result<Circumstances, StoreError> {
+        let is_workload =
+            matches!(&self.caller, Caller::Subject { credential: proto::types::Credential::Workload, .. });
+        let channel = match agent {
+            _ if is_workload => Channel::Workload,
+            Some(agent) if agent.starts_with("portcullis/") => Channel::Cli,
+            Some(_) | None => Channel::Api,
+        };
+        let known = Circumstances { channel: Some(channel), source: address, ..Circumstances::default() };
+        match &self.credential {
+            Credential::Token(token) => store.circumstances(token, known).await,
+            Credential::None | Credential::Certificate(_) => Ok(known),
         }
     }
 

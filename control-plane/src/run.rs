@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::MESSAGE_MAX_BYTES;
-use proto::types::ID_TOKEN_MAX_BYTES;
+use proto::types::{ID_TOKEN_MAX_BYTES, PolicyFiles};
 use proto::wire::access::access_service_server::AccessServiceServer;
 use proto::wire::access::directory_service_server::DirectoryServiceServer;
 use proto::wire::agent::agent_service_server::AgentServiceServer;
 use proto::wire::audit::audit_service_server::AuditServiceServer;
 use proto::wire::enrolment::enrolment_service_server::EnrolmentServiceServer;
 use proto::wire::identity::identity_service_server::IdentityServiceServer;
+use proto::wire::policy::policy_service_server::PolicyServiceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
@@ -27,9 +28,9 @@ use crate::identity::oidc::{FetchError, Providers};
 use crate::identity::workloads::Vouchers;
 use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
 use crate::rpc::admission::Admission;
-use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity};
+use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, policy};
 use crate::rules::calls;
-use crate::rules::policy::Policy;
+use crate::rules::policy::Limits;
 use crate::store::{Store, StoreError};
 use crate::{clock, deadlines};
 
@@ -40,7 +41,10 @@ const STREAMS_MAX: u32 = 128;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The largest message that callers other than agents may send. The largest honest one, a request that names 1000 hosts,
+/// The largest message of a call that brings a policy: its files, and some bytes for each.
+const POLICY_MAX_BYTES: usize = PolicyFiles::MAX_BYTES + 128 * 1024;
+
+/// The largest message that callers other than agents may send otherwise. The largest honest one, a request that names 1000 hosts,
 /// has 70 KiB.
 const CALL_MAX_BYTES: usize = 1024 * 1024;
 
@@ -141,7 +145,10 @@ pub async fn serve(
     let gate = Gate {
         store: store.clone(),
         sessions: Arc::default(),
-        policy: Policy { max_grant_duration: config.max_grant_duration },
+        request_limits: Limits {
+            max_grant_duration: config.max_grant_duration,
+            request_lifetime: config.request_lifetime,
+        },
         authority,
         started: clock::now(),
         host_certificate_lifetime: config.host_certificate_lifetime,
@@ -165,6 +172,7 @@ pub async fn serve(
     let (running, mut sessions) = mpsc::channel(1);
     let mut background = vec![
         tokio::spawn(deadlines::run(store.clone())),
+        tokio::spawn(deadlines::ask_policy(store.clone())),
         tokio::spawn(gate.clone().record_counted()),
         tokio::spawn(certificates.keep_fresh()),
     ];
@@ -282,6 +290,9 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
     let identity = IdentityServiceServer::new(identity::SignIns(gate.clone()))
         .max_decoding_message_size(SIGN_IN_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let policy = PolicyServiceServer::new(policy::Policies(gate.clone()))
+        .max_decoding_message_size(POLICY_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let agent = AgentServiceServer::new(agent::Agent { gate, running })
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -296,5 +307,6 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
         .add_service(audit)
         .add_service(enrolment)
         .add_service(identity)
+        .add_service(policy)
         .add_service(agent)
 }

@@ -18,6 +18,7 @@ mod enrolment;
 mod error;
 mod grants;
 mod hosts;
+mod policies;
 mod postgres;
 mod requests;
 mod runs;
@@ -30,6 +31,7 @@ mod steps;
 mod tokens;
 mod tx;
 
+pub use access::Known;
 pub use audit::Stored;
 pub use browsers::BrowserSession;
 pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
@@ -57,6 +59,7 @@ pub struct Store {
     waiting: Arc<acknowledgements::Waiting>,
     /// As it was last read.
     directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
+    ready: Arc<policies::Ready>,
     hold: Arc<Hold>,
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::http::StatusCode;
 use axum::response::Html;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use proto::types::{Grant, HostName, Request, SubjectId, Timestamp};
+use proto::types::{Grant, HostName, Request, SubjectId, Timestamp, Waiting};
 
 use crate::store::{BrowserSession, View};
 
@@ -46,6 +46,7 @@ pub(super) fn home(
     session: &BrowserSession,
     grants: &[Grant],
     requests: &[Request],
+    others: &[Request],
     now: Timestamp,
 ) -> Html<String> {
     page(
@@ -65,20 +66,38 @@ pub(super) fn home(
             section {
                 h2 { "Open requests" }
                 @if requests.is_empty() { p.soft { "You have no request that waits for a decision." } }
-                @else { div.scroll { table {
-                    thead { tr { th scope="col" { "Resource" } th scope="col" { "Subject" } th scope="col" { "For" } th scope="col" { "Reason" } th scope="col" { "Asked" } th scope="col" { "Request" } } }
-                    tbody { @for request in requests { tr {
-                        td { (request.resource) }
-                        td { (request.subject) }
-                        td { (humantime::format_duration(request.duration)) }
-                        td { (request.reason.as_str()) }
-                        td { (moment(request.created)) }
-                        td { (link(&request.id.to_string())) }
-                    } } }
-                } } }
+                @else { (request_table(requests)) }
+            }
+            @if !others.is_empty() {
+                section {
+                    h2 { "Requests of others" }
+                    p.soft { "You may decide about these, with " code { "portcullis approve" } " or " code { "portcullis deny" } "." }
+                    (request_table(others))
+                }
             }
         },
     )
+}
+
+fn request_table(requests: &[Request]) -> Markup {
+    html! { div.scroll { table {
+        thead { tr { th scope="col" { "Resource" } th scope="col" { "Subject" } th scope="col" { "For" } th scope="col" { "Reason" } th scope="col" { "Asked" } th scope="col" { "Request" } } }
+        tbody { @for request in requests { tr {
+            td { (request.resource) }
+            td { (request.subject) }
+            td { (humantime::format_duration(request.duration)) }
+            td { (request.reason.as_str()) }
+            td { (moment(request.created)) }
+            td { (link(&request.id.to_string())) }
+        } } }
+    } } }
+}
+
+/// Whose yes a request waits for.
+fn waits(waiting: &Waiting) -> String {
+    let names: Vec<String> = waiting.approvers.iter().map(ToString::to_string).collect();
+    let others = if waiting.others > 0 { format!(", or {} others", waiting.others) } else { String::new() };
+    format!("{} of {}{others} (step {} of {})", waiting.more, names.join(", "), waiting.step, waiting.steps)
 }
 
 /// One request, and what it led to.
@@ -98,7 +117,16 @@ pub(super) fn request(session: &BrowserSession, view: &View, now: Timestamp) -> 
                 dt { "Hosts" } dd { (hosts(request.hosts.iter())) }
                 dt { "Reason" } dd { (request.reason.as_str()) }
                 dt { "Asked" } dd { (moment(request.created)) }
-                @if let Some((by, at)) = &request.decided { dt { "Decided" } dd { (moment(*at)) " by " (by) } }
+                @if let Some((_, role)) = &request.judged { dt { "Role" } dd { (role) } }
+                @for vote in &request.votes {
+                    dt { @if vote.yes { "Yes" } @else { "No" } }
+                    dd { (moment(vote.at)) " by " (vote.by) @if !vote.comment.is_empty() { ": " (vote.comment) } }
+                }
+                @if let Some(waiting) = &request.waiting { dt { "Waits for" } dd { (waits(waiting)) } }
+                @if let Some((by, at)) = &request.decided {
+                    dt { "Decided" }
+                    dd { (moment(*at)) @if let Some(by) = by { " by " (by) } }
+                }
                 @if !request.comment.is_empty() { dt { "Comment" } dd { (request.comment) } }
             } }
             @if let Some(grant) = grant {
@@ -313,13 +341,17 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            judged: None,
+            lapses: None,
+            votes: Vec::new(),
+            waiting: None,
         }
     }
 
     #[test]
     fn what_comes_from_outside_is_text() {
-        is_harmless(&home(&session(&[HOSTILE]), &[], &[], at(1)));
-        is_harmless(&home(&session(&[]), &[], &[asked(HOSTILE, "")], at(1)));
+        is_harmless(&home(&session(&[HOSTILE]), &[], &[], &[], at(1)));
+        is_harmless(&home(&session(&[]), &[], &[asked(HOSTILE, "")], &[asked(HOSTILE, "")], at(1)));
         let view = View { request: asked("why", HOSTILE), grant: None };
         is_harmless(&request(&session(&[]), &view, at(1)));
         is_harmless(&problem(StatusCode::FORBIDDEN, HOSTILE, "", true));
@@ -346,7 +378,7 @@ mod tests {
 
     #[test]
     fn how_a_page_looks() {
-        let page = home(&session(&["engineers"]), &[], &[asked("a look at the logs", "")], at(1)).0;
+        let page = home(&session(&["engineers"]), &[], &[asked("a look at the logs", "")], &[], at(1)).0;
         insta::assert_snapshot!(page.replace(STYLE, "…").replace("><", ">\n<"));
     }
 }

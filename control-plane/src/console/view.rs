@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{Html, IntoResponse, Response};
-use proto::types::RequestId;
+use proto::types::{Request, RequestId};
 
 use super::admission::{Visitor, failed};
 use super::problem::Problem;
@@ -32,8 +32,11 @@ pub(super) async fn home(
     let whose = Whose::Of(session.of.subject.clone());
     let filter = RequestFilter { all: false, whose, limit: ROWS_MAX };
     let grants = console.gate.store.grants(&filter).await.map_err(|error| failed(&error))?;
-    let requests = console.gate.store.requests(&filter).await.map_err(|error| failed(&error))?;
-    Ok(pages::home(&session.of, &grants, &requests, clock::now()).into_response())
+    let requests =
+        console.gate.store.requests(&filter, clock::now()).await.map_err(|error| failed(&error))?;
+    let own = |request: &Request| [&request.subject, &request.requester].contains(&&session.of.subject);
+    let (own, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(own);
+    Ok(pages::home(&session.of, &grants, &own, &others, clock::now()).into_response())
 }
 
 /// One request, and the grant that it led to.
@@ -49,6 +52,6 @@ pub(super) async fn request(
         Reach::All => Whose::Everybodys,
         Reach::Own | Reach::No => Whose::Of(session.of.subject.clone()),
     };
-    let view = console.gate.store.view(id, &whose).await.map_err(|error| failed(&error))?;
+    let view = console.gate.store.view(id, &whose, clock::now()).await.map_err(|error| failed(&error))?;
     Ok(pages::request(&session.of, &view, clock::now()))
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    EndReason, Grant, GrantId, GrantState, HostName, NewRequest, Outage, Reason, RequestId, RequestState,
-    ResourceName, Timestamp, page_limit,
+    EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest, Outage, Reason, RequestId,
+    RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -14,8 +14,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Admitted, Answers, Gate, admitted, failed, invalid, stream};
 use crate::clock;
+use crate::listen::Peer;
 use crate::rules::roster;
-use crate::store::{RequestFilter, StoreError, View, Whose};
+use crate::store::{Known, RequestFilter, StoreError, View, Whose};
 
 /// Answers for requests and grants.
 #[derive(Clone, Debug)]
@@ -84,13 +85,23 @@ impl AccessService for Access {
         request: Request<wire::CreateRequestRequest>,
     ) -> Result<Response<wire::CreateRequestResponse>, Status> {
         let caller = admitted(&request)?;
+        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        let agent =
+            request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).map(str::to_owned);
         let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
         let requester = caller.subject()?;
-        let subject = match self.0.policy.judge(&new, &requester.id, caller.reach) {
+        let limits = &self.0.request_limits;
+        let subject = match limits.subject(&new, &requester.id, caller.reach) {
             Ok(subject) => subject,
             Err(refusal) => return Err(self.0.refuse(&caller, refusal).await),
         };
-        match self.0.store.create_request(new, &subject, &requester, clock::now()).await {
+        let store = &self.0.store;
+        let circumstances = match caller.circumstances(store, address, agent.as_deref()).await {
+            Ok(circumstances) => circumstances,
+            Err(error) => return Err(self.0.answer(&caller, error).await),
+        };
+        let known = Known { circumstances: &circumstances, limits };
+        match store.create_request(new, &subject, &requester, known, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::CreateRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -103,7 +114,8 @@ impl AccessService for Access {
         let caller = admitted(&request)?;
         let wire::ListRequestsRequest { all, limit } = request.into_inner();
         let limit = page_limit(limit).map_err(invalid)?;
-        match self.0.store.requests(&RequestFilter { all, whose: caller.whose()?, limit }).await {
+        match self.0.store.requests(&RequestFilter { all, whose: caller.whose()?, limit }, clock::now()).await
+        {
             Ok(requests) => {
                 let requests = requests.into_iter().map(Into::into).collect();
                 Ok(Response::new(wire::ListRequestsResponse { requests }))
@@ -123,7 +135,7 @@ impl AccessService for Access {
         let whose = caller.whose()?;
         let gate = self.0.clone();
         // What is not there is said by the call itself, not by its stream.
-        if let Err(error) = gate.store.view(id, &whose).await {
+        if let Err(error) = gate.store.view(id, &whose, clock::now()).await {
             return Err(gate.answer(&caller, error).await);
         }
         Ok(Response::new(stream(gate.clone(), caller, |answers| watch(gate, id, whose, answers))))
@@ -134,13 +146,11 @@ impl AccessService for Access {
         request: Request<wire::ApproveRequestRequest>,
     ) -> Result<Response<wire::ApproveRequestResponse>, Status> {
         let caller = admitted(&request)?;
-        let wire::ApproveRequestRequest { id, comment } = request.into_inner();
-        let id: RequestId = id.parse().map_err(invalid)?;
-        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.approve(id, &caller.subject()?, &comment, clock::now()).await {
+        let new: NewApproval = request.into_inner().try_into().map_err(invalid)?;
+        match self.0.store.approve(&new, &caller.subject()?, caller.reach, clock::now()).await {
             Ok((request, grant)) => Ok(Response::new(wire::ApproveRequestResponse {
                 request: Some(request.into()),
-                grant: Some(grant.into()),
+                grant: grant.map(Into::into),
             })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -154,8 +164,20 @@ impl AccessService for Access {
         let wire::DenyRequestRequest { id, comment } = request.into_inner();
         let id: RequestId = id.parse().map_err(invalid)?;
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
-        match self.0.store.deny(id, &caller.subject()?, &comment, clock::now()).await {
+        match self.0.store.deny(id, &caller.subject()?, caller.reach, &comment, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::DenyRequestResponse { request: Some(request.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn withdraw_request(
+        &self,
+        request: Request<wire::WithdrawRequestRequest>,
+    ) -> Result<Response<wire::WithdrawRequestResponse>, Status> {
+        let caller = admitted(&request)?;
+        let id: RequestId = request.into_inner().id.parse().map_err(invalid)?;
+        match self.0.store.withdraw(id, &caller.subject()?, clock::now()).await {
+            Ok(request) => Ok(Response::new(wire::WithdrawRequestResponse { request: Some(request.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }
@@ -212,7 +234,7 @@ async fn watch(
     let mut sent = None;
     loop {
         changed.mark_unchanged();
-        let view = gate.store.view(id, &whose).await.map_err(|error| failed(&error))?;
+        let view = gate.store.view(id, &whose, clock::now()).await.map_err(|error| failed(&error))?;
         if sent.as_ref() != Some(&view) {
             let grant = view.grant.clone().map(Into::into);
             let answer = wire::WatchRequestResponse { request: Some(view.request.clone().into()), grant };
@@ -231,7 +253,7 @@ async fn watch(
 
 fn is_settled(view: &View) -> bool {
     match (view.request.state, view.grant.as_ref().map(|grant| grant.state)) {
-        (RequestState::Denied, _) => true,
+        (RequestState::Denied | RequestState::Withdrawn | RequestState::Lapsed, _) => true,
         (_, Some(GrantState::Active | GrantState::Ending(_) | GrantState::Ended(_))) => true,
         (RequestState::Pending | RequestState::Approved, Some(GrantState::Activating) | None) => false,
     }

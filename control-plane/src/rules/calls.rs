@@ -53,7 +53,8 @@ impl Display for Caller {
 pub enum Reach {
     /// It may not.
     No,
-    /// For itself: requests and grants that are for it or that it asked for; its own host.
+    /// For itself: requests and grants that are for it or that it asked for, requests that a policy lets it decide about; its own
+    /// host.
     Own,
     /// For everybody.
     All,
@@ -131,11 +132,17 @@ calls! {
     CreateRequest = "AccessService.CreateRequest":      No     Own    Own      Own     All           No;
     ListRequests = "AccessService.ListRequests":        No     Own    All      All     All           No;
     WatchRequest = "AccessService.WatchRequest":        No     Own    All      All     All           No;
-    ApproveRequest = "AccessService.ApproveRequest":    No     No     All      No      All           No;
-    DenyRequest = "AccessService.DenyRequest":          No     No     All      No      All           No;
+    // For themselves here: where the policy names them.
+    ApproveRequest = "AccessService.ApproveRequest":    No     Own    All      Own     All           No;
+    DenyRequest = "AccessService.DenyRequest":          No     Own    All      Own     All           No;
+    WithdrawRequest = "AccessService.WithdrawRequest":  No     Own    Own      Own     Own           No;
     ListGrants = "AccessService.ListGrants":            No     Own    All      All     All           No;
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
+    PlanPolicy = "PolicyService.PlanPolicy":            No     No     No       No      All           No;
+    ApplyPolicy = "PolicyService.ApplyPolicy":          No     No     No       No      All           No;
+    ListPolicies = "PolicyService.ListPolicies":        No     No     No       All     All           No;
+    GetPolicy = "PolicyService.GetPolicy":              No     No     No       All     All           No;
     Tail = "AuditService.Tail":                         No     No     No       All     All           No;
     Session = "AgentService.Session":                   No     No     No       No      No            Own;
     Join = "EnrolmentService.Join":                     Own    No     No       No      No            No;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, GrantState, HostEnd, HostName, Timestamp};
+use proto::types::{EndReason, EventKind, GrantState, HostEnd, HostName, Timestamp};
 
 /// What is known of one host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,6 +212,16 @@ fn end_of(answer: &Answer) -> EndReason {
 
 fn has_refused(body: &Body, host: &HostName) -> bool {
     matches!(body.hosts.get(host), Some(Holding::Refused(_)))
+}
+
+/// As what it is put on record that a grant has entered a state.
+pub fn event_of(state: GrantState) -> EventKind {
+    match state {
+        GrantState::Activating => EventKind::GrantIssued,
+        GrantState::Active => EventKind::GrantActive,
+        GrantState::Ending(_) => EventKind::GrantEnding,
+        GrantState::Ended(_) => EventKind::GrantEnded,
+    }
 }
 
 /// What a step led to.

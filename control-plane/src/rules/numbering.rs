@@ -66,6 +66,10 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::RequestCreated
         | EventKind::RequestApproved
         | EventKind::RequestDenied
+        | EventKind::RequestWithdrawn
+        | EventKind::RequestLapsed
+        | EventKind::ApprovalGiven
+        | EventKind::PolicyApplied
         | EventKind::GrantIssued
         | EventKind::GrantActive
         | EventKind::GrantEnding

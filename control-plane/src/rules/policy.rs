@@ -1,24 +1,37 @@
-//! May this be asked for? The request and what is allowed in general → yes, or no with the reason.
+//! May this be asked for, and may it live on? What is asked, what is known of who asks, and the policy in force → the terms, or no
+//! with the rules that say so.
 //!
-//! Owns: the limits that hold for every request. Must not know: storage, who is asked to approve.
+//! Owns: the operator's limits, which hold under every policy; the facts that a policy is asked with; what a policy may contain that
+//! is put in force here. Must not know: storage, what files mean.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use proto::types::{NewRequest, SubjectId};
+use ::policy::Policy;
+use ::policy::approval::Step;
+use ::policy::decide::{Decision, Outcome, Terms, decide, steps_of};
+use ::policy::facts::{Channel, Facts, Stage};
+use ::policy::model::ClockStart;
+use ::policy::names::GroupName;
+use proto::types::{HostName, NewRequest, ResourceName, RoleName, SubjectId, Timestamp};
 
 use super::Refusal;
 use super::calls::Reach;
 
-/// What holds for every request.
+/// What holds for every request, whatever policy is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct Limits {
     /// The longest that a grant may live.
     pub max_grant_duration: Duration,
+    /// How long a request waits for its decision.
+    pub request_lifetime: Duration,
 }
 
-impl Policy {
+impl Limits {
     /// Whom the request is for, if `caller` may ask for it.
-    pub fn judge(&self, new: &NewRequest, caller: &SubjectId, reach: Reach) -> Result<SubjectId, Refusal> {
+    pub fn subject(&self, new: &NewRequest, caller: &SubjectId, reach: Reach) -> Result<SubjectId, Refusal> {
         let maximum = self.max_grant_duration;
         if new.duration > maximum {
             return Err(Refusal::TooLong { asked: new.duration, maximum });
@@ -40,14 +53,131 @@ pub fn place(new: &NewRequest, hosts: usize) -> Result<(), Refusal> {
     }
 }
 
+/// What is known of whoever asks, when they ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    /// By which way; None: that is not known.
+    pub channel: Option<Channel>,
+    /// From which address; None: by a unix socket, or that is not known.
+    pub source: Option<IpAddr>,
+    /// They signed in by more than one factor.
+    pub mfa: bool,
+    /// When they signed in at their identity provider; None: they did not, or it did not say.
+    pub signed_in: Option<Timestamp>,
+    /// The groups that it named.
+    pub groups: BTreeSet<GroupName>,
+}
+
+/// The methods of a sign-in (`amr`, RFC 8176) → whether it was by more than one factor: the provider has to say so.
+pub fn is_mfa<'a>(methods: impl IntoIterator<Item = &'a str>) -> bool {
+    methods.into_iter().any(|method| method == "mfa")
+}
+
+/// A policy that was put in force, with its number.
+#[derive(Clone, Debug)]
+pub struct Numbered {
+    /// From 1.
+    pub version: u64,
+    /// What it says.
+    pub policy: Arc<Policy>,
+}
+
+/// What is to be judged: what is asked for, or was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Who it is for.
+    pub subject: SubjectId,
+    /// Who asked.
+    pub requester: SubjectId,
+    /// What is to be reached.
+    pub resource: ResourceName,
+    /// From where.
+    pub hosts: BTreeSet<HostName>,
+    /// By which role; None: by any.
+    pub role: Option<RoleName>,
+    /// How long.
+    pub duration: Duration,
+    /// What was known of who asked.
+    pub circumstances: Circumstances,
+}
+
+impl Wish {
+    /// As a policy is asked.
+    pub fn facts(&self, stage: Stage, now: Timestamp) -> Facts {
+        let Circumstances { channel, source, mfa, signed_in, groups } = &self.circumstances;
+        Facts {
+            stage,
+            requester: self.requester.clone(),
+            groups: groups.clone(),
+            hosts: self.hosts.clone(),
+            role: self.role.clone(),
+            duration: Some(self.duration),
+            channel: channel.unwrap_or(Channel::Api),
+            source: *source,
+            mfa: *mfa,
+            login_age: signed_in.map(|signed_in| now.since(signed_in)),
+            ..Facts::new(now, self.subject.clone(), self.resource.clone())
+        }
+    }
+
+    /// On which terms `in_force` lets it be asked for.
+    pub fn terms(&self, in_force: &Numbered, now: Timestamp) -> Result<Terms, Refusal> {
+        permitted(in_force, decide(&in_force.policy, &self.facts(Stage::Request, now)))
+    }
+
+    /// Whether `in_force` still lets it begin (`Stage::Activate`), or live on (`Stage::Keep`).
+    pub fn is_permitted(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<(), Refusal> {
+        permitted(in_force, decide(&in_force.policy, &self.facts(stage, now))).map(drop)
+    }
+}
+
+/// Who has to say yes to a request that was judged by this policy; None: the policy has no such role.
+pub fn steps(
+    policy: &Policy,
+    role: &RoleName,
+    subject: &SubjectId,
+    requester: &SubjectId,
+) -> Option<Vec<Step>> {
+    steps_of(policy, role, subject, requester)
+}
+
+/// The terms, or why not.
+fn permitted(in_force: &Numbered, decision: Decision) -> Result<Terms, Refusal> {
+    match decision.outcome {
+        Outcome::Permitted(terms) => Ok(*terms),
+        Outcome::Denied { reasons } => {
+            let reasons = some_of(reasons.iter().map(ToString::to_string).collect());
+            let help = some_of(decision.missing);
+            Err(Refusal::NotPermitted { version: in_force.version, reasons, help })
+        }
+    }
+}
+
+/// The first few of what there is to be said.
+fn some_of(texts: Vec<String>) -> String {
+    const SHOWN_MAX: usize = 5;
+    let others = texts.len().saturating_sub(SHOWN_MAX);
+    let mut text = texts.into_iter().take(SHOWN_MAX).collect::<Vec<_>>().join("; ");
+    if others > 0 {
+        text += &format!("; and {others} more");
+    }
+    text
+}
+
+/// That a policy asks for nothing that is not done here yet: it would be taken for done.
+pub fn can_be_in_force(policy: &Policy) -> Result<(), Refusal> {
+    match policy.roles.iter().find(|role| role.clock != ClockStart::Approval) {
+        Some(role) => Err(Refusal::PolicyClock { role: role.name.clone(), clock: role.clock.to_string() }),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(minutes: u64, subject: Option<&str>, reach: Reach, expected: Result<&str, &str>) {
-        let policy = Policy { max_grant_duration: Duration::from_secs(30 * 60) };
-        let new = NewRequest {
+    fn new_request(minutes: u64, subject: Option<&str>) -> NewRequest {
+        NewRequest {
             resource: "db".parse().expect("valid"),
             subject: subject.map(|subject| subject.parse().expect("valid")),
             hosts: Vec::new(),
@@ -57,18 +187,125 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            role: None,
+        }
+    }
+
+    #[track_caller]
+    fn check(minutes: u64, subject: Option<&str>, reach: Reach, expected: Result<&str, &str>) {
+        let limits = Limits {
+            max_grant_duration: Duration::from_secs(30 * 60),
+            request_lifetime: Duration::from_secs(3600),
         };
-        let judged = policy.judge(&new, &"user:alice".parse().expect("valid"), reach);
+        let new = new_request(minutes, subject);
+        let judged = limits.subject(&new, &"user:alice".parse().expect("valid"), reach);
         let judged = judged.map(|subject| subject.to_string()).map_err(|refusal| refusal.to_string());
         assert_eq!(judged, expected.map(str::to_owned).map_err(str::to_owned));
     }
 
     #[test]
-    fn requests_are_judged() {
+    fn whom_a_request_is_for() {
         check(30, None, Reach::Own, Ok("user:alice"));
         check(30, Some("user:alice"), Reach::Own, Ok("user:alice"));
         check(30, Some("user:bob"), Reach::All, Ok("user:bob"));
         check(30, Some("user:bob"), Reach::Own, Err("subject `user:alice` may not ask for `user:bob`"));
         check(31, None, Reach::All, Err("duration: 31m is above the maximum of 30m"));
+    }
+
+    const FILES: [(&str, &str); 5] = [
+        ("limits.toml", "maximum_duration = \"8h\"\n"),
+        ("hosts.toml", "[[host]]\nname = \"app\"\n"),
+        (
+            "resources.toml",
+            "[[resource]]\nname = \"db\"\naddresses = [\"192.0.2.1\"]\nports = [\"tcp/5432\"]\n",
+        ),
+        (
+            "subjects.toml",
+            "[[subject]]\nid = \"user:alice\"\n[[subject]]\nid = \"user:rita\"\n[[group]]\nname = \"dba\"\nmembers = [\"user:rita\"]\n",
+        ),
+        (
+            "roles.toml",
+            "[[role]]\nname = \"debug\"\nto = [\"user:alice\"]\nresources = [\"db\"]\nhosts = [\"*\"]\nmaximum_duration = \"1h\"\nidle = \"10m\"\n\
+             [[role.step]]\napprovers = [\"group:dba\"]\n",
+        ),
+    ];
+
+    fn policy(more: &[(&str, &str)]) -> Numbered {
+        let files = FILES.iter().chain(more).map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+        let policy =
+            ::policy::files::read(&files.collect()).unwrap_or_else(|problems| panic!("{problems:?}"));
+        Numbered { version: 7, policy: Arc::new(policy) }
+    }
+
+    fn wish(subject: &str, minutes: u64) -> Wish {
+        Wish {
+            subject: subject.parse().expect("valid"),
+            requester: subject.parse().expect("valid"),
+            resource: "db".parse().expect("valid"),
+            hosts: ["app".parse().expect("valid")].into(),
+            role: None,
+            duration: Duration::from_secs(60 * minutes),
+            circumstances: Circumstances::default(),
+        }
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_unix_ms(1_795_000_000_000).expect("in range")
+    }
+
+    #[test]
+    fn a_policy_gives_terms_or_says_why_not() {
+        let in_force = policy(&[]);
+        let terms = wish("user:alice", 30).terms(&in_force, now()).expect("permitted");
+        assert_eq!((terms.role.as_str(), terms.steps.len()), ("debug", 1));
+        assert_eq!(terms.idle, Some(Duration::from_secs(600)));
+        let steps = steps(
+            &in_force.policy,
+            &terms.role,
+            &"user:alice".parse().expect("valid"),
+            &"user:alice".parse().expect("valid"),
+        );
+        assert_eq!(steps, Some(terms.steps));
+        let refused = |wish: Wish| wish.terms(&in_force, now()).expect_err("refused").to_string();
+        assert_eq!(
+            refused(wish("user:alice", 90)),
+            "the policy (version 7) does not permit it: rule `role:debug`: 1h 30m is longer than 1h, which role `debug` can be had for \
+             (what would help: ask for 1h at most)"
+        );
+        assert_eq!(
+            refused(wish("user:mallory", 30)),
+            "the policy (version 7) does not permit it: no role gives `user:mallory` access to `db` \
+             (what would help: check the name of the resource and of the role, or ask whoever keeps the policy)"
+        );
+    }
+
+    #[test]
+    fn who_has_shown_one_factor_only_may_not() {
+        let condition = "@id(\"mfa\") @help(\"sign in with a second factor\")\nforbid (principal, action, resource) unless { context.mfa };";
+        let in_force = policy(&[("conditions/a.cedar", condition)]);
+        let mut wish = wish("user:alice", 30);
+        assert_eq!(
+            wish.terms(&in_force, now()).expect_err("refused").to_string(),
+            "the policy (version 7) does not permit it: rule `mfa`: forbids it (what would help: sign in with a second factor)"
+        );
+        wish.circumstances.mfa = is_mfa(["pwd", "mfa"]);
+        assert!(wish.terms(&in_force, now()).is_ok());
+        assert!(!is_mfa(["pwd", "otp"]));
+        for stage in [Stage::Activate, Stage::Keep] {
+            wish.role = "debug".parse().ok();
+            assert_eq!(wish.is_permitted(&in_force, stage, now()), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_done_here_is_not_put_in_force() {
+        assert_eq!(can_be_in_force(&policy(&[]).policy), Ok(()));
+        let roles = FILES[4].1.replace("idle = \"10m\"\n", "clock = \"activation\"\n");
+        let in_force = policy(&[("roles.toml", &roles)]);
+        let refused = can_be_in_force(&in_force.policy).expect_err("refused");
+        assert_eq!(
+            refused.to_string(),
+            "the clock of role `debug` begins with activation, and every grant's begins with approval here"
+        );
     }
 }

@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    GrantId, GrantState, HostName, ProviderName, RequestId, RequestState, ResourceName, SubjectId, Timestamp,
+    GrantId, GrantState, HostName, ProviderName, RequestId, RequestState, ResourceName, RoleName, SubjectId,
+    Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -53,8 +55,28 @@ pub enum Refusal {
     ForSomebodyElse { caller: SubjectId, subject: SubjectId },
     #[error("subject `{approver}` may not decide request {request}: {tie}")]
     OwnRequest { approver: SubjectId, request: RequestId, tie: &'static str },
-    #[error("request {request} is {state} already: `{by}` decided at {}", moment(*at))]
-    AlreadyDecided { request: RequestId, state: RequestState, by: SubjectId, at: Timestamp },
+    #[error("request {request} is {state} already: {} at {}", decider(by.as_ref()), moment(*at))]
+    AlreadyDecided { request: RequestId, state: RequestState, by: Option<SubjectId>, at: Timestamp },
+    #[error("subject `{approver}` may not decide request {request}: {why}")]
+    VoteNotCounted { approver: SubjectId, request: RequestId, why: Ignored },
+    #[error(
+        "subject `{caller}` may not withdraw request {request}: it did not ask for it, nor is it for itself"
+    )]
+    NotRequester { caller: SubjectId, request: RequestId },
+    #[error("the policy (version {version}) does not permit it: {reasons}{}", that_helps(help))]
+    NotPermitted { version: u64, reasons: String, help: String },
+    #[error("role `{0}` is not known: no policy is in force")]
+    NoPolicy(RoleName),
+    #[error("the policy has no version {0}")]
+    UnknownPolicy(u64),
+    #[error("version {actual} of the policy is in force, not {expected}")]
+    OtherPolicy { expected: u64, actual: u64 },
+    #[error("the policy is not valid: {problem}{}", and_problems(*others))]
+    BadPolicy { problem: String, others: usize },
+    #[error("the clock of role `{role}` begins with {clock}, and every grant's begins with approval here")]
+    PolicyClock { role: RoleName, clock: String },
+    #[error("resource `{resource}` of the policy is protected as {known}, and the policy says {said}")]
+    ResourceDiffers { resource: ResourceName, known: String, said: String },
     #[error("grant {grant} is {state} already")]
     NotLive { grant: GrantId, state: GrantState },
     #[error("subject `{caller}` does not hold grant {grant} and did not ask for it")]
@@ -112,6 +134,21 @@ fn moment(time: Timestamp) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
+/// Who decided, in words.
+fn decider(by: Option<&SubjectId>) -> String {
+    by.map_or_else(|| "it was decided".to_owned(), |by| format!("`{by}` decided"))
+}
+
+/// What would help; empty: nothing is known.
+fn that_helps(help: &str) -> String {
+    if help.is_empty() { String::new() } else { format!(" (what would help: {help})") }
+}
+
+/// How many more problems than the one that is named.
+fn and_problems(others: usize) -> String {
+    if others == 0 { String::new() } else { format!("; and {others} more") }
+}
+
 /// How many more grants than the one that is named.
 fn and_others(others: u64) -> String {
     match others {
@@ -130,7 +167,8 @@ impl Refusal {
             | Self::UnknownHost(_)
             | Self::UnknownRequest(_)
             | Self::UnknownGrant(_)
-            | Self::UnknownProvider(_) => ErrorKind::NotFound,
+            | Self::UnknownProvider(_)
+            | Self::UnknownPolicy(_) => ErrorKind::NotFound,
             Self::ResourceExists(_)
             | Self::SubjectExists(_)
             | Self::HostExists(_)
@@ -142,9 +180,26 @@ impl Refusal {
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. }
             | Self::NotBound(_)
+            | Self::OtherPolicy { .. }
+            | Self::PolicyClock { .. }
+            | Self::ResourceDiffers { .. }
             | Self::NoSession => ErrorKind::FailedPrecondition,
-            Self::TooLong { .. } | Self::OneHostOnly(_) | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
-            Self::ForSomebodyElse { .. }
+            Self::TooLong { .. }
+            | Self::OneHostOnly(_)
+            | Self::NoPolicy(_)
+            | Self::BadPolicy { .. }
+            | Self::BadEvent { .. } => ErrorKind::InvalidArgument,
+            Self::VoteNotCounted { why, .. } => match why {
+                Ignored::OwnRequest | Ignored::NoPerson | Ignored::NotAnApprover => {
+                    ErrorKind::PermissionDenied
+                }
+                Ignored::NotYet | Ignored::Twice | Ignored::TooLate => ErrorKind::FailedPrecondition,
+                Ignored::Wider | Ignored::Nothing => ErrorKind::InvalidArgument,
+                Ignored::TooMany => ErrorKind::ResourceExhausted,
+            },
+            Self::NotPermitted { .. }
+            | Self::NotRequester { .. }
+            | Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
             | Self::NotLetIn(_)
@@ -190,6 +245,31 @@ impl Refusal {
             }
             Self::OwnRequest { .. } => "another approver has to decide",
             Self::AlreadyDecided { .. } => "make a new request",
+            Self::VoteNotCounted { why, .. } => match why {
+                Ignored::NotYet => "`portcullis requests` shows for whom it waits",
+                Ignored::Wider => "`portcullis requests` shows what was asked for",
+                Ignored::Nothing => "deny it with `portcullis deny`",
+                Ignored::TooLate => "make a new request",
+                Ignored::OwnRequest
+                | Ignored::NoPerson
+                | Ignored::NotAnApprover
+                | Ignored::Twice
+                | Ignored::TooMany => "another approver has to decide",
+            },
+            Self::NotRequester { .. } => "an approver can deny it",
+            Self::NotPermitted { .. } => "",
+            Self::NoPolicy(_) => "leave `--role` out",
+            Self::UnknownPolicy(_) => "list what there is with `portcullis policy history`",
+            Self::OtherPolicy { .. } => {
+                "somebody else applied one meanwhile: look at `portcullis policy plan` again"
+            }
+            Self::BadPolicy { .. } => {
+                "run `portcullis policy validate`, of the same version as the control plane"
+            }
+            Self::PolicyClock { .. } => "leave `clock` out",
+            Self::ResourceDiffers { .. } => {
+                "write into the policy what `portcullis resource list` shows, or remove the resource first"
+            }
             Self::NotLive { .. } => "",
             Self::NotHolder { .. } => "an approver can revoke it",
             Self::UnknownProvider(_) => "run `portcullis login` again: it asks for those that there are now",

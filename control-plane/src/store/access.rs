@@ -1,27 +1,37 @@
 //! Requests: making and deciding them.
 
+use ::policy::approval::{Extent, Ignored, Step};
+use ::policy::facts::{Channel, Stage};
+use ::policy::names::GroupName;
 use prost::Message;
 use proto::types::{
-    AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewRequest, Request, RequestId,
-    RequestState, SubjectId, Timestamp,
+    AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest,
+    Request, RequestId, SubjectId, Timestamp, Vote,
 };
 use proto::wire::access as wire;
 
+use super::policies::wish;
 use super::requests::request;
 use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
-use crate::rules::actor::Acting;
-use crate::rules::request::{Decided, Pending};
+use crate::rules::actor::{Acting, Actor};
+use crate::rules::calls::Reach;
+use crate::rules::policy::{Circumstances, Limits, Wish};
+use crate::rules::request::{Decided, Outcome, Pending, Stand};
 use crate::rules::{Refusal, policy};
 
+/// How many requests one transaction looks at because of the time, so that others get their turn at the database in between.
+const DUE_BATCH: u32 = 100;
+
 impl Store {
-    /// Makes a request of `requester` for `subject`.
+    /// Makes a request of `requester` for `subject`. What the policy in force lets begin without anybody's yes is approved at once.
     pub async fn create_request(
         &self,
         new: NewRequest,
         subject: &SubjectId,
         requester: &Acting,
+        known: Known<'_>,
         now: Timestamp,
     ) -> Result<Request, StoreError> {
         let mut tx = self.write().await?;
@@ -30,30 +40,59 @@ impl Store {
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
         policy::place(&new, hosts.len())?;
-        let id = RequestId::new();
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
+        let terms = match (self.in_force(tx.sql()).await?, &new.role) {
+            (Some(in_force), _) => {
+                let wish = Wish {
+                    subject: subject.clone(),
+                    requester: requester.id.clone(),
+                    resource: new.resource.clone(),
+                    hosts: hosts.iter().map(|(_, name)| name.clone()).collect(),
+                    role: new.role.clone(),
+                    duration: new.duration,
+                    circumstances: known.circumstances.clone(),
+                };
+                Some((in_force.version, wish.terms(&in_force, now)?))
+            }
+            (None, Some(role)) => return Err(Refusal::NoPolicy(role.clone()).into()),
+            (None, None) => None,
+        };
+        let id = RequestId::new();
+        let lapses = now.plus(known.limits.request_lifetime);
+        let idle = [new.idle, terms.as_ref().and_then(|(_, terms)| terms.idle)].into_iter().flatten().min();
+        let Circumstances { channel, source, mfa, signed_in, groups } = known.circumstances;
+        let groups: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
         sql::query(
             "INSERT INTO requests
                  (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
-                  created_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                  created_ms, policy, role, channel, source, mfa, signed_in_ms, named_groups, lapses_ms, due_ms)
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(id.to_string())
         .bind(resource)
         .bind(for_whom)
         .bind(by_whom)
         .bind(decode::sql(new.duration.as_secs()))
-        .bind(new.idle.map(|idle| decode::sql(idle.as_secs())))
+        .bind(idle.map(|idle| decode::sql(idle.as_secs())))
         .bind(new.while_running.as_ref().map(CgroupPath::as_str))
         .bind(new.run.map(|id| id.to_string()))
         .bind(new.action.clone().map(|action| wire::Action::from(action).encode_to_vec()))
         .bind(new.reason.as_str())
         .bind(now.unix_ms())
+        .bind(terms.as_ref().map(|(version, _)| decode::sql(*version)))
+        .bind(terms.as_ref().map(|(_, terms)| terms.role.as_str()))
+        .bind(channel.map(Channel::as_str))
+        .bind(source.map(|source| source.to_string()))
+        .bind(*mfa)
+        .bind(signed_in.map(Timestamp::unix_ms))
+        .bind(groups.join("\n"))
+        .bind(lapses.unix_ms())
+        .bind(lapses.unix_ms())
         .execute(tx.sql())
         .await
         .map_err(StoreError::sql("make a request"))?;
-        for host in hosts {
+        for (host, _) in hosts {
             sql::query("INSERT INTO request_hosts (request, host) VALUES (?, ?)")
                 .bind(id.to_string())
                 .bind(host)
@@ -61,77 +100,257 @@ impl Store {
                 .await
                 .map_err(StoreError::sql("note a request's host"))?;
         }
-        let request = request(tx.sql(), id).await?;
-        tx.record_request(EventKind::RequestCreated, &request, requester, request.reason.as_str(), now)
+        let made = request(tx.sql(), id).await?;
+        tx.record_request(EventKind::RequestCreated, &made, requester.clone().into(), &asked(&made), now)
             .await?;
+        if let Some((_, terms)) = terms {
+            // Nobody has said anything yet: what decides is that nobody has to.
+            let stand = Pending::of(&made, terms.steps)?.wait(now);
+            self.settle(&mut tx, &made, stand, Actor::System, "nobody has to approve it", now).await?;
+        }
         tx.wake_access();
+        let made = request(tx.sql(), id).await?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    /// Somebody says yes to a request. If nobody else has to, there is a grant from here on, on its way to its hosts.
+    pub async fn approve(
+        &self,
+        new: &NewApproval,
+        approver: &Acting,
+        reach: Reach,
+        now: Timestamp,
+    ) -> Result<(Request, Option<Grant>), StoreError> {
+        let vote = Vote {
+            by: approver.id.clone(),
+            at: now,
+            yes: true,
+            comment: new.comment.clone(),
+            duration: new.duration,
+            hosts: new.hosts.clone(),
+        };
+        self.vote(new.request, vote, approver, reach, now).await
+    }
+
+    /// Somebody says no to a request.
+    pub async fn deny(
+        &self,
+        id: RequestId,
+        approver: &Acting,
+        reach: Reach,
+        comment: &str,
+        now: Timestamp,
+    ) -> Result<Request, StoreError> {
+        let vote = Vote {
+            by: approver.id.clone(),
+            at: now,
+            yes: false,
+            comment: comment.to_owned(),
+            duration: None,
+            hosts: Vec::new(),
+        };
+        self.vote(id, vote, approver, reach, now).await.map(|(request, _)| request)
+    }
+
+    /// Who asked for it, or whom it is for, takes a request back.
+    pub async fn withdraw(
+        &self,
+        id: RequestId,
+        caller: &Acting,
+        now: Timestamp,
+    ) -> Result<Request, StoreError> {
+        let mut tx = self.write().await?;
+        let before = request(tx.sql(), id).await?;
+        let decided = Pending::of(&before, Vec::new())?.withdraw(&caller.id)?;
+        tx.decide(&decided, caller.clone().into(), "", now).await?;
+        let request = request(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(request)
     }
 
-    /// Says yes to a request: from here on there is a grant, on its way to its hosts.
-    pub async fn approve(
+    /// When something next follows for a pending request by itself; None: for none of them.
+    pub async fn next_due_request(&self) -> Result<Option<Timestamp>, StoreError> {
+        let next: Option<i64> = sql::query_scalar("SELECT min(due_ms) FROM requests WHERE state = 'pending'")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(StoreError::sql("read when a request is due"))?;
+        next.map(|next| decode::time("due", next)).transpose()
+    }
+
+    /// Does what follows for pending requests by itself. Returns whether there may be more of them.
+    pub async fn settle_due_requests(&self, now: Timestamp) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let due: Vec<String> = sql::query_scalar(
+            "SELECT id FROM requests WHERE state = 'pending' AND due_ms <= ? ORDER BY due_ms LIMIT ?",
+        )
+        .bind(now.unix_ms())
+        .bind(DUE_BATCH)
+        .fetch_all(tx.sql())
+        .await
+        .map_err(StoreError::sql("read which requests are due"))?;
+        let may_be_more = due.len() == DUE_BATCH as usize;
+        for id in due {
+            let before = request(tx.sql(), decode::text("request", &id)?).await?;
+            let steps = self.steps(tx.sql(), &before).await?.unwrap_or_else(|| anybody(None));
+            let stand = Pending::of(&before, steps)?.wait(now);
+            let settled = self.settle(&mut tx, &before, stand, Actor::System, "time passed", now).await;
+            // What would be a grant, had the policy or the resource not changed, is none.
+            if let Err(StoreError::Refused(refusal)) = settled {
+                let decided = Decided { request: before.id, outcome: Outcome::Denied, by: None };
+                tx.decide(&decided, Actor::System, &refusal.to_string(), now).await?;
+            } else {
+                settled?;
+            }
+        }
+        tx.commit().await?;
+        Ok(may_be_more)
+    }
+
+    async fn vote(
         &self,
         id: RequestId,
-        approver: &Acting,
-        comment: &str,
+        vote: Vote,
+        voter: &Acting,
+        reach: Reach,
         now: Timestamp,
-    ) -> Result<(Request, Grant), StoreError> {
+    ) -> Result<(Request, Option<Grant>), StoreError> {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
-        let decided = Pending::of(&before)?.approve(&approver.id)?;
-        refuse_if_removed(tx.sql(), &before).await?;
-        tx.decide(&decided, approver, comment, now).await?;
-        let grant = tx.issue(&before, approver, now).await?;
+        let steps = match self.steps(tx.sql(), &before).await? {
+            Some(steps) => steps,
+            None => anybody((reach == Reach::All).then_some(&vote.by)),
+        };
+        let pending = Pending::of(&before, steps)?;
+        let vote = Vote { at: pending.moment(now), ..vote };
+        let stand = pending.vote(&vote)?;
+        // Time may have decided before them.
+        if matches!(&stand, Stand::Decided(Decided { outcome: Outcome::Lapsed, .. })) {
+            let refusal = Refusal::VoteNotCounted { approver: vote.by, request: id, why: Ignored::TooLate };
+            return Err(refusal.into());
+        }
+        tx.keep_vote(id, &vote).await?;
+        if matches!(stand, Stand::Waiting(_)) {
+            tx.record_request(stand.event(), &before, voter.clone().into(), &left(&vote), now).await?;
+        }
+        let grant = self.settle(&mut tx, &before, stand, voter.clone().into(), &vote.comment, now).await?;
         let request = request(tx.sql(), id).await?;
         tx.commit().await?;
         Ok((request, grant))
     }
 
-    /// Says no to a request.
-    pub async fn deny(
+    /// Writes down where a request stands. Approved, it becomes a grant, if the policy in force lets it begin.
+    async fn settle(
         &self,
-        id: RequestId,
-        approver: &Acting,
+        tx: &mut Tx,
+        before: &Request,
+        stand: Stand,
+        actor: Actor,
         comment: &str,
         now: Timestamp,
-    ) -> Result<Request, StoreError> {
-        let mut tx = self.write().await?;
-        let before = request(tx.sql(), id).await?;
-        let decided = Pending::of(&before)?.deny(&approver.id)?;
-        tx.decide(&decided, approver, comment, now).await?;
-        let request = request(tx.sql(), id).await?;
-        tx.commit().await?;
-        Ok(request)
+    ) -> Result<Option<Grant>, StoreError> {
+        let decided = match stand {
+            Stand::Waiting(due) => {
+                sql::query("UPDATE requests SET due_ms = ? WHERE id = ?")
+                    .bind(due.map(Timestamp::unix_ms))
+                    .bind(before.id.to_string())
+                    .execute(tx.sql())
+                    .await
+                    .map_err(StoreError::sql("note when a request is due"))?;
+                tx.wake_access();
+                return Ok(None);
+            }
+            Stand::Decided(decided) => decided,
+        };
+        let Outcome::Approved(extent) = &decided.outcome else {
+            tx.decide(&decided, actor, comment, now).await?;
+            return Ok(None);
+        };
+        refuse_if_removed(tx.sql(), before).await?;
+        if let Some(in_force) = self.in_force(tx.sql()).await? {
+            let hosts = extent.hosts.clone();
+            let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
+            wish.is_permitted(&in_force, Stage::Activate, now)?;
+        }
+        tx.decide(&decided, actor.clone(), comment, now).await?;
+        tx.issue(before, extent, &actor, now).await.map(Some)
     }
 }
 
+/// What is known beside a new request.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Of who asks.
+    pub circumstances: &'a Circumstances,
+    /// Of the operator.
+    pub limits: &'a Limits,
+}
+
+/// The one step of a request that no policy has judged: one yes, of whoever is an approver here. `who`: the one that comes, if so.
+fn anybody(who: Option<&SubjectId>) -> Vec<Step> {
+    vec![Step { approvers: who.cloned().into_iter().collect(), count: 1, after: None }]
+}
+
+/// What the record says of a new request.
+fn asked(request: &Request) -> String {
+    match &request.judged {
+        None => request.reason.to_string(),
+        Some((version, role)) => format!("{} (role {role}, policy version {version})", request.reason),
+    }
+}
+
+/// What the record says of a yes that is not the last.
+fn left(vote: &Vote) -> String {
+    let duration = vote.duration.map(|duration| format!("for {}", humantime::format_duration(duration)));
+    let hosts: Vec<&str> = vote.hosts.iter().map(HostName::as_str).collect();
+    let hosts = (!hosts.is_empty()).then(|| format!("on {}", hosts.join(", ")));
+    let parts = Some(vote.comment.clone()).filter(|comment| !comment.is_empty());
+    parts.into_iter().chain(duration).chain(hosts).collect::<Vec<_>>().join("; ")
+}
+
 impl Tx {
+    async fn keep_vote(&mut self, request: RequestId, vote: &Vote) -> Result<(), StoreError> {
+        let hosts: Vec<&str> = vote.hosts.iter().map(HostName::as_str).collect();
+        sql::query(
+            "INSERT INTO votes (request, person, at_ms, yes, comment, duration_s, hosts)
+             SELECT ?, number, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
+        )
+        .bind(request.to_string())
+        .bind(vote.at.unix_ms())
+        .bind(vote.yes)
+        .bind(&vote.comment)
+        .bind(vote.duration.map(|duration| decode::sql(duration.as_secs())))
+        .bind(hosts.join(" "))
+        .bind(vote.by.as_str())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("keep a vote"))?;
+        Ok(())
+    }
+
     async fn decide(
         &mut self,
         decided: &Decided,
-        approver: &Acting,
+        actor: Actor,
         comment: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sql::query(
-            "UPDATE requests SET state = ?, decided_ms = ?, comment = ?,
+            "UPDATE requests SET state = ?, decided_ms = ?, comment = ?, due_ms = NULL,
              decided_by = (SELECT number FROM subjects WHERE id = ?) WHERE id = ? AND state = 'pending'",
         )
-        .bind(decided.state.as_str())
+        .bind(decided.outcome.state().as_str())
         .bind(now.unix_ms())
         .bind(comment)
-        .bind(decided.by.as_str())
+        .bind(decided.by.as_ref().map(SubjectId::as_str))
         .bind(decided.request.to_string())
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("decide a request"))?;
-        let kind = match decided.state {
-            RequestState::Denied => EventKind::RequestDenied,
-            RequestState::Approved | RequestState::Pending => EventKind::RequestApproved,
-        };
+        // Time decides, whoever it was that came.
+        let actor = if decided.by.is_some() { actor } else { Actor::System };
         let request = request(self.sql(), decided.request).await?;
-        self.record_request(kind, &request, approver, comment, now).await?;
+        self.record_request(decided.outcome.event(), &request, actor, comment, now).await?;
         self.wake_access();
         Ok(())
     }
@@ -140,11 +359,12 @@ impl Tx {
     async fn issue(
         &mut self,
         request: &Request,
-        approver: &Acting,
+        extent: &Extent,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<Grant, StoreError> {
         let id = GrantId::new();
-        let expires = now.plus(request.duration);
+        let expires = now.plus(extent.duration);
         sql::query("INSERT INTO grants (id, request, state, issued_ms, expires_ms) VALUES (?, ?, ?, ?, ?)")
             .bind(id.to_string())
             .bind(request.id.to_string())
@@ -154,7 +374,7 @@ impl Tx {
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("make a grant"))?;
-        for host in &request.hosts {
+        for host in &extent.hosts {
             let generation = self.raise(host).await?;
             sql::query(
                 "INSERT INTO grant_hosts (grant_id, host, holding, since_generation)
@@ -169,7 +389,7 @@ impl Tx {
         }
         let grant = grants::grant(self.sql(), id).await?;
         self.record_grant(EventKind::GrantIssued, &grant, now, |event| {
-            caused_by(event, &approver.clone().into());
+            caused_by(event, actor);
             event.comment = limits(&grant);
         })
         .await?;
@@ -180,7 +400,7 @@ impl Tx {
         &mut self,
         kind: EventKind,
         request: &Request,
-        actor: &Acting,
+        actor: Actor,
         comment: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -188,7 +408,7 @@ impl Tx {
             event.request = request.id.to_string();
             event.subject = request.subject.to_string();
             event.resource = request.resource.to_string();
-            caused_by(event, &actor.clone().into());
+            caused_by(event, &actor);
             event.comment = comment.to_owned();
         })
         .await
@@ -239,19 +459,22 @@ async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, St
     Ok(number.ok_or_else(|| Refusal::UnknownSubject(id.clone()))?)
 }
 
-/// The hosts of these names; without names, every host.
-async fn hosts(sql: &mut Transaction, names: &[HostName]) -> Result<Vec<i64>, StoreError> {
+/// The hosts of these names, with their numbers; without names, every host.
+async fn hosts(sql: &mut Transaction, names: &[HostName]) -> Result<Vec<(i64, HostName)>, StoreError> {
     if names.is_empty() {
-        let all: Vec<i64> = sql::query_scalar("SELECT number FROM hosts ORDER BY name")
+        let all: Vec<(i64, String)> = sql::query_as("SELECT number, name FROM hosts ORDER BY name")
             .fetch_all(sql)
             .await
             .map_err(StoreError::sql("read the hosts"))?;
-        return if all.is_empty() { Err(Refusal::NoHost.into()) } else { Ok(all) };
+        if all.is_empty() {
+            return Err(Refusal::NoHost.into());
+        }
+        return all.into_iter().map(|(number, name)| Ok((number, decode::text("host", &name)?))).collect();
     }
-    let mut numbers = Vec::with_capacity(names.len());
+    let mut found = Vec::with_capacity(names.len());
     for name in names {
         let number = number(sql, "SELECT number FROM hosts WHERE name = ?", name.as_str()).await?;
-        numbers.push(number.ok_or_else(|| Refusal::UnknownHost(name.clone()))?);
+        found.push((number.ok_or_else(|| Refusal::UnknownHost(name.clone()))?, name.clone()));
     }
-    Ok(numbers)
+    Ok(found)
 }

@@ -26,41 +26,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
-        for known in resources(tx.sql()).await? {
-            if known.name == new.name {
-                return Err(Refusal::ResourceExists(new.name).into());
-            }
-            if let Some(destination) = known.conflict(&new) {
-                return Err(Refusal::DestinationTaken { destination, resource: known.name }.into());
-            }
-        }
-        let number: i64 = sql::query_scalar(
-            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
-                 outage, added_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
-        )
-        .bind(new.name.as_str())
-        .bind(join(&new.addresses()))
-        .bind(join(&new.ports))
-        .bind(join(&new.unix))
-        .bind(new.options.mode.as_str())
-        .bind(new.options.strict)
-        .bind(new.options.check_senders)
-        .bind(join(&new.options.serve_only))
-        .bind(new.options.outage.to_string())
-        .bind(now.unix_ms())
-        .fetch_one(tx.sql())
-        .await
-        .map_err(StoreError::sql("add a resource"))?;
-        let resource = Resource::numbered(decode::id_number("number", number)?, new);
-        tx.raise_all().await?;
-        tx.record(EventKind::ResourceAdded, now, |event| {
-            event.resource = resource.name.to_string();
-            caused_by(event, actor);
-            event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
-            event.comment.truncate(COMMENT_MAX_BYTES);
-        })
-        .await?;
+        let resource = tx.add_resource(new, actor, now).await?;
         tx.commit().await?;
         Ok(resource)
     }
@@ -73,31 +39,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
-        let before = resource(tx.sql(), &change.name).await?;
-        let after = Resource { options: change.applied_to(&before.options), ..before.clone() };
-        if after == before {
-            return Ok(after);
-        }
-        sql::query(
-            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
-             WHERE number = ?",
-        )
-        .bind(after.options.mode.as_str())
-        .bind(after.options.strict)
-        .bind(after.options.check_senders)
-        .bind(join(&after.options.serve_only))
-        .bind(after.options.outage.to_string())
-        .bind(after.number.get())
-        .execute(tx.sql())
-        .await
-        .map_err(StoreError::sql("change a resource"))?;
-        tx.raise_all().await?;
-        tx.record(EventKind::ResourceChanged, now, |event| {
-            event.resource = after.name.to_string();
-            caused_by(event, actor);
-            event.changes = changes(&before.options, &after.options);
-        })
-        .await?;
+        let after = tx.set_resource(change, actor, now).await?;
         tx.commit().await?;
         Ok(after)
     }
@@ -209,7 +151,93 @@ fn changes(before: &ResourceOptions, after: &ResourceOptions) -> Vec<Change> {
         .collect()
 }
 
+/// That a resource can be there beside those that are.
+pub(super) fn refuse_if_taken(known: &[Resource], new: &NewResource) -> Result<(), Refusal> {
+    for known in known {
+        if known.name == new.name {
+            return Err(Refusal::ResourceExists(new.name.clone()));
+        }
+        if let Some(destination) = known.conflict(new) {
+            return Err(Refusal::DestinationTaken { destination, resource: known.name.clone() });
+        }
+    }
+    Ok(())
+}
+
 impl Tx {
+    /// Adds a resource; every host's set is another one then.
+    pub(super) async fn add_resource(
+        &mut self,
+        new: NewResource,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<Resource, StoreError> {
+        refuse_if_taken(&resources(self.sql()).await?, &new)?;
+        let number: i64 = sql::query_scalar(
+            "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
+                 outage, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+        )
+        .bind(new.name.as_str())
+        .bind(join(&new.addresses()))
+        .bind(join(&new.ports))
+        .bind(join(&new.unix))
+        .bind(new.options.mode.as_str())
+        .bind(new.options.strict)
+        .bind(new.options.check_senders)
+        .bind(join(&new.options.serve_only))
+        .bind(new.options.outage.to_string())
+        .bind(now.unix_ms())
+        .fetch_one(self.sql())
+        .await
+        .map_err(StoreError::sql("add a resource"))?;
+        let resource = Resource::numbered(decode::id_number("number", number)?, new);
+        self.raise_all().await?;
+        self.record(EventKind::ResourceAdded, now, |event| {
+            event.resource = resource.name.to_string();
+            caused_by(event, actor);
+            event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
+            event.comment.truncate(COMMENT_MAX_BYTES);
+        })
+        .await?;
+        Ok(resource)
+    }
+
+    /// Changes how a resource is guarded; every host's set is another one then. What is so already changes nothing.
+    pub(super) async fn set_resource(
+        &mut self,
+        change: &ResourceChange,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<Resource, StoreError> {
+        let before = resource(self.sql(), &change.name).await?;
+        let after = Resource { options: change.applied_to(&before.options), ..before.clone() };
+        if after == before {
+            return Ok(after);
+        }
+        sql::query(
+            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
+             WHERE number = ?",
+        )
+        .bind(after.options.mode.as_str())
+        .bind(after.options.strict)
+        .bind(after.options.check_senders)
+        .bind(join(&after.options.serve_only))
+        .bind(after.options.outage.to_string())
+        .bind(after.number.get())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("change a resource"))?;
+        self.raise_all().await?;
+        self.record(EventKind::ResourceChanged, now, |event| {
+            event.resource = after.name.to_string();
+            caused_by(event, actor);
+            event.changes = changes(&before.options, &after.options);
+        })
+        .await?;
+        Ok(after)
+    }
+
     async fn refuse_if_granted(&mut self, resource: &Resource) -> Result<(), StoreError> {
         let mut query = sql::query_as(GRANTS);
         query

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use proto::types::{Grant, HostName, Request, RequestId, RequestState, SubjectId};
+use policy::approval::Step;
+use proto::types::{Grant, HostName, Invalid, Request, RequestId, RequestState, SubjectId, Timestamp, Vote};
 use sqlx::FromRow;
 
 use super::sql::{self, Query, Rows, Transaction};
 use super::{Store, StoreError, decode, grants};
 use crate::rules::Refusal;
+use crate::rules::policy::steps;
+use crate::rules::request::{Pending, may_decide};
 
 /// Whose requests and grants are looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,29 +42,87 @@ pub struct View {
     pub grant: Option<Grant>,
 }
 
+/// How many pending requests are looked through for somebody who may decide about some of them.
+const LOOKED_THROUGH_MAX: u32 = 1000;
+
 impl Store {
-    /// Requests, newest first.
-    pub async fn requests(&self, filter: &RequestFilter) -> Result<Vec<Request>, StoreError> {
+    /// Requests, newest first. Somebody's own are those that they may decide about, too, or have.
+    pub async fn requests(&self, filter: &RequestFilter, now: Timestamp) -> Result<Vec<Request>, StoreError> {
+        let mut sql = self.read().await?;
         let mut query = sql::query_as(REQUESTS);
-        query.push(if filter.all { " WHERE true" } else { " WHERE requests.state = 'pending'" });
-        push_whose(&mut query, &filter.whose);
-        query.push(" ORDER BY requests.id DESC LIMIT ").push_bind(filter.limit);
-        read_requests(&mut self.read().await?, query).await
+        query.push(if filter.all { " WHERE (true" } else { " WHERE (requests.state = 'pending'" });
+        let looked_through = match &filter.whose {
+            Whose::Everybodys => filter.limit,
+            Whose::Of(id) => {
+                push_whose(&mut query, &filter.whose);
+                query.push(") OR (requests.state = 'pending' AND requests.policy IS NOT NULL");
+                if filter.all {
+                    query.push(") OR (requests.id IN (SELECT votes.request FROM votes ");
+                    query.push("JOIN subjects AS voters ON voters.number = votes.person WHERE voters.id = ");
+                    query.push_bind(id.as_str()).push(")");
+                }
+                filter.limit.max(LOOKED_THROUGH_MAX)
+            }
+        };
+        query.push(") ORDER BY requests.id DESC LIMIT ").push_bind(looked_through);
+        let mut found = Vec::new();
+        for mut request in read_requests(&mut sql, query).await? {
+            let steps = self.steps(&mut sql, &request).await?;
+            if !concerns(&request, &steps, &filter.whose) {
+                continue;
+            }
+            note_waiting(&mut request, steps, now);
+            found.push(request);
+            if found.len() >= filter.limit as usize {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// A request and its grant as they are now. What is not `whose` is as if it were not there.
-    pub async fn view(&self, id: RequestId, whose: &Whose) -> Result<View, StoreError> {
+    pub async fn view(&self, id: RequestId, whose: &Whose, now: Timestamp) -> Result<View, StoreError> {
         let mut sql = self.read().await?;
-        let mut query = sql::query_as(REQUESTS);
-        query.push(" WHERE requests.id = ").push_bind(id.to_string());
-        push_whose(&mut query, whose);
-        let request = read_requests(&mut sql, query).await?.pop().ok_or(Refusal::UnknownRequest(id))?;
+        let mut request = request(&mut sql, id).await?;
+        let steps = self.steps(&mut sql, &request).await?;
+        if !concerns(&request, &steps, whose) {
+            return Err(Refusal::UnknownRequest(id).into());
+        }
+        note_waiting(&mut request, steps, now);
         let grant = match request.grant {
             None => None,
             Some(id) => Some(grants::grant(&mut sql, id).await?),
         };
         Ok(View { request, grant })
     }
+
+    /// Who has to say yes, by the policy that a request was judged by; None: there was none, or it is decided.
+    pub(super) async fn steps(
+        &self,
+        sql: &mut Transaction,
+        request: &Request,
+    ) -> Result<Option<Vec<Step>>, StoreError> {
+        let Some((version, role)) = request.judged.as_ref().filter(|_| request.decided.is_none()) else {
+            return Ok(None);
+        };
+        let numbered = self.numbered(sql, *version).await?;
+        let steps = steps(&numbered.policy, role, &request.subject, &request.requester);
+        let broken = || StoreError::broken("role")(Invalid::new("role", format_args!("`{role}` is not one")));
+        steps.ok_or_else(broken).map(Some)
+    }
+}
+
+/// Whether a request is one of those that are asked for.
+fn concerns(request: &Request, steps: &Option<Vec<Step>>, whose: &Whose) -> bool {
+    let Whose::Of(who) = whose else { return true };
+    [&request.subject, &request.requester].contains(&who)
+        || steps.as_ref().is_some_and(|steps| may_decide(steps, who))
+        || request.votes.iter().any(|vote| vote.by == *who)
+}
+
+fn note_waiting(request: &mut Request, steps: Option<Vec<Step>>, now: Timestamp) {
+    let waiting = steps.and_then(|steps| Pending::of(request, steps).ok()?.waiting(now));
+    request.waiting = waiting;
 }
 
 /// Keeps what concerns a subject; to be added to a condition on `requests`.
@@ -78,7 +139,8 @@ const REQUESTS: &str = "
     SELECT requests.id, requests.state, resources.name AS resource, subjects.id AS subject,
         requesters.id AS requester, requests.duration_s, requests.reason, requests.created_ms,
         deciders.id AS decided_by, requests.decided_ms, requests.comment, grants.id AS grant_id,
-        requests.idle_s, requests.while_running, requests.run, requests.action
+        requests.idle_s, requests.while_running, requests.run, requests.action, requests.policy, requests.role,
+        requests.lapses_ms
     FROM requests
     JOIN resources ON resources.number = requests.resource
     JOIN subjects ON subjects.number = requests.subject
@@ -104,7 +166,13 @@ struct RequestRow {
     while_running: Option<String>,
     run: Option<String>,
     action: Option<Vec<u8>>,
+    policy: Option<i64>,
+    role: Option<String>,
+    lapses_ms: Option<i64>,
 }
+
+/// One vote: of which request, whose, when, yes, comment, duration, hosts.
+type VoteRow = (String, String, i64, bool, String, Option<i64>, String);
 
 /// One request.
 pub(super) async fn request(sql: &mut Transaction, id: RequestId) -> Result<Request, StoreError> {
@@ -129,21 +197,54 @@ async fn read_requests(
     query.push_list(rows.iter().map(|row| &row.id));
     query.push(" ORDER BY hosts.name");
     let pairs: Vec<(String, String)> =
-        query.fetch_all(sql).await.map_err(StoreError::sql("read requests' hosts"))?;
+        query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read requests' hosts"))?;
     let mut hosts: HashMap<String, Vec<HostName>> = HashMap::new();
     for (request, name) in pairs {
         hosts.entry(request).or_default().push(decode::text("host", &name)?);
     }
+    let mut query = sql::query_as(
+        "SELECT votes.request, subjects.id, votes.at_ms, votes.yes, votes.comment, votes.duration_s, votes.hosts
+         FROM votes JOIN subjects ON subjects.number = votes.person WHERE votes.request IN ",
+    );
+    query.push_list(rows.iter().map(|row| &row.id));
+    query.push(" ORDER BY votes.at_ms");
+    let cast: Vec<VoteRow> = query.fetch_all(sql).await.map_err(StoreError::sql("read votes"))?;
+    let mut votes: HashMap<String, Vec<Vote>> = HashMap::new();
+    for row in cast {
+        votes.entry(row.0.clone()).or_default().push(decode_vote(row)?);
+    }
     let request = |row: RequestRow| {
         let hosts = hosts.remove(&row.id).unwrap_or_default();
-        decode_request(row, hosts)
+        let votes = votes.remove(&row.id).unwrap_or_default();
+        decode_request(row, hosts, votes)
     };
     rows.into_iter().map(request).collect()
 }
 
-fn decode_request(row: RequestRow, hosts: Vec<HostName>) -> Result<Request, StoreError> {
-    let decided = match (row.decided_by, row.decided_ms) {
-        (Some(by), Some(at)) => Some((decode::text("decided_by", &by)?, decode::time("decided", at)?)),
+fn decode_vote((_, by, at, yes, comment, duration, hosts): VoteRow) -> Result<Vote, StoreError> {
+    let hosts = hosts.split(' ').filter(|name| !name.is_empty()).map(|name| decode::text("hosts", name));
+    Ok(Vote {
+        by: decode::text("person", &by)?,
+        at: decode::time("at", at)?,
+        yes,
+        comment,
+        duration: decode::seconds("duration", duration)?,
+        hosts: hosts.collect::<Result<_, _>>()?,
+    })
+}
+
+fn decode_request(row: RequestRow, hosts: Vec<HostName>, votes: Vec<Vote>) -> Result<Request, StoreError> {
+    let decided = match row.decided_ms {
+        Some(at) => {
+            let by = row.decided_by.map(|by| decode::text("decided_by", &by)).transpose()?;
+            Some((by, decode::time("decided", at)?))
+        }
+        None => None,
+    };
+    let judged = match (row.policy, row.role) {
+        (Some(version), Some(role)) => {
+            Some((decode::number("policy", version)?, decode::text("role", &role)?))
+        }
         _ => None,
     };
     Ok(Request {
@@ -163,5 +264,9 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>) -> Result<Request, Stor
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
         action: decode::action(row.action)?,
+        judged,
+        lapses: row.lapses_ms.map(|lapses| decode::time("lapses", lapses)).transpose()?,
+        votes,
+        waiting: None,
     })
 }

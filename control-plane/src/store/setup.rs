@@ -89,6 +89,7 @@ impl Store {
             signals: Arc::new(Signals::new()),
             waiting: Arc::default(),
             directory: Arc::default(),
+            ready: Arc::default(),
             hold: Arc::new(hold),
         })
     }

@@ -8,7 +8,7 @@ use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
-use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped};
+use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped, event_of};
 use crate::rules::placement::{self, Removal};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
@@ -16,9 +16,9 @@ const EXPIRE_BATCH: u32 = 100;
 
 /// Who or what makes a step, for the record.
 #[derive(Clone)]
-struct Cause {
-    actor: Actor,
-    comment: String,
+pub(super) struct Cause {
+    pub(super) actor: Actor,
+    pub(super) comment: String,
 }
 
 impl Store {
@@ -40,7 +40,7 @@ impl Store {
             return Err(Refusal::NotHolder { caller: caller.id.clone(), grant: id }.into());
         }
         let cause = Cause { actor: caller.clone().into(), comment: comment.to_owned() };
-        tx.step(kept, Step::End(reason), cause, now).await?;
+        tx.end(kept, reason, cause, now).await?;
         let grant = grant(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(grant)
@@ -101,6 +101,17 @@ impl Tx {
         };
         let kept = kept(self.sql(), id).await?;
         self.steps(kept, answers.into_iter().map(step).collect(), now).await
+    }
+
+    /// Ends a grant.
+    pub(super) async fn end(
+        &mut self,
+        kept: Kept,
+        reason: EndReason,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.step(kept, Step::End(reason), cause, now).await
     }
 
     /// Makes one step and writes down what it changed.
@@ -240,13 +251,7 @@ impl Tx {
         cause: &Cause,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let kind = match state {
-            GrantState::Activating => EventKind::GrantIssued,
-            GrantState::Active => EventKind::GrantActive,
-            GrantState::Ending(_) => EventKind::GrantEnding,
-            GrantState::Ended(_) => EventKind::GrantEnded,
-        };
-        self.record_grant(kind, grant, now, |event| {
+        self.record_grant(event_of(state), grant, now, |event| {
             event.reason = state.end_reason().map(|reason| reason.to_string()).unwrap_or_default();
             caused_by(event, &cause.actor);
             event.comment.clone_from(&cause.comment);

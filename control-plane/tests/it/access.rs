@@ -24,7 +24,7 @@ async fn a_grant_from_wish_to_end() {
     let request = story.alice.request(600).await.expect("made");
     assert_eq!(request.state, RequestState::Pending);
     let own = story.alice.approve(request.id).await;
-    refused(own, ErrorKind::PermissionDenied, "may not call AccessService.ApproveRequest");
+    refused(own, ErrorKind::PermissionDenied, "it asked for it itself");
     let watching = tokio::spawn({
         let mut alice = story.alice.clone();
         async move { alice.watch(request.id).await }
@@ -352,6 +352,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
         while_running: None,
         run: None,
         action: None,
+        role: None,
     }
     .into();
     let request = story.alice.create(new.clone()).await.expect("made");

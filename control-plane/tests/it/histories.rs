@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::actor::{Acting, Actor};
-use control_plane::store::{NewJoinToken, RequestFilter, Store, Whose};
+use control_plane::rules::calls::Reach;
+use control_plane::rules::policy::{Circumstances, Limits};
+use control_plane::store::{Known, NewJoinToken, RequestFilter, Store, Whose};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proto::types::{
     Applied, Credential, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName,
-    HostState, Labels, NewResource, NewSubject, Refused, RefusedItem, Report, SubjectRole, Timestamp,
+    HostState, Labels, NewApproval, NewResource, NewSubject, Refused, RefusedItem, Report, SubjectRole,
+    Timestamp,
 };
 use uuid::Uuid;
 
@@ -160,10 +163,17 @@ impl World {
             while_running: None,
             run: None,
             action: None,
+            role: None,
         };
-        let request =
-            self.store.create_request(new, &self.alice.id, &self.alice, self.now).await.expect("made");
-        self.store.approve(request.id, &self.dora, "", self.now).await.expect("approved");
+        let limits = Limits {
+            max_grant_duration: Duration::from_secs(3600),
+            request_lifetime: Duration::from_secs(3600),
+        };
+        let known = Known { circumstances: &Circumstances::default(), limits: &limits };
+        let request = self.store.create_request(new, &self.alice.id, &self.alice, known, self.now);
+        let request = request.await.expect("made").id;
+        let yes = NewApproval { request, comment: String::new(), duration: None, hosts: Vec::new() };
+        self.store.approve(&yes, &self.dora, Reach::All, self.now).await.expect("approved");
     }
 
     async fn send(&mut self, index: usize) {

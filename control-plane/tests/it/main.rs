@@ -22,6 +22,7 @@ mod sqlite {
     mod histories;
     // It ends before any database is asked.
     mod peers;
+    mod policy;
     mod runs;
     mod sessions;
     mod sign_in;
@@ -45,6 +46,7 @@ mod postgres {
     mod enrolment;
     mod expiry;
     mod histories;
+    mod policy;
     mod runs;
     mod sessions;
     mod sign_in;

@@ -128,7 +128,7 @@ async fn an_older_database_is_brought_up_to_date() {
     let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 10 };
     let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
     assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
-    assert_eq!(store.requests(&filter).await.expect("reads")[0].comment, "yes");
+    assert_eq!(store.requests(&filter, clock::now()).await.expect("reads")[0].comment, "yes");
     // Who was known before names were bound is bound at the next sign-in.
     let expected = story::expected();
     let proven = story::proven("user:alice", "00u1");

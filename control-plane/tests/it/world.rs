@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
     AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, JoinToken,
-    NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity, SubjectRole,
+    NewApproval, NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -32,6 +32,7 @@ use proto::wire::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use proto::wire::enrolment::{JoinRequest, RenewRequest};
 use proto::wire::identity as identity_wire;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
+use proto::wire::policy::policy_service_client::PolicyServiceClient;
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -113,6 +114,7 @@ impl World {
             tls_files: None,
             host_certificate_lifetime: Duration::from_secs(3600),
             max_grant_duration: Duration::from_secs(3600),
+            request_lifetime: Duration::from_secs(3600),
             identity_providers: Vec::new(),
             workload_issuers: Vec::new(),
             spiffe_trust_domains: Vec::new(),
@@ -372,6 +374,7 @@ pub(crate) struct Caller {
     pub(crate) agent: AgentServiceClient<Wire>,
     pub(crate) enrolment: EnrolmentServiceClient<Wire>,
     pub(crate) identity: IdentityServiceClient<Wire>,
+    pub(crate) policy: PolicyServiceClient<Wire>,
 }
 
 impl Caller {
@@ -413,7 +416,8 @@ impl Caller {
             audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             agent: AgentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             enrolment: EnrolmentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            identity: IdentityServiceClient::with_interceptor(channel, bearer),
+            identity: IdentityServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            policy: PolicyServiceClient::with_interceptor(channel, bearer),
         }
     }
 
@@ -429,6 +433,7 @@ impl Caller {
             while_running: None,
             run: None,
             action: None,
+            role: None,
         };
         self.create(new.into()).await
     }
@@ -439,9 +444,27 @@ impl Caller {
     }
 
     pub(crate) async fn approve(&mut self, id: RequestId) -> Result<Grant, Status> {
-        let approve = wire::ApproveRequestRequest { id: id.to_string(), comment: "go ahead".to_owned() };
-        let approved = self.access.approve_request(approve).await?.into_inner();
-        Ok(approved.grant.expect("is there").try_into().expect("valid"))
+        Ok(self.say_yes(id, None, &[]).await?.1.expect("is there"))
+    }
+
+    /// One yes, for so long and on these hosts; None and empty: as asked for.
+    pub(crate) async fn say_yes(
+        &mut self,
+        id: RequestId,
+        duration: Option<Duration>,
+        hosts: &[&str],
+    ) -> Result<(Request, Option<Grant>), Status> {
+        let hosts = hosts.iter().map(|name| name.parse().expect("valid")).collect();
+        let new = NewApproval { request: id, comment: "go ahead".to_owned(), duration, hosts };
+        let answer = self.access.approve_request(wire::ApproveRequestRequest::from(new)).await?.into_inner();
+        let request = answer.request.expect("is there").try_into().expect("valid");
+        Ok((request, answer.grant.map(|grant| grant.try_into().expect("valid"))))
+    }
+
+    pub(crate) async fn requests(&mut self, all: bool) -> Vec<Request> {
+        let list = wire::ListRequestsRequest { all, limit: 0 };
+        let requests = self.access.list_requests(list).await.expect("listed").into_inner().requests;
+        requests.into_iter().map(|request| request.try_into().expect("valid")).collect()
     }
 
     pub(crate) async fn revoke(&mut self, id: impl ToString) -> Result<Grant, Status> {

@@ -1,0 +1,483 @@
+//! Policies: their versions, the one in force, and what is judged by it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::policy::Policy;
+use ::policy::decide::Outcome;
+use ::policy::facts::{Channel, Stage};
+use ::policy::names::GroupName;
+use ::policy::plan::{self, LiveGrant};
+use prost::Message;
+use proto::types::{
+    Difference, EndReason, EventKind, GrantId, HostName, Invalid, NewPolicy, NewResource, PlannedEnd,
+    PolicyFiles, PolicyPlan, PolicyVersion, RequestId, Resource, ResourceChange, ResourceName, Timestamp,
+};
+use proto::wire::policy as wire;
+use sqlx::FromRow;
+
+use super::directory::{refuse_if_taken, resources};
+use super::grants::kept;
+use super::sql::{self, Query, Rows, Transaction};
+use super::steps::Cause;
+use super::tx::{Tx, caused_by};
+use super::{Store, StoreError, decode};
+use crate::identity::TokenHash;
+use crate::rules::Refusal;
+use crate::rules::actor::{Acting, Actor};
+use crate::rules::policy::{Circumstances, Numbered, Wish, can_be_in_force, is_mfa};
+
+/// How many versions are kept in memory, ready to be asked: the one in force, and those by which pending requests were judged.
+const READY_MAX: usize = 8;
+
+/// How many live grants are judged at a time.
+const LIVE_BATCH: u32 = 500;
+
+/// The longest comment of an event, in bytes.
+const COMMENT_MAX_BYTES: usize = 4096;
+
+/// Versions that were read, the last used one last.
+#[derive(Debug, Default)]
+pub(super) struct Ready(std::sync::Mutex<Vec<Numbered>>);
+
+impl Ready {
+    fn get(&self, version: u64) -> Option<Numbered> {
+        let mut ready = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = ready.iter().position(|known| known.version == version)?;
+        let found = ready.remove(at);
+        ready.push(found.clone());
+        Some(found)
+    }
+
+    fn put(&self, numbered: &Numbered) {
+        let mut ready = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ready.retain(|known| known.version != numbered.version);
+        if ready.len() >= READY_MAX {
+            ready.remove(0);
+        }
+        ready.push(numbered.clone());
+    }
+}
+
+impl Store {
+    /// What these files would do if they were put in force.
+    pub async fn plan_policy(&self, files: PolicyFiles, now: Timestamp) -> Result<PolicyPlan, StoreError> {
+        let policy = compiled(files).await?;
+        can_be_in_force(&policy)?;
+        let mut sql = self.read().await?;
+        let before = self.in_force(&mut sql).await?;
+        Ok(considered(&mut sql, before.as_ref(), &policy, now).await?.plan)
+    }
+
+    /// Puts a policy in force.
+    pub async fn apply_policy(
+        &self,
+        new: NewPolicy,
+        author: &Acting,
+        now: Timestamp,
+    ) -> Result<(PolicyVersion, PolicyPlan), StoreError> {
+        let NewPolicy { files, before: expected, comment, restores } = new;
+        let policy = compiled(files.clone()).await?;
+        can_be_in_force(&policy)?;
+        let mut tx = self.write().await?;
+        let before = self.in_force(tx.sql()).await?;
+        let actual = before.as_ref().map_or(0, |before| before.version);
+        if actual != expected {
+            return Err(Refusal::OtherPolicy { expected, actual }.into());
+        }
+        if let Some(unknown) = restores.filter(|restores| *restores > actual) {
+            return Err(Refusal::UnknownPolicy(unknown).into());
+        }
+        let Considered { plan, adds } = considered(tx.sql(), before.as_ref(), &policy, now).await?;
+        let version =
+            PolicyVersion { version: actual + 1, author: author.id.clone(), applied: now, comment, restores };
+        tx.keep_policy(&version, files).await?;
+        let actor: Actor = author.clone().into();
+        tx.record(EventKind::PolicyApplied, now, |event| {
+            caused_by(event, &actor);
+            event.comment = told(&version, &plan);
+        })
+        .await?;
+        for new in adds {
+            tx.add_resource(new, &actor, now).await?;
+        }
+        for name in &plan.strict {
+            let change = ResourceChange {
+                name: name.clone(),
+                mode: None,
+                strict: Some(true),
+                check_senders: None,
+                serve_only: None,
+                outage: None,
+            };
+            tx.set_resource(&change, &actor, now).await?;
+        }
+        for end in &plan.ends {
+            tx.end_by_policy(end.grant, actor.clone(), &end.reason, now).await?;
+        }
+        tx.wake_access();
+        tx.commit().await?;
+        self.ready.put(&Numbered { version: version.version, policy: Arc::new(policy) });
+        Ok((version, plan))
+    }
+
+    /// The newest versions first.
+    pub async fn policies(&self, limit: u32) -> Result<Vec<PolicyVersion>, StoreError> {
+        let mut query = sql::query_as(VERSIONS);
+        query.push(" ORDER BY policies.version DESC LIMIT ").push_bind(limit);
+        let rows: Vec<VersionRow> =
+            query.fetch_all(&self.readers).await.map_err(StoreError::sql("read the policies"))?;
+        rows.into_iter().map(decode_version).collect()
+    }
+
+    /// One version with its files; None: the one in force.
+    pub async fn policy(&self, version: Option<u64>) -> Result<(PolicyVersion, PolicyFiles), StoreError> {
+        let mut sql = self.read().await?;
+        let version = match version {
+            Some(version) => version,
+            None => newest(&mut sql).await?.ok_or(Refusal::UnknownPolicy(1))?,
+        };
+        let mut query = sql::query_as(VERSIONS);
+        query.push(" WHERE policies.version = ").push_bind(decode::sql(version));
+        let row: Option<VersionRow> =
+            query.fetch_optional(&mut sql).await.map_err(StoreError::sql("read a policy"))?;
+        let row = row.ok_or(Refusal::UnknownPolicy(version))?;
+        Ok((decode_version(row)?, files(&mut sql, version).await?))
+    }
+
+    /// What a session is known by, for policies; of a static token that is nothing.
+    pub async fn circumstances(
+        &self,
+        token: &TokenHash,
+        circumstances: Circumstances,
+    ) -> Result<Circumstances, StoreError> {
+        let row: Option<(String, Option<i64>, String)> =
+            sql::query_as("SELECT methods, proven_ms, role_groups FROM sign_ins WHERE hash = ?")
+                .bind(token.as_bytes().as_slice())
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(StoreError::sql("look up a session"))?;
+        let Some((methods, proven, groups)) = row else { return Ok(circumstances) };
+        Ok(Circumstances {
+            mfa: is_mfa(methods.split('\n')),
+            signed_in: proven.map(|proven| decode::time("proven", proven)).transpose()?,
+            groups: group_names(&groups),
+            ..circumstances
+        })
+    }
+
+    /// Ends live grants that the policy in force does not permit any more. Returns how many.
+    pub async fn end_what_is_not_permitted(&self, now: Timestamp) -> Result<usize, StoreError> {
+        let mut sql = self.read().await?;
+        let Some(in_force) = self.in_force(&mut sql).await? else { return Ok(0) };
+        let live = live(&mut sql).await?;
+        drop(sql);
+        let mut ended = 0;
+        for (grant, wish) in live {
+            let Err(refusal) = wish.is_permitted(&in_force, Stage::Keep, now) else { continue };
+            let mut tx = self.write().await?;
+            // Another one may have been put in force meanwhile, and have ended it.
+            if newest(tx.sql()).await? != Some(in_force.version) {
+                return Ok(ended);
+            }
+            tx.end_by_policy(grant, Actor::System, &refusal.to_string(), now).await?;
+            tx.commit().await?;
+            ended += 1;
+        }
+        Ok(ended)
+    }
+
+    /// The policy in force; None: there is none.
+    pub(super) async fn in_force(&self, sql: &mut Transaction) -> Result<Option<Numbered>, StoreError> {
+        match newest(sql).await? {
+            Some(version) => self.numbered(sql, version).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// One version, ready to be asked.
+    pub(super) async fn numbered(&self, sql: &mut Transaction, version: u64) -> Result<Numbered, StoreError> {
+        if let Some(ready) = self.ready.get(version) {
+            return Ok(ready);
+        }
+        let policy = compiled(files(sql, version).await?).await?;
+        let numbered = Numbered { version, policy: Arc::new(policy) };
+        self.ready.put(&numbered);
+        Ok(numbered)
+    }
+}
+
+impl Tx {
+    async fn keep_policy(&mut self, version: &PolicyVersion, files: PolicyFiles) -> Result<(), StoreError> {
+        let files = wire::GetPolicyResponse { version: None, files: files.into() }.encode_to_vec();
+        sql::query(
+            "INSERT INTO policies (version, author, applied_ms, comment, restores, files)
+             SELECT ?, number, ?, ?, ?, ? FROM subjects WHERE id = ?",
+        )
+        .bind(decode::sql(version.version))
+        .bind(version.applied.unix_ms())
+        .bind(&version.comment)
+        .bind(version.restores.map(decode::sql))
+        .bind(files)
+        .bind(version.author.as_str())
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("keep a policy"))?;
+        Ok(())
+    }
+
+    /// Ends a grant because of the policy; one that has ended meanwhile stays as it is.
+    async fn end_by_policy(
+        &mut self,
+        grant: GrantId,
+        actor: Actor,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let kept = kept(self.sql(), grant).await?;
+        if kept.grant.state.end_reason().is_some() {
+            return Ok(());
+        }
+        let cause = Cause { actor, comment: why.to_owned() };
+        self.end(kept, EndReason::PolicyChanged, cause, now).await
+    }
+}
+
+/// A plan, and the resources that it adds.
+struct Considered {
+    plan: PolicyPlan,
+    adds: Vec<NewResource>,
+}
+
+async fn considered(
+    sql: &mut Transaction,
+    before: Option<&Numbered>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Considered, StoreError> {
+    let known = resources(sql).await?;
+    let is_strict =
+        |name: &ResourceName| policy.roles.iter().any(|role| role.strict && role.resources.contains(name));
+    let (mut adds, mut strict) = (Vec::<NewResource>::new(), Vec::new());
+    for (name, said) in &policy.resources {
+        let (addresses, ports) = (said.addresses.clone(), said.ports.clone());
+        let new = NewResource::with_unix(name.clone(), addresses, ports, said.unix.clone());
+        let mut new = new.map_err(|error| Refusal::BadPolicy { problem: error.to_string(), others: 0 })?;
+        match known.iter().find(|known| known.name == *name) {
+            Some(known) if !is_there(known, &new) => {
+                let said = Resource::numbered(known.number, new).destination();
+                let known = known.destination();
+                return Err(Refusal::ResourceDiffers { resource: name.clone(), known, said }.into());
+            }
+            Some(known) if is_strict(name) && !known.options.strict => strict.push(name.clone()),
+            Some(_) => {}
+            None => {
+                refuse_if_taken(&known, &new)?;
+                new.options.strict = is_strict(name);
+                adds.push(new);
+            }
+        }
+    }
+    let live = live(sql).await?;
+    let facts: Vec<LiveGrant> = live
+        .iter()
+        .map(|(grant, wish)| LiveGrant { grant: *grant, facts: wish.facts(Stage::Keep, now) })
+        .collect();
+    let plan::Plan { differences, ends } = plan::plan(before.map(|before| &*before.policy), policy, &facts);
+    let mut by_id: HashMap<GrantId, Wish> = live.into_iter().collect();
+    let end = |(grant, decision): (GrantId, ::policy::Decision)| {
+        let wish = by_id.remove(&grant)?;
+        let reason = match decision.outcome {
+            Outcome::Denied { reasons } => reasons.first().map(ToString::to_string).unwrap_or_default(),
+            Outcome::Permitted(_) => String::new(),
+        };
+        Some(PlannedEnd { grant, subject: wish.subject, resource: wish.resource, reason })
+    };
+    let plan = PolicyPlan {
+        before: before.map_or(0, |before| before.version),
+        differences,
+        protects: adds.iter().map(|new| new.name.clone()).collect(),
+        strict,
+        ends: ends.into_iter().filter_map(end).collect(),
+    };
+    Ok(Considered { plan, adds })
+}
+
+/// Whether a resource is where a policy says.
+fn is_there(known: &Resource, new: &NewResource) -> bool {
+    (known.addresses(), &known.ports, &known.unix) == (new.addresses(), &new.ports, &new.unix)
+}
+
+/// What is said of a version in the record.
+fn told(version: &PolicyVersion, plan: &PolicyPlan) -> String {
+    let PolicyVersion { version, comment, restores, .. } = version;
+    let mut text = format!("version {version}");
+    if let Some(restores) = restores {
+        text += &format!(", which is version {restores} again");
+    }
+    if !comment.is_empty() {
+        text += &format!(": {comment}");
+    }
+    let difference = |difference: &Difference| {
+        let Difference { kind, name, what } = difference;
+        let space = if name.is_empty() { "" } else { " " };
+        format!("{kind}{space}{name} {what}")
+    };
+    let differences: Vec<String> = plan.differences.iter().map(difference).collect();
+    text += &format!("; {}", differences.join(", "));
+    let end = (0..=COMMENT_MAX_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
+    text
+}
+
+/// Reads a policy; this may take a moment, and others get theirs meanwhile.
+async fn compiled(files: PolicyFiles) -> Result<Policy, StoreError> {
+    let reading = tokio::task::spawn_blocking(move || ::policy::files::read(files.as_map()));
+    let read = reading.await.map_err(|_| StoreError::Abandoned)?;
+    read.map_err(|problems| {
+        let problem = problems.first().map(ToString::to_string).unwrap_or_default();
+        Refusal::BadPolicy { problem, others: problems.len().saturating_sub(1) }.into()
+    })
+}
+
+async fn newest(sql: &mut Transaction) -> Result<Option<u64>, StoreError> {
+    let newest: Option<i64> = sql::query_scalar("SELECT max(version) FROM policies")
+        .fetch_one(sql)
+        .await
+        .map_err(StoreError::sql("read which policy is in force"))?;
+    newest.map(|newest| decode::number("version", newest)).transpose()
+}
+
+async fn files(sql: &mut Transaction, version: u64) -> Result<PolicyFiles, StoreError> {
+    let bytes: Option<Vec<u8>> = sql::query_scalar("SELECT files FROM policies WHERE version = ?")
+        .bind(decode::sql(version))
+        .fetch_optional(sql)
+        .await
+        .map_err(StoreError::sql("read a policy"))?;
+    let bytes = bytes.ok_or(Refusal::UnknownPolicy(version))?;
+    let broken = |_| Invalid::new("files", "are none");
+    let files = wire::GetPolicyResponse::decode(bytes.as_slice()).map_err(broken);
+    files.and_then(|wire| wire.files.try_into()).map_err(StoreError::broken("policy"))
+}
+
+const VERSIONS: &str = "
+    SELECT policies.version, subjects.id AS author, policies.applied_ms, policies.comment, policies.restores
+    FROM policies JOIN subjects ON subjects.number = policies.author";
+
+#[derive(FromRow)]
+struct VersionRow {
+    version: i64,
+    author: String,
+    applied_ms: i64,
+    comment: String,
+    restores: Option<i64>,
+}
+
+fn decode_version(row: VersionRow) -> Result<PolicyVersion, StoreError> {
+    Ok(PolicyVersion {
+        version: decode::number("version", row.version)?,
+        author: decode::text("author", &row.author)?,
+        applied: decode::time("applied", row.applied_ms)?,
+        comment: row.comment,
+        restores: row.restores.map(|restores| decode::number("restores", restores)).transpose()?,
+    })
+}
+
+const WISHES: &str = "
+    SELECT grants.id AS grant_id, grants.issued_ms, grants.expires_ms, resources.name AS resource,
+        subjects.id AS subject, requesters.id AS requester, requests.duration_s, requests.role, requests.channel,
+        requests.source, requests.mfa, requests.signed_in_ms, requests.named_groups
+    FROM requests
+    JOIN resources ON resources.number = requests.resource
+    JOIN subjects ON subjects.number = requests.subject
+    JOIN subjects AS requesters ON requesters.number = requests.requester
+    LEFT JOIN grants ON grants.request = requests.id";
+
+#[derive(FromRow)]
+struct WishRow {
+    grant_id: Option<String>,
+    issued_ms: Option<i64>,
+    expires_ms: Option<i64>,
+    resource: String,
+    subject: String,
+    requester: String,
+    duration_s: i64,
+    role: Option<String>,
+    channel: Option<String>,
+    source: Option<String>,
+    mfa: bool,
+    signed_in_ms: Option<i64>,
+    named_groups: String,
+}
+
+/// What a request asks for, as a policy is asked; the caller knows what is left of it.
+pub(super) async fn wish(sql: &mut Transaction, request: RequestId) -> Result<Wish, StoreError> {
+    let mut query: Query<Rows<WishRow>> = sql::query_as(WISHES);
+    query.push(" WHERE requests.id = ").push_bind(request.to_string());
+    let row = query.fetch_optional(sql).await.map_err(StoreError::sql("read a request"))?;
+    decode_wish(row.ok_or(Refusal::UnknownRequest(request))?, BTreeSet::new())
+}
+
+/// Every live grant, as a policy is asked about it.
+async fn live(sql: &mut Transaction) -> Result<Vec<(GrantId, Wish)>, StoreError> {
+    let mut found = Vec::new();
+    let mut after = String::new();
+    loop {
+        let mut query: Query<Rows<WishRow>> = sql::query_as(WISHES);
+        query.push(" WHERE grants.state IN ('activating', 'active') AND grants.id > ").push_bind(&after);
+        query.push(" ORDER BY grants.id LIMIT ").push_bind(LIVE_BATCH);
+        let rows = query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read live grants"))?;
+        let Some(last) = rows.last().and_then(|row| row.grant_id.clone()) else { return Ok(found) };
+        after = last;
+        let mut query = sql::query_as(
+            "SELECT grant_hosts.grant_id, hosts.name FROM grant_hosts
+             JOIN hosts ON hosts.number = grant_hosts.host WHERE grant_hosts.grant_id IN ",
+        );
+        query.push_list(rows.iter().filter_map(|row| row.grant_id.as_ref()));
+        let pairs: Vec<(String, String)> =
+            query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read grants' hosts"))?;
+        let mut hosts: HashMap<String, BTreeSet<HostName>> = HashMap::new();
+        for (grant, name) in pairs {
+            hosts.entry(grant).or_default().insert(decode::text("host", &name)?);
+        }
+        for row in rows {
+            let Some(grant) = row.grant_id.clone() else { continue };
+            let hosts = hosts.remove(&grant).unwrap_or_default();
+            found.push((decode::text("grant", &grant)?, decode_wish(row, hosts)?));
+        }
+    }
+}
+
+fn decode_wish(row: WishRow, hosts: BTreeSet<HostName>) -> Result<Wish, StoreError> {
+    let duration = match (row.issued_ms, row.expires_ms) {
+        (Some(issued), Some(expires)) => {
+            Duration::from_millis(decode::number("expires", expires.saturating_sub(issued))?)
+        }
+        _ => Duration::from_secs(decode::number("duration", row.duration_s)?),
+    };
+    let source = row.source.map(|source| {
+        source.parse().map_err(|error| StoreError::broken("source")(Invalid::new("source", error)))
+    });
+    let circumstances = Circumstances {
+        channel: row.channel.map(|word| decode::text::<Channel>("channel", &word)).transpose()?,
+        source: source.transpose()?,
+        mfa: row.mfa,
+        signed_in: row.signed_in_ms.map(|time| decode::time("signed_in", time)).transpose()?,
+        groups: group_names(&row.named_groups),
+    };
+    Ok(Wish {
+        subject: decode::text("subject", &row.subject)?,
+        requester: decode::text("requester", &row.requester)?,
+        resource: decode::text("resource", &row.resource)?,
+        hosts,
+        role: row.role.map(|role| decode::text("role", &role)).transpose()?,
+        duration,
+        circumstances,
+    })
+}
+
+/// Groups of an identity provider, a line each. Those that cannot be the name of a group of a policy are none of it.
+fn group_names(lines: &str) -> BTreeSet<GroupName> {
+    lines.split('\n').filter_map(|line| line.parse().ok()).collect()
+}
