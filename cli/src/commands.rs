@@ -17,6 +17,7 @@ pub mod run;
 pub mod status;
 pub mod subject;
 pub mod whoami;
+pub mod withdraw;
 
 mod action;
 mod token;
@@ -44,6 +45,7 @@ pub enum Command {
     Requests(requests::Arguments),
     Approve(approve::Arguments),
     Deny(deny::Arguments),
+    Withdraw(withdraw::Arguments),
     Grants(grants::Arguments),
     Revoke(revoke::Arguments),
     Release(release::Arguments),
@@ -67,6 +69,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Requests(arguments) => requests::run(arguments, context).await,
         Command::Approve(arguments) => approve::run(arguments, context).await,
         Command::Deny(arguments) => deny::run(arguments, context).await,
+        Command::Withdraw(arguments) => withdraw::run(arguments, context).await,
         Command::Grants(arguments) => grants::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,

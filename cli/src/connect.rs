@@ -13,6 +13,7 @@ use proto::wire::access::access_service_client::AccessServiceClient;
 use proto::wire::access::directory_service_client::DirectoryServiceClient;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
+use proto::wire::policy::policy_service_client::PolicyServiceClient;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -209,6 +210,10 @@ impl ControlPlane {
         AccessServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
     }
 
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Signed> {
+        PolicyServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
+    }
+
     pub(crate) fn audit(&self) -> AuditServiceClient<Signed> {
         AuditServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
     }
@@ -269,6 +274,8 @@ async fn channel(
 ) -> Result<Channel, Cause> {
     // The name is required by HTTP/2 and goes nowhere; what secures the connection is the connector.
     let endpoint = Endpoint::from_static("http://portcullis.invalid")
+        // By this the control plane tells the CLI from other programs.
+        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))?
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_LIMIT)
         .keep_alive_while_idle(true);

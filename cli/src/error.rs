@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use proto::status::ErrorKind;
-use proto::types::{EndReason, GrantId, Invalid, RequestId, SubjectId};
+use proto::types::{EndReason, GrantId, Invalid, RequestId, RequestState, SubjectId};
 use tonic::Status;
 
 use crate::connect::Server;
@@ -100,7 +100,9 @@ impl Kind {
             Self::PermissionDenied => "the token's subject may not do this",
             Self::NotFound => "the control plane does not know that name or id",
             Self::Conflict => "the name is taken, or the present state does not allow it (decided, ended)",
-            Self::Denied => "`request --wait`: an approver denied the request",
+            Self::Denied => {
+                "`request --wait`: the request was denied or withdrawn, or nobody decided in time"
+            }
             Self::EndedBeforeActive => "`request --wait`: the grant ended before it was active",
             Self::WaitTimedOut => "`request --wait`: the time to wait is over; request or grant go on",
             Self::BrokenPipe => "nobody reads the output any more",
@@ -217,8 +219,10 @@ pub enum Error {
     CasesFailed { failed: usize, cases: usize },
     #[error("cannot read {count} of the events")]
     UnreadableEvents { count: u64 },
-    #[error("request `{request}` was denied{}{}", by(decided_by), remark(comment))]
-    Denied { request: RequestId, decided_by: Option<SubjectId>, comment: String },
+    #[error("live grants that the policy does not permit any more: {0}")]
+    WouldEndGrants(usize),
+    #[error("request `{request}` {}{}{}", became(*state), by(decided_by), remark(comment))]
+    Denied { request: RequestId, state: RequestState, decided_by: Option<SubjectId>, comment: String },
     #[error("grant `{grant}` ended before it was active: {reason}{}", remark(detail))]
     EndedBeforeActive { grant: GrantId, reason: EndReason, detail: String },
     #[error("request `{request}` led to no active grant within {}", humantime::format_duration(*limit))]
@@ -234,6 +238,15 @@ fn of_fault(fault: &Fault) -> Kind {
         Fault::Status { .. } | Fault::Malformed { .. } => Kind::Internal,
         Fault::Refused { .. } | Fault::TimedOut(_) => Kind::Unauthenticated,
         Fault::NotOffered(_) => Kind::Usage,
+    }
+}
+
+/// What became of a request that led to no grant.
+fn became(state: RequestState) -> &'static str {
+    match state {
+        RequestState::Withdrawn => "was withdrawn",
+        RequestState::Lapsed => "has lapsed, as nobody decided in time",
+        RequestState::Denied | RequestState::Pending | RequestState::Approved => "was denied",
     }
 }
 
@@ -313,6 +326,7 @@ impl Error {
             | Self::Start { .. }
             | Self::BadPolicy { .. }
             | Self::CasesFailed { .. }
+            | Self::WouldEndGrants(_)
             | Self::Follow(_) => Kind::Local,
             Self::AgentRefused { .. } => Kind::PermissionDenied,
             Self::Usage(_) => Kind::Usage,
@@ -348,6 +362,9 @@ impl Error {
             ),
             Self::WorkloadApi { .. } => Some(
                 "compare SPIFFE_ENDPOINT_SOCKET with where the Workload API is, and look whether it knows this workload; or name a token with `--workload-token-file`".into(),
+            ),
+            Self::WouldEndGrants(_) => Some(
+                "`portcullis policy plan` shows whose; `--end-grants` ends them".into(),
             ),
             Self::CasesFailed { .. } => Some(
                 "`portcullis policy explain` shows how a request is decided: correct the policy, or the case".into(),

@@ -1,7 +1,9 @@
 //! `portcullis policy …`
 
 mod folder;
+mod versions;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,10 +18,10 @@ use crate::args::{Format, checked, duration};
 use crate::error::Error;
 use crate::output::policy::{CaseRow, ExplanationRow, FindingRow};
 
-/// Policy as files: check them, run their cases, explain a decision. No control plane is asked
+/// Policy as files: check them, run their cases, explain a decision; put them in force
 ///
 /// A policy is a folder: who there is, what there is, roles, limits, conditions in Cedar, and cases that say what should be
-/// decided. The control plane does not enforce policy files yet.
+/// decided. `validate`, `test` and `explain` ask no control plane. Versions that were in force are kept.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Check the files of a policy, and show everything that is wrong or odd
@@ -58,6 +60,40 @@ Examples:
   portcullis policy explain docs/policies/on-call-incident --subject user:olga@example.com \\
     --resource orders-db --incident inc-42 --mfa --at 2026-12-01T03:00:00Z -o json | jq .outcome")]
     Explain(Box<Explain>),
+    /// Show what a policy would change at the control plane, and whose live grants it would end
+    ///
+    /// Nothing is changed by it. Who may call: administrators.
+    #[command(after_help = "\
+Examples:
+  portcullis policy plan
+  portcullis policy plan policy/ -o json | jq '.ends[].subject'")]
+    Plan(Folder),
+    /// Put a policy in force
+    ///
+    /// What it does is shown first, on standard error. Resources that are not protected yet are, from then on. All of it is in force, or,
+    /// after an error, nothing. If somebody else was quicker, it is refused. Who may call: administrators.
+    #[command(after_help = "\
+Examples:
+  portcullis policy apply --comment 'infra#211'
+  portcullis policy apply policy/ --end-grants")]
+    Apply(versions::Apply),
+    /// Show the versions that were put in force, newest first
+    #[command(after_help = "\
+Example:
+  portcullis policy history -o json | jq '.[0].version'")]
+    History,
+    /// Show the files of a version
+    #[command(after_help = "\
+Examples:
+  portcullis policy show
+  portcullis policy show 7 --to /tmp/policy-7
+  portcullis policy show -o json | jq -r '.[] | select(.path == \"roles.toml\") | .text'")]
+    Show(versions::Show),
+    /// Put an earlier version in force again, as a new one
+    #[command(after_help = "\
+Example:
+  portcullis policy rollback 6 --comment 'INC-42'")]
+    Rollback(versions::Rollback),
 }
 
 /// Where a policy is.
@@ -146,14 +182,23 @@ pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Err
         Verb::Validate(Folder { folder }) => validate(folder, context),
         Verb::Test(Folder { folder }) => test(folder, context),
         Verb::Explain(arguments) => explain(*arguments, context),
+        Verb::Plan(folder) => versions::plan(folder, context).await,
+        Verb::Apply(arguments) => versions::apply(arguments, context).await,
+        Verb::History => versions::history(context).await,
+        Verb::Show(arguments) => versions::show(arguments, context).await,
+        Verb::Rollback(arguments) => versions::rollback(arguments, context).await,
     }
 }
 
-/// The policy in a folder. What is wrong with it is printed: on standard output if that is what was asked for.
-fn read(folder: PathBuf, findings: bool, context: &mut Context<'_>) -> Result<Policy, Error> {
+/// The files in a folder, and the policy that they are. What is wrong with it is printed: on standard output if that is what was asked for.
+fn read(
+    folder: PathBuf,
+    findings: bool,
+    context: &mut Context<'_>,
+) -> Result<(BTreeMap<String, String>, Policy), Error> {
     let files = folder::read(&folder)?;
     match policy::files::read(&files) {
-        Ok(policy) => Ok(policy),
+        Ok(policy) => Ok((files, policy)),
         Err(problems) => {
             match findings {
                 true => {
@@ -169,7 +214,7 @@ fn read(folder: PathBuf, findings: bool, context: &mut Context<'_>) -> Result<Po
 
 fn validate(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
     let shown = folder.display().to_string();
-    let policy = read(folder, true, context)?;
+    let (_, policy) = read(folder, true, context)?;
     let warnings: Vec<FindingRow> = lint::lint(&policy).iter().map(FindingRow::warning).collect();
     context.print_list(&warnings)?;
     let counts = [
@@ -186,7 +231,7 @@ fn validate(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
 }
 
 fn test(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
-    let policy = read(folder, false, context)?;
+    let (_, policy) = read(folder, false, context)?;
     let rows: Vec<CaseRow> = cases::run(&policy).into_iter().map(Into::into).collect();
     context.print_list(&rows)?;
     let failed = rows.iter().filter(|row| !row.passed).count();
@@ -201,7 +246,7 @@ fn test(folder: PathBuf, context: &mut Context<'_>) -> Result<(), Error> {
 
 fn explain(arguments: Explain, context: &mut Context<'_>) -> Result<(), Error> {
     let Explain { folder, subject, resource, at, .. } = arguments;
-    let policy = read(folder.folder, false, context)?;
+    let (_, policy) = read(folder.folder, false, context)?;
     let now = at.unwrap_or_else(|| {
         let now = (context.surroundings.now)().as_millisecond();
         Timestamp::from_unix_ms(now).unwrap_or_else(|_| std::time::UNIX_EPOCH.into())

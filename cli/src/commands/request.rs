@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, SubjectId};
+use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, RoleName, SubjectId};
 use proto::wire::access::CreateRequestRequest;
 
 use crate::Context;
@@ -14,8 +14,8 @@ use crate::output::rows::{GrantRow, RequestRow};
 
 /// Ask for access to a resource
 ///
-/// Prints the request, or with `--wait` the grant once it is active. An approver decides with `approve` or `deny`; the time
-/// counts from the approval.
+/// Prints the request, or with `--wait` the grant once it is active. Who decides, with `approve` or `deny`, says the policy, and some
+/// requests need nobody; without a policy every approver does. The time counts from the approval.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +28,7 @@ Examples:
 
 Exit codes of --wait:
    0  the grant is active: the next connection is let through
-  10  an approver denied the request
+  10  the request was denied or withdrawn, or nobody decided in time
   11  the grant ended before it was active
   12  the time to wait is over; the request, or its grant, goes on")]
 pub struct Arguments {
@@ -60,6 +60,9 @@ pub struct Arguments {
     /// must be, whole; `*` stands for anything, `\*` and `\\` for a star and a backslash. Used by `portcullis run --grant`.
     #[arg(long, value_name = "FILE")]
     action_file: Option<PathBuf>,
+    /// By which role of the policy; without it, by the one that fits best
+    #[arg(long, value_parser = checked::<RoleName>)]
+    role: Option<RoleName>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
     reason: Reason,
@@ -82,6 +85,7 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
         idle,
         while_running,
         action_file,
+        role,
         reason,
         wait,
         wait_timeout,
@@ -89,8 +93,9 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     let action = action_file.map(|path| super::action::read(&path)).transpose()?;
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
+    let run = None;
     let message: CreateRequestRequest =
-        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run: None, action }
+        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run, action, role }
             .into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
     let control_plane = context.connect().await?;

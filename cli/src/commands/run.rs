@@ -6,7 +6,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::types::{Grant, GrantId, HostName, NewRequest, Reason, Request, ResourceName, RunId, RunPass};
+use proto::types::{
+    Grant, GrantId, HostName, NewRequest, Reason, Request, ResourceName, RoleName, RunId, RunPass,
+};
 use proto::wire::access::{CreateRequestRequest, ReleaseGrantRequest};
 use proto::wire::identity::IssueRunPassRequest;
 
@@ -58,6 +60,9 @@ pub struct Arguments {
     /// End it earlier when nothing was let through by it for so long: whole seconds, less than `--for`
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "resources")]
     idle: Option<Duration>,
+    /// By which role of the policy; without it, by the one that fits best
+    #[arg(long, value_parser = checked::<RoleName>, requires = "resources")]
+    role: Option<RoleName>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>, requires = "resources")]
     reason: Option<Reason>,
@@ -136,7 +141,7 @@ fn name_by_its_path(command: &mut [OsString]) -> Result<(), Error> {
 
 /// What is to be asked for, without what only the host knows.
 fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
-    let Arguments { resources, duration, idle, reason, .. } = arguments;
+    let Arguments { resources, duration, idle, role, reason, .. } = arguments;
     let wish = |resource: &ResourceName| {
         let (Some(duration), Some(reason)) = (duration, reason) else {
             return Err(Error::Usage("`--resource` needs `--for` and `--reason`".to_owned()));
@@ -151,6 +156,7 @@ fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
             while_running: None,
             run: None,
             action: None,
+            role: role.clone(),
         };
         // By way of the wire, which checks the parts as the control plane will.
         let message = CreateRequestRequest::from(wish.clone());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::types::{EndReason, Grant, GrantState, Request, RequestId, RequestState};
+use proto::types::{EndReason, Grant, GrantState, Request, RequestId, RequestState, SubjectId, Waiting};
 use proto::wire::access::{WatchRequestRequest, WatchRequestResponse};
 use tokio::time::{sleep, timeout};
 
@@ -18,20 +18,26 @@ enum Step {
     Going(String),
     /// Every host's kernel holds the grant.
     Active(Box<Grant>),
-    /// An approver said no.
+    /// It led to no grant, and will not.
     Denied,
     /// It will not become active any more; what hosts said.
     Ended(Box<Grant>, EndReason, String),
 }
 
 fn step(request: &Request, grant: Option<Grant>) -> Step {
-    let by = || request.decided.as_ref().map(|(by, _)| format!(" by {by}")).unwrap_or_default();
+    let by = || {
+        let by = request.decided.as_ref().and_then(|(by, _)| by.as_ref());
+        by.map(|by| format!(" by {by}")).unwrap_or_default()
+    };
     match (request.state, grant) {
-        (RequestState::Denied, _) => Step::Denied,
-        (RequestState::Pending, _) => Step::Going(format!(
-            "request {0} is pending: an approver decides with `portcullis approve {0}`",
-            request.id
-        )),
+        (RequestState::Denied | RequestState::Withdrawn | RequestState::Lapsed, _) => Step::Denied,
+        (RequestState::Pending, _) => {
+            let who = request.waiting.as_ref().map_or("an approver".to_owned(), approvers);
+            Step::Going(format!(
+                "request {0} is pending: {who} decides with `portcullis approve {0}`",
+                request.id
+            ))
+        }
         (RequestState::Approved, None) => Step::Going(format!("request {} is approved{}", request.id, by())),
         (RequestState::Approved, Some(grant)) => match grant.state {
             GrantState::Active => Step::Active(Box::new(grant)),
@@ -47,6 +53,18 @@ fn step(request: &Request, grant: Option<Grant>) -> Step {
                 Step::Ended(Box::new(grant), reason, detail)
             }
         },
+    }
+}
+
+/// Whose yes is waited for.
+fn approvers(waiting: &Waiting) -> String {
+    let names: Vec<&str> = waiting.approvers.iter().map(SubjectId::as_str).collect();
+    let others = if waiting.others > 0 { format!(" or {} others", waiting.others) } else { String::new() };
+    let names = format!("{}{others}", names.join(", "));
+    match (waiting.more, waiting.approvers.len()) {
+        (1, 1) if waiting.others == 0 => names,
+        (1, _) => format!("one of {names}"),
+        (more, _) => format!("each of {more} out of {names}"),
     }
 }
 
@@ -135,8 +153,9 @@ async fn watch(
                 return Ok(Some(*grant));
             }
             Step::Denied => {
-                let decided_by = request.decided.map(|(by, _)| by);
-                return Err(Error::Denied { request: request.id, decided_by, comment: request.comment });
+                let decided_by = request.decided.and_then(|(by, _)| by);
+                let (id, state, comment) = (request.id, request.state, request.comment);
+                return Err(Error::Denied { request: id, state, decided_by, comment });
             }
             Step::Ended(grant, reason, detail) => {
                 return Err(Error::EndedBeforeActive { grant: grant.id, reason, detail });

@@ -270,7 +270,12 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
     }
     parts.push(by_whom(event));
     match event.kind {
-        EventKind::RequestCreated | EventKind::RequestApproved | EventKind::RequestDenied => {
+        EventKind::RequestCreated
+        | EventKind::RequestApproved
+        | EventKind::RequestDenied
+        | EventKind::RequestWithdrawn
+        | EventKind::RequestLapsed
+        | EventKind::ApprovalGiven => {
             parts.push(format!("request {}", event.request));
         }
         EventKind::GrantIssued

@@ -8,8 +8,10 @@ use policy::approval::{Step, Then};
 use policy::cases::CaseResult;
 use policy::decide::{Outcome, Terms};
 use policy::explain::Explanation;
+use proto::types::{Difference, PlannedEnd, PolicyPlan, PolicyVersion, Timestamp};
 use serde::Serialize;
 
+use super::text::{cut, utc};
 use super::{Row, View};
 
 /// One thing that is wrong or odd.
@@ -241,6 +243,192 @@ impl ExplanationRow {
         self.missing.iter().for_each(|missing| add("missing", missing.clone()));
         self.would_help.iter().for_each(|change| add("would-help", change.clone()));
         lines
+    }
+}
+
+/// A version of the policy.
+#[derive(Serialize)]
+pub struct VersionRow {
+    /// From 1.
+    pub version: u64,
+    /// When it was put in force.
+    pub applied: String,
+    /// By whom.
+    pub author: String,
+    /// Its files are those of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restores: Option<u64>,
+    /// Why.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(skip)]
+    at: Timestamp,
+}
+
+impl From<PolicyVersion> for VersionRow {
+    fn from(version: PolicyVersion) -> Self {
+        let PolicyVersion { version, author, applied, comment, restores } = version;
+        let author = author.to_string();
+        Self { version, applied: utc(applied), author, restores, comment, at: applied }
+    }
+}
+
+impl Row for VersionRow {
+    const HEADER: &'static [&'static str] = &["VERSION", "AGE", "AUTHOR", "RESTORES", "COMMENT"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let restores = self.restores.map(|restores| restores.to_string()).unwrap_or_default();
+        vec![
+            self.version.to_string(),
+            view.since(self.at),
+            self.author.clone(),
+            restores,
+            cut(&self.comment, COMMENT_SHOWN_MAX),
+        ]
+    }
+}
+
+/// How much of a comment tables show, in characters.
+const COMMENT_SHOWN_MAX: usize = 60;
+
+/// One file of a policy.
+#[derive(Serialize)]
+pub struct FileRow {
+    /// Its path in the policy's folder.
+    pub path: String,
+    /// What stands in it.
+    pub text: String,
+}
+
+impl From<(String, String)> for FileRow {
+    fn from((path, text): (String, String)) -> Self {
+        Self { path, text }
+    }
+}
+
+impl Row for FileRow {
+    const HEADER: &'static [&'static str] = &["PATH", "LINES"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![self.path.clone(), self.text.lines().count().to_string()]
+    }
+}
+
+/// What a policy does when it is put in force.
+#[derive(Serialize)]
+pub struct PlanRow {
+    /// The version in force; 0: none.
+    pub before: u64,
+    /// What differs from it.
+    pub differences: Vec<DifferencePart>,
+    /// Resources that are not protected yet.
+    pub protects: Vec<String>,
+    /// Protected resources that become strict.
+    pub strict: Vec<String>,
+    /// Live grants that end.
+    pub ends: Vec<EndPart>,
+}
+
+/// One difference.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them")]
+pub struct DifferencePart {
+    pub what: String,
+    pub kind: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+}
+
+/// One live grant that ends.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them")]
+pub struct EndPart {
+    pub grant: String,
+    pub subject: String,
+    pub resource: String,
+    pub reason: String,
+}
+
+impl From<PolicyPlan> for PlanRow {
+    fn from(plan: PolicyPlan) -> Self {
+        let PolicyPlan { before, differences, protects, strict, ends } = plan;
+        let difference = |difference: Difference| {
+            let Difference { kind, name, what } = difference;
+            DifferencePart { what: what.to_string(), kind, name }
+        };
+        let end = |end: PlannedEnd| EndPart {
+            grant: end.grant.to_string(),
+            subject: end.subject.to_string(),
+            resource: end.resource.to_string(),
+            reason: end.reason,
+        };
+        Self {
+            before,
+            differences: differences.into_iter().map(difference).collect(),
+            protects: protects.iter().map(ToString::to_string).collect(),
+            strict: strict.iter().map(ToString::to_string).collect(),
+            ends: ends.into_iter().map(end).collect(),
+        }
+    }
+}
+
+impl Row for PlanRow {
+    const HEADER: &'static [&'static str] = &["BEFORE", "DIFFERENCES", "ENDS"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        let Self { before, differences, ends, .. } = self;
+        vec![before.to_string(), differences.len().to_string(), ends.len().to_string()]
+    }
+}
+
+/// One line of a plan, as people read it.
+#[derive(Serialize)]
+pub struct PlanLine {
+    what: String,
+    kind: String,
+    name: String,
+    detail: String,
+}
+
+impl PlanRow {
+    /// The same for people, a line each.
+    pub fn lines(&self) -> Vec<PlanLine> {
+        let line = |what: &str, kind: &str, name: &str, detail: String| PlanLine {
+            what: what.to_owned(),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            detail,
+        };
+        let differences = self.differences.iter();
+        let differences = differences.map(|part| line(&part.what, &part.kind, &part.name, String::new()));
+        let protects = self.protects.iter();
+        let protects =
+            protects.map(|name| line("protected", "resource", name, "from now on, on every host".to_owned()));
+        let strict = self
+            .strict
+            .iter()
+            .map(|name| line("strict", "resource", name, "as a role asks for it".to_owned()));
+        let ends = self.ends.iter().map(|end| {
+            line("ends", "grant", &end.grant, format!("{} to {}: {}", end.subject, end.resource, end.reason))
+        });
+        differences.chain(protects).chain(strict).chain(ends).collect()
+    }
+}
+
+impl PlanLine {
+    /// In one line.
+    pub fn words(&self) -> String {
+        let Self { what, kind, name, detail } = self;
+        let parts = [what, kind, name, detail];
+        parts.into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Row for PlanLine {
+    const HEADER: &'static [&'static str] = &["WHAT", "KIND", "NAME", "DETAIL"];
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![self.what.clone(), self.kind.clone(), self.name.clone(), self.detail.clone()]
     }
 }
 

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use proto::types::{
-    Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity,
+    Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity, Vote,
+    Waiting,
 };
 use serde::Serialize;
 
@@ -270,8 +271,78 @@ pub struct RequestRow {
     pub comment: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lapses: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<VotePart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<WaitingPart>,
     #[serde(skip)]
     request: Request,
+}
+
+/// One person's yes or no.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them; an empty or absent part was left out")]
+pub struct VotePart {
+    pub by: String,
+    pub at: String,
+    pub yes: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_s: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+}
+
+impl From<&Vote> for VotePart {
+    fn from(vote: &Vote) -> Self {
+        Self {
+            by: vote.by.to_string(),
+            at: utc(vote.at),
+            yes: vote.yes,
+            comment: vote.comment.clone(),
+            duration_s: vote.duration.map(|duration| duration.as_secs()),
+            hosts: vote.hosts.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// For whom a request waits.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them")]
+pub struct WaitingPart {
+    pub step: u32,
+    pub steps: u32,
+    pub more: u32,
+    pub approvers: Vec<String>,
+    pub others: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+impl From<&Waiting> for WaitingPart {
+    fn from(waiting: &Waiting) -> Self {
+        Self {
+            step: waiting.step,
+            steps: waiting.steps,
+            more: waiting.more,
+            approvers: waiting.approvers.iter().map(ToString::to_string).collect(),
+            others: waiting.others,
+            until: waiting.until.map(utc),
+        }
+    }
+}
+
+/// `1 of user:emil,user:fay`.
+fn waits_for(waiting: &Waiting) -> String {
+    let others = if waiting.others > 0 { format!(",+{}", waiting.others) } else { String::new() };
+    format!("{} of {}{others}", waiting.more, words(&waiting.approvers))
 }
 
 impl From<Request> for RequestRow {
@@ -290,18 +361,34 @@ impl From<Request> for RequestRow {
             reason: request.reason.to_string(),
             requester: request.requester.to_string(),
             created: utc(request.created),
-            decided_by: request.decided.as_ref().map(|(by, _)| by.to_string()),
+            decided_by: request.decided.as_ref().and_then(|(by, _)| by.as_ref()).map(ToString::to_string),
             decided: request.decided.as_ref().map(|(_, when)| utc(*when)),
             comment: request.comment.clone(),
             grant: request.grant.map(|id| id.to_string()),
+            policy: request.judged.as_ref().map(|(version, _)| *version),
+            role: request.judged.as_ref().map(|(_, role)| role.to_string()),
+            lapses: request.lapses.map(utc),
+            votes: request.votes.iter().map(VotePart::from).collect(),
+            waiting: request.waiting.as_ref().map(WaitingPart::from),
             request,
         }
     }
 }
 
 impl Row for RequestRow {
-    const HEADER: &'static [&'static str] =
-        &["ID", "STATE", "AGE", "FOR", "SUBJECT", "RESOURCE", "HOSTS", "REQUESTER", "DECIDED-BY", "REASON"];
+    const HEADER: &'static [&'static str] = &[
+        "ID",
+        "STATE",
+        "AGE",
+        "FOR",
+        "SUBJECT",
+        "RESOURCE",
+        "HOSTS",
+        "REQUESTER",
+        "DECIDED-BY",
+        "WAITS-FOR",
+        "REASON",
+    ];
 
     fn cells(&self, view: &View) -> Vec<String> {
         vec![
@@ -314,6 +401,7 @@ impl Row for RequestRow {
             words(&self.hosts),
             self.requester.clone(),
             self.decided_by.clone().unwrap_or_default(),
+            self.request.waiting.as_ref().map(waits_for).unwrap_or_default(),
             match &self.request.action {
                 None => cut(&self.reason, TEXT_SHOWN_MAX),
                 // Who decides must see it, whole.

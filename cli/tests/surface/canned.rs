@@ -13,6 +13,8 @@ use proto::wire::audit::audit_service_server::{AuditService, AuditServiceServer}
 use proto::wire::audit::*;
 use proto::wire::identity::identity_service_server::{IdentityService, IdentityServiceServer};
 use proto::wire::identity::*;
+use proto::wire::policy::policy_service_server::{PolicyService, PolicyServiceServer};
+use proto::wire::policy::*;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request as Call, Response, Status};
 
@@ -31,6 +33,7 @@ pub(crate) struct Canned {
     pub(crate) refusal: Option<(ErrorKind, &'static str, &'static str)>,
     pub(crate) hosts: Option<Vec<Host>>,
     pub(crate) providers: Vec<Provider>,
+    pub(crate) plan: PolicyPlan,
     /// Whether the token is a session's.
     pub(crate) has_session: bool,
     pub(crate) calls: Arc<Mutex<Vec<String>>>,
@@ -74,14 +77,43 @@ pub(crate) fn request(state: RequestState) -> Request {
         reason: "slow query\nin INC-42, and a text that is far too long to be shown whole in a table".into(),
         requester: "user:alice@example.com".into(),
         created: at("2026-11-22T09:57:30.25Z"),
-        decided_by: if decided { "user:bob".into() } else { String::new() },
+        decided_by: match state {
+            RequestState::Approved | RequestState::Denied => "user:bob".into(),
+            RequestState::Withdrawn => "user:alice@example.com".into(),
+            _ => String::new(),
+        },
         decided: if decided { at("2026-11-22T09:58:00Z") } else { None },
-        comment: if decided { "see INC-42".into() } else { String::new() },
+        comment: match state {
+            RequestState::Approved | RequestState::Denied => "see INC-42".into(),
+            _ => String::new(),
+        },
         grant: if state == RequestState::Approved { GRANT.into() } else { String::new() },
         idle: seconds(600),
         while_running: String::new(),
         run: String::new(),
         action: None,
+        policy: 7,
+        role: "debug-prod".into(),
+        lapses: at("2026-11-23T09:57:30Z"),
+        votes: match decided {
+            true => vec![Vote {
+                by: "user:bob".into(),
+                at: at("2026-11-22T09:58:00Z"),
+                yes: state == RequestState::Approved,
+                comment: "see INC-42".into(),
+                duration: seconds(1800),
+                hosts: vec!["db-7".into()],
+            }],
+            false => Vec::new(),
+        },
+        waiting: (!decided).then(|| Waiting {
+            step: 1,
+            steps: 2,
+            more: 1,
+            approvers: vec!["user:bob".into(), "user:eve".into()],
+            others: 3,
+            until: at("2026-11-22T10:30:00Z"),
+        }),
     }
 }
 
@@ -322,7 +354,11 @@ impl AccessService for Canned {
         &self,
         call: Call<ApproveRequestRequest>,
     ) -> Result<Response<ApproveRequestResponse>, Status> {
-        self.enter(call)?;
+        // Whoever approves for less is not the last.
+        if self.enter(call)?.duration.is_some() {
+            let request = Some(request(RequestState::Pending));
+            return Ok(Response::new(ApproveRequestResponse { request, grant: None }));
+        }
         let grant = grant(GrantState::Activating, EndReason::Unspecified, [(true, ""), (false, "")]);
         let request = Some(request(RequestState::Approved));
         Ok(Response::new(ApproveRequestResponse { request, grant: Some(grant) }))
@@ -334,6 +370,14 @@ impl AccessService for Canned {
     ) -> Result<Response<DenyRequestResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(DenyRequestResponse { request: Some(request(RequestState::Denied)) }))
+    }
+
+    async fn withdraw_request(
+        &self,
+        call: Call<WithdrawRequestRequest>,
+    ) -> Result<Response<WithdrawRequestResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(WithdrawRequestResponse { request: Some(request(RequestState::Withdrawn)) }))
     }
 
     async fn list_grants(
@@ -365,6 +409,58 @@ impl AccessService for Canned {
         self.enter(call)?;
         let grant = grant(GrantState::Ended, EndReason::Released, [(false, ""), (false, "")]);
         Ok(Response::new(ReleaseGrantResponse { grant: Some(grant) }))
+    }
+}
+
+fn version(version: u64) -> PolicyVersion {
+    PolicyVersion {
+        version,
+        author: "user:admin".into(),
+        applied: at("2026-11-22T08:00:00Z"),
+        comment: "infra#211".into(),
+        restores: if version == 7 { 5 } else { 0 },
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for Canned {
+    async fn plan_policy(
+        &self,
+        call: Call<PlanPolicyRequest>,
+    ) -> Result<Response<PlanPolicyResponse>, Status> {
+        // All of it would be too much to be remembered.
+        self.enter(Call::from_parts(call.metadata().clone(), call.extensions().clone(), "PlanPolicy"))?;
+        Ok(Response::new(PlanPolicyResponse { plan: Some(self.plan.clone()) }))
+    }
+
+    async fn apply_policy(
+        &self,
+        call: Call<ApplyPolicyRequest>,
+    ) -> Result<Response<ApplyPolicyResponse>, Status> {
+        let (metadata, extensions, ApplyPolicyRequest { before, comment, restores, .. }) = call.into_parts();
+        let said = (before, comment, restores);
+        self.enter(Call::from_parts(metadata, extensions, ("ApplyPolicy", said)))?;
+        Ok(Response::new(ApplyPolicyResponse { version: Some(version(8)), plan: Some(self.plan.clone()) }))
+    }
+
+    async fn list_policies(
+        &self,
+        call: Call<ListPoliciesRequest>,
+    ) -> Result<Response<ListPoliciesResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListPoliciesResponse { versions: vec![version(7), version(6)] }))
+    }
+
+    async fn get_policy(&self, call: Call<GetPolicyRequest>) -> Result<Response<GetPolicyResponse>, Status> {
+        let asked = self.enter(call)?.version;
+        let file = |path: &str, text: &str| PolicyFile { path: path.into(), text: text.into() };
+        Ok(Response::new(GetPolicyResponse {
+            version: Some(version(if asked == 0 { 7 } else { asked })),
+            files: vec![
+                file("limits.toml", "maximum_duration = \"8h\"\n"),
+                file("conditions/mfa.cedar", "// none\n"),
+            ],
+        }))
     }
 }
 
@@ -454,6 +550,7 @@ impl World {
             .add_service(AccessServiceServer::new(canned.clone()))
             .add_service(AuditServiceServer::new(canned.clone()))
             .add_service(IdentityServiceServer::new(canned.clone()))
+            .add_service(PolicyServiceServer::new(canned.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         tokio::spawn(server);
         Self { canned, dir }

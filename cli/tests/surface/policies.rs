@@ -1,6 +1,8 @@
 //! `portcullis policy`: what it prints of good, odd and broken policies.
 
-use crate::canned::{Canned, World};
+use proto::wire::policy::{PolicyAction, PolicyDifference, PolicyEnd, PolicyPlan};
+
+use crate::canned::{Canned, GRANT, World};
 
 const GOOD: [(&str, &str); 6] = [
     ("limits.toml", "maximum_duration = \"8h\"\n"),
@@ -125,4 +127,72 @@ async fn explain() {
         text += &run(&world, "explain", "p", &[rest, &["-o", "json"]].concat()).await;
     }
     insta::assert_snapshot!("explain_policy", text);
+}
+
+/// A plan with one of each.
+fn plan() -> PolicyPlan {
+    let difference = |kind: &str, name: &str, action: PolicyAction| PolicyDifference {
+        kind: kind.into(),
+        name: name.into(),
+        action: action.into(),
+    };
+    PolicyPlan {
+        before: 7,
+        differences: vec![
+            difference("limits", "", PolicyAction::Changed),
+            difference("role", "debug", PolicyAction::Added),
+        ],
+        protects: vec!["logs".into()],
+        strict: vec!["db".into()],
+        ends: vec![PolicyEnd {
+            grant: GRANT.into(),
+            subject: "user:alice".into(),
+            resource: "db".into(),
+            reason: "rule `mfa`: forbids it".into(),
+        }],
+    }
+}
+
+#[tokio::test]
+async fn versions() {
+    let world = World::start(Canned { plan: plan(), ..Canned::default() }).await;
+    write(&world, "good", &[]);
+    write(&world, "broken", &[("hosts.toml", "[[host]]\n")]);
+    let mut text = String::new();
+    for (verb, name, rest) in [
+        ("plan", "good", &[][..]),
+        ("plan", "broken", &[]),
+        ("apply", "good", &["--comment", "infra#211"]),
+        ("apply", "good", &["--comment", "infra#211", "--end-grants"]),
+    ] {
+        for format in [&[][..], &["-o", "json"]] {
+            let folder = world.path(name).display().to_string();
+            text += &world.run(&[&["policy", verb, &folder][..], rest, format].concat()).await;
+        }
+    }
+    for line in [
+        &["policy", "history"][..],
+        &["policy", "show"],
+        &["policy", "show", "6"],
+        &["policy", "rollback", "6", "--end-grants", "--comment", "INC-42"],
+        &["policy", "rollback", "0"],
+    ] {
+        text += &world.run(line).await;
+        text += &world.run(&[line, &["-o", "json"]].concat()).await;
+    }
+    insta::assert_snapshot!("versions_of_a_policy", text);
+    insta::assert_snapshot!("versions_of_a_policy_calls", world.canned.calls.lock().unwrap().join("\n"));
+
+    // What differs in nothing is not applied; the files of a version come back as they were.
+    let world =
+        World::start(Canned { plan: PolicyPlan { before: 7, ..PolicyPlan::default() }, ..Canned::default() })
+            .await;
+    let told = world.run(&["policy", "rollback", "6"]).await;
+    assert!(told.contains("version 7 of the policy says the same: nothing is to be done"), "{told}");
+    let to = world.path("out").display().to_string();
+    world.run(&["policy", "show", "6", "--to", &to]).await;
+    let written = std::fs::read_to_string(world.path("out/conditions/mfa.cedar")).unwrap();
+    assert_eq!(written, "// none\n");
+    let again = world.run(&["policy", "show", "6", "--to", &to]).await;
+    assert!(again.contains("error: cannot write policy"), "{again}");
 }

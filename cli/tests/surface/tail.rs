@@ -92,9 +92,18 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let comment = "slow\nquery\u{9b}2J".into();
                 AuditEvent { actor: "user:alice".into(), credential: "token".into(), comment, ..about() }
             }
-            Kind::RequestApproved | Kind::RequestDenied => {
+            Kind::RequestApproved | Kind::RequestDenied | Kind::RequestWithdrawn | Kind::ApprovalGiven => {
                 AuditEvent { comment: "see INC-42".into(), credential: "token".into(), ..about() }
             }
+            Kind::RequestLapsed => {
+                AuditEvent { actor: "system".into(), comment: "time passed".into(), ..about() }
+            }
+            Kind::PolicyApplied => AuditEvent {
+                actor: "user:admin".into(),
+                credential: "token".into(),
+                comment: "version 7: infra#211; role debug added".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::GrantIssued | Kind::GrantActive => AuditEvent { grant: GRANT.into(), expires, ..about() },
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }

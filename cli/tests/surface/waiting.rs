@@ -51,6 +51,12 @@ async fn until_denied() {
 }
 
 #[tokio::test]
+async fn until_nobody_decided() {
+    let watches = vec![[seen(RequestState::Pending, None), seen(RequestState::Lapsed, None)].concat()];
+    check("wait_until_nobody_decided", watches, &[]).await;
+}
+
+#[tokio::test]
 async fn until_ended() {
     let hosts = [(false, "map GRANTS is full (65536 entries)"), (true, "")];
     let ended = grant(GrantState::Ending, EndReason::ActivationFailed, hosts);
