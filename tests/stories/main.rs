@@ -14,6 +14,7 @@ mod lsm;
 mod modes;
 mod options;
 mod outages;
+mod policies;
 mod proof;
 mod psql;
 mod runs;
@@ -41,6 +42,7 @@ fn main() {
             borrowed::TESTS,
             runs::TESTS,
             actions::TESTS,
+            policies::TESTS,
         ]
         .concat(),
     );

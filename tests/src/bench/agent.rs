@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use control_plane::clock;
 use control_plane::rules::actor::{Acting, Actor};
-use control_plane::store::Store;
+use control_plane::rules::calls::Reach;
+use control_plane::rules::policy::{Circumstances, Limits};
+use control_plane::store::{Known, Store};
 use nix::unistd::Pid;
-use proto::types::{Credential, NewRequest, NewResource, NewSubject, SubjectId, SubjectRole};
+use proto::types::{Credential, NewApproval, NewRequest, NewResource, NewSubject, SubjectId, SubjectRole};
 
 use super::machine::Machine;
 use super::report::{Report, Row, Table, Target, progress};
@@ -47,6 +49,11 @@ impl Size {
     }
 }
 
+/// What a request may be.
+const LIMITS: Limits = Limits {
+    max_grant_duration: Duration::from_secs(12 * 3600),
+    request_lifetime: Duration::from_secs(3600),
+};
 /// How long anything may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// After the set was taken: what it took is given back by then, and the canary has been granted something.
@@ -140,10 +147,13 @@ async fn fill(stage: &Stage, size: Size, cgroups: &[Cgroup]) -> Result<()> {
                 while_running: None,
                 run: None,
                 action: None,
+                role: None,
             };
             let requester = Acting { id: id.clone(), credential: Credential::Token };
-            let request = store.create_request(new, &id, &requester, clock::now()).await?;
-            store.approve(request.id, &admin, "", clock::now()).await?;
+            let known = Known { circumstances: &Circumstances::default(), limits: &LIMITS };
+            let request = store.create_request(new, &id, &requester, known, clock::now()).await?.id;
+            let yes = NewApproval { request, comment: String::new(), duration: None, hosts: Vec::new() };
+            store.approve(&yes, &admin, Reach::All, clock::now()).await?;
         }
     }
     store.close().await;

@@ -507,7 +507,8 @@ impl People {
             let mut watched = self.alice.access.watch_request(watch).await?.into_inner();
             let mut news = fleet.news.subscribe();
             let began = Instant::now();
-            let approve = self.admin.call(wire::ApproveRequestRequest { id, comment: String::new() });
+            let approve =
+                self.admin.call(wire::ApproveRequestRequest { id, ..wire::ApproveRequestRequest::default() });
             self.admin.access.approve_request(approve).await?;
             while !is_active(watched.message().await?) {}
             took.active_ms.push(began.elapsed().as_secs_f64() * 1000.0);
