@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
-use proto::types::{Invalid, Outage, Reason, SubjectRole};
+use proto::types::{Invalid, Outage, Reason, SubjectRole, Timestamp};
 
 use crate::commands::Command;
 use crate::connect::Server;
@@ -127,6 +127,12 @@ pub(crate) fn outage(text: &str) -> Result<Outage, String> {
 pub(crate) fn role() -> impl TypedValueParser<Value = SubjectRole> {
     PossibleValuesParser::new(SubjectRole::ALL.map(SubjectRole::as_str))
         .try_map(|text| text.parse::<SubjectRole>())
+}
+
+/// Reads a moment: RFC 3339.
+pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+    let time: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    Timestamp::from_unix_ms(time.as_millisecond()).map_err(|error| error.problem)
 }
 
 #[cfg(test)]

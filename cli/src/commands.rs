@@ -16,6 +16,7 @@ pub mod revoke;
 pub mod run;
 pub mod status;
 pub mod subject;
+pub mod who_has;
 pub mod whoami;
 pub mod withdraw;
 
@@ -47,6 +48,7 @@ pub enum Command {
     Deny(deny::Arguments),
     Withdraw(withdraw::Arguments),
     Grants(grants::Arguments),
+    WhoHas(who_has::Arguments),
     Revoke(revoke::Arguments),
     Release(release::Arguments),
     Run(run::Arguments),
@@ -71,6 +73,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Deny(arguments) => deny::run(arguments, context).await,
         Command::Withdraw(arguments) => withdraw::run(arguments, context).await,
         Command::Grants(arguments) => grants::run(arguments, context).await,
+        Command::WhoHas(arguments) => who_has::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
         Command::Run(arguments) => run::run(arguments, context).await,

@@ -3,6 +3,7 @@
 //! Owns: the two lives (request and grant), which host holds what, who may call what, which certificates count, how a host is shown. Must not know:
 //! async, clocks, files, the wire, storage. Time is an argument.
 
+pub mod access;
 pub mod actor;
 pub mod binding;
 pub mod browser;

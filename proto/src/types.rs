@@ -2,6 +2,7 @@
 //!
 //! Each has `TryFrom` its wire message, with an error that names the field, and `From` itself into the wire message.
 
+mod access;
 mod action;
 mod audit;
 mod delta;
@@ -22,6 +23,7 @@ mod session;
 mod subject;
 mod time;
 
+pub use access::{Access, AccessFilter, Certainty};
 pub use action::{ACTION_PATH, Action, ArgumentPattern, ExecutablePath, may_be_in_environment};
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use delta::Delta;

@@ -14,7 +14,7 @@ use policy::{Policy, cases, explain, lint};
 use proto::types::{HostName, ResourceName, SubjectId, Timestamp};
 
 use crate::Context;
-use crate::args::{Format, checked, duration};
+use crate::args::{Format, checked, duration, moment};
 use crate::error::Error;
 use crate::output::policy::{CaseRow, ExplanationRow, FindingRow};
 
@@ -157,11 +157,6 @@ pub struct Explain {
     /// How many people have said yes so far
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     approvals: u32,
-}
-
-fn moment(text: &str) -> Result<Timestamp, String> {
-    let time: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
-    Timestamp::from_unix_ms(time.as_millisecond()).map_err(|error| error.problem)
 }
 
 fn device(text: &str) -> Result<Device, String> {

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use proto::types::{
-    Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity, Vote,
-    Waiting,
+    Access, Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity,
+    Timestamp, Vote, Waiting,
 };
 use serde::Serialize;
 
@@ -519,4 +519,64 @@ pub struct TokenRow {
     /// Where it was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<String>,
+}
+
+/// Who can reach what, from one host.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them; an empty or absent part was left out")]
+pub struct AccessRow {
+    pub subject: String,
+    pub resource: String,
+    pub host: String,
+    pub certainty: &'static str,
+    pub since: String,
+    pub until: String,
+    pub grant: String,
+    pub request: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    pub reason: String,
+    pub requester: String,
+    pub approvers: Vec<String>,
+    #[serde(skip)]
+    ends: Timestamp,
+}
+
+impl From<Access> for AccessRow {
+    fn from(access: Access) -> Self {
+        Self {
+            subject: access.subject.to_string(),
+            resource: access.resource.to_string(),
+            host: access.host.to_string(),
+            certainty: access.certainty.as_str(),
+            since: utc(access.since),
+            until: utc(access.until),
+            grant: access.grant.to_string(),
+            request: access.request.to_string(),
+            role: access.role.map(|role| role.to_string()),
+            reason: access.reason,
+            requester: access.requester.to_string(),
+            approvers: access.approvers.iter().map(ToString::to_string).collect(),
+            ends: access.until,
+        }
+    }
+}
+
+impl Row for AccessRow {
+    const HEADER: &'static [&'static str] =
+        &["SUBJECT", "RESOURCE", "HOST", "CERTAINTY", "UNTIL", "GRANT", "ROLE", "APPROVED-BY", "REASON"];
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        vec![
+            self.subject.clone(),
+            self.resource.clone(),
+            self.host.clone(),
+            self.certainty.to_owned(),
+            view.clock(self.ends),
+            self.grant.clone(),
+            self.role.clone().unwrap_or_default(),
+            words(&self.approvers),
+            cut(&self.reason, TEXT_SHOWN_MAX),
+        ]
+    }
 }

@@ -393,6 +393,32 @@ impl AccessService for Canned {
         Ok(Response::new(ListGrantsResponse { grants }))
     }
 
+    async fn list_access(
+        &self,
+        call: Call<ListAccessRequest>,
+    ) -> Result<Response<ListAccessResponse>, Status> {
+        let asked = self.enter(call)?;
+        let access = |host: &str, certainty: AccessCertainty| Access {
+            subject: "user:alice@example.com".into(),
+            resource: "db-prod".into(),
+            host: host.into(),
+            certainty: certainty.into(),
+            since: at("2026-11-22T09:58:00Z"),
+            until: at("2026-11-22T11:28:00Z"),
+            grant: GRANT.into(),
+            request: REQUEST.into(),
+            role: "debug-prod".into(),
+            reason: "slow query, INC-42".into(),
+            requester: "user:alice@example.com".into(),
+            approvers: vec!["user:bob".into(), "user:eve".into()],
+        };
+        let access = match asked.at {
+            None => vec![access("db-7", AccessCertainty::Held), access("db-8", AccessCertainty::Possible)],
+            Some(_) => vec![access("db-7", AccessCertainty::Granted)],
+        };
+        Ok(Response::new(ListAccessResponse { access, more: asked.resource.is_empty() }))
+    }
+
     async fn revoke_grant(
         &self,
         call: Call<RevokeGrantRequest>,

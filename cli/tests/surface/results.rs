@@ -67,6 +67,8 @@ async fn access() {
             &["withdraw", REQUEST],
             &["grants"],
             &["grants", "--all"],
+            &["who-has"],
+            &["who-has", "db-prod", "--subject", "user:alice@example.com", "--at", "2026-11-22T10:00:00Z"],
             &["revoke", GRANT, "--comment", "laptop lost"],
             &["release", GRANT],
         ],
@@ -89,6 +91,9 @@ async fn what_is_asked() {
     world.run(&["resource", "set", "db", "--serve-anyone"]).await;
     world.run(&["subject", "add", "user:eve"]).await;
     world.run(&["revoke", GRANT]).await;
+    world
+        .run(&["who-has", "db", "--host", "a", "--subject", "user:eve", "--at", "2026-11-22T10:00:00Z"])
+        .await;
     insta::assert_snapshot!("what_is_asked", world.canned.calls.lock().unwrap().join("\n"));
 }
 

@@ -75,3 +75,5 @@ ALTER TABLE grants
 
 CREATE INDEX requests_due ON requests (due_ms) WHERE state = 'pending';
 CREATE INDEX votes_by_person ON votes (person, request);
+-- Who had access at a moment of the past.
+CREATE INDEX grants_by_time ON grants (expires_ms, issued_ms);

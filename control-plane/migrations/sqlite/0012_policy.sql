@@ -152,3 +152,5 @@ CREATE INDEX grants_unended ON grants (id) WHERE state <> 'ended';
 CREATE INDEX grants_by_deadline ON grants (expires_ms) WHERE state <> 'ended';
 -- Grants that a host's kernel may hold: what its sets are made of, and what its answers are about.
 CREATE INDEX grant_hosts_open ON grant_hosts (host) WHERE holding <> 'free';
+-- Who had access at a moment of the past.
+CREATE INDEX grants_by_time ON grants (expires_ms, issued_ms);

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest, Outage, Reason, RequestId,
-    RequestState, ResourceName, Timestamp, page_limit,
+    AccessFilter, EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest, Outage, Reason,
+    RequestId, RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -15,8 +15,11 @@ use tonic::{Request, Response, Status};
 use super::{Admitted, Answers, Gate, admitted, failed, invalid, stream};
 use crate::clock;
 use crate::listen::Peer;
-use crate::rules::roster;
+use crate::rules::{access, roster};
 use crate::store::{Known, RequestFilter, StoreError, View, Whose};
+
+/// How many lines one answer about access has at most: with the longest reasons it still is a message.
+const ACCESS_MAX: usize = 3000;
 
 /// Answers for requests and grants.
 #[derive(Clone, Debug)]
@@ -54,6 +57,37 @@ impl Gate {
 }
 
 impl Access {
+    /// Who has access, or had it then; and whether there are more grants than were looked at.
+    async fn access(
+        &self,
+        filter: &AccessFilter,
+        whose: &Whose,
+    ) -> Result<(Vec<proto::types::Access>, bool), StoreError> {
+        let gate = &self.0;
+        let mut found = gate.store.accesses(filter, whose).await?;
+        let more = found.len() > filter.limit as usize;
+        found.truncate(filter.limit as usize);
+        let (grants, requests): (Vec<Grant>, Vec<_>) = found.into_iter().unzip();
+        let is_sound =
+            |host: &HostName| gate.sessions.seen(host).is_some() && gate.sessions.agreement(host).0.is_none();
+        let lines: Vec<_> = match filter.at {
+            None => {
+                let (grants, now) = (gate.bounded(grants).await?, clock::now());
+                let pairs = grants.iter().zip(&requests);
+                pairs.flat_map(|(grant, request)| access::at_present(grant, request, now, is_sound)).collect()
+            }
+            Some(at) => {
+                let pairs = grants.iter().zip(&requests);
+                pairs.flat_map(|(grant, request)| access::then(grant, request, at)).collect()
+            }
+        };
+        let is_there = |host: &HostName| filter.host.as_ref().is_none_or(|wanted| wanted == host);
+        let mut lines: Vec<_> = lines.into_iter().filter(|line| is_there(&line.host)).collect();
+        let more = more || lines.len() > ACCESS_MAX;
+        lines.truncate(ACCESS_MAX);
+        Ok((lines, more))
+    }
+
     async fn end(
         &self,
         caller: &Admitted,
@@ -198,6 +232,21 @@ impl AccessService for Access {
             Ok(grants) => {
                 let grants = grants.into_iter().map(Into::into).collect();
                 Ok(Response::new(wire::ListGrantsResponse { grants }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_access(
+        &self,
+        request: Request<wire::ListAccessRequest>,
+    ) -> Result<Response<wire::ListAccessResponse>, Status> {
+        let caller = admitted(&request)?;
+        let filter: AccessFilter = request.into_inner().try_into().map_err(invalid)?;
+        match self.access(&filter, &caller.whose()?).await {
+            Ok((access, more)) => {
+                let access = access.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListAccessResponse { access, more }))
             }
             Err(error) => Err(self.0.answer(&caller, error).await),
         }

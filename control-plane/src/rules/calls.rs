@@ -137,6 +137,7 @@ calls! {
     DenyRequest = "AccessService.DenyRequest":          No     Own    All      Own     All           No;
     WithdrawRequest = "AccessService.WithdrawRequest":  No     Own    Own      Own     Own           No;
     ListGrants = "AccessService.ListGrants":            No     Own    All      All     All           No;
+    ListAccess = "AccessService.ListAccess":            No     Own    All      All     All           No;
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
     PlanPolicy = "PolicyService.PlanPolicy":            No     No     No       No      All           No;

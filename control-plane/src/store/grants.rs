@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use proto::types::{Grant, GrantHost, GrantId, GrantState, HostName, Invalid, SubjectId};
+use proto::types::{
+    AccessFilter, Grant, GrantHost, GrantId, GrantState, HostName, Invalid, Request, SubjectId,
+};
 use sqlx::FromRow;
 
-use super::requests::push_whose;
+use super::requests::{push_whose, requests};
 use super::sql::{self, Query, Rows, Transaction};
-use super::{RequestFilter, Store, StoreError, decode};
+use super::{RequestFilter, Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
 use crate::rules::grant::{Body, Holding, Life};
 
@@ -20,6 +22,47 @@ impl Store {
         query.push(" ORDER BY grants.id DESC LIMIT ").push_bind(filter.limit);
         let rows = read(&mut self.read().await?, query).await?;
         Ok(rows.into_iter().map(Kept::shown).collect())
+    }
+
+    /// The grants by which somebody may have access, or may have had it at the moment that is asked for, with their requests; newest
+    /// first, one more than `filter.limit` if there are more.
+    pub async fn accesses(
+        &self,
+        filter: &AccessFilter,
+        whose: &Whose,
+    ) -> Result<Vec<(Grant, Request)>, StoreError> {
+        let AccessFilter { resource, subject, host, at, limit } = filter;
+        let mut sql = self.read().await?;
+        let mut query = sql::query_as(GRANTS);
+        match at {
+            None => drop(query.push(" WHERE grants.state <> 'ended'")),
+            Some(at) => {
+                query.push(" WHERE grants.expires_ms > ").push_bind(at.unix_ms());
+                query.push(" AND grants.issued_ms <= ").push_bind(at.unix_ms());
+                query.push(" AND (grants.ended_ms IS NULL OR grants.ended_ms > ").push_bind(at.unix_ms());
+                query.push(")");
+            }
+        }
+        push_whose(&mut query, whose);
+        if let Some(resource) = resource {
+            query.push(" AND resources.name = ").push_bind(resource.as_str());
+        }
+        if let Some(subject) = subject {
+            query.push(" AND subjects.id = ").push_bind(subject.as_str());
+        }
+        if let Some(host) = host {
+            query.push(" AND grants.id IN (SELECT grant_hosts.grant_id FROM grant_hosts ");
+            query.push("JOIN hosts ON hosts.number = grant_hosts.host WHERE hosts.name = ");
+            query.push_bind(host.as_str()).push(")");
+        }
+        query.push(" ORDER BY grants.id DESC LIMIT ").push_bind(limit.saturating_add(1));
+        let grants: Vec<Grant> = read(&mut sql, query).await?.into_iter().map(Kept::shown).collect();
+        let mut requests = requests(&mut sql, grants.iter().map(|grant| grant.request)).await?;
+        let with_request = |grant: Grant| {
+            let request = requests.remove(&grant.request).ok_or(Refusal::UnknownRequest(grant.request))?;
+            Ok((grant, request))
+        };
+        grants.into_iter().map(with_request).collect()
     }
 }
 

@@ -182,6 +182,21 @@ pub(super) async fn request(sql: &mut Transaction, id: RequestId) -> Result<Requ
     Ok(found.ok_or(Refusal::UnknownRequest(id))?)
 }
 
+/// Requests by their ids.
+pub(super) async fn requests(
+    sql: &mut Transaction,
+    ids: impl IntoIterator<Item = RequestId>,
+) -> Result<HashMap<RequestId, Request>, StoreError> {
+    let ids: Vec<String> = ids.into_iter().map(|id| id.to_string()).collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut query = sql::query_as(REQUESTS);
+    query.push(" WHERE requests.id IN ").push_list(ids.iter());
+    let found = read_requests(sql, query).await?;
+    Ok(found.into_iter().map(|request| (request.id, request)).collect())
+}
+
 async fn read_requests(
     sql: &mut Transaction,
     query: Query<Rows<RequestRow>>,

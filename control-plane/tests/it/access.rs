@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proto::status::ErrorKind;
 use proto::types::{
-    EndReason, EventKind, GrantId, GrantState, HostEnd, NewRequest, RequestState, SubjectRole,
+    AccessFilter, Certainty, EndReason, EventKind, GrantId, GrantState, HostEnd, NewRequest, RequestState,
+    SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::agent::refused::Item;
@@ -447,4 +448,60 @@ async fn a_removed_resource_leaves_its_past() {
     refused(story.dora.approve(pending.id).await, ErrorKind::FailedPrecondition, "resource `db` was removed");
     let kinds: Vec<EventKind> = world.record().await.iter().map(|event| event.kind).collect();
     assert_eq!(kinds.iter().filter(|kind| **kind == EventKind::ResourceRemoved).count(), 1);
+}
+
+/// A grant on its way, held, and of a host that is not heard; members see their own.
+#[tokio::test]
+async fn who_has_access_is_what_hosts_have_confirmed() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let mut mallory = world.subject("user:mallory", SubjectRole::Member).await;
+    let (mut agent, first) = FakeAgent::start(&world, &story.host).await;
+    agent.applied(first.generation).await;
+    let any = AccessFilter { limit: 10, ..AccessFilter::default() };
+    assert_eq!(world.admin.who_has(&any).await, []);
+    let request = story.alice.request(600).await.expect("made");
+    let grant = story.dora.approve(request.id).await.expect("approved");
+    let lines = world.admin.who_has(&any).await;
+    assert_eq!(lines.iter().map(|line| line.certainty).collect::<Vec<_>>(), [Certainty::Possible]);
+    let set = agent.set_with(1).await;
+    agent.applied(set.generation).await;
+    until(async || world.admin.clone().who_has(&any).await[0].certainty == Certainty::Held).await;
+
+    let line = story.alice.who_has(&any).await.remove(0);
+    assert_eq!((line.grant, line.until, line.reason.as_str()), (grant.id, grant.expires, "ticket 4711"));
+    assert_eq!(line.approvers, ["user:dora".parse().expect("valid")]);
+    assert_eq!(mallory.who_has(&any).await, []);
+    let of = |subject: &str, host: &str, resource: &str| AccessFilter {
+        subject: Some(subject.parse().expect("valid")),
+        host: Some(host.parse().expect("valid")),
+        resource: Some(resource.parse().expect("valid")),
+        ..any.clone()
+    };
+    assert_eq!(world.admin.who_has(&of("user:alice", "db-7", "db")).await, [line.clone()]);
+    for (subject, host, resource) in
+        [("user:dora", "db-7", "db"), ("user:alice", "db-8", "db"), ("user:alice", "db-7", "dc")]
+    {
+        assert_eq!(
+            world.admin.who_has(&of(subject, host, resource)).await,
+            [],
+            "{subject} {host} {resource}"
+        );
+    }
+
+    // Its agent is gone: the kernel may go on.
+    drop(agent);
+    until(async || world.admin.clone().who_has(&any).await[0].certainty == Certainty::Possible).await;
+    story.dora.revoke(grant.id).await.expect("revoked");
+    let lines = world.admin.who_has(&any).await;
+    assert_eq!((lines.len(), lines[0].certainty, lines[0].until), (1, Certainty::Possible, grant.expires));
+
+    // Of the past it is what was live then; a moment before there was none.
+    let then = |at| AccessFilter { at: Some(at), ..any.clone() };
+    let past = world.admin.who_has(&then(grant.issued)).await;
+    assert_eq!((past.len(), past[0].certainty), (1, Certainty::Granted));
+    assert_eq!(
+        world.admin.who_has(&then(request.created)).await.len(),
+        usize::from(request.created == grant.issued)
+    );
 }

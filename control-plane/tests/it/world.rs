@@ -15,8 +15,9 @@ use control_plane::store::Store;
 use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
-    AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host, HostEnd, JoinToken,
-    NewApproval, NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity, SubjectRole,
+    Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host,
+    HostEnd, JoinToken, NewApproval, NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity,
+    SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -459,6 +460,12 @@ impl Caller {
         let answer = self.access.approve_request(wire::ApproveRequestRequest::from(new)).await?.into_inner();
         let request = answer.request.expect("is there").try_into().expect("valid");
         Ok((request, answer.grant.map(|grant| grant.try_into().expect("valid"))))
+    }
+
+    pub(crate) async fn who_has(&mut self, filter: &AccessFilter) -> Vec<Access> {
+        let list = wire::ListAccessRequest::from(filter.clone());
+        let lines = self.access.list_access(list).await.expect("listed").into_inner().access;
+        lines.into_iter().map(|line| line.try_into().expect("valid")).collect()
     }
 
     pub(crate) async fn requests(&mut self, all: bool) -> Vec<Request> {
