@@ -26,7 +26,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
-        let resource = tx.add_resource(new, actor, now).await?;
+        refuse_if_taken(&resources(tx.sql()).await?, &new)?;
+        let resource = tx.insert_resource(new, actor, now).await?;
+        tx.raise_all().await?;
         tx.commit().await?;
         Ok(resource)
     }
@@ -39,7 +41,13 @@ impl Store {
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
         let mut tx = self.write().await?;
-        let after = tx.set_resource(change, actor, now).await?;
+        let before = resource(tx.sql(), &change.name).await?;
+        let after = Resource { options: change.applied_to(&before.options), ..before.clone() };
+        if after == before {
+            return Ok(after);
+        }
+        tx.change_resource(&before, &after, actor, now).await?;
+        tx.raise_all().await?;
         tx.commit().await?;
         Ok(after)
     }
@@ -165,14 +173,13 @@ pub(super) fn refuse_if_taken(known: &[Resource], new: &NewResource) -> Result<(
 }
 
 impl Tx {
-    /// Adds a resource; every host's set is another one then.
-    pub(super) async fn add_resource(
+    /// Adds a resource for which there is room; the caller raises every host's generation.
+    pub(super) async fn insert_resource(
         &mut self,
         new: NewResource,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Resource, StoreError> {
-        refuse_if_taken(&resources(self.sql()).await?, &new)?;
         let number: i64 = sql::query_scalar(
             "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
                  outage, added_ms)
@@ -192,7 +199,6 @@ impl Tx {
         .await
         .map_err(StoreError::sql("add a resource"))?;
         let resource = Resource::numbered(decode::id_number("number", number)?, new);
-        self.raise_all().await?;
         self.record(EventKind::ResourceAdded, now, |event| {
             event.resource = resource.name.to_string();
             caused_by(event, actor);
@@ -203,18 +209,14 @@ impl Tx {
         Ok(resource)
     }
 
-    /// Changes how a resource is guarded; every host's set is another one then. What is so already changes nothing.
-    pub(super) async fn set_resource(
+    /// Changes how a resource is guarded; the caller raises every host's generation.
+    pub(super) async fn change_resource(
         &mut self,
-        change: &ResourceChange,
+        before: &Resource,
+        after: &Resource,
         actor: &Actor,
         now: Timestamp,
-    ) -> Result<Resource, StoreError> {
-        let before = resource(self.sql(), &change.name).await?;
-        let after = Resource { options: change.applied_to(&before.options), ..before.clone() };
-        if after == before {
-            return Ok(after);
-        }
+    ) -> Result<(), StoreError> {
         sql::query(
             "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
              WHERE number = ?",
@@ -228,14 +230,12 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("change a resource"))?;
-        self.raise_all().await?;
         self.record(EventKind::ResourceChanged, now, |event| {
             event.resource = after.name.to_string();
             caused_by(event, actor);
             event.changes = changes(&before.options, &after.options);
         })
-        .await?;
-        Ok(after)
+        .await
     }
 
     async fn refuse_if_granted(&mut self, resource: &Resource) -> Result<(), StoreError> {

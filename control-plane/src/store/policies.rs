@@ -12,7 +12,7 @@ use ::policy::plan::{self, LiveGrant};
 use prost::Message;
 use proto::types::{
     Difference, EndReason, EventKind, GrantId, HostName, Invalid, NewPolicy, NewResource, PlannedEnd,
-    PolicyFiles, PolicyPlan, PolicyVersion, RequestId, Resource, ResourceChange, ResourceName, Timestamp,
+    PolicyFiles, PolicyPlan, PolicyVersion, RequestId, Resource, ResourceName, Timestamp,
 };
 use proto::wire::policy as wire;
 use sqlx::FromRow;
@@ -33,6 +33,9 @@ const READY_MAX: usize = 8;
 
 /// How many live grants are judged at a time.
 const LIVE_BATCH: u32 = 500;
+
+/// Of a resource that is only looked at.
+const NO_NUMBER: u32 = u32::MAX;
 
 /// The longest comment of an event, in bytes.
 const COMMENT_MAX_BYTES: usize = 4096;
@@ -89,7 +92,7 @@ impl Store {
         if let Some(unknown) = restores.filter(|restores| *restores > actual) {
             return Err(Refusal::UnknownPolicy(unknown).into());
         }
-        let Considered { plan, adds } = considered(tx.sql(), before.as_ref(), &policy, now).await?;
+        let Considered { plan, adds, hardens } = considered(tx.sql(), before.as_ref(), &policy, now).await?;
         let version =
             PolicyVersion { version: actual + 1, author: author.id.clone(), applied: now, comment, restores };
         tx.keep_policy(&version, files).await?;
@@ -99,19 +102,17 @@ impl Store {
             event.comment = told(&version, &plan);
         })
         .await?;
+        let is_guarded_otherwise = !adds.is_empty() || !hardens.is_empty();
         for new in adds {
-            tx.add_resource(new, &actor, now).await?;
+            tx.insert_resource(new, &actor, now).await?;
         }
-        for name in &plan.strict {
-            let change = ResourceChange {
-                name: name.clone(),
-                mode: None,
-                strict: Some(true),
-                check_senders: None,
-                serve_only: None,
-                outage: None,
-            };
-            tx.set_resource(&change, &actor, now).await?;
+        for before in hardens {
+            let mut after = before.clone();
+            after.options.strict = true;
+            tx.change_resource(&before, &after, &actor, now).await?;
+        }
+        if is_guarded_otherwise {
+            tx.raise_all().await?;
         }
         for end in &plan.ends {
             tx.end_by_policy(end.grant, actor.clone(), &end.reason, now).await?;
@@ -244,10 +245,12 @@ impl Tx {
     }
 }
 
-/// A plan, and the resources that it adds.
+/// A plan, and what it does to resources.
 struct Considered {
     plan: PolicyPlan,
     adds: Vec<NewResource>,
+    /// As they are now; they become strict.
+    hardens: Vec<Resource>,
 }
 
 async fn considered(
@@ -256,10 +259,10 @@ async fn considered(
     policy: &Policy,
     now: Timestamp,
 ) -> Result<Considered, StoreError> {
-    let known = resources(sql).await?;
+    let mut known = resources(sql).await?;
     let is_strict =
         |name: &ResourceName| policy.roles.iter().any(|role| role.strict && role.resources.contains(name));
-    let (mut adds, mut strict) = (Vec::<NewResource>::new(), Vec::new());
+    let (mut adds, mut hardens) = (Vec::new(), Vec::new());
     for (name, said) in &policy.resources {
         let (addresses, ports) = (said.addresses.clone(), said.ports.clone());
         let new = NewResource::with_unix(name.clone(), addresses, ports, said.unix.clone());
@@ -270,11 +273,16 @@ async fn considered(
                 let known = known.destination();
                 return Err(Refusal::ResourceDiffers { resource: name.clone(), known, said }.into());
             }
-            Some(known) if is_strict(name) && !known.options.strict => strict.push(name.clone()),
+            Some(known) if is_strict(name) && !known.options.strict => hardens.push(known.clone()),
             Some(_) => {}
             None => {
                 refuse_if_taken(&known, &new)?;
                 new.options.strict = is_strict(name);
+                // What comes later in the policy must not collide with it; no number is needed for that.
+                known.push(Resource::numbered(
+                    NO_NUMBER.try_into().map_err(StoreError::broken("number"))?,
+                    new.clone(),
+                ));
                 adds.push(new);
             }
         }
@@ -298,10 +306,10 @@ async fn considered(
         before: before.map_or(0, |before| before.version),
         differences,
         protects: adds.iter().map(|new| new.name.clone()).collect(),
-        strict,
+        strict: hardens.iter().map(|resource| resource.name.clone()).collect(),
         ends: ends.into_iter().filter_map(end).collect(),
     };
-    Ok(Considered { plan, adds })
+    Ok(Considered { plan, adds, hardens })
 }
 
 /// Whether a resource is where a policy says.

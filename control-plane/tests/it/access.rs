@@ -478,7 +478,7 @@ async fn who_has_access_is_what_hosts_have_confirmed() {
         resource: Some(resource.parse().expect("valid")),
         ..any.clone()
     };
-    assert_eq!(world.admin.who_has(&of("user:alice", "db-7", "db")).await, [line.clone()]);
+    assert_eq!(world.admin.who_has(&of("user:alice", "db-7", "db")).await, std::slice::from_ref(&line));
     for (subject, host, resource) in
         [("user:dora", "db-7", "db"), ("user:alice", "db-8", "db"), ("user:alice", "db-7", "dc")]
     {

@@ -141,6 +141,18 @@ async fn versions_follow_each_other() {
         ErrorKind::FailedPrecondition,
         "and the policy says 192.0.2.9 on tcp/5432",
     );
+    let destination = |name: &str, address: &str, ports: &str| {
+        format!("[[resource]]\nname = \"{name}\"\naddresses = [\"{address}\"]\nports = [\"{ports}\"]\n")
+    };
+    let with_another = destination("x", "192.0.2.7", "tcp/20-30");
+    let with_each_other = destination("y", "192.0.2.8", "tcp/22") + &destination("z", "192.0.2.8", "tcp/22");
+    for (more, words) in [
+        (with_another, "192.0.2.7 on tcp/22 belongs to resource `logs`"),
+        (with_each_other, "192.0.2.8 on tcp/22 belongs to resource `y`"),
+    ] {
+        let collides = files(TWO_STEPS, &[("resources.toml", &more)]);
+        refused(apply(admin, 1, collides).await, ErrorKind::FailedPrecondition, words);
+    }
     let later = TWO_STEPS.replace("idle = \"10m\"", "clock = \"activation\"");
     refused(
         apply(admin, 1, files(&later, &[])).await,
