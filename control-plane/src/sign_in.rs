@@ -69,6 +69,7 @@ impl NotSignedIn {
             Self::Refusal(Refusal::UnknownProvider(_)) => Some("unknown_provider"),
             Self::Refusal(Refusal::IdTokenUsed | Refusal::TokenUsedUp(_)) => Some("replayed"),
             Self::Refusal(Refusal::NotLetIn(_)) => Some("not_let_in"),
+            Self::Refusal(Refusal::Disabled(_)) => Some("disabled"),
             Self::Refusal(Refusal::OtherAccount { .. } | Refusal::OtherName { .. }) => {
                 Some("bound_elsewhere")
             }

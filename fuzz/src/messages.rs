@@ -4,16 +4,16 @@ use std::fmt::Debug;
 
 use prost::Message;
 use proto::types::{
-    Applied, AuditEvent, Delta, EndedGrant, Grant, GrantSet, Hello, Host, Identity, Join, NewRequest,
-    NewResource, NewSubject, Refused, Report, Request, Resource, ResourceChange, Subject, SubjectIdentity,
-    Welcome,
+    Access, AccessFilter, Applied, AuditEvent, Delta, EndedGrant, Grant, GrantSet, Hello, Host, Identity,
+    Join, NewApproval, NewPolicy, NewRequest, NewResource, NewSubject, PolicyPlan, PolicyVersion, Refused,
+    Report, Request, Resource, ResourceChange, Subject, SubjectIdentity, Welcome,
 };
 use proto::wire;
 
 use crate::choice;
 
 /// In the order in which the first byte of an input counts them; a new one goes to the end, so that inputs keep their meaning.
-const DECODERS: [fn(&[u8]); 24] = [
+const DECODERS: [fn(&[u8]); 30] = [
     checked::<wire::agent::Hello, Hello>,
     checked::<wire::agent::Welcome, Welcome>,
     checked::<wire::agent::GrantSet, GrantSet>,
@@ -38,6 +38,12 @@ const DECODERS: [fn(&[u8]); 24] = [
     decoded::<wire::agent::SessionRequest>,
     decoded::<wire::agent::SessionResponse>,
     decoded::<wire::identity::SignInRequest>,
+    checked::<wire::access::ApproveRequestRequest, NewApproval>,
+    checked::<wire::access::ListAccessRequest, AccessFilter>,
+    checked::<wire::access::Access, Access>,
+    checked::<wire::policy::ApplyPolicyRequest, NewPolicy>,
+    checked::<wire::policy::PolicyVersion, PolicyVersion>,
+    checked::<wire::policy::PolicyPlan, PolicyPlan>,
 ];
 
 pub(crate) fn run(bytes: &[u8]) {

@@ -77,7 +77,51 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         duration: Some(prost_types::Duration { seconds: 1800, nanos: 0 }),
         ..wire::access::CreateRequestRequest::default()
     };
+    let approval = wire::access::ApproveRequestRequest {
+        id: BOOT.to_string(),
+        comment: "go ahead".to_owned(),
+        hosts: vec!["db-7".to_owned()],
+        ..wire::access::ApproveRequestRequest::default()
+    };
+    let vote = wire::access::Vote {
+        by: "user:bob".to_owned(),
+        at: Some(prost_types::Timestamp { seconds: 1_795_000_000, nanos: 0 }),
+        yes: true,
+        ..wire::access::Vote::default()
+    };
+    let asked = wire::access::Request {
+        id: BOOT.to_string(),
+        state: wire::access::RequestState::Pending.into(),
+        resource: "orders-db".to_owned(),
+        subject: "user:alice".to_owned(),
+        requester: "user:alice".to_owned(),
+        reason: "why not".to_owned(),
+        duration: request.duration,
+        created: vote.at,
+        policy: 7,
+        role: "debug".to_owned(),
+        votes: vec![vote],
+        waiting: Some(wire::access::Waiting { step: 1, steps: 2, more: 1, ..Default::default() }),
+        ..wire::access::Request::default()
+    };
+    let plan = wire::policy::PolicyPlan {
+        before: 6,
+        protects: vec!["orders-db".to_owned()],
+        differences: vec![wire::policy::PolicyDifference {
+            kind: "role".to_owned(),
+            name: "debug".to_owned(),
+            action: wire::policy::PolicyAction::Added.into(),
+        }],
+        ..wire::policy::PolicyPlan::default()
+    };
+    let file = wire::policy::PolicyFile { path: "limits.toml".to_owned(), text: "x".to_owned() };
+    let apply = wire::policy::ApplyPolicyRequest { files: vec![file], before: 6, ..Default::default() };
     numbered([
+        (10, asked.encode_to_vec()),
+        (24, approval.encode_to_vec()),
+        (25, wire::access::ListAccessRequest { limit: 5, ..Default::default() }.encode_to_vec()),
+        (27, apply.encode_to_vec()),
+        (29, plan.encode_to_vec()),
         (0, hello.encode_to_vec()),
         (2, wire::agent::GrantSet::from(grant_set()).encode_to_vec()),
         (8, wire::audit::AuditEvent::from(event()).encode_to_vec()),

@@ -2,7 +2,8 @@
 
 use proto::types::{NewSubject, Selector, Subject, SubjectId, SubjectRole};
 use proto::wire::access::{
-    self as wire, AddSubjectRequest, IssueTokenRequest, ListSubjectsRequest, UnbindSubjectRequest,
+    self as wire, AddSubjectRequest, DisableSubjectRequest, EnableSubjectRequest, IssueTokenRequest,
+    ListSubjectsRequest, UnbindSubjectRequest,
 };
 
 use super::token::{Destination, Owner};
@@ -45,6 +46,18 @@ Examples:
 Example:
   portcullis subject unbind user:alice@example.com --comment 'new account at the provider, HR-311'")]
     Unbind(Unbind),
+    /// Shut somebody out, at once: sessions, tokens, live grants and open requests
+    ///
+    /// Nobody can disable themselves. What has ended stays ended, also when they are enabled again.
+    #[command(after_help = "\
+Example:
+  portcullis subject disable user:alice@example.com --comment 'HR-311: has left'")]
+    Disable(Somebody),
+    /// Let somebody in again who was disabled
+    #[command(after_help = "\
+Example:
+  portcullis subject enable user:alice@example.com")]
+    Enable(Somebody),
 }
 
 /// The arguments of `add`.
@@ -89,12 +102,25 @@ pub struct Unbind {
     comment: String,
 }
 
+/// The arguments of `disable` and `enable`.
+#[derive(clap::Args, Debug)]
+pub struct Somebody {
+    /// Who: `user:NAME` or `workload:NAME`
+    #[arg(value_parser = checked::<SubjectId>)]
+    id: SubjectId,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = args::comment)]
+    comment: String,
+}
+
 pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Error> {
     match verb {
         Verb::Add(arguments) => add(arguments, context).await,
         Verb::List => list(context).await,
         Verb::Token(arguments) => token(arguments, context).await,
         Verb::Unbind(arguments) => unbind(arguments, context).await,
+        Verb::Disable(arguments) => disable(arguments, context).await,
+        Verb::Enable(arguments) => enable(arguments, context).await,
     }
 }
 
@@ -115,7 +141,11 @@ async fn list(context: &mut Context<'_>) -> Result<(), Error> {
     let what = "list subjects";
     let mut directory = context.connect().await?.directory();
     let answer = call(what, directory.list_subjects(ListSubjectsRequest {})).await?;
-    context.print_list(&super::rows::<_, Subject, SubjectRow>(what, answer.subjects)?)
+    let mut rows = super::rows::<_, Subject, SubjectRow>(what, answer.subjects)?;
+    for row in &mut rows {
+        row.disabled = answer.disabled.contains_key(&row.id);
+    }
+    context.print_list(&rows)
 }
 
 async fn token(arguments: Token, context: &mut Context<'_>) -> Result<(), Error> {
@@ -126,6 +156,27 @@ async fn token(arguments: Token, context: &mut Context<'_>) -> Result<(), Error>
     let message = IssueTokenRequest { subject: subject.clone() };
     let answer = call(what, directory.issue_token(message)).await?;
     destination.deliver(context, Owner::Subject(subject), answer.token)
+}
+
+async fn disable(arguments: Somebody, context: &mut Context<'_>) -> Result<(), Error> {
+    let subject = arguments.id.to_string();
+    let mut directory = context.connect().await?.directory();
+    let what = format!("disable `{subject}`");
+    let message = DisableSubjectRequest { subject: subject.clone(), comment: arguments.comment };
+    let answer = call(what, directory.disable_subject(message)).await?;
+    let (grants, requests) = (answer.grants, answer.requests);
+    context.tell(&format!("`{subject}` is shut out; grants that end: {grants}, requests denied: {requests}"));
+    Ok(())
+}
+
+async fn enable(arguments: Somebody, context: &mut Context<'_>) -> Result<(), Error> {
+    let subject = arguments.id.to_string();
+    let mut directory = context.connect().await?.directory();
+    let what = format!("enable `{subject}`");
+    let message = EnableSubjectRequest { subject: subject.clone(), comment: arguments.comment };
+    call(what, directory.enable_subject(message)).await?;
+    context.tell(&format!("`{subject}` is let in again"));
+    Ok(())
 }
 
 async fn unbind(arguments: Unbind, context: &mut Context<'_>) -> Result<(), Error> {

@@ -91,6 +91,7 @@ pub struct SubjectRow {
     pub number: u32,
     pub role: &'static str,
     pub selectors: Vec<String>,
+    pub disabled: bool,
 }
 
 impl From<Subject> for SubjectRow {
@@ -100,15 +101,18 @@ impl From<Subject> for SubjectRow {
             number: subject.number.get(),
             role: subject.role.as_str(),
             selectors: subject.selectors.iter().map(ToString::to_string).collect(),
+            // Whoever lists them knows.
+            disabled: false,
         }
     }
 }
 
 impl Row for SubjectRow {
-    const HEADER: &'static [&'static str] = &["ID", "ROLE", "SELECTORS"];
+    const HEADER: &'static [&'static str] = &["ID", "ROLE", "DISABLED", "SELECTORS"];
 
     fn cells(&self, _: &View) -> Vec<String> {
-        vec![self.id.clone(), self.role.to_owned(), words(&self.selectors)]
+        let disabled = if self.disabled { "yes" } else { "" };
+        vec![self.id.clone(), self.role.to_owned(), disabled.to_owned(), words(&self.selectors)]
     }
 }
 

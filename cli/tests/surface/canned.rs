@@ -263,7 +263,10 @@ impl DirectoryService for Canned {
         call: Call<ListSubjectsRequest>,
     ) -> Result<Response<ListSubjectsResponse>, Status> {
         self.enter(call)?;
-        Ok(Response::new(ListSubjectsResponse { subjects: subjects() }))
+        let disabled =
+            subjects().into_iter().last().map(|last| (last.id, at("2026-11-22T09:00:00Z").unwrap()));
+        let disabled = disabled.into_iter().collect();
+        Ok(Response::new(ListSubjectsResponse { subjects: subjects(), disabled }))
     }
 
     async fn issue_token(
@@ -272,6 +275,22 @@ impl DirectoryService for Canned {
     ) -> Result<Response<IssueTokenResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(IssueTokenResponse { token: "pct_new".into() }))
+    }
+
+    async fn disable_subject(
+        &self,
+        call: Call<DisableSubjectRequest>,
+    ) -> Result<Response<DisableSubjectResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(DisableSubjectResponse { grants: 2, requests: 1 }))
+    }
+
+    async fn enable_subject(
+        &self,
+        call: Call<EnableSubjectRequest>,
+    ) -> Result<Response<EnableSubjectResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(EnableSubjectResponse {}))
     }
 
     async fn unbind_subject(

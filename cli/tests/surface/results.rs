@@ -46,6 +46,8 @@ async fn directory() {
             &["subject", "add", "user:eve"],
             &["subject", "token", "user:eve"],
             &["subject", "unbind", "user:eve", "--comment", "HR-311"],
+            &["subject", "disable", "user:eve", "--comment", "HR-311"],
+            &["subject", "enable", "user:eve"],
             &["host", "add", "db-9"],
             &["status"],
         ],

@@ -120,9 +120,12 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 let changes = vec![change("mode", "observe", "enforce"), change("strict", "false", "true")];
                 AuditEvent { changes, subject: String::new(), request: String::new(), ..about() }
             }
-            Kind::SubjectAdded | Kind::SubjectBound | Kind::SubjectUnbound | Kind::TokenIssued => {
-                AuditEvent { resource: String::new(), request: String::new(), ..about() }
-            }
+            Kind::SubjectAdded
+            | Kind::SubjectBound
+            | Kind::SubjectUnbound
+            | Kind::SubjectDisabled
+            | Kind::SubjectEnabled
+            | Kind::TokenIssued => AuditEvent { resource: String::new(), request: String::new(), ..about() },
             Kind::HostJoined
             | Kind::HostRenewed
             | Kind::HostRevoked

@@ -69,7 +69,8 @@ ALTER TABLE grants
     DROP CONSTRAINT grants_end_reason_check,
     ADD CHECK (
         end_reason IN (
-            'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed'
+            'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed',
+            'identity_disabled'
         )
     );
 
@@ -77,3 +78,6 @@ CREATE INDEX requests_due ON requests (due_ms) WHERE state = 'pending';
 CREATE INDEX votes_by_person ON votes (person, request);
 -- Who had access at a moment of the past.
 CREATE INDEX grants_by_time ON grants (expires_ms, issued_ms);
+
+-- Since when somebody is shut out; NULL: they are not.
+ALTER TABLE subjects ADD COLUMN disabled_ms BIGINT;

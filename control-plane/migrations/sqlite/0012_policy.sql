@@ -99,7 +99,8 @@ CREATE TABLE grants (
     state TEXT NOT NULL CHECK (state IN ('activating', 'active', 'ending', 'ended')),
     end_reason TEXT CHECK (
         end_reason IN (
-            'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed'
+            'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed',
+            'identity_disabled'
         )
     ),
     issued_ms INTEGER NOT NULL,
@@ -154,3 +155,6 @@ CREATE INDEX grants_by_deadline ON grants (expires_ms) WHERE state <> 'ended';
 CREATE INDEX grant_hosts_open ON grant_hosts (host) WHERE holding <> 'free';
 -- Who had access at a moment of the past.
 CREATE INDEX grants_by_time ON grants (expires_ms, issued_ms);
+
+-- Since when somebody is shut out; NULL: they are not.
+ALTER TABLE subjects ADD COLUMN disabled_ms INTEGER;

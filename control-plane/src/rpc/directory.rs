@@ -14,7 +14,7 @@ use super::{Gate, admitted, invalid};
 use crate::clock;
 use crate::identity::{Token, TokenHash};
 use crate::rules::roster;
-use crate::store::{HostRecord, NewJoinToken};
+use crate::store::{EndedWith, HostRecord, NewJoinToken};
 
 /// Long enough to carry it to a host, short enough that a forgotten one is worth nothing.
 const JOIN_WITHIN_DEFAULT: Duration = Duration::from_secs(15 * 60);
@@ -136,10 +136,16 @@ impl DirectoryService for Directory {
         request: Request<wire::ListSubjectsRequest>,
     ) -> Result<Response<wire::ListSubjectsResponse>, Status> {
         let caller = admitted(&request)?;
-        match self.0.store.subjects().await {
-            Ok(subjects) => {
+        let store = &self.0.store;
+        let found = match store.subjects().await {
+            Ok(subjects) => store.disabled().await.map(|disabled| (subjects, disabled)),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((subjects, disabled)) => {
                 let subjects = subjects.into_iter().map(Into::into).collect();
-                Ok(Response::new(wire::ListSubjectsResponse { subjects }))
+                let disabled = disabled.into_iter().map(|(id, since)| (id.into(), since.into())).collect();
+                Ok(Response::new(wire::ListSubjectsResponse { subjects, disabled }))
             }
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
@@ -169,6 +175,36 @@ impl DirectoryService for Directory {
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
         match self.0.store.unbind(&subject, &caller.actor()?, &comment, clock::now()).await {
             Ok(()) => Ok(Response::new(wire::UnbindSubjectResponse {})),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn disable_subject(
+        &self,
+        request: Request<wire::DisableSubjectRequest>,
+    ) -> Result<Response<wire::DisableSubjectResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::DisableSubjectRequest { subject, comment } = request.into_inner();
+        let subject: SubjectId = subject.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.disable(&subject, &caller.subject()?, &comment, clock::now()).await {
+            Ok(EndedWith { grants, requests }) => {
+                Ok(Response::new(wire::DisableSubjectResponse { grants, requests }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn enable_subject(
+        &self,
+        request: Request<wire::EnableSubjectRequest>,
+    ) -> Result<Response<wire::EnableSubjectResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::EnableSubjectRequest { subject, comment } = request.into_inner();
+        let subject: SubjectId = subject.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.enable(&subject, &caller.actor()?, &comment, clock::now()).await {
+            Ok(()) => Ok(Response::new(wire::EnableSubjectResponse {})),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

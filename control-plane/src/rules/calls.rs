@@ -125,6 +125,8 @@ calls! {
     ListSubjects = "DirectoryService.ListSubjects":     No     No     No       No      All           No;
     IssueToken = "DirectoryService.IssueToken":         No     No     No       No      All           No;
     UnbindSubject = "DirectoryService.UnbindSubject":   No     No     No       No      All           No;
+    DisableSubject = "DirectoryService.DisableSubject": No     No     No       No      All           No;
+    EnableSubject = "DirectoryService.EnableSubject":   No     No     No       No      All           No;
     AddHost = "DirectoryService.AddHost":               No     No     No       No      All           No;
     IssueJoinToken = "DirectoryService.IssueJoinToken": No     No     No       No      All           No;
     RevokeHost = "DirectoryService.RevokeHost":         No     No     No       No      All           No;

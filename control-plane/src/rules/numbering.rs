@@ -92,6 +92,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::SubjectSignedOut
         | EventKind::SubjectBound
         | EventKind::SubjectUnbound
+        | EventKind::SubjectDisabled
+        | EventKind::SubjectEnabled
         | EventKind::SignInRefused
         | EventKind::CallRefused => false,
     }

@@ -92,6 +92,14 @@ pub enum Refusal {
     OtherAccount { subject: SubjectId, same_issuer: bool },
     #[error("this account belongs to `{owner}`, and cannot also be `{subject}`")]
     OtherName { subject: SubjectId, owner: SubjectId },
+    #[error("`{0}` is disabled")]
+    Disabled(SubjectId),
+    #[error("`{0}` is disabled already")]
+    AlreadyDisabled(SubjectId),
+    #[error("`{0}` is not disabled")]
+    NotDisabled(SubjectId),
+    #[error("`{0}` cannot disable itself")]
+    OwnSubject(SubjectId),
     #[error("`{0}` belongs to no account: nobody has signed in under this name yet")]
     NotBound(SubjectId),
     #[error("the ID token was used before")]
@@ -180,6 +188,8 @@ impl Refusal {
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. }
             | Self::NotBound(_)
+            | Self::NotDisabled(_)
+            | Self::AlreadyDisabled(_)
             | Self::OtherPolicy { .. }
             | Self::PolicyClock { .. }
             | Self::ResourceDiffers { .. }
@@ -198,6 +208,8 @@ impl Refusal {
                 Ignored::TooMany => ErrorKind::ResourceExhausted,
             },
             Self::NotPermitted { .. }
+            | Self::Disabled(_)
+            | Self::OwnSubject(_)
             | Self::NotRequester { .. }
             | Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
@@ -257,6 +269,9 @@ impl Refusal {
                 | Ignored::TooMany => "another approver has to decide",
             },
             Self::NotRequester { .. } => "an approver can deny it",
+            Self::Disabled(_) => "an administrator lets them in again with `portcullis subject enable`",
+            Self::NotDisabled(_) | Self::AlreadyDisabled(_) => "",
+            Self::OwnSubject(_) => "another administrator has to do it",
             Self::NotPermitted { .. } => "",
             Self::NoPolicy(_) => "leave `--role` out",
             Self::UnknownPolicy(_) => "list what there is with `portcullis policy history`",

@@ -1,6 +1,6 @@
 //! Requests: making and deciding them.
 
-use ::policy::approval::{Extent, Ignored, Step};
+use ::policy::approval::{Extent, Step};
 use ::policy::facts::{Channel, Stage};
 use ::policy::names::GroupName;
 use prost::Message;
@@ -10,6 +10,7 @@ use proto::types::{
 };
 use proto::wire::access as wire;
 
+use super::disabling::refuse_if_disabled;
 use super::policies::wish;
 use super::requests::request;
 use super::sql::{self, Transaction};
@@ -40,6 +41,7 @@ impl Store {
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
         policy::place(&new, hosts.len())?;
+        refuse_if_disabled(tx.sql(), subject).await?;
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
         let terms = match (self.in_force(tx.sql()).await?, &new.role) {
@@ -224,11 +226,6 @@ impl Store {
         let pending = Pending::of(&before, steps)?;
         let vote = Vote { at: pending.moment(now), ..vote };
         let stand = pending.vote(&vote)?;
-        // Time may have decided before them.
-        if matches!(&stand, Stand::Decided(Decided { outcome: Outcome::Lapsed, .. })) {
-            let refusal = Refusal::VoteNotCounted { approver: vote.by, request: id, why: Ignored::TooLate };
-            return Err(refusal.into());
-        }
         tx.keep_vote(id, &vote).await?;
         if matches!(stand, Stand::Waiting(_)) {
             tx.record_request(stand.event(), &before, voter.clone().into(), &left(&vote), now).await?;
@@ -263,10 +260,15 @@ impl Store {
             Stand::Decided(decided) => decided,
         };
         let Outcome::Approved(extent) = &decided.outcome else {
+            let is_by_yes = decided.by.is_none() && actor != Actor::System;
+            let comment = if is_by_yes { "nothing is left of it that all approve" } else { comment };
+            // Whoever it was that came.
+            let actor = if decided.by.is_some() { actor } else { Actor::System };
             tx.decide(&decided, actor, comment, now).await?;
             return Ok(None);
         };
         refuse_if_removed(tx.sql(), before).await?;
+        refuse_if_disabled(tx.sql(), &before.subject).await?;
         if let Some(in_force) = self.in_force(tx.sql()).await? {
             let hosts = extent.hosts.clone();
             let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
@@ -328,7 +330,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn decide(
+    pub(super) async fn decide(
         &mut self,
         decided: &Decided,
         actor: Actor,
@@ -347,8 +349,6 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("decide a request"))?;
-        // Time decides, whoever it was that came.
-        let actor = if decided.by.is_some() { actor } else { Actor::System };
         let request = request(self.sql(), decided.request).await?;
         self.record_request(decided.outcome.event(), &request, actor, comment, now).await?;
         self.wake_access();

@@ -60,7 +60,7 @@ impl Store {
             "SELECT subjects.id, sign_ins.role, sign_ins.credential, sign_ins.provider, sign_ins.role_groups AS groups,
                  sign_ins.began_ms, sign_ins.expires_ms, sign_ins.used_ms
              FROM sign_ins JOIN subjects ON subjects.number = sign_ins.subject
-             WHERE hash = ? AND expires_ms > ? AND used_ms IS NOT NULL",
+             WHERE hash = ? AND expires_ms > ? AND used_ms IS NOT NULL AND subjects.disabled_ms IS NULL",
         )
         .bind(token.as_bytes().as_slice())
         .bind(now.unix_ms())

@@ -1,10 +1,10 @@
 //! Requests, read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use policy::approval::Step;
-use proto::types::{Grant, HostName, Invalid, Request, RequestId, RequestState, SubjectId, Timestamp, Vote};
+use proto::types::{Grant, HostName, Request, RequestId, RequestState, SubjectId, Timestamp, Vote};
 use sqlx::FromRow;
 
 use super::sql::{self, Query, Rows, Transaction};
@@ -96,7 +96,8 @@ impl Store {
         Ok(View { request, grant })
     }
 
-    /// Who has to say yes, by the policy that a request was judged by; None: there was none, or it is decided.
+    /// Who has to say yes, by the policy that a request was judged by; None: there was none, or it is decided. Of a version that cannot be
+    /// read any more, as a newer control plane may be stricter, nobody can: the request lapses, and the others go on.
     pub(super) async fn steps(
         &self,
         sql: &mut Transaction,
@@ -105,10 +106,16 @@ impl Store {
         let Some((version, role)) = request.judged.as_ref().filter(|_| request.decided.is_none()) else {
             return Ok(None);
         };
-        let numbered = self.numbered(sql, *version).await?;
-        let steps = steps(&numbered.policy, role, &request.subject, &request.requester);
-        let broken = || StoreError::broken("role")(Invalid::new("role", format_args!("`{role}` is not one")));
-        steps.ok_or_else(broken).map(Some)
+        let steps = match self.numbered(sql, *version).await {
+            Ok(numbered) => steps(&numbered.policy, role, &request.subject, &request.requester),
+            Err(StoreError::Refused(problem)) => {
+                tracing::error!(version, %problem, "cannot read the policy that a pending request was judged by");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let nobody = || vec![Step { approvers: BTreeSet::new(), count: 1, after: None }];
+        Ok(Some(steps.unwrap_or_else(nobody)))
     }
 }
 

@@ -7,6 +7,7 @@ use proto::types::{
     SubjectRole, Timestamp,
 };
 
+use super::disabling::refuse_if_disabled;
 use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode};
@@ -96,6 +97,7 @@ impl Store {
         forget_what_is_over(tx.sql(), now).await?;
         tx.use_up(&entry.id_token, entry.proven.usable_until, 1).await?;
         let subject = &entry.proven.subject;
+        refuse_if_disabled(tx.sql(), subject).await?;
         let known = in_directory(tx.sql(), subject).await?;
         let of_directory = known.as_ref().filter(|known| !known.by_provider).map(|known| known.role);
         let role = role(entry.proven, entry.expected, of_directory)
@@ -161,6 +163,7 @@ impl Store {
             }
             None => "by certificate".to_owned(),
         };
+        refuse_if_disabled(tx.sql(), subject).await?;
         let acting = Acting { id: subject.clone(), credential: Credential::Workload };
         if in_directory(tx.sql(), subject).await?.is_none() {
             tx.enter(entry.issuer, WORKLOAD_ROLE, &acting, now).await?;

@@ -25,7 +25,7 @@ impl Store {
         let row: Option<(String, String, String)> = sql::query_as(
             "SELECT subjects.id, sign_ins.role, sign_ins.credential FROM sign_ins
              JOIN subjects ON subjects.number = sign_ins.subject
-             WHERE hash = ? AND expires_ms > ? AND used_ms IS NULL",
+             WHERE hash = ? AND expires_ms > ? AND used_ms IS NULL AND subjects.disabled_ms IS NULL",
         )
         .bind(token.as_bytes().as_slice())
         .bind(now.unix_ms())
@@ -39,7 +39,8 @@ impl Store {
     async fn holder(&self, token: &TokenHash) -> Result<Option<Caller>, StoreError> {
         let row: Option<(String, String)> = sql::query_as(
             "SELECT subjects.id, subjects.role FROM tokens
-             JOIN subjects ON subjects.number = tokens.subject WHERE tokens.hash = ?",
+             JOIN subjects ON subjects.number = tokens.subject
+             WHERE tokens.hash = ? AND subjects.disabled_ms IS NULL",
         )
         .bind(token.as_bytes().as_slice())
         .fetch_optional(&self.readers)

@@ -505,3 +505,66 @@ async fn who_has_access_is_what_hosts_have_confirmed() {
         usize::from(request.created == grant.issued)
     );
 }
+
+/// Sessions, token, grants and requests, at once; enabled again they have a token, and nothing else.
+#[tokio::test]
+async fn whoever_is_disabled_is_out() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let (mut agent, first) = FakeAgent::start(&world, &story.host).await;
+    agent.applied(first.generation).await;
+    let granted = story.alice.request(600).await.expect("made");
+    let grant = story.dora.approve(granted.id).await.expect("approved");
+    let set = agent.set_with(1).await;
+    agent.applied(set.generation).await;
+    let waiting = story.alice.request(600).await.expect("made");
+    let disable = |id: &str| wire::DisableSubjectRequest { subject: id.into(), comment: "HR-311".into() };
+    let enable = |id: &str| wire::EnableSubjectRequest { subject: id.into(), comment: String::new() };
+    let directory = &mut world.admin.directory;
+    for (id, kind, words) in [
+        ("user:eve", ErrorKind::NotFound, "subject `user:eve` is not known"),
+        ("user:admin", ErrorKind::PermissionDenied, "cannot disable itself"),
+    ] {
+        refused(directory.disable_subject(disable(id)).await, kind, words);
+    }
+    refused(
+        directory.enable_subject(enable("user:alice")).await,
+        ErrorKind::FailedPrecondition,
+        "`user:alice` is not disabled",
+    );
+    let ended = directory.disable_subject(disable("user:alice")).await.expect("disabled").into_inner();
+    assert_eq!((ended.grants, ended.requests), (1, 1));
+    refused(
+        directory.disable_subject(disable("user:alice")).await,
+        ErrorKind::FailedPrecondition,
+        "`user:alice` is disabled already",
+    );
+    let listed = directory.list_subjects(wire::ListSubjectsRequest {}).await.expect("listed").into_inner();
+    assert_eq!(listed.disabled.keys().collect::<Vec<_>>(), ["user:alice"]);
+
+    // Her kernel entry goes, her token counts for nothing, and nobody gets her anything.
+    let without = agent.set_with(0).await;
+    agent.applied(without.generation).await;
+    let out = story.alice.request(600).await;
+    refused(out, ErrorKind::Unauthenticated, "the token is not known, or not any more");
+    until(async || world.admin.clone().grants(false).await.is_empty()).await;
+    let state = world.admin.grants(true).await.remove(0).state;
+    assert_eq!(state, GrantState::Ended(EndReason::IdentityDisabled));
+    refused(story.dora.approve(waiting.id).await, ErrorKind::FailedPrecondition, "is denied already");
+    let for_her = wire::CreateRequestRequest {
+        resource: "db".into(),
+        subject: "user:alice".into(),
+        duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        reason: "for her".into(),
+        ..wire::CreateRequestRequest::default()
+    };
+    let for_her = world.admin.create(for_her).await;
+    refused(for_her, ErrorKind::PermissionDenied, "`user:alice` is disabled");
+    let told = world.last(EventKind::SubjectDisabled).await;
+    assert_eq!(told.comment, "sessions 0, grants 1, requests 1: HR-311");
+    assert_eq!(world.last(EventKind::GrantEnded).await.grant, grant.id.to_string());
+
+    world.admin.directory.enable_subject(enable("user:alice")).await.expect("enabled");
+    assert_eq!(story.alice.grants(false).await, []);
+    assert_eq!(story.alice.request(600).await.expect("made").state, RequestState::Pending);
+}

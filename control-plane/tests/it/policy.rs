@@ -252,6 +252,26 @@ async fn people_whom_the_policy_names_decide() {
     assert_eq!(votes.iter().map(|vote| vote.yes).collect::<Vec<_>>(), [true, false]);
 }
 
+/// One leaves one host, the other another one.
+#[tokio::test]
+async fn what_nobody_leaves_anything_of_is_denied() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    world.host("db-8").await;
+    let mut emil = world.subject("user:emil", SubjectRole::Member).await;
+    let mut fay = world.subject("user:fay", SubjectRole::Member).await;
+    apply(&mut world.admin, 0, files(TWO_STEPS, &[])).await.expect("applied");
+    let request = story.alice.request(900).await.expect("made");
+    emil.say_yes(request.id, None, &["db-7"]).await.expect("counted");
+    let (denied, grant) = fay.say_yes(request.id, None, &["db-8"]).await.expect("counted");
+    assert_eq!((denied.state, grant), (RequestState::Denied, None));
+    let told = world.last(EventKind::RequestDenied).await;
+    assert_eq!(
+        (told.actor.as_str(), told.comment.as_str()),
+        ("system", "nothing is left of it that all approve")
+    );
+}
+
 #[tokio::test]
 async fn what_needs_nobodys_yes_is_approved_at_once() {
     let mut world = World::new().await;

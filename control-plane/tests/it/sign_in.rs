@@ -4,14 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use control_plane::clock;
 use control_plane::config::IdentityProvider;
 use control_plane::rules::claims::Expected;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::status::ErrorKind;
 use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
-use proto::wire::access::UnbindSubjectRequest;
+use proto::wire::access::{DisableSubjectRequest, EnableSubjectRequest, UnbindSubjectRequest};
 use proto::wire::audit::TailRequest;
 use proto::wire::identity as wire;
+use proto::wire::policy::{ApplyPolicyRequest, PolicyFile};
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -482,4 +484,57 @@ async fn nobody_may_do_nothing_else() {
     refused(tail, ErrorKind::PermissionDenied, "`user:alice@example.com` may not call");
     let event = office.world.last(EventKind::CallRefused).await;
     assert_eq!((event.actor.as_str(), event.credential.as_str()), ("user:alice@example.com", "session"));
+}
+
+#[tokio::test]
+async fn whoever_is_disabled_does_not_sign_in() {
+    let mut office = Office::open().await;
+    let (mut alice, identity) = office.sign_in(json!({})).await;
+    let subject = identity.subject.to_string();
+    let disable = DisableSubjectRequest { subject: subject.clone(), comment: String::new() };
+    office.world.admin.directory.disable_subject(disable).await.expect("disabled");
+    refused(alice.who_am_i().await, ErrorKind::Unauthenticated, "not any more");
+    let token = office.token(json!({}));
+    refused(office.present(token).await, ErrorKind::PermissionDenied, "`user:alice@example.com` is disabled");
+    assert_eq!(office.world.last(EventKind::SignInRefused).await.reason, "disabled");
+    let enable = EnableSubjectRequest { subject, comment: String::new() };
+    office.world.admin.directory.enable_subject(enable).await.expect("enabled");
+    office.sign_in(json!({})).await;
+}
+
+/// What the provider says of a sign-in, the policy is asked with: how it was, and when.
+#[tokio::test]
+async fn a_policy_knows_how_somebody_signed_in() {
+    let mut office = Office::open().await;
+    office.world.resource("db", "10.0.0.7").await;
+    office.world.host("db-7").await;
+    let files = [
+        ("limits.toml", "maximum_duration = \"8h\"\n"),
+        ("hosts.toml", "[[host]]\nname = \"db-7\"\n"),
+        (
+            "resources.toml",
+            "[[resource]]\nname = \"db\"\naddresses = [\"10.0.0.7\"]\nports = [\"tcp/5432\"]\n",
+        ),
+        ("subjects.toml", "[[subject]]\nid = \"user:alice@example.com\"\n"),
+        (
+            "roles.toml",
+            "[[role]]\nname = \"debug\"\nto = [\"user:alice@example.com\"]\nresources = [\"db\"]\nhosts = [\"*\"]\nautomatic = true\n",
+        ),
+        (
+            "conditions/mfa.cedar",
+            "@id(\"mfa\")\nforbid (principal, action, resource) unless { context.mfa };\n\
+             @id(\"fresh\")\nforbid (principal, action == Action::\"request\", resource)\n\
+             unless { context has login_age && context.login_age < 3600 };\n",
+        ),
+    ];
+    let files = files.map(|(path, text)| PolicyFile { path: path.to_owned(), text: text.to_owned() }).into();
+    let apply = ApplyPolicyRequest { files, ..ApplyPolicyRequest::default() };
+    office.world.admin.policy.apply_policy(apply).await.expect("applied");
+    let now = clock::now().unix_ms() / 1000;
+    let (mut alice, _) = office.sign_in(json!({ "amr": ["pwd", "otp"], "auth_time": now })).await;
+    refused(alice.request(60).await, ErrorKind::PermissionDenied, "rule `mfa`: forbids it");
+    let (mut alice, _) = office.sign_in(json!({ "amr": ["pwd", "mfa"], "auth_time": now - 7200 })).await;
+    refused(alice.request(60).await, ErrorKind::PermissionDenied, "rule `fresh`: forbids it");
+    let (mut alice, _) = office.sign_in(json!({ "amr": ["pwd", "mfa"], "auth_time": now })).await;
+    alice.request(60).await.expect("permitted");
 }

@@ -128,6 +128,7 @@ fn grants() -> String {
             end(EndReason::PolicyChanged),
             1,
         ),
+        ("its subject is disabled", who_may(Method::DisableSubject), end(EndReason::IdentityDisabled), 1),
         ("every host has let go of it", "its hosts".into(), all(Answer::Lacks), 1),
         ("the deadline passes", "`system`".into(), vec![GrantStep::Wait], grants::DEADLINE),
     ];

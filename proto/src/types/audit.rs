@@ -130,6 +130,10 @@ event_kinds! {
     SubjectBound = "subject.bound",
     /// It belongs to none any more.
     SubjectUnbound = "subject.unbound",
+    /// Somebody was shut out.
+    SubjectDisabled = "subject.disabled",
+    /// They were let in again.
+    SubjectEnabled = "subject.enabled",
     /// A host became known.
     HostAdded = "host.added",
     /// A host got a certificate for a join token.

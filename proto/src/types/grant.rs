@@ -39,6 +39,8 @@ pub enum EndReason {
     TaskExit,
     /// The policy in force does not permit it any more.
     PolicyChanged,
+    /// Its subject was disabled.
+    IdentityDisabled,
 }
 
 /// Why a host ends a grant by itself, for what only it can see.
@@ -70,7 +72,8 @@ impl TryFrom<EndReason> for HostEnd {
             | EndReason::Released
             | EndReason::Revoked
             | EndReason::ActivationFailed
-            | EndReason::PolicyChanged => {
+            | EndReason::PolicyChanged
+            | EndReason::IdentityDisabled => {
                 Err(Invalid::new("reason", format_args!("`{reason}` is not for a host to find")))
             }
         }
@@ -99,7 +102,7 @@ impl GrantState {
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Time,
         Self::Released,
         Self::Revoked,
@@ -107,6 +110,7 @@ impl EndReason {
         Self::Idle,
         Self::TaskExit,
         Self::PolicyChanged,
+        Self::IdentityDisabled,
     ];
 
     /// As events and people name it.
@@ -119,6 +123,7 @@ impl EndReason {
             Self::Idle => "idle",
             Self::TaskExit => "task_exit",
             Self::PolicyChanged => "policy_changed",
+            Self::IdentityDisabled => "identity_disabled",
         }
     }
 }
@@ -195,6 +200,7 @@ pub(crate) fn end_reason(wire: wire::EndReason) -> Option<EndReason> {
         wire::EndReason::Idle => Some(EndReason::Idle),
         wire::EndReason::TaskExit => Some(EndReason::TaskExit),
         wire::EndReason::PolicyChanged => Some(EndReason::PolicyChanged),
+        wire::EndReason::IdentityDisabled => Some(EndReason::IdentityDisabled),
     }
 }
 
@@ -208,6 +214,7 @@ impl From<EndReason> for wire::EndReason {
             EndReason::Idle => Self::Idle,
             EndReason::TaskExit => Self::TaskExit,
             EndReason::PolicyChanged => Self::PolicyChanged,
+            EndReason::IdentityDisabled => Self::IdentityDisabled,
         }
     }
 }
