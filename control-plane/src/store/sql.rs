@@ -40,11 +40,16 @@ impl Pool {
     /// Begins to change something. Writers of SQLite are one after the other from here on; those of PostgreSQL are when they have
     /// locked the timeline.
     pub(super) async fn begin_to_write(&self) -> Result<Transaction, Error> {
+        // On the heap while it lasts: each future that waits for it would have its 4 KiB all the time otherwise, and there is one for
+        // each host.
         match self {
-            Self::Sqlite(pool) => pool.begin_with("BEGIN IMMEDIATE").await.map(Transaction::Sqlite),
+            Self::Sqlite(pool) => {
+                Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await.map(Transaction::Sqlite)
+            }
             // Each statement sees what was committed before it; so those behind the lock see everything.
             Self::Postgres(pool) => {
-                pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map(Transaction::Postgres)
+                let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+                Box::pin(pool.begin_with(begin)).await.map(Transaction::Postgres)
             }
         }
     }
@@ -52,10 +57,10 @@ impl Pool {
     /// Begins to read one and the same state.
     pub(super) async fn begin_to_read(&self) -> Result<Transaction, Error> {
         match self {
-            Self::Sqlite(pool) => pool.begin().await.map(Transaction::Sqlite),
+            Self::Sqlite(pool) => Box::pin(pool.begin()).await.map(Transaction::Sqlite),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                pool.begin_with(begin).await.map(Transaction::Postgres)
+                Box::pin(pool.begin_with(begin)).await.map(Transaction::Postgres)
             }
         }
     }
