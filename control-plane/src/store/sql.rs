@@ -43,9 +43,7 @@ impl Pool {
         // On the heap while it lasts: each future that waits for it would have its 4 KiB all the time otherwise, and there is one for
         // each host.
         match self {
-            Self::Sqlite(pool) => {
-                Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await.map(Transaction::Sqlite)
-            }
+            Self::Sqlite(pool) => Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await.map(Transaction::Sqlite),
             // Each statement sees what was committed before it; so those behind the lock see everything.
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
