@@ -134,6 +134,7 @@ impl AccessService for Access {
             Ok(circumstances) => circumstances,
             Err(error) => return Err(self.0.answer(&caller, error).await),
         };
+        let circumstances = circumstances.of_request(&requester.id, &subject);
         let known = Known { circumstances: &circumstances, limits };
         match store.create_request(new, &subject, &requester, known, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::CreateRequestResponse { request: Some(request.into()) })),

@@ -64,8 +64,17 @@ pub struct Circumstances {
     pub mfa: bool,
     /// When they signed in at their identity provider; None: they did not, or it did not say.
     pub signed_in: Option<Timestamp>,
-    /// The groups that it named.
+    /// The groups that it named for them.
     pub groups: BTreeSet<GroupName>,
+}
+
+impl Circumstances {
+    /// Of a request that `requester` makes for `subject`: whoever asks for somebody else does not bring them their own groups.
+    #[must_use]
+    pub fn of_request(self, requester: &SubjectId, subject: &SubjectId) -> Self {
+        let groups = if requester == subject { self.groups } else { BTreeSet::new() };
+        Self { groups, ..self }
+    }
 }
 
 /// The methods of a sign-in (`amr`, RFC 8176) → whether it was by more than one factor: the provider has to say so.

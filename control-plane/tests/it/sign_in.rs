@@ -10,7 +10,9 @@ use control_plane::rules::claims::Expected;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::status::ErrorKind;
 use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
-use proto::wire::access::{DisableSubjectRequest, EnableSubjectRequest, UnbindSubjectRequest};
+use proto::wire::access::{
+    CreateRequestRequest, DisableSubjectRequest, EnableSubjectRequest, UnbindSubjectRequest,
+};
 use proto::wire::audit::TailRequest;
 use proto::wire::identity as wire;
 use proto::wire::policy::{ApplyPolicyRequest, PolicyFile};
@@ -537,4 +539,40 @@ async fn a_policy_knows_how_somebody_signed_in() {
     refused(alice.request(60).await, ErrorKind::PermissionDenied, "rule `fresh`: forbids it");
     let (mut alice, _) = office.sign_in(json!({ "amr": ["pwd", "mfa"], "auth_time": now })).await;
     alice.request(60).await.expect("permitted");
+}
+
+/// Whoever asks for somebody else does not bring them their own groups.
+#[tokio::test]
+async fn groups_are_nobody_elses() {
+    let mut office = Office::open().await;
+    office.world.resource("db", "10.0.0.7").await;
+    office.world.host("db-7").await;
+    office.world.subject("user:bob", SubjectRole::Member).await;
+    let files = [
+        ("limits.toml", "maximum_duration = \"8h\"\n"),
+        ("hosts.toml", "[[host]]\nname = \"db-7\"\n"),
+        (
+            "resources.toml",
+            "[[resource]]\nname = \"db\"\naddresses = [\"10.0.0.7\"]\nports = [\"tcp/5432\"]\n",
+        ),
+        ("subjects.toml", "[[subject]]\nid = \"user:bob\"\n[[group]]\nname = \"admins\"\nmembers = []\n"),
+        (
+            "roles.toml",
+            "[[role]]\nname = \"debug\"\nto = [\"group:admins\"]\nresources = [\"db\"]\nhosts = [\"*\"]\nautomatic = true\n",
+        ),
+    ];
+    let files = files.map(|(path, text)| PolicyFile { path: path.to_owned(), text: text.to_owned() }).into();
+    let apply = ApplyPolicyRequest { files, ..ApplyPolicyRequest::default() };
+    office.world.admin.policy.apply_policy(apply).await.expect("applied");
+    let (mut alice, identity) = office.sign_in(json!({ "groups": ["admins"] })).await;
+    assert_eq!(identity.role, SubjectRole::Administrator);
+    alice.request(60).await.expect("she is in the group");
+    let for_bob = CreateRequestRequest {
+        resource: "db".into(),
+        subject: "user:bob".into(),
+        duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        reason: "for him".into(),
+        ..CreateRequestRequest::default()
+    };
+    refused(alice.create(for_bob).await, ErrorKind::PermissionDenied, "no role gives `user:bob` access");
 }
