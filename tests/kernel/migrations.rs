@@ -27,7 +27,13 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn new() -> Result<Self> {
-        Ok(Self(Command::new("sleep").arg("600").spawn()?))
+        let sleeper = Self(Command::new("sleep").arg("600").spawn()?);
+        // A process that becomes another program lets go of whoever waits for that before it has its name.
+        let name = format!("/proc/{}/comm", sleeper.0.id());
+        wait_for("it to be named `sleep`", SOON, || {
+            Ok((fs::read_to_string(&name)? == "sleep\n").then_some(()))
+        })?;
+        Ok(sleeper)
     }
 
     fn move_to(&self, cgroup: &Cgroup) -> Result<()> {
