@@ -165,8 +165,11 @@ fn permitted(in_force: &Numbered, decision: Decision) -> Result<Terms, Refusal> 
 /// The first few of what there is to be said.
 fn some_of(texts: Vec<String>) -> String {
     const SHOWN_MAX: usize = 5;
+    const CHARS_MAX: usize = 400;
     let others = texts.len().saturating_sub(SHOWN_MAX);
-    let mut text = texts.into_iter().take(SHOWN_MAX).collect::<Vec<_>>().join("; ");
+    // What Cedar says of a condition that it cannot evaluate has no bound of its own.
+    let cut = |text: String| text.chars().take(CHARS_MAX).collect::<String>();
+    let mut text = texts.into_iter().take(SHOWN_MAX).map(cut).collect::<Vec<_>>().join("; ");
     if others > 0 {
         text += &format!("; and {others} more");
     }

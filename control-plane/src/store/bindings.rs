@@ -26,12 +26,7 @@ impl Store {
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("unbind a subject"))?;
-        let ended =
-            sql::query("DELETE FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)")
-                .bind(subject.as_str())
-                .execute(tx.sql())
-                .await
-                .map_err(StoreError::sql("end a subject's sessions"))?;
+        let ended = tx.end_sessions(subject).await?;
         tx.record(EventKind::SubjectUnbound, now, |event| {
             caused_by(event, actor);
             event.subject = subject.to_string();

@@ -47,12 +47,7 @@ impl Store {
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("disable a subject"))?;
-        let sessions =
-            sql::query("DELETE FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)")
-                .bind(subject.as_str())
-                .execute(tx.sql())
-                .await
-                .map_err(StoreError::sql("end a subject's sessions"))?;
+        let sessions = tx.end_sessions(subject).await?;
         let mut query = sql::query_as(GRANTS);
         query.push(" WHERE grants.state IN ('activating', 'active') AND subjects.id = ");
         query.push_bind(subject.as_str());

@@ -322,6 +322,15 @@ impl Tx {
         decode::number("times", times.ok_or_else(used_up)?)
     }
 
+    /// Ends all sessions of a subject; returns how many.
+    pub(super) async fn end_sessions(&mut self, subject: &SubjectId) -> Result<u64, StoreError> {
+        sql::query("DELETE FROM sign_ins WHERE subject = (SELECT number FROM subjects WHERE id = ?)")
+            .bind(subject.as_str())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("end a subject's sessions"))
+    }
+
     /// Puts somebody into the directory who is there by their sign-in only.
     async fn enter(
         &mut self,
