@@ -10,6 +10,7 @@ mod console;
 mod deadlines;
 pub mod identity;
 pub mod listen;
+mod replicas;
 mod rpc;
 pub mod rules;
 mod run;

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use ::policy::facts::Channel;
 use proto::status::{ErrorKind, status};
-use proto::types::{HostName, Invalid, SubjectRole, Timestamp};
+use proto::types::{HostName, Invalid, SubjectRole};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
@@ -37,7 +37,7 @@ use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::{Caller, Method, Reach};
 use crate::rules::policy::{Circumstances, Limits};
 use crate::rules::throttle::{Key, Throttle};
-use crate::sessions::Sessions;
+use crate::sessions::{Presences, Sessions};
 use crate::store::{Store, StoreError, Whose};
 
 /// How many answers of a stream wait for a slow reader.
@@ -57,8 +57,6 @@ pub(crate) struct Gate {
     /// What holds for every request.
     pub(crate) request_limits: Limits,
     pub(crate) authority: Arc<Authority>,
-    /// When this process began: of a host that has not been heard since, nobody can say that it has not been heard until then.
-    pub(crate) started: Timestamp,
     /// How long a host's certificate counts.
     pub(crate) host_certificate_lifetime: Duration,
     pub(crate) limits: Arc<admission::Limits>,
@@ -150,6 +148,11 @@ impl Admitted {
 }
 
 impl Gate {
+    /// Which hosts are connected, here or at another control plane on the same database.
+    async fn presences(&self) -> Result<Presences, StoreError> {
+        Ok(Presences { here: Arc::clone(&self.sessions), elsewhere: self.store.elsewhere().await? })
+    }
+
     /// The status for what the store or the rules did not do. A call refused for who called is put on record.
     async fn answer(&self, admitted: &Admitted, error: StoreError) -> Status {
         let reason = match error.kind() {

@@ -32,7 +32,7 @@ use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, pol
 use crate::rules::calls;
 use crate::rules::policy::Limits;
 use crate::store::{Store, StoreError};
-use crate::{clock, deadlines};
+use crate::{clock, deadlines, replicas};
 
 /// How many calls one connection may have open. An agent needs one; a person's tool a few.
 const STREAMS_MAX: u32 = 128;
@@ -128,6 +128,8 @@ pub async fn serve(
     let vouchers = Vouchers::new(config.workload_issuers, config.kubernetes_clusters)?;
     let store = Store::open(&config.database).await?;
     let authority = Arc::new(Authority::open(&config.authority)?);
+    let fingerprint = authority.fingerprint();
+    store.begin_work(fingerprint, clock::now()).await?;
     let (listeners, bound) = bind(&config.listen).await?;
     let door = match &config.console {
         None => None,
@@ -150,7 +152,6 @@ pub async fn serve(
             request_lifetime: config.request_lifetime,
         },
         authority,
-        started: clock::now(),
         host_certificate_lifetime: config.host_certificate_lifetime,
         limits: Arc::default(),
         stopping: stopping.clone(),
@@ -173,6 +174,8 @@ pub async fn serve(
     let mut background = vec![
         tokio::spawn(deadlines::run(store.clone())),
         tokio::spawn(deadlines::ask_policy(store.clone())),
+        tokio::spawn(replicas::follow(store.clone())),
+        tokio::spawn(replicas::beat(store.clone(), fingerprint, Arc::clone(&gate.sessions))),
         tokio::spawn(gate.clone().record_counted()),
         tokio::spawn(certificates.keep_fresh()),
     ];

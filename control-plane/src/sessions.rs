@@ -1,16 +1,14 @@
-//! Which agents are connected. One session a host: a newer one ends the older.
+//! Which agents are connected. One session a host: a newer one ends the older, here at once, elsewhere when that looks.
 //!
-//! Owns: the seats, when each host was last heard, and whether two agents take turns as one host. Must not know: what is said in a session.
+//! Owns: the seats, and when each host was last heard. Must not know: what is said in a session.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::types::{HostName, Timestamp};
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
-/// How many earlier runs of an agent are remembered.
-const INSTANCES_MAX: usize = 8;
+use crate::rules::roster::Presence;
 
 /// The connected agents, by host. Bounded by the known hosts.
 #[derive(Debug, Default)]
@@ -27,31 +25,12 @@ struct Seats {
 #[derive(Debug)]
 struct Taken {
     number: u64,
-    seen: Timestamp,
-    /// In what its kernel is not as it should be; None: in nothing that is known.
-    disagrees: Option<String>,
-    /// When its kernel was last found to be as it should be.
-    confirmed: Option<Timestamp>,
-    /// Which run of an agent has it.
-    instance: Option<Uuid>,
-    /// The runs that had it before, newest last; at most [`INSTANCES_MAX`].
-    before: Vec<Uuid>,
+    presence: Presence,
+    /// Whether the other control planes have not been told of that.
+    is_news: bool,
     /// Dropped when somebody else takes the seat.
     _stop: oneshot::Sender<()>,
     gone: oneshot::Receiver<()>,
-}
-
-impl Taken {
-    /// The runs of agents that had the seat when this one, which has it now, is followed by `next`.
-    fn runs_before(&self, next: Option<Uuid>) -> Vec<Uuid> {
-        let mut before = self.before.clone();
-        // An agent that comes back because its connection broke takes the seat from itself.
-        before.extend(
-            self.instance.filter(|instance| Some(*instance) != next && !self.before.contains(instance)),
-        );
-        before.drain(..before.len().saturating_sub(INSTANCES_MAX));
-        before
-    }
 }
 
 /// The right to be a host's session. Dropped, the seat is free.
@@ -71,8 +50,6 @@ pub(crate) struct Notices {
     pub(crate) stopped: Notice,
     /// Resolves when whoever had the seat before is gone; None: nobody had it.
     pub(crate) before_gone: Option<Notice>,
-    /// Whoever takes it had it before somebody else took it: two agents have this host's key.
-    pub(crate) takes_turns: bool,
 }
 
 /// Something that will be the case.
@@ -88,49 +65,36 @@ impl Notice {
 
 impl Sessions {
     /// Takes a host's seat, at once. Who had it before is told to go.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        host: &HostName,
-        instance: Option<Uuid>,
-        now: Timestamp,
-    ) -> (Seat, Notices) {
+    pub(crate) fn take(self: &Arc<Self>, host: &HostName, now: Timestamp) -> (Seat, Notices) {
         let (stop, stopped) = oneshot::channel();
         let (gone_sender, gone) = oneshot::channel();
         let mut seats = self.lock();
         seats.taken += 1;
         let number = seats.taken;
-        let earlier = seats.by_host.remove(host);
-        let before = earlier.as_ref().map(|taken| taken.runs_before(instance)).unwrap_or_default();
-        let takes_turns = instance.is_some_and(|instance| before.contains(&instance));
-        seats.by_host.insert(
-            host.clone(),
-            Taken {
-                number,
-                seen: now,
-                disagrees: None,
-                confirmed: None,
-                instance,
-                before,
-                _stop: stop,
-                gone,
-            },
-        );
-        let before_gone = earlier.map(|taken| Notice(taken.gone));
+        let presence = Presence { seen: now, confirmed: None, disagreement: None };
+        let taken = Taken { number, presence, is_news: true, _stop: stop, gone };
+        let before_gone = seats.by_host.insert(host.clone(), taken).map(|taken| Notice(taken.gone));
         let seat = Seat { sessions: Arc::clone(self), host: host.clone(), number, _gone: gone_sender };
-        (seat, Notices { stopped: Notice(stopped), before_gone, takes_turns })
+        (seat, Notices { stopped: Notice(stopped), before_gone })
     }
 
-    /// When a connected host was last heard; None: it is not connected.
-    pub(crate) fn seen(&self, host: &HostName) -> Option<Timestamp> {
-        self.lock().by_host.get(host).map(|taken| taken.seen)
+    /// How a host is that is connected here; None: it is not.
+    pub(crate) fn presence(&self, host: &HostName) -> Option<Presence> {
+        self.lock().by_host.get(host).map(|taken| taken.presence.clone())
     }
 
-    /// In what the kernel of a connected host is not as it should be (None: in nothing that is known), and when it was last found
-    /// to be.
-    pub(crate) fn agreement(&self, host: &HostName) -> (Option<String>, Option<Timestamp>) {
-        let seats = self.lock();
-        let taken = seats.by_host.get(host);
-        taken.map(|taken| (taken.disagrees.clone(), taken.confirmed)).unwrap_or_default()
+    /// How those hosts are of which there is news since this was last asked.
+    pub(crate) fn news(&self) -> Vec<(HostName, Presence)> {
+        let mut seats = self.lock();
+        let told = |(host, taken): (&HostName, &mut Taken)| {
+            std::mem::take(&mut taken.is_news).then(|| (host.clone(), taken.presence.clone()))
+        };
+        seats.by_host.iter_mut().filter_map(told).collect()
+    }
+
+    /// Everything is news again: the others do not have it.
+    pub(crate) fn tell_anew(&self) {
+        self.lock().by_host.values_mut().for_each(|taken| taken.is_news = true);
     }
 
     fn lock(&self) -> MutexGuard<'_, Seats> {
@@ -142,25 +106,40 @@ impl Sessions {
 impl Seat {
     /// The agent was heard.
     pub(crate) fn heard(&self, now: Timestamp) {
-        self.update(|taken| taken.seen = now);
+        self.update(|presence| presence.seen = now);
     }
 
     /// The host's kernel was found to be as it should be.
     pub(crate) fn confirm(&self, now: Timestamp) {
-        self.update(|taken| (taken.disagrees, taken.confirmed) = (None, Some(now)));
+        self.update(|presence| (presence.disagreement, presence.confirmed) = (None, Some(now)));
     }
 
     /// The host's kernel was found to be something else than it should be, in this.
     pub(crate) fn doubt(&self, disagrees: String) {
-        self.update(|taken| taken.disagrees = Some(disagrees));
+        self.update(|presence| presence.disagreement = Some(disagrees));
     }
 
-    fn update(&self, change: impl FnOnce(&mut Taken)) {
+    fn update(&self, change: impl FnOnce(&mut Presence)) {
         if let Some(taken) = self.sessions.lock().by_host.get_mut(&self.host)
             && taken.number == self.number
         {
-            change(taken);
+            change(&mut taken.presence);
+            taken.is_news = true;
         }
+    }
+}
+
+/// Who is connected, here or at another control plane.
+#[derive(Debug)]
+pub(crate) struct Presences {
+    pub(crate) here: Arc<Sessions>,
+    pub(crate) elsewhere: HashMap<HostName, Presence>,
+}
+
+impl Presences {
+    /// How a connected host is; None: it is not connected.
+    pub(crate) fn of(&self, host: &HostName) -> Option<Presence> {
+        self.here.presence(host).or_else(|| self.elsewhere.get(host).cloned())
     }
 }
 
@@ -182,38 +161,34 @@ mod tests {
         let at = |ms| Timestamp::from_unix_ms(ms).expect("in range");
         let host: HostName = "db-7".parse().expect("valid");
         let sessions = Arc::new(Sessions::default());
-        assert_eq!(sessions.seen(&host), None);
-        let (older, notices) = sessions.take(&host, None, at(1));
+        let seen = || sessions.presence(&host).map(|presence| presence.seen);
+        assert_eq!(seen(), None);
+        let (older, notices) = sessions.take(&host, at(1));
         assert!(notices.before_gone.is_none());
-        let (newer, newer_notices) = sessions.take(&host, None, at(2));
+        let (newer, newer_notices) = sessions.take(&host, at(2));
         notices.stopped.given().await;
         older.heard(at(3));
-        assert_eq!(sessions.seen(&host), Some(at(2)), "the older one speaks for nobody");
+        assert_eq!(seen(), Some(at(2)), "the older one speaks for nobody");
         drop(older);
         newer_notices.before_gone.expect("there was one").given().await;
         newer.heard(at(4));
-        assert_eq!(sessions.seen(&host), Some(at(4)));
+        assert_eq!(seen(), Some(at(4)));
         drop(newer);
-        assert_eq!(sessions.seen(&host), None);
+        assert_eq!(seen(), None);
     }
 
-    #[tokio::test]
-    async fn two_agents_that_take_turns_are_seen() {
+    #[test]
+    fn news_are_told_once() {
+        let at = |ms| Timestamp::from_unix_ms(ms).expect("in range");
         let host: HostName = "db-7".parse().expect("valid");
         let sessions = Arc::new(Sessions::default());
-        let (one, other) = (Some(Uuid::from_u128(1)), Some(Uuid::from_u128(2)));
-        let mut held = Vec::new();
-        let mut take = |instance| {
-            let (seat, notices) =
-                sessions.take(&host, instance, Timestamp::from_unix_ms(1).expect("in range"));
-            held.push(seat);
-            notices.takes_turns
-        };
-        assert!(!take(one));
-        assert!(!take(one), "its connection broke");
-        assert!(!take(None), "it does not say");
-        assert!(!take(other), "the agent was started again");
-        assert!(take(one), "both run");
-        assert!(take(other), "both run");
+        let (seat, _notices) = sessions.take(&host, at(1));
+        assert_eq!(sessions.news().len(), 1);
+        assert_eq!(sessions.news(), []);
+        seat.doubt("1 pair".to_owned());
+        let presence = Presence { seen: at(1), confirmed: None, disagreement: Some("1 pair".to_owned()) };
+        assert_eq!(sessions.news(), [(host, presence)]);
+        sessions.tell_anew();
+        assert_eq!(sessions.news().len(), 1);
     }
 }

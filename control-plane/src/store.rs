@@ -3,8 +3,8 @@
 //! Owns: all SQL; that a change and its audit event are one transaction; waking those who wait for changes, after the
 //! commit. Must not know: who may do what, the wire between processes.
 //!
-//! Invariants: there is one writer at a time, and one process on a database. What a caller was told is on disk
-//! (synchronous=FULL, synchronous_commit=on).
+//! Invariants: there is one writer at a time, and one process on a file. What a caller was told is on disk (synchronous=FULL,
+//! synchronous_commit=on).
 
 mod access;
 mod acknowledgements;
@@ -21,6 +21,7 @@ mod grants;
 mod hosts;
 mod policies;
 mod postgres;
+mod replicas;
 mod requests;
 mod runs;
 mod setup;
@@ -33,12 +34,14 @@ mod tokens;
 mod tx;
 
 pub use access::Known;
+pub use agents::Connected;
 pub use audit::Stored;
 pub use browsers::BrowserSession;
 pub use disabling::EndedWith;
 pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
+pub use replicas::{BEAT, Others, SessionNumber};
 pub use requests::{RequestFilter, View, Whose};
 pub use sign_ins::{Entry, HeldBy, WorkloadEntry};
 pub use signals::Signals;
@@ -57,6 +60,8 @@ pub struct Store {
     writer: Pool,
     readers: Pool,
     timeline: Uuid,
+    /// Which of the control planes on the database we are; made at each start.
+    replica: Uuid,
     signals: Arc<Signals>,
     waiting: Arc<acknowledgements::Waiting>,
     /// As it was last read.
@@ -78,26 +83,28 @@ impl Store {
 
     /// Lets running statements finish, and closes the connections.
     pub async fn close(&self) {
+        if let Err(error) = self.leave().await {
+            // The others find out by themselves.
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell others that we stop");
+        }
         self.readers.close().await;
         self.writer.close().await;
-        if let Hold::Claim(claim) = &*self.hold {
-            claim.give_back().await;
+        if let Hold::Server(server) = &*self.hold {
+            server.close().await;
         }
     }
 
     /// Begins a change. Without a commit nothing of it happens.
     async fn write(&self) -> Result<Tx, StoreError> {
         let mut inner = self.writer.begin_to_write().await.map_err(StoreError::sql("begin a change"))?;
-        match &*self.hold {
-            Hold::Claim(claim) => claim.enter(&mut inner).await?,
-            Hold::File { .. } => {
-                sql::query("UPDATE timeline SET revision = revision + 1")
-                    .execute(&mut inner)
-                    .await
-                    .map_err(StoreError::sql("raise the revision"))?;
-            }
-        }
-        Ok(Tx::new(inner, self.timeline, Arc::clone(&self.signals)))
+        let revision = match &*self.hold {
+            Hold::Server(server) => server.enter(&mut inner, self.replica).await?,
+            Hold::File { .. } => sql::query_scalar("UPDATE timeline SET revision = revision + 1 RETURNING revision")
+                .fetch_one(&mut inner)
+                .await
+                .map_err(StoreError::sql("raise the revision"))?,
+        };
+        Ok(Tx::new(inner, revision, self.timeline, Arc::clone(&self.signals)))
     }
 
     /// Several reads of one and the same state.

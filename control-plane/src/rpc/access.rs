@@ -37,18 +37,20 @@ impl Gate {
             return Ok(grants);
         }
         let now = clock::now();
-        let gone: HashMap<HostName, Timestamp> = self
+        let presences = self.presences().await?;
+        let gone: HashMap<HostName, Option<Timestamp>> = self
             .store
             .hosts()
             .await?
             .into_iter()
-            .filter(|host| self.sessions.seen(&host.name).is_none())
-            .map(|host| (host.name, host.seen.map_or(self.started, |seen| seen.max(self.started))))
+            .filter(|host| presences.of(&host.name).is_none())
+            .map(|host| (host.name, host.seen))
             .collect();
         for grant in &mut grants {
             let outage = outage(&grant.resource);
             for host in &mut grant.hosts {
-                let heard = gone.get(&host.name).copied().unwrap_or(now);
+                // A host that was never heard has nothing.
+                let heard = gone.get(&host.name).copied().flatten().unwrap_or(now);
                 host.until = host.until.map(|until| roster::lives_until(until, outage, heard));
             }
         }
@@ -68,8 +70,9 @@ impl Access {
         let more = found.len() > filter.limit as usize;
         found.truncate(filter.limit as usize);
         let (grants, requests): (Vec<Grant>, Vec<_>) = found.into_iter().unzip();
+        let presences = gate.presences().await?;
         let is_sound =
-            |host: &HostName| gate.sessions.seen(host).is_some() && gate.sessions.agreement(host).0.is_none();
+            |host: &HostName| presences.of(host).is_some_and(|presence| presence.disagreement.is_none());
         let lines: Vec<_> = match filter.at {
             None => {
                 let (grants, now) = (gate.bounded(grants).await?, clock::now());

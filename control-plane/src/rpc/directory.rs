@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::{Gate, admitted, invalid};
 use crate::clock;
 use crate::identity::{Token, TokenHash};
-use crate::rules::roster;
+use crate::rules::roster::{self, Presence};
 use crate::store::{EndedWith, HostRecord, NewJoinToken};
 
 /// Long enough to carry it to a host, short enough that a forgotten one is worth nothing.
@@ -26,29 +26,6 @@ const JOIN_WITHIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Directory(pub(crate) Gate);
 
 impl Directory {
-    fn shown(&self, record: HostRecord) -> Host {
-        let connected = self.0.sessions.seen(&record.name);
-        let (disagreement, confirmed) = self.0.sessions.agreement(&record.name);
-        let (state, detail) = roster::shown(
-            connected.is_some(),
-            record.report.as_ref(),
-            &record.missing,
-            disagreement.as_deref(),
-        );
-        Host {
-            name: record.name,
-            state,
-            detail,
-            generation: record.generation,
-            applied_generation: record.applied_generation,
-            seen: connected.or(record.seen),
-            agent_version: record.agent_version,
-            kernel_release: record.kernel_release,
-            labels: record.labels,
-            confirmed,
-        }
-    }
-
     /// A new join token, and what is kept of it.
     fn join_token(&self, within: Option<prost_types::Duration>) -> Result<(JoinToken, NewJoinToken), Status> {
         let within = match within {
@@ -62,6 +39,25 @@ impl Directory {
         let token = JoinToken::new(rand::random(), self.0.authority.fingerprint());
         let hash = TokenHash::of(token.secret());
         Ok((token, NewJoinToken { hash, expires: clock::now().plus(within) }))
+    }
+}
+
+/// A host as it is shown.
+fn shown(record: HostRecord, presence: Option<Presence>) -> Host {
+    let disagreement = presence.as_ref().and_then(|presence| presence.disagreement.as_deref());
+    let (state, detail) =
+        roster::shown(presence.is_some(), record.report.as_ref(), &record.missing, disagreement);
+    Host {
+        name: record.name,
+        state,
+        detail,
+        generation: record.generation,
+        applied_generation: record.applied_generation,
+        seen: presence.as_ref().map(|presence| presence.seen).or(record.seen),
+        agent_version: record.agent_version,
+        kernel_release: record.kernel_release,
+        labels: record.labels,
+        confirmed: presence.and_then(|presence| presence.confirmed),
     }
 }
 
@@ -226,7 +222,8 @@ impl DirectoryService for Directory {
         };
         match host {
             Ok(host) => Ok(Response::new(wire::AddHostResponse {
-                host: Some(self.shown(host).into()),
+                // Nobody can have connected as one that was not there.
+                host: Some(shown(host, None).into()),
                 join_token: token.reveal(),
             })),
             Err(error) => Err(self.0.answer(&caller, error).await),
@@ -267,9 +264,14 @@ impl DirectoryService for Directory {
         request: Request<wire::ListHostsRequest>,
     ) -> Result<Response<wire::ListHostsResponse>, Status> {
         let caller = admitted(&request)?;
-        match self.0.store.hosts().await {
-            Ok(hosts) => {
-                let hosts = hosts.into_iter().map(|host| self.shown(host).into()).collect();
+        let read = async { Ok((self.0.store.hosts().await?, self.0.presences().await?)) };
+        match read.await {
+            Ok((hosts, presences)) => {
+                let shown = |host: HostRecord| {
+                    let presence = presences.of(&host.name);
+                    shown(host, presence).into()
+                };
+                let hosts = hosts.into_iter().map(shown).collect();
                 Ok(Response::new(wire::ListHostsResponse { hosts }))
             }
             Err(error) => Err(self.0.answer(&caller, error).await),

@@ -2,7 +2,8 @@
 //!
 //! Owns: the order of messages, the time limits, what ends a session. Must not know: what a set contains.
 //!
-//! Invariant: after every hello the current set is sent once, whatever the agent says that it holds.
+//! Invariants: after every hello the current set is sent once, whatever the agent says that it holds; what a session writes down counts
+//! only until the next one of its host begins, here or at another control plane.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::clock;
 use crate::identity::IdentityError;
 use crate::rules::session::{Judgement, News, Told};
 use crate::sessions::Seat;
-use crate::store::StoreError;
+use crate::store::{SessionNumber, StoreError};
 
 /// How long an agent has for its hello: it has nothing to wait for.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -67,6 +68,7 @@ impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Refused(_) => Self::Refused(failed(&error)),
+            StoreError::Superseded(_) => Self::Superseded,
             error => Self::Failed(error),
         }
     }
@@ -120,6 +122,8 @@ pub(super) struct Session {
     host: HostName,
     incoming: Streaming<wire::SessionRequest>,
     answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+    /// From its hello on.
+    number: SessionNumber,
     /// The version that both speak.
     protocol: u32,
     told: Told,
@@ -135,7 +139,7 @@ impl Session {
         incoming: Streaming<wire::SessionRequest>,
         answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
     ) -> Self {
-        Self { gate, caller, host, incoming, answers, protocol: 1, told: Told::new(1), reported: None }
+        Self { gate, caller, host, incoming, answers, number: SessionNumber::NONE, protocol: 1, told: Told::new(1), reported: None }
     }
 
     /// The whole session.
@@ -144,18 +148,20 @@ impl Session {
             Ok(hello) => hello,
             Err(end) => return self.say_goodbye(&end).await,
         };
-        let (seat, notices) = self.gate.sessions.take(&self.host, hello.instance, clock::now());
+        let (seat, notices) = self.gate.sessions.take(&self.host, clock::now());
         if let Some(before_gone) = notices.before_gone {
             // It says so in the record first, so that the record tells the story in order.
             let _ = timeout(HANDOVER_LIMIT, before_gone.given()).await;
         }
         self.protocol = hello.protocol.min(PROTOCOL);
         self.told = Told::new(self.protocol);
-        if let Err(error) = self.gate.store.agent_connected(&hello, clock::now()).await {
-            return self.say_goodbye(&error.into()).await;
-        }
+        let connected = match self.gate.store.agent_connected(&hello, clock::now()).await {
+            Ok(connected) => connected,
+            Err(error) => return self.say_goodbye(&error.into()).await,
+        };
+        self.number = connected.session;
         tracing::info!(host = %self.host, "agent connected");
-        if notices.takes_turns {
+        if connected.takes_turns {
             let comment = format!("boot {}, instance {}", hello.boot_id, hello.instance.unwrap_or_default());
             self.gate.key_copied(&self.host, "two_agents", &comment).await;
         }
@@ -242,7 +248,7 @@ impl Session {
     async fn send_set(&mut self) -> Result<(), End> {
         let room = timeout(SILENCE_LIMIT, self.answers.reserve()).await.map_err(|_| End::Silent)?;
         let room = room.map_err(|_| End::Closed)?;
-        let plan = self.gate.store.plan(&self.host).await?;
+        let plan = self.gate.store.plan(&self.host, self.number).await?;
         let message = match self.told.tell(plan, clock::now()) {
             None => return Ok(()),
             Some(News::Set(set)) => Answer::GrantSet(set.into()),
@@ -256,7 +262,7 @@ impl Session {
     async fn send_anew(&mut self, why: &str) -> Result<(), End> {
         tracing::warn!(host = %self.host, why, "a host gets a whole set");
         self.told.tell_anew();
-        Ok(self.gate.store.resync(&self.host, why, clock::now()).await?)
+        Ok(self.gate.store.resync(&self.host, self.number, why, clock::now()).await?)
     }
 
     async fn digest(&mut self, digest: Digest, seat: &Seat) -> Result<(), End> {
@@ -283,7 +289,7 @@ impl Session {
             Some(Said::Ended(ended)) => {
                 let ended: Vec<EndedGrant> =
                     ended.try_into().map_err(|error: Invalid| error.within("ended"))?;
-                self.gate.store.agent_ended(&self.host, &ended, clock::now()).await?;
+                self.gate.store.agent_ended(&self.host, self.number, &ended, clock::now()).await?;
                 self.told.note_ended(&ended);
                 Ok(())
             }
@@ -297,7 +303,7 @@ impl Session {
                 let report: Report = report.try_into().map_err(|error: Invalid| error.within("report"))?;
                 // Nearly all reports say the same again: ten thousand hosts must not keep asking the database.
                 if self.reported.as_ref() != Some(&report) {
-                    self.gate.store.agent_reported(&self.host, &report, clock::now()).await?;
+                    self.gate.store.agent_reported(&self.host, self.number, &report, clock::now()).await?;
                     self.reported = Some(report);
                 }
                 match number {
@@ -315,7 +321,7 @@ impl Session {
             return Ok(());
         };
         let applied = self.told.completed(applied);
-        self.gate.store.agent_applied(&self.host, &applied, &left_out, clock::now()).await?;
+        self.gate.store.agent_applied(&self.host, self.number, &applied, &left_out, clock::now()).await?;
         self.told.note_applied(applied);
         Ok(())
     }
@@ -339,9 +345,11 @@ impl Session {
 
     async fn write_end(&self, end: &End) {
         let now = clock::now();
-        let seen = self.gate.sessions.seen(&self.host).unwrap_or(now);
+        let seen = self.gate.sessions.presence(&self.host).map_or(now, |presence| presence.seen);
         let store = &self.gate.store;
-        let written = store.agent_disconnected(&self.host, end.word(), &end.detail(), seen, now).await;
+        let written = store
+            .agent_disconnected(&self.host, self.number, end.word(), &end.detail(), seen, now)
+            .await;
         if let Err(error) = written {
             let error = &error as &dyn std::error::Error;
             tracing::error!(host = %self.host, error, "cannot record the end of a session");

@@ -1,10 +1,65 @@
 //! Hosts: what may be claimed about each.
 //!
-//! Owns: how report, session and refusals become the state that people see. Must not know: streams, storage.
+//! Owns: how report, session and refusals become the state that people see; whether two agents are one host. Must not know: streams, storage.
 //!
 //! Invariant: nothing is claimed of a host without a session, and no refused item is kept quiet.
 
-use proto::types::{HostState, Outage, Report, ResourceName, SubjectId, Timestamp};
+use std::fmt;
+use std::str::FromStr;
+
+use proto::types::{HostState, Invalid, Outage, Report, ResourceName, SubjectId, Timestamp};
+use uuid::Uuid;
+
+/// How it is about a host's session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// When its agent was last heard.
+    pub seen: Timestamp,
+    /// When its kernel was last found to be as it should be; None: not yet.
+    pub confirmed: Option<Timestamp>,
+    /// In what it was not; None: in nothing that is known.
+    pub disagreement: Option<String>,
+}
+
+/// The runs of a host's agent that had its session, newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instances(Vec<Uuid>);
+
+impl Instances {
+    /// How many are remembered.
+    const MAX: usize = 8;
+
+    /// This run has the session now. Returns whether it had it before another one did: then two agents have the host's key.
+    pub fn take(&mut self, instance: Uuid) -> bool {
+        // An agent that comes back because its connection broke takes the session from itself.
+        if self.0.last() == Some(&instance) {
+            return false;
+        }
+        let before = self.0.len();
+        self.0.retain(|known| *known != instance);
+        let takes_turns = self.0.len() < before;
+        self.0.push(instance);
+        self.0.drain(..self.0.len().saturating_sub(Self::MAX));
+        takes_turns
+    }
+}
+
+/// As it is kept: separated by spaces.
+impl fmt::Display for Instances {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(Uuid::to_string).collect();
+        f.write_str(&texts.join(" "))
+    }
+}
+
+impl FromStr for Instances {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let parse = |text: &str| Uuid::try_parse(text).map_err(|error| Invalid::new("instances", error));
+        text.split_whitespace().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
 
 /// Something that a host's kernel could not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +162,24 @@ mod tests {
         };
         check(HostState::Enforcing, "", (HostState::Degraded, "2 pairs"));
         check(HostState::NotEnforcing, "canary", (HostState::NotEnforcing, "canary; 2 pairs"));
+    }
+
+    #[test]
+    fn two_agents_that_take_turns_are_seen() {
+        let mut instances = Instances::default();
+        let mut take = |number| {
+            let takes_turns = instances.take(Uuid::from_u128(number));
+            instances = instances.to_string().parse().expect("its own text");
+            takes_turns
+        };
+        assert!(!take(1));
+        assert!(!take(1), "its connection broke");
+        assert!(!take(2), "the agent was started again");
+        assert!(take(1), "both run");
+        assert!(take(2), "both run");
+        assert!(!(10..30).any(&mut take), "it is started again and again");
+        assert!(!take(1), "that is long ago");
+        assert!("1 2".parse::<Instances>().is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::agents::{open_grants, replace_refusals};
 use super::hosts::host;
+use super::replicas::SessionNumber;
 use super::sql;
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
@@ -24,6 +25,7 @@ const BATCH_MAX: usize = 1000;
 #[derive(Clone, Debug)]
 struct Acknowledgement {
     host: HostName,
+    session: SessionNumber,
     applied: Applied,
     left_out: Vec<GrantId>,
     at: Timestamp,
@@ -41,12 +43,14 @@ impl Store {
     pub async fn agent_applied(
         &self,
         host: &HostName,
+        session: SessionNumber,
         applied: &Applied,
         left_out: &[GrantId],
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let acknowledgement = Acknowledgement {
             host: host.clone(),
+            session,
             applied: applied.clone(),
             left_out: left_out.to_vec(),
             at: now,
@@ -103,15 +107,20 @@ impl Waiting {
 async fn write_all(mut tx: Tx, said: &[Acknowledgement]) -> Result<(), StoreError> {
     let mut by_grant: BTreeMap<GrantId, Vec<(HostName, Answer)>> = BTreeMap::new();
     let Some(latest) = said.iter().map(|one| one.at).max() else { return Ok(()) };
-    for Acknowledgement { host: name, applied, left_out, at } in said {
+    for Acknowledgement { host: name, session, applied, left_out, at } in said {
         let (number, before) = host(tx.sql(), name).await?;
-        sql::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ?")
-            .bind(decode::sql(applied.generation))
-            .bind(at.unix_ms())
-            .bind(number)
-            .execute(tx.sql())
-            .await
-            .map_err(StoreError::sql("note what an agent applied"))?;
+        let noted =
+            sql::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ? AND session = ?")
+                .bind(decode::sql(applied.generation))
+                .bind(at.unix_ms())
+                .bind(number)
+                .bind(session.0)
+                .execute(tx.sql())
+                .await
+                .map_err(StoreError::sql("note what an agent applied"))?;
+        if noted == 0 {
+            return Err(StoreError::Superseded(name.clone()));
+        }
         replace_refusals(tx.sql(), number, applied).await?;
         tx.note_state(name, &before, *at).await?;
         let open = open_grants(tx.sql(), name).await?;

@@ -8,13 +8,14 @@ use proto::types::{
 use uuid::Uuid;
 
 use super::hosts::{HostRecord, host};
+use super::replicas::SessionNumber;
 use super::sql::{self, Transaction};
 use super::tx::Tx;
 use super::{Store, StoreError, decode, directory};
 use crate::rules::actor::Actor;
 use crate::rules::grant::Answer;
 use crate::rules::placement::{self, Span};
-use crate::rules::roster;
+use crate::rules::roster::{self, Instances};
 
 /// A detail can name many refused items; an event's text holds 4096 bytes.
 const COMMENT_MAX_CHARS: usize = 1000;
@@ -22,11 +23,21 @@ const COMMENT_MAX_CHARS: usize = 1000;
 /// No honest agent holds a generation beyond this one; what is above would leave no room to raise it further.
 const GENERATION_MAX: u64 = 1 << 62;
 
+/// How a session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// Which one it is.
+    pub session: SessionNumber,
+    /// The agent had the host's session before another run of it did: two have the host's key.
+    pub takes_turns: bool,
+}
+
 impl Store {
-    /// An agent's session begins: what its kernel holds, and what it reports.
-    pub async fn agent_connected(&self, hello: &Hello, now: Timestamp) -> Result<(), StoreError> {
+    /// An agent's session begins: what its kernel holds, and what it reports. What an earlier session says from here on does not count.
+    pub async fn agent_connected(&self, hello: &Hello, now: Timestamp) -> Result<Connected, StoreError> {
         let mut tx = self.write().await?;
-        let generation = host(tx.sql(), &hello.host).await?.1.generation;
+        let (number, record) = host(tx.sql(), &hello.host).await?;
+        let generation = record.generation;
         let is_ours = |held: &(Uuid, u64)| held.0 == self.timeline() && held.1 <= GENERATION_MAX;
         let held = hello.applied.filter(is_ours).map(|(_, held)| held);
         // Restored from an older copy, we could be behind what the agent holds, and it would refuse all we send.
@@ -35,16 +46,31 @@ impl Store {
             set_generation(tx.sql(), &hello.host, held).await?;
             tx.raise(&hello.host).await?;
         }
-        sql::query(
-            "UPDATE hosts SET applied_generation = ?, seen_ms = ?, agent_version = ?, kernel_release = ?
-             WHERE name = ?",
+        let (other, instances): (Option<String>, String) =
+            sql::query_as("SELECT replica, instances FROM hosts WHERE number = ?")
+                .bind(number)
+                .fetch_one(tx.sql())
+                .await
+                .map_err(StoreError::sql("read who has a session"))?;
+        if other.is_some() {
+            // It is elsewhere, and learns of it when it is over.
+            tx.end_session(number, &hello.host, now, "superseded", now).await?;
+        }
+        let mut instances: Instances = decode::text("instances", &instances)?;
+        let takes_turns = hello.instance.is_some_and(|instance| instances.take(instance));
+        let session = sql::query_scalar(
+            "UPDATE hosts SET applied_generation = ?, seen_ms = ?, agent_version = ?, kernel_release = ?, replica = ?, instances = ?,
+                 session = session + 1
+             WHERE number = ? RETURNING session",
         )
         .bind(decode::sql(held.unwrap_or(0)))
         .bind(now.unix_ms())
         .bind(&hello.agent_version)
         .bind(&hello.kernel_release)
-        .bind(hello.host.as_str())
-        .execute(tx.sql())
+        .bind(self.replica.to_string())
+        .bind(instances.to_string())
+        .bind(number)
+        .fetch_one(tx.sql())
         .await
         .map_err(StoreError::sql("note an agent's hello"))?;
         tx.record(EventKind::AgentConnected, now, |event| {
@@ -58,13 +84,22 @@ impl Store {
                 tx.heard(grant, &hello.host, answer, now).await?;
             }
         }
-        tx.report(&hello.host, &hello.report, now).await?;
-        tx.commit().await
+        let session = SessionNumber(session);
+        tx.report(&hello.host, session, &hello.report, now).await?;
+        tx.commit().await?;
+        Ok(Connected { session, takes_turns })
     }
 
     /// A host's kernel does not hold what it should: its set gets a new generation.
-    pub async fn resync(&self, name: &HostName, why: &str, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn resync(
+        &self,
+        name: &HostName,
+        session: SessionNumber,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
+        refuse_if_superseded(tx.sql(), name, session).await?;
         tx.raise(name).await?;
         tx.record(EventKind::HostDisagrees, now, |event| {
             event.host = name.to_string();
@@ -75,22 +110,27 @@ impl Store {
         tx.commit().await
     }
 
-    /// An agent's session is over.
+    /// An agent's session is over. Of one that another has replaced that is known already.
     pub async fn agent_disconnected(
         &self,
         name: &HostName,
+        session: SessionNumber,
         reason: &str,
         comment: &str,
         seen: Timestamp,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        sql::query("UPDATE hosts SET seen_ms = ? WHERE name = ?")
+        let ended = sql::query("UPDATE hosts SET seen_ms = ?, replica = NULL WHERE name = ? AND session = ?")
             .bind(seen.unix_ms())
             .bind(name.as_str())
+            .bind(session.0)
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("note an agent's end"))?;
+        if ended == 0 {
+            return Ok(());
+        }
         tx.record(EventKind::AgentDisconnected, now, |event| {
             event.host = name.to_string();
             event.actor = Actor::System.to_string();
@@ -105,6 +145,7 @@ impl Store {
     pub async fn agent_reported(
         &self,
         name: &HostName,
+        session: SessionNumber,
         report: &Report,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -113,7 +154,7 @@ impl Store {
             return Ok(());
         }
         let mut tx = self.write().await?;
-        tx.report(name, report, now).await?;
+        tx.report(name, session, report, now).await?;
         tx.commit().await
     }
 
@@ -121,10 +162,12 @@ impl Store {
     pub async fn agent_ended(
         &self,
         name: &HostName,
+        session: SessionNumber,
         ended: &[EndedGrant],
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
+        refuse_if_superseded(tx.sql(), name, session).await?;
         let mut open: HashSet<GrantId> =
             open_grants(tx.sql(), name).await?.into_iter().map(|(id, _)| id).collect();
         for EndedGrant { grant, reason } in ended {
@@ -137,19 +180,31 @@ impl Store {
 }
 
 impl Tx {
-    async fn report(&mut self, name: &HostName, report: &Report, now: Timestamp) -> Result<(), StoreError> {
+    async fn report(
+        &mut self,
+        name: &HostName,
+        session: SessionNumber,
+        report: &Report,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let (number, before) = host(self.sql(), name).await?;
         if before.report.as_ref() == Some(report) {
             return Ok(());
         }
-        sql::query("UPDATE hosts SET reported_state = ?, reported_detail = ?, seen_ms = ? WHERE number = ?")
-            .bind(report.state.as_str())
-            .bind(&report.detail)
-            .bind(now.unix_ms())
-            .bind(number)
-            .execute(self.sql())
-            .await
-            .map_err(StoreError::sql("note an agent's report"))?;
+        let noted = sql::query(
+            "UPDATE hosts SET reported_state = ?, reported_detail = ?, seen_ms = ? WHERE number = ? AND session = ?",
+        )
+        .bind(report.state.as_str())
+        .bind(&report.detail)
+        .bind(now.unix_ms())
+        .bind(number)
+        .bind(session.0)
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("note an agent's report"))?;
+        if noted == 0 {
+            return Err(StoreError::Superseded(name.clone()));
+        }
         self.note_state(name, &before, now).await
     }
 
@@ -175,6 +230,20 @@ impl Tx {
         })
         .await
     }
+}
+
+/// Another session of the host has begun: this one speaks for nobody.
+async fn refuse_if_superseded(
+    sql: &mut Transaction,
+    name: &HostName,
+    session: SessionNumber,
+) -> Result<(), StoreError> {
+    let current: i64 = sql::query_scalar("SELECT session FROM hosts WHERE name = ?")
+        .bind(name.as_str())
+        .fetch_one(sql)
+        .await
+        .map_err(StoreError::sql("read which session a host has"))?;
+    if current == session.0 { Ok(()) } else { Err(StoreError::Superseded(name.clone())) }
 }
 
 async fn set_generation(sql: &mut Transaction, name: &HostName, generation: u64) -> Result<(), StoreError> {

@@ -222,7 +222,7 @@ impl Store {
         })
         .await?;
         // Its session looks at its certificate when it wakes.
-        tx.wake_session(host);
+        tx.wake_session(host).await?;
         tx.commit().await
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use proto::status::ErrorKind;
-use proto::types::Invalid;
+use proto::types::{Fingerprint, HostName, Invalid};
 
 use crate::rules::Refusal;
 
@@ -66,12 +66,20 @@ pub enum StoreError {
         /// Why not.
         source: sqlx::Error,
     },
-    /// The connection that keeps other control planes off the database broke.
-    #[error("the lock on the database is lost")]
-    LockLost,
-    /// Another control plane keeps us off the database.
-    #[error("another control plane has taken over the database")]
-    TakenOver,
+    /// A newer control plane has changed the tables.
+    #[error("a newer control plane has brought database `{0}` up to date, and this one does not know its tables")]
+    Outdated(String),
+    /// Another control plane on the database signs by another authority: hosts that join here would be strangers there.
+    #[error("another control plane on this database has the authority {theirs}, and this one has {ours}")]
+    OtherAuthority {
+        /// By which we sign.
+        ours: Fingerprint,
+        /// By which the other one does.
+        theirs: String,
+    },
+    /// A newer session of the host has begun, here or elsewhere.
+    #[error("a newer session of host `{0}` has begun")]
+    Superseded(HostName),
     /// A file could not be made or opened.
     #[error("cannot {doing} `{path}`")]
     File {
@@ -108,9 +116,8 @@ impl StoreError {
         match self {
             Self::Refused(refusal) => refusal.kind(),
             Self::Sql { source, .. } if is_away(source) => ErrorKind::Unavailable,
-            Self::Abandoned | Self::Connect { .. } | Self::LockLost | Self::TakenOver => {
-                ErrorKind::Unavailable
-            }
+            Self::Abandoned | Self::Connect { .. } | Self::Outdated(_) => ErrorKind::Unavailable,
+            Self::Superseded(_) => ErrorKind::Aborted,
             Self::Sql { .. }
             | Self::Broken { .. }
             | Self::Exists(_)
@@ -120,6 +127,7 @@ impl StoreError {
             | Self::Encoding { .. }
             | Self::Incomplete(_)
             | Self::InUse(_)
+            | Self::OtherAuthority { .. }
             | Self::File { .. }
             | Self::Migrate { .. } => ErrorKind::Internal,
         }
@@ -147,12 +155,18 @@ impl StoreError {
                     "see that the server runs, and that `database.url`, `database.tls` and `database.ca_file` are right"
                 }
             },
-            Self::LockLost => "try again in a moment; if it stays so, see that the PostgreSQL server runs",
-            Self::TakenOver => "use the other control plane, or stop it and restart this one",
+            Self::Outdated(_) => "run this one from the same version",
+            Self::OtherAuthority { .. } => {
+                "give all control planes on a database the same folder `authority`: copy that of the first one"
+            }
             Self::Incomplete(_) => "if it was left by an interrupted `init`, remove it and run `init` again",
             Self::InUse(_) => "stop the other control plane first",
+            Self::Migrate { source: sqlx::migrate::MigrateError::VersionMissing(_), .. } => {
+                "a newer control plane has used it: run this one from the same version"
+            }
             Self::Sql { .. }
             | Self::Abandoned
+            | Self::Superseded(_)
             | Self::Broken { .. }
             | Self::File { .. }
             | Self::Migrate { .. } => "",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proto::types::{HostName, HostState, Labels, Report, Resource, Subject, Timestamp};
 use sqlx::FromRow;
 
+use super::replicas::SessionNumber;
 use super::sql::{self, Transaction};
 use super::{Store, StoreError, decode, directory};
 use crate::rules::placement::{Plan, Wanted};
@@ -85,15 +86,18 @@ impl Store {
         Ok(host(&mut self.read().await?, name).await?.1)
     }
 
-    /// All that a host should enforce, as of one moment.
-    pub async fn plan(&self, name: &HostName) -> Result<Plan, StoreError> {
+    /// All that a host should enforce, as of one moment; for the session that it has, not for an earlier one.
+    pub async fn plan(&self, name: &HostName, session: SessionNumber) -> Result<Plan, StoreError> {
         let mut sql = self.read().await?;
-        let (generation, revision): (i64, i64) =
-            sql::query_as("SELECT generation, directory_revision FROM hosts, timeline WHERE name = ?")
+        let (generation, current, revision): (i64, i64, i64) =
+            sql::query_as("SELECT generation, session, directory_revision FROM hosts, timeline WHERE name = ?")
                 .bind(name.as_str())
                 .fetch_one(&mut sql)
                 .await
                 .map_err(StoreError::sql("read a host's generation"))?;
+        if current != session.0 {
+            return Err(StoreError::Superseded(name.clone()));
+        }
         let rows: Vec<WantedRow> = sql::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
                  requests.while_running, requests.run, requests.action

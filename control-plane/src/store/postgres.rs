@@ -1,37 +1,41 @@
-//! The record in a PostgreSQL database: making and opening it, and keeping others away from it.
+//! The record in a PostgreSQL database: making and opening it, and what several control planes there tell each other.
 //!
 //! Owns: what only PostgreSQL has. Must not know: what is kept.
 //!
-//! One control plane uses a database at a time. It holds an advisory lock on a connection of its own, so that a second one does not
-//! start; and it is the holder that the timeline names, which each change looks at before anything else, so that one that has lost
-//! its lock without knowing cannot write beside the next one.
+//! Any number of control planes work on one database. Each change locks the row of the timeline before anything else, so that changes are
+//! one after the other, whoever makes them; and it looks there whether the tables still have the form that this program knows.
+//! `NOTIFY` says that there was a change, and nothing else: who missed it looks a moment later.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, migrate};
-use tokio::sync::{Mutex, watch};
-use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use proto::types::{Fingerprint, HostName, Timestamp};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, migrate};
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout, timeout_at};
+use uuid::Uuid;
 
-use super::StoreError;
 use super::sql::{self, Transaction};
+use super::{StoreError, decode};
 use crate::config::PostgresDatabase;
+use crate::rules::roster::Presence;
 
 static MIGRATIONS: migrate::Migrator = migrate!("migrations/postgres");
 
 /// Enough for reads to go on while some of them are slow.
 const READERS: u32 = 8;
 
-/// The first half of our advisory locks; the other one is the table, as there can be several schemas.
+/// The first half of the lock under which tables are changed; the other one is the table, as there can be several schemas.
 const LOCK: i32 = i32::from_be_bytes(*b"ptcl");
 
-/// How long the lock is waited for: the one before may be just ending.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// One says that we are at work, one listens.
+const BESIDE: u32 = 2;
 
-/// How often the connection that holds the lock is looked after, and tried to be had again.
-const LOCK_CHECK: Duration = Duration::from_secs(1);
+/// How often it is looked whether others have changed something, when nothing is heard of it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long others' changes are gathered before they are looked at.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// How long a server that is there takes to answer or to let in.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -39,14 +43,16 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a change waits for those before it, when a thousand hosts come at once.
 const TURN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Settings of every session: what was committed is on disk, a client that is gone is noticed, and nobody waits for long.
-const SETTINGS: [(&str, &str); 6] = [
+/// Settings of every session: what was committed is on disk, a client that is gone is noticed, and nobody waits for long: who stops in the
+/// middle of a change has lost it by the time at which others would give up.
+const SETTINGS: [(&str, &str); 7] = [
     ("synchronous_commit", "on"),
     ("lock_timeout", "10s"),
-    ("idle_in_transaction_session_timeout", "60s"),
+    ("idle_in_transaction_session_timeout", "5s"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
+    ("client_min_messages", "warning"),
 ];
 
 fn options(database: &PostgresDatabase, only_reads: bool) -> PgConnectOptions {
@@ -128,29 +134,21 @@ async fn migrate(database: &PostgresDatabase, sql: &mut PgConnection) -> Result<
     MIGRATIONS.run_direct(None, sql, false).await.map_err(failed)
 }
 
-/// That we are the one control plane on a database. Dropped, we are not any more.
+/// The server, besides what is read and changed there.
 #[derive(Debug)]
-pub(super) struct Claim {
-    holder: i64,
-    standing: watch::Receiver<Standing>,
-    /// None: it is lost, or given back.
-    connection: Arc<Mutex<Option<PgConnection>>>,
-    keeper: AbortHandle,
+pub(super) struct Server {
+    /// As it is named to people.
+    database: String,
+    /// The form of the tables that this program knows: its newest migration.
+    form: i64,
+    /// Neither waits behind changes: who has many of them to make is at work all the same.
+    beside: PgPool,
+    listener: Mutex<Option<PgListener>>,
 }
 
-/// How it is about our claim, as far as we know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Held,
-    /// The connection broke; perhaps we get it back.
-    Lost,
-    /// Another control plane has the database.
-    Taken,
-}
-
-impl Claim {
-    /// Takes a database whose tables are there, and brings them up to date. Others cannot write there from here on.
-    pub(super) async fn take(database: &PostgresDatabase) -> Result<Self, StoreError> {
+impl Server {
+    /// Takes a database whose tables are there, and brings them up to date. Who knows only older ones cannot write there from here on.
+    pub(super) async fn open(database: &PostgresDatabase) -> Result<Self, StoreError> {
         let mut sql = connect(database).await.map_err(unreachable(database))?;
         let is_there: bool = sqlx::query_scalar("SELECT to_regclass('timeline') IS NOT NULL")
             .fetch_one(&mut sql)
@@ -159,111 +157,160 @@ impl Claim {
         if !is_there {
             return Err(StoreError::Empty(database.to_string()));
         }
-        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
-        while !lock(&mut sql).await.map_err(StoreError::sql("lock"))? {
-            if tokio::time::Instant::now() >= deadline {
-                return Err(StoreError::InUse(database.to_string()));
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        migrate(database, &mut sql).await?;
-        let holder: Option<i64> =
-            sqlx::query_scalar("UPDATE timeline SET holder = holder + 1 RETURNING holder")
-                .fetch_optional(&mut sql)
-                .await
-                .map_err(StoreError::sql("take over"))?;
-        let holder = holder.ok_or_else(|| StoreError::Incomplete(database.to_string()))?;
-        let (told, standing) = watch::channel(Standing::Held);
-        let connection = Arc::new(Mutex::new(Some(sql)));
-        let keeper = tokio::spawn(keep(database.clone(), holder, told, Arc::clone(&connection)));
-        Ok(Self { holder, standing, connection, keeper: keeper.abort_handle() })
-    }
-
-    /// Enters a change: from here on it is the only one, and only if the database is still ours.
-    pub(super) async fn enter(&self, transaction: &mut Transaction) -> Result<(), StoreError> {
-        match *self.standing.borrow() {
-            Standing::Held => {}
-            Standing::Lost => return Err(StoreError::LockLost),
-            Standing::Taken => return Err(StoreError::TakenOver),
-        }
-        // The row stays locked until the change is over.
-        let entered = sql::query("UPDATE timeline SET revision = revision + 1 WHERE holder = ?")
-            .bind(self.holder)
-            .execute(transaction)
+        // All of it, or nothing; one program at a time.
+        let mut sql = sql.begin().await.map_err(StoreError::sql("begin to bring the tables up to date"))?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1, 'timeline'::regclass::oid::int4)")
+            .bind(LOCK)
+            .execute(&mut *sql)
             .await
-            .map_err(StoreError::sql("wait for the change before"))?;
-        if entered == 1 { Ok(()) } else { Err(StoreError::TakenOver) }
+            .map_err(StoreError::sql("wait for others to bring the tables up to date"))?;
+        migrate(database, &mut sql).await?;
+        let form = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+        sqlx::query("UPDATE timeline SET form = $1 WHERE form <> $1")
+            .bind(form)
+            .execute(&mut *sql)
+            .await
+            .map_err(StoreError::sql("note the form of the tables"))?;
+        sql.commit().await.map_err(StoreError::sql("bring the tables up to date"))?;
+        let beside = pool(database, BESIDE, false).await?;
+        Ok(Self { database: database.to_string(), form, beside, listener: Mutex::default() })
     }
 
-    /// Gives the database back.
-    pub(super) async fn give_back(&self) {
-        self.keeper.abort();
-        if let Some(connection) = self.connection.lock().await.take() {
-            // The server gives the lock back whatever becomes of the farewell.
-            let _ = timeout(ANSWER_LIMIT, connection.close()).await;
+    /// Enters a change of `replica`: from here on it is the only one. Returns its revision.
+    pub(super) async fn enter(
+        &self,
+        transaction: &mut Transaction,
+        replica: Uuid,
+    ) -> Result<i64, StoreError> {
+        // The row stays locked until the change is over; the notice is given then.
+        let entered: Option<(i64, String)> = sql::query_as(
+            "UPDATE timeline SET revision = revision + 1 WHERE form = ?
+             RETURNING revision, pg_notify('portcullis', ?)::text",
+        )
+        .bind(self.form)
+        .bind(replica.to_string())
+        .fetch_optional(transaction)
+        .await
+        .map_err(StoreError::sql("wait for the change before"))?;
+        let outdated = || StoreError::Outdated(self.database.clone());
+        entered.map(|(revision, _)| revision).ok_or_else(outdated)
+    }
+
+    /// Says that `replica` is at work. Returns how many others are, and how many have not said so for longer than that.
+    pub(super) async fn beat(
+        &self,
+        replica: Uuid,
+        authority: Fingerprint,
+        gone_after_ms: i64,
+    ) -> Result<(i64, i64), StoreError> {
+        sqlx::query_as(
+            "WITH present AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms),
+             ours AS (
+                 INSERT INTO replicas (id, authority, seen_ms) SELECT $1, $2, ms FROM present
+                 ON CONFLICT (id) DO UPDATE SET seen_ms = excluded.seen_ms
+             )
+             SELECT count(*) FILTER (WHERE seen_ms >= ms - $3), count(*) FILTER (WHERE seen_ms < ms - $3)
+             FROM replicas, present WHERE id <> $1",
+        )
+        .bind(replica.to_string())
+        .bind(authority.to_string())
+        .bind(gone_after_ms)
+        .fetch_one(&self.beside)
+        .await
+        .map_err(StoreError::sql("note that we are at work"))
+    }
+
+    /// Keeps how the hosts are whose sessions `replica` has.
+    pub(super) async fn publish(
+        &self,
+        replica: Uuid,
+        presences: Vec<(HostName, Presence)>,
+    ) -> Result<(), StoreError> {
+        let mut names = Vec::with_capacity(presences.len());
+        let mut seen = Vec::with_capacity(presences.len());
+        let mut confirmed = Vec::with_capacity(presences.len());
+        let mut disagreements = Vec::with_capacity(presences.len());
+        for (host, presence) in presences {
+            names.push(host.to_string());
+            seen.push(presence.seen.unix_ms());
+            confirmed.push(presence.confirmed.map(Timestamp::unix_ms));
+            disagreements.push(presence.disagreement);
+        }
+        // In the order of their numbers: two that have some in common never wait for each other.
+        sqlx::query(
+            "INSERT INTO presences (host, replica, seen_ms, confirmed_ms, disagreement)
+             SELECT hosts.number, $1, said.seen, said.confirmed, said.disagreement
+             FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[]) AS said (name, seen, confirmed, disagreement)
+             JOIN hosts ON hosts.name = said.name AND hosts.replica = $1 ORDER BY hosts.number
+             ON CONFLICT (host) DO UPDATE SET replica = excluded.replica, seen_ms = excluded.seen_ms,
+                 confirmed_ms = excluded.confirmed_ms, disagreement = excluded.disagreement",
+        )
+        .bind(replica.to_string())
+        .bind(names)
+        .bind(seen)
+        .bind(confirmed)
+        .bind(disagreements)
+        .execute(&self.beside)
+        .await
+        .map_err(StoreError::sql("publish how hosts are"))?;
+        Ok(())
+    }
+
+    /// Resolves when somebody else than `replica` may have changed something: at the latest after [`LOOK_AGAIN`].
+    pub(super) async fn others_change(&self, replica: Uuid) {
+        let own = replica.to_string();
+        let deadline = tokio::time::Instant::now() + LOOK_AGAIN;
+        let mut listener = self.listener.lock().await;
+        loop {
+            let Some(listening) = listener.as_mut() else {
+                match timeout(ANSWER_LIMIT, self.listen()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+                    // What was said before is not known.
+                    Ok(listening) => *listener = Some(listening),
+                    Err(error) => {
+                        tracing::warn!(database = self.database, %error, "cannot listen to other control planes");
+                        tokio::time::sleep_until(deadline).await;
+                    }
+                }
+                return;
+            };
+            match timeout_at(deadline, listening.recv()).await {
+                Err(_) => return,
+                Ok(Ok(notice)) if notice.payload() == own => {}
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => {
+                    tracing::warn!(database = self.database, %error, "cannot listen to other control planes");
+                    *listener = None;
+                    tokio::time::sleep_until(deadline).await;
+                    return;
+                }
+            }
+        }
+        // Changes come in crowds: one look is enough for those that are there by then.
+        sleep(GATHER).await;
+        if let Some(listening) = listener.as_mut() {
+            while let Ok(Ok(_)) = timeout(Duration::ZERO, listening.recv()).await {}
         }
     }
-}
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.keeper.abort();
+    async fn listen(&self) -> Result<PgListener, sqlx::Error> {
+        let mut listener = PgListener::connect_with(&self.beside).await?;
+        listener.listen("portcullis").await?;
+        Ok(listener)
+    }
+
+    /// Closes the connections.
+    pub(super) async fn close(&self) {
+        self.listener.lock().await.take();
+        // The server takes a connection back whatever becomes of the farewell.
+        let _ = timeout(ANSWER_LIMIT, self.beside.close()).await;
     }
 }
 
-/// Whether the lock is this connection's.
-async fn lock(sql: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT pg_try_advisory_lock($1, 'timeline'::regclass::oid::int4)")
-        .bind(LOCK)
+/// The clock of the server.
+pub(super) async fn now(sql: &mut Transaction) -> Result<Timestamp, StoreError> {
+    let now = sql::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
         .fetch_one(sql)
         .await
-}
-
-/// Sees to it that the lock is held, and says when it is not.
-async fn keep(
-    database: PostgresDatabase,
-    holder: i64,
-    told: watch::Sender<Standing>,
-    held: Arc<Mutex<Option<PgConnection>>>,
-) {
-    loop {
-        sleep(LOCK_CHECK).await;
-        let mut connection = held.lock().await;
-        if let Some(sql) = connection.as_mut() {
-            if matches!(timeout(ANSWER_LIMIT, sql.ping()).await, Ok(Ok(()))) {
-                continue;
-            }
-            *connection = None;
-            told.send_replace(Standing::Lost);
-            tracing::error!(%database, "the lock on the database is lost: nothing is written until it is back");
-        }
-        match regain(&database, holder).await {
-            Ok((Standing::Held, sql)) => {
-                *connection = Some(sql);
-                told.send_replace(Standing::Held);
-                tracing::info!(%database, "the lock on the database is back");
-            }
-            Ok((Standing::Taken, _)) => {
-                told.send_replace(Standing::Taken);
-                tracing::error!(%database, "another control plane has taken over the database: restart this one");
-                return;
-            }
-            // The server may hold our own lock a little longer than we knew of it.
-            Ok((Standing::Lost, _)) => {}
-            Err(error) => tracing::warn!(%database, %error, "cannot take the lock on the database again"),
-        }
-    }
-}
-
-async fn regain(database: &PostgresDatabase, holder: i64) -> Result<(Standing, PgConnection), sqlx::Error> {
-    let mut sql = connect(database).await?;
-    let is_locked = lock(&mut sql).await?;
-    let now: i64 =
-        sqlx::query_scalar::<Postgres, _>("SELECT holder FROM timeline").fetch_one(&mut sql).await?;
-    let standing = match (now == holder, is_locked) {
-        (false, _) => Standing::Taken,
-        (true, true) => Standing::Held,
-        (true, false) => Standing::Lost,
-    };
-    Ok((standing, sql))
+        .map_err(StoreError::sql("read the database's clock"))?;
+    decode::time("clock", now)
 }

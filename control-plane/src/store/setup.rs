@@ -7,7 +7,6 @@ use std::sync::Arc;
 use proto::types::{NewSubject, SubjectRole, Timestamp};
 use uuid::Uuid;
 
-use super::postgres::Claim;
 use super::sql::{self, Pool};
 use super::tx::Tx;
 use super::{Signals, Store, StoreError, decode, postgres, sqlite};
@@ -18,11 +17,13 @@ use crate::rules::actor::Actor;
 /// The first administrator.
 const FIRST_ADMINISTRATOR: &str = "user:admin";
 
-/// What keeps other processes off the database, as long as the store lives.
+/// What we have of the database besides its rows, as long as the store lives.
 #[derive(Debug)]
 pub(super) enum Hold {
+    /// What keeps other processes off a file.
     File { _lock: File },
-    Claim(Claim),
+    /// The server, and who else works there.
+    Server(postgres::Server),
 }
 
 impl Store {
@@ -68,11 +69,11 @@ impl Store {
                 let readers = sqlite::open_readers(path).await?;
                 (Pool::Sqlite(writer), Pool::Sqlite(readers), Hold::File { _lock: lock })
             }
-            Database::Postgres(server) => {
-                let claim = Claim::take(server).await?;
-                let writer = postgres::open_writer(server).await?;
-                let readers = postgres::open_readers(server).await?;
-                (Pool::Postgres(writer), Pool::Postgres(readers), Hold::Claim(claim))
+            Database::Postgres(database) => {
+                let server = postgres::Server::open(database).await?;
+                let writer = postgres::open_writer(database).await?;
+                let readers = postgres::open_readers(database).await?;
+                (Pool::Postgres(writer), Pool::Postgres(readers), Hold::Server(server))
             }
         };
         let timeline: Option<String> = sql::query_scalar("SELECT id FROM timeline")
@@ -86,6 +87,7 @@ impl Store {
             writer,
             readers,
             timeline,
+            replica: uuid::Builder::from_random_bytes(rand::random()).into_uuid(),
             signals: Arc::new(Signals::new()),
             waiting: Arc::default(),
             directory: Arc::default(),
@@ -115,8 +117,8 @@ async fn fill_database(
 
 async fn fill(transaction: sql::Transaction, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
     let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-    // Nobody waits for what is being made.
-    let mut tx = Tx::new(transaction, timeline, Arc::new(Signals::new()));
+    // Nobody waits for what is being made, and it is what revisions begin with.
+    let mut tx = Tx::new(transaction, 0, timeline, Arc::new(Signals::new()));
     sql::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")
         .bind(timeline.to_string())
         .bind(now.unix_ms())

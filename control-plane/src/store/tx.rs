@@ -20,14 +20,16 @@ pub(super) fn caused_by(event: &mut AuditEvent, actor: &Actor) {
 #[derive(Debug)]
 pub(super) struct Tx {
     inner: Transaction,
+    /// The number of this change.
+    revision: i64,
     timeline: Uuid,
     signals: Arc<Signals>,
     changes: Changes,
 }
 
 impl Tx {
-    pub(super) fn new(inner: Transaction, timeline: Uuid, signals: Arc<Signals>) -> Self {
-        Self { inner, timeline, signals, changes: Changes::default() }
+    pub(super) fn new(inner: Transaction, revision: i64, timeline: Uuid, signals: Arc<Signals>) -> Self {
+        Self { inner, revision, timeline, signals, changes: Changes { revision, ..Changes::default() } }
     }
 
     /// Where statements go.
@@ -45,9 +47,17 @@ impl Tx {
         self.changes.events = true;
     }
 
-    /// The session of a host is woken: there is news of the host, though its set may be as it was.
-    pub(super) fn wake_session(&mut self, host: &HostName) {
+    /// The session of a host is woken, wherever it is: there is news of the host, though its set may be as it was.
+    pub(super) async fn wake_session(&mut self, host: &HostName) -> Result<(), StoreError> {
+        let revision = self.revision;
+        sql::query("UPDATE hosts SET changed = ? WHERE name = ?")
+            .bind(revision)
+            .bind(host.as_str())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("note that there is news of a host"))?;
         self.changes.sets.insert(host.clone());
+        Ok(())
     }
 
     /// Writes one line of our own into the record; `fill` says what there is to say.
@@ -69,9 +79,11 @@ impl Tx {
 
     /// Raises a host's generation: its set is another one from here on. Returns the new generation.
     pub(super) async fn raise(&mut self, host: &HostName) -> Result<u64, StoreError> {
+        let revision = self.revision;
         let raised = sql::query_scalar(
-            "UPDATE hosts SET generation = generation + 1 WHERE name = ? RETURNING generation",
+            "UPDATE hosts SET generation = generation + 1, changed = ? WHERE name = ? RETURNING generation",
         )
+        .bind(revision)
         .bind(host.as_str())
         .fetch_one(self.sql())
         .await
@@ -86,8 +98,10 @@ impl Tx {
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("raise the directory's revision"))?;
+        let revision = self.revision;
         let names: Vec<String> =
-            sql::query_scalar("UPDATE hosts SET generation = generation + 1 RETURNING name")
+            sql::query_scalar("UPDATE hosts SET generation = generation + 1, changed = ? RETURNING name")
+                .bind(revision)
                 .fetch_all(self.sql())
                 .await
                 .map_err(StoreError::sql("raise every host's generation"))?;
@@ -100,10 +114,14 @@ impl Tx {
     /// Makes it durable, then wakes. Once begun it is carried through, even if the caller is gone: else a change could
     /// happen and nobody be woken.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        let Self { inner, signals, changes, .. } = self;
+        let Self { inner, signals, mut changes, .. } = self;
         let committing = tokio::spawn(async move {
             let committed = inner.commit().await;
-            // Whoever wakes reads again. When a connection breaks, nobody knows whether the change has happened.
+            // Whoever wakes reads again. When a connection breaks, nobody knows whether the change has happened; if it has not, the next
+            // one has its number.
+            if committed.is_err() {
+                changes.revision = 0;
+            }
             signals.give(changes);
             committed
         });

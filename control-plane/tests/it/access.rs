@@ -431,8 +431,8 @@ async fn a_removed_resource_leaves_its_past() {
     let live = world.admin.directory.remove_resource(remove()).await;
     let words = format!("grant {} of `user:alice` is activating / revoke", grant.id);
     refused(live, ErrorKind::FailedPrecondition, &words);
-    story.dora.revoke(grant.id).await.expect("revoked");
     let set = agent.set_with(1).await;
+    story.dora.revoke(grant.id).await.expect("revoked");
     agent.applied(set.generation).await;
     let without = agent.set_with(0).await;
     let ending = world.admin.directory.remove_resource(remove()).await;

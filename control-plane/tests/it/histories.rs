@@ -8,7 +8,7 @@ use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::actor::{Acting, Actor};
 use control_plane::rules::calls::Reach;
 use control_plane::rules::policy::{Circumstances, Limits};
-use control_plane::store::{Known, NewJoinToken, RequestFilter, Store, Whose};
+use control_plane::store::{Known, NewJoinToken, RequestFilter, SessionNumber, Store, Whose};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proto::types::{
     Applied, Credential, EndReason, EndedGrant, Grant, GrantId, GrantState, Hello, HostEnd, HostName,
@@ -56,8 +56,8 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// A host, as an honest agent and its kernel would be.
-#[derive(Default)]
 struct Host {
+    session: SessionNumber,
     /// What the kernel holds, with the deadline that it enforces.
     kernel: BTreeMap<GrantId, Timestamp>,
     applied: u64,
@@ -69,6 +69,17 @@ struct Host {
 }
 
 impl Host {
+    fn new() -> Self {
+        Self {
+            session: SessionNumber::NONE,
+            kernel: BTreeMap::new(),
+            applied: 0,
+            sent: VecDeque::new(),
+            newest: 0,
+            ended: BTreeSet::new(),
+        }
+    }
+
     fn ended(&self) -> Vec<EndedGrant> {
         self.ended.iter().map(|grant| EndedGrant { grant: *grant, reason: HostEnd::Idle }).collect()
     }
@@ -102,7 +113,7 @@ impl World {
         store.add_resource(db, &Actor::System, now).await.expect("added");
         let names: [HostName; 2] = ["a".parse().expect("valid"), "b".parse().expect("valid")];
         let mut world =
-            Self { store, now, names, hosts: Default::default(), alice, dora, _database: database };
+            Self { store, now, names, hosts: [Host::new(), Host::new()], alice, dora, _database: database };
         for index in 0..2 {
             let name = world.names[index].clone();
             let token = NewJoinToken { hash: TokenHash::of(name.as_str()), expires: now };
@@ -137,7 +148,8 @@ impl World {
                 host.kernel.remove(&grant);
                 host.ended.insert(grant);
                 let ended = host.ended();
-                self.store.agent_ended(&self.names[index], &ended, self.now).await.expect("noted");
+                let session = self.hosts[index].session;
+                self.store.agent_ended(&self.names[index], session, &ended, self.now).await.expect("noted");
             }
             Event::Boot(index) => {
                 self.hosts[index].kernel.clear();
@@ -177,7 +189,8 @@ impl World {
     }
 
     async fn send(&mut self, index: usize) {
-        let (set, left_out) = self.store.plan(&self.names[index]).await.expect("reads").set(self.now);
+        let plan = self.store.plan(&self.names[index], self.hosts[index].session).await.expect("reads");
+        let (set, left_out) = plan.set(self.now);
         let host = &mut self.hosts[index];
         assert!(set.generation >= host.newest, "generations never go back");
         if set.generation == host.newest {
@@ -199,7 +212,9 @@ impl World {
         host.kernel = grants;
         host.applied = generation;
         let applied = Applied { generation, refused: refused.into_iter().collect() };
-        self.store.agent_applied(&self.names[index], &applied, &left_out, self.now).await.expect("noted");
+        let session = host.session;
+        let noted = self.store.agent_applied(&self.names[index], session, &applied, &left_out, self.now);
+        noted.await.expect("noted");
     }
 
     async fn connect(&mut self, index: usize) {
@@ -218,8 +233,9 @@ impl World {
             report: Report { state: HostState::Enforcing, detail: String::new() },
         };
         let ended = host.ended();
-        self.store.agent_connected(&hello, self.now).await.expect("noted");
-        self.store.agent_ended(&self.names[index], &ended, self.now).await.expect("noted");
+        let session = self.store.agent_connected(&hello, self.now).await.expect("noted").session;
+        self.hosts[index].session = session;
+        self.store.agent_ended(&self.names[index], session, &ended, self.now).await.expect("noted");
         self.send(index).await;
     }
 

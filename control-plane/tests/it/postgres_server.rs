@@ -10,10 +10,15 @@ use control_plane::clock;
 use control_plane::config::{Config, Database};
 use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::actor::Actor;
-use control_plane::store::{NewJoinToken, Store, StoreError};
+use control_plane::rules::roster::Presence;
+use control_plane::store::{NewJoinToken, Others, Store, StoreError};
 use proto::status::ErrorKind;
-use proto::types::Labels;
+use proto::types::{
+    Applied, EventKind, Fingerprint, Hello, HostName, HostState, Labels, NewResource, Report,
+    Timestamp,
+};
 use sqlx::AssertSqlSafe;
+use uuid::Uuid;
 
 use crate::database::{Kind, Raw, SERVER, TestDatabase};
 
@@ -33,6 +38,19 @@ async fn write(store: &Store, name: &str) -> Result<(), StoreError> {
     let token = NewJoinToken { hash: TokenHash::of(name), expires: clock::now() };
     let name = name.parse().expect("valid");
     store.add_host(&name, &Labels::default(), &token, &Actor::System, clock::now()).await
+}
+
+fn hello(host: &HostName) -> Hello {
+    Hello {
+        host: host.clone(),
+        boot_id: Uuid::from_u128(1),
+        applied: None,
+        agent_version: String::new(),
+        kernel_release: String::new(),
+        instance: None,
+        protocol: 1,
+        report: Report { state: HostState::Enforcing, detail: String::new() },
+    }
 }
 
 /// Tries until it is done.
@@ -134,55 +152,143 @@ async fn a_server_elsewhere_is_reached_by_tls_and_password() {
     SERVER.administrate(&format!("ALTER DATABASE {name} OWNER TO portcullis;"));
 }
 
-/// The first half of the lock that a control plane holds.
-const LOCK: i32 = i32::from_be_bytes(*b"ptcl");
-
 #[tokio::test]
-async fn without_its_lock_it_writes_nothing() {
+async fn who_knows_only_older_tables_writes_nothing() {
     let (database, store) = opened().await;
-    // Another session gets the lock as soon as it is free.
-    let mut other = database.raw().await;
-    let lock = format!("SELECT pg_advisory_lock({LOCK}, 'timeline'::regclass::oid::int4)");
-    let waiting = tokio::spawn(async move {
-        other.execute(&lock).await.expect("locked");
-        other
-    });
     let mut sql = database.raw().await;
-    let ours = format!(
-        "locktype = 'advisory' AND classid = {LOCK} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    );
-    while sql.number(&format!("SELECT count(*) FROM pg_locks WHERE {ours} AND NOT granted")).await == 0 {}
-    sql.execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {ours} AND granted"))
-        .await
-        .expect("ended");
-    let mut other = waiting.await.expect("no panic");
-    let mut hosts = 0;
-    let refused = loop {
-        // Until it knows, nobody else writes either.
-        match write(&store, &format!("db-{hosts}")).await {
-            Ok(()) => hosts += 1,
-            Err(error) => break error,
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
-    assert!(matches!(refused, StoreError::LockLost), "{refused:?}");
-    assert_eq!(refused.kind(), ErrorKind::Unavailable);
-    assert_eq!(store.hosts().await.expect("reads go on").len(), hosts);
-    other.execute("SELECT pg_advisory_unlock_all()").await.expect("unlocked");
-    write_at_last(&store, "db").await;
-    assert!(matches!(Store::open(&database.database).await, Err(StoreError::InUse(_))));
+    sql.execute("UPDATE timeline SET form = form + 1").await.expect("brought up to date");
+    let revision = sql.number("SELECT revision FROM timeline").await;
+    let error = write(&store, "db-7").await.expect_err("does not know what to write");
+    assert!(matches!(error, StoreError::Outdated(_)), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(sql.number("SELECT revision FROM timeline").await, revision);
+    assert_eq!(sql.number("SELECT count(*) FROM hosts").await, 0);
+    store.hosts().await.expect("reads go on");
+    sql.execute("INSERT INTO _sqlx_migrations VALUES (1000000, 'of tomorrow', now(), true, '', 0)").await.expect("noted");
+    let error = Store::open(&database.database).await.expect_err("is too old");
+    assert!(told(&error).contains("newer"), "{}", told(&error));
 }
 
 #[tokio::test]
-async fn whom_another_has_replaced_cannot_write() {
-    let (database, store) = opened().await;
+async fn all_on_a_database_have_the_same_authority() {
+    let (database, one) = opened().await;
+    let [ours, theirs] = [1, 2].map(|byte| Fingerprint::new([byte; 32]));
+    one.begin_work(ours, clock::now()).await.expect("is the first");
+    let other = Store::open(&database.database).await.expect("opens");
+    let refused = other.begin_work(theirs, clock::now()).await.expect_err("is another authority");
+    assert!(told(&refused).contains(&ours.to_string()) && told(&refused).contains("copy"), "{}", told(&refused));
+    other.begin_work(ours, clock::now()).await.expect("is the same authority");
+    other.close().await;
+    one.close().await;
+    let next = Store::open(&database.database).await.expect("opens");
+    next.begin_work(theirs, clock::now()).await.expect("nobody else is at work");
+    // Who has said nothing for long is gone, too.
+    database.raw().await.execute("UPDATE replicas SET seen_ms = seen_ms - 11000").await.expect("aged");
+    let last = Store::open(&database.database).await.expect("opens");
+    last.begin_work(ours, clock::now()).await.expect("nobody is at work any more");
+}
+
+/// Whoever waits at one control plane hears of what another has changed, also when nobody says so.
+#[tokio::test]
+async fn what_others_change_wakes_those_who_wait() {
+    let (database, here) = opened().await;
+    let there = Store::open(&database.database).await.expect("opens");
+    let host: HostName = "db-7".parse().expect("valid");
+    write(&there, host.as_str()).await.expect("written");
+    let (mut events, mut set) = (here.signals().events(), here.signals().set_of(&host));
+    let mut revision = here.wake_for_others(0).await.expect("reads");
+    (events.mark_unchanged(), set.mark_unchanged());
+    here.others_change().await;
+    assert_eq!(here.wake_for_others(revision).await.expect("reads"), revision);
+    assert!(!events.has_changed().expect("is there") && !set.has_changed().expect("is there"));
+    let resource = |name: &str| {
+        let ports = vec!["tcp/5432".parse().expect("valid")];
+        NewResource::new(name.parse().expect("valid"), vec!["10.0.0.7".parse().expect("valid")], ports)
+    };
+    there
+        .add_resource(resource("db").expect("valid"), &Actor::System, clock::now())
+        .await
+        .expect("added");
+    while !set.has_changed().expect("is there") {
+        here.others_change().await;
+        revision = here.wake_for_others(revision).await.expect("reads");
+    }
+    assert!(events.has_changed().expect("is there"));
+    (events.mark_unchanged(), set.mark_unchanged());
+    // What was changed here has woken them already.
+    here.remove_resource(&"db".parse().expect("valid"), &Actor::System, clock::now()).await.expect("removed");
+    set.mark_unchanged();
+    here.wake_for_others(revision).await.expect("reads");
+    assert!(!set.has_changed().expect("is there"));
+}
+
+#[tokio::test]
+async fn a_session_that_another_has_replaced_says_nothing_any_more() {
+    let (database, here) = opened().await;
+    let there = Store::open(&database.database).await.expect("opens");
+    for store in [&here, &there] {
+        store.begin_work(Fingerprint::new([1; 32]), clock::now()).await.expect("begins");
+    }
+    write(&here, "db-7").await.expect("written");
+    let host: HostName = "db-7".parse().expect("valid");
+    let hello = Hello { instance: Some(Uuid::from_u128(7)), ..hello(&host) };
+    let now = clock::now();
+    let old = here.agent_connected(&hello, now).await.expect("noted");
+    assert!(there.elsewhere().await.expect("reads").contains_key(&host));
+    let new = there.agent_connected(&hello, now).await.expect("noted");
+    assert!(!new.takes_turns, "its connection broke");
+    assert!(here.elsewhere().await.expect("reads").contains_key(&host));
+    assert!(there.elsewhere().await.expect("reads").is_empty());
+    let superseded = |error: StoreError| assert!(matches!(error, StoreError::Superseded(_)), "{error:?}");
+    let applied = Applied { generation: 1, refused: Vec::new() };
+    superseded(here.agent_applied(&host, old.session, &applied, &[], now).await.expect_err("is over"));
+    superseded(here.agent_ended(&host, old.session, &[], now).await.expect_err("is over"));
+    superseded(here.resync(&host, old.session, "", now).await.expect_err("is over"));
+    superseded(here.plan(&host, old.session).await.expect_err("is over"));
+    let degraded = Report { state: HostState::Degraded, detail: String::new() };
+    superseded(here.agent_reported(&host, old.session, &degraded, now).await.expect_err("is over"));
+    here.agent_disconnected(&host, old.session, "closed", "", now, now).await.expect("is known already");
+    assert_eq!(here.host(&host).await.expect("reads").applied_generation, 0);
+    there.agent_applied(&host, new.session, &applied, &[], now).await.expect("noted");
+    // The other run of the agent takes the session, and the first one takes it again.
+    let other = Hello { instance: Some(Uuid::from_u128(8)), ..hello.clone() };
+    assert!(!here.agent_connected(&other, now).await.expect("noted").takes_turns);
+    assert!(there.agent_connected(&hello, now).await.expect("noted").takes_turns);
+    // A control plane that ends without a word leaves its sessions to the others.
     let mut sql = database.raw().await;
-    sql.execute("UPDATE timeline SET holder = holder + 1").await.expect("taken over");
-    let revision = sql.number("SELECT revision FROM timeline").await;
-    let error = write(&store, "db-7").await.expect_err("is not the holder any more");
-    assert!(matches!(error, StoreError::TakenOver), "{error:?}");
-    assert_eq!(sql.number("SELECT revision FROM timeline").await, revision);
-    assert_eq!(sql.number("SELECT count(*) FROM hosts").await, 0);
+    let aged = "UPDATE replicas SET seen_ms = seen_ms - 11000 WHERE id = (SELECT replica FROM hosts)";
+    assert_eq!(sql.execute(aged).await.expect("aged"), 1);
+    assert!(here.beat(Fingerprint::new([1; 32])).await.expect("noted").are_gone);
+    assert!(!here.end_lost_sessions(now).await.expect("ended"));
+    assert!(here.elsewhere().await.expect("reads").is_empty());
+    assert_eq!(here.beat(Fingerprint::new([1; 32])).await.expect("noted"), Others::default());
+    superseded(there.plan(&host, new.session).await.expect_err("is over"));
+    let events = here.events(0, 100).await.expect("reads");
+    let ends: Vec<&str> = events
+        .iter()
+        .filter(|event| event.kind == EventKind::AgentDisconnected)
+        .map(|event| event.reason.as_str())
+        .collect();
+    assert_eq!(ends, ["superseded", "superseded", "superseded", "control_plane_lost"]);
+}
+
+#[tokio::test]
+async fn how_hosts_are_is_known_to_all() {
+    let (database, here) = opened().await;
+    let there = Store::open(&database.database).await.expect("opens");
+    write(&here, "db-7").await.expect("written");
+    let mut sql = database.raw().await;
+    let host: HostName = "db-7".parse().expect("valid");
+    let at = |ms| Timestamp::from_unix_ms(ms).expect("in range");
+    let presence =
+        Presence { seen: at(7), confirmed: Some(at(5)), disagreement: Some("2 pairs".to_owned()) };
+    here.publish(vec![(host.clone(), presence.clone())]).await.expect("is none of ours, and left out");
+    assert_eq!(sql.number("SELECT count(*) FROM presences").await, 0);
+    here.agent_connected(&hello(&host), at(3)).await.expect("noted");
+    let known = async || there.elsewhere().await.expect("reads").remove(&host);
+    assert_eq!(known().await, Some(Presence { seen: at(3), confirmed: None, disagreement: None }));
+    here.publish(vec![(host.clone(), presence.clone())]).await.expect("published");
+    assert_eq!(known().await, Some(presence));
 }
 
 #[tokio::test]
@@ -221,6 +327,8 @@ async fn indexes_fit_the_queries() {
             "SELECT max(sequence) FROM audit_events WHERE source = 'x' AND epoch = 'y'",
             "audit_events_source_epoch_sequence_key",
         ),
+        ("SELECT name FROM hosts WHERE changed > 7", "hosts_by_change"),
+        ("SELECT name FROM hosts WHERE replica = 'x'", "hosts_in_session"),
         ("SELECT coalesce(max(position), 0) FROM audit_events", "audit_events_pkey"),
         (
             "SELECT payload FROM audit_events WHERE position > 5 ORDER BY position LIMIT 5",

@@ -221,7 +221,7 @@ async fn a_wrong_digest_leads_to_a_whole_set() {
     assert_eq!(again.resources, set.resources);
     let problem =
         "its kernel does not hold what it should: 0 resources are protected, and should be 1, or other ones";
-    assert!(world.is_shown(HostState::Degraded, problem).await);
+    until(async || world.is_shown(HostState::Degraded, problem).await).await;
     agent.applied(again.generation).await;
     agent.holds(&again).await;
     until(async || world.is_shown(HostState::Enforcing, "").await).await;

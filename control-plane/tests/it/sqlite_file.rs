@@ -3,7 +3,7 @@
 use control_plane::clock;
 use control_plane::identity::Token;
 use control_plane::rules::Refusal;
-use control_plane::store::{RequestFilter, Store, StoreError, Whose};
+use control_plane::store::{RequestFilter, SessionNumber, Store, StoreError, Whose};
 use proto::types::HostName;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
@@ -122,7 +122,7 @@ async fn an_older_database_is_brought_up_to_date() {
     assert_eq!(destinations, ["10.0.0.7, 10.0.0.8 on tcp/5432", "::1 on udp/1"]);
     assert!(resources.iter().all(|resource| resource.options == proto::types::ResourceOptions::default()));
     let name: HostName = "db-7".parse().expect("valid");
-    let plan = store.plan(&name).await.expect("reads");
+    let plan = store.plan(&name, SessionNumber::NONE).await.expect("reads");
     assert_eq!((plan.grants.len(), plan.grants[0].id.to_string().as_str()), (1, grant));
     assert_eq!(store.host(&name).await.expect("reads").missing.len(), 1);
     let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 10 };

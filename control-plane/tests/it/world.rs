@@ -50,7 +50,7 @@ use tower::service_fn;
 use uuid::Uuid;
 
 use super::KIND;
-use crate::database::TestDatabase;
+use crate::database::{Kind, TestDatabase};
 
 /// Nothing in these tests takes this long; a test that waits for it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,6 +63,9 @@ pub(crate) struct World {
     pub(crate) authority: CertificateDer<'static>,
     trusted: Trusted,
     server: Option<Server>,
+    /// Which agents find. On PostgreSQL it is another control plane than the one that people find, so that each story is also about two
+    /// on one database.
+    of_agents: Option<Server>,
 }
 
 /// Whose tokens are believed.
@@ -102,8 +105,9 @@ impl World {
         let authority = Authority::create(&authority, TRUST_DOMAIN, clock::system_now()).expect("made");
         let authority = authority.certificate().clone();
         let server = start(&folder, &database, &trusted).await;
+        let of_agents = start_another(&folder, &database, &trusted).await;
         let admin = Caller::connect(&server.address, &authority, None, token.reveal()).await;
-        Self { folder, database, admin, authority, trusted, server: Some(server) }
+        Self { folder, database, admin, authority, trusted, server: Some(server), of_agents }
     }
 
     fn config(folder: &tempfile::TempDir, database: &TestDatabase) -> Config {
@@ -135,9 +139,10 @@ impl World {
 
     /// Stops the control plane as SIGTERM does.
     pub(crate) async fn stop(&mut self) {
-        let server = self.server.take().expect("is running");
-        server.stop.send(()).expect("is running");
-        tokio::time::timeout(PATIENCE, server.task).await.expect("stops in time").expect("no panic");
+        for server in [self.of_agents.take(), self.server.take()].into_iter().flatten() {
+            server.stop.send(()).expect("is running");
+            tokio::time::timeout(PATIENCE, server.task).await.expect("stops in time").expect("no panic");
+        }
     }
 
     /// Stops it and starts it on the same database.
@@ -150,6 +155,7 @@ impl World {
         let server = start(&self.folder, &self.database, &self.trusted).await;
         self.admin = Caller::connect(&server.address, &self.authority, None, self.admin.token.clone()).await;
         self.server = Some(server);
+        self.of_agents = start_another(&self.folder, &self.database, &self.trusted).await;
     }
 
     pub(crate) async fn caller(&self, token: &str) -> Caller {
@@ -158,7 +164,8 @@ impl World {
 
     /// A host's agent, over a connection of its own.
     pub(crate) async fn agent(&self, identity: &HostIdentity) -> Caller {
-        Caller::connect(self.address(), &self.authority, Some(identity), String::new()).await
+        let address = self.of_agents.as_ref().map_or(self.address(), |server| &server.address);
+        Caller::connect(address, &self.authority, Some(identity), String::new()).await
     }
 
     /// Adds a subject and signs it in.
@@ -253,6 +260,18 @@ pub(crate) struct Story {
     pub(crate) host: HostIdentity,
     pub(crate) alice: Caller,
     pub(crate) dora: Caller,
+}
+
+/// A second one, where there can be.
+async fn start_another(
+    folder: &tempfile::TempDir,
+    database: &TestDatabase,
+    trusted: &Trusted,
+) -> Option<Server> {
+    match KIND {
+        Kind::Sqlite => None,
+        Kind::Postgres => Some(start(folder, database, &Trusted { console: None, ..trusted.clone() }).await),
+    }
 }
 
 async fn start(folder: &tempfile::TempDir, database: &TestDatabase, trusted: &Trusted) -> Server {
