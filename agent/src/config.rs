@@ -19,7 +19,7 @@ use crate::session::{Endpoint, JoinBy};
 pub struct Config {
     /// This host's name, as the control plane knows it.
     pub host: HostName,
-    /// Where the control plane is.
+    /// Where the control plane is, or each of several.
     pub control_plane: Endpoint,
     /// How a host that has not joined yet does so by itself; None: an operator lets it.
     pub join: Option<JoinBy>,
@@ -68,11 +68,29 @@ pub enum ConfigError {
     },
 }
 
+/// A text, or a list of texts.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "`control_plane` is `\"https://HOST:PORT\"`, or a list of such texts")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let texts = match self {
+            Self::One(text) => std::slice::from_ref(text),
+            Self::More(texts) => texts,
+        };
+        texts.iter().map(String::as_str)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     host: Option<String>,
-    control_plane: String,
+    control_plane: OneOrMore,
     join_token_file: Option<PathBuf>,
     join: Option<JoinFile>,
     state_dir: PathBuf,
@@ -342,7 +360,8 @@ impl Config {
         let kubernetes = kubernetes.transpose().map_err(|(field, problem)| refuse(field, problem))?;
         Ok(Self {
             host: host.parse().map_err(|error: proto::types::Invalid| refuse("host", error.problem))?,
-            control_plane: file.control_plane.parse().map_err(|problem| refuse("control_plane", problem))?,
+            control_plane: Endpoint::new(file.control_plane.texts())
+                .map_err(|problem| refuse("control_plane", problem))?,
             join: join(file.join_token_file, file.join).map_err(|(field, problem)| refuse(field, problem))?,
             state_dir: absolute("state_dir", file.state_dir.clone())?,
             kernel: kernel::Settings {

@@ -99,10 +99,12 @@ impl Store {
         let mut inner = self.writer.begin_to_write().await.map_err(StoreError::sql("begin a change"))?;
         let revision = match &*self.hold {
             Hold::Server(server) => server.enter(&mut inner, self.replica).await?,
-            Hold::File { .. } => sql::query_scalar("UPDATE timeline SET revision = revision + 1 RETURNING revision")
-                .fetch_one(&mut inner)
-                .await
-                .map_err(StoreError::sql("raise the revision"))?,
+            Hold::File { .. } => {
+                sql::query_scalar("UPDATE timeline SET revision = revision + 1 RETURNING revision")
+                    .fetch_one(&mut inner)
+                    .await
+                    .map_err(StoreError::sql("raise the revision"))?
+            }
         };
         Ok(Tx::new(inner, revision, self.timeline, Arc::clone(&self.signals)))
     }

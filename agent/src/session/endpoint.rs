@@ -3,6 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -20,13 +21,34 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long it may take until there is a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the control plane is: `https://HOST:PORT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The same, where there are other addresses to be tried.
+const CONNECT_LIMIT_EACH: Duration = Duration::from_secs(3);
+
+/// Where the control plane is, or each of several on one database: any of them will do.
+#[derive(Clone, Debug)]
 pub struct Endpoint {
+    /// At least one.
+    addresses: Vec<Address>,
+    /// With which of them the next connection begins. Not all agents begin with the same one, and none goes back to the one that has just
+    /// failed.
+    next: Arc<AtomicUsize>,
+}
+
+/// `https://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Address {
     /// A DNS name or an address; that of IPv6 without brackets.
     host: String,
     port: u16,
 }
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.addresses == other.addresses
+    }
+}
+
+impl Eq for Endpoint {}
 
 /// There is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +65,7 @@ impl ConnectError {
     }
 }
 
-impl FromStr for Endpoint {
+impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -64,7 +86,7 @@ impl FromStr for Endpoint {
     }
 }
 
-impl Display for Endpoint {
+impl Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "https://[{}]:{}", self.host, self.port),
@@ -73,8 +95,61 @@ impl Display for Endpoint {
     }
 }
 
+impl Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<String> = self.addresses.iter().map(Address::to_string).collect();
+        f.write_str(&addresses.join(", "))
+    }
+}
+
 impl Endpoint {
+    /// More replicas than anybody has.
+    const ADDRESSES_MAX: usize = 16;
+
+    /// Of one address, or of several.
+    pub fn new<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let addresses: Vec<Address> = addresses.into_iter().map(str::parse).collect::<Result<_, _>>()?;
+        match addresses.len() {
+            0 => Err("names no address: write `https://HOST:PORT`".to_owned()),
+            count if count > Self::ADDRESSES_MAX => {
+                Err(format!("{count} addresses are more than {}", Self::ADDRESSES_MAX))
+            }
+            count => Ok(Self { addresses, next: Arc::new(AtomicUsize::new(rand::random_range(0..count))) }),
+        }
+    }
+
+    /// Connects to the first address that answers.
     pub(super) async fn connect(&self, config: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+        let count = self.addresses.len();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for at in 0..count {
+            let address = &self.addresses[first.wrapping_add(at) % count];
+            let limit = if count == 1 { CONNECT_LIMIT } else { CONNECT_LIMIT_EACH };
+            match address.connect(Arc::clone(&config), limit).await {
+                Ok(channel) => return Ok(channel),
+                Err(error) if count == 1 => failures.push(cause(&error)),
+                Err(error) => failures.push(format!("{address}: {}", cause(&error))),
+            }
+        }
+        Err(self.insecure(failures.join("; ")))
+    }
+
+    /// There is no connection, or none that is safe, for this reason.
+    pub(super) fn insecure(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ConnectError {
+        ConnectError { endpoint: self.clone(), source: source.into() }
+    }
+}
+
+impl Address {
+    async fn connect(
+        &self,
+        config: Arc<ClientConfig>,
+        limit: Duration,
+    ) -> Result<Channel, tonic::transport::Error> {
         let target = (self.host.clone(), self.port);
         let connector = service_fn(move |_: Uri| {
             let (target, connector) = (target.clone(), TlsConnector::from(Arc::clone(&config)));
@@ -86,19 +161,11 @@ impl Endpoint {
         });
         // The connector secures it; by the scheme of the address, tonic would want to.
         let endpoint = Channel::from_static("http://control-plane.portcullis.internal")
-            .connect_timeout(CONNECT_LIMIT)
+            .connect_timeout(limit)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        endpoint.connect_with_connector(connector).await.map_err(|error| self.insecure(cause(&error)))
-    }
-
-    /// There is no connection, or none that is safe, for this reason.
-    pub(super) fn insecure(
-        &self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> ConnectError {
-        ConnectError { endpoint: self.clone(), source: source.into() }
+        endpoint.connect_with_connector(connector).await
     }
 }
 
@@ -119,7 +186,7 @@ mod tests {
     fn endpoints() {
         for good in ["https://portcullis.example:7400", "https://10.0.0.7:7400", "https://[2001:db8::7]:7400"]
         {
-            assert_eq!(good.parse::<Endpoint>().map(|endpoint| endpoint.to_string()).as_deref(), Ok(good));
+            assert_eq!(Endpoint::new([good]).map(|endpoint| endpoint.to_string()).as_deref(), Ok(good));
         }
         for bad in [
             "",
@@ -131,8 +198,16 @@ mod tests {
             "https://a@portcullis.example:7400",
             "unix:/run/portcullis.sock",
         ] {
-            let error = bad.parse::<Endpoint>().expect_err(bad);
+            let error = Endpoint::new([bad]).expect_err(bad);
             assert!(error.contains("is not `https://HOST:PORT`"), "{error}");
         }
+    }
+    #[test]
+    fn several_addresses() {
+        let both = ["https://a.example:7400", "https://b.example:7400"];
+        let endpoint = Endpoint::new(both).expect("valid");
+        assert_eq!(endpoint.to_string(), "https://a.example:7400, https://b.example:7400");
+        assert_eq!(Endpoint::new([]).expect_err("is none"), "names no address: write `https://HOST:PORT`");
+        assert_eq!(Endpoint::new([both[0]; 17]).expect_err("are too many"), "17 addresses are more than 16");
     }
 }

@@ -3,14 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::types::{CgroupPath, HostName, NewRequest, Reason, Request, ResourceName, RoleName, SubjectId};
+use proto::types::{
+    CgroupPath, HostName, NewRequest, Reason, Request, RequestKey, ResourceName, RoleName, SubjectId,
+};
 use proto::wire::access::CreateRequestRequest;
 
 use crate::Context;
 use crate::args::{checked, duration};
-use crate::connect::call;
+use crate::backoff::Backoff;
+use crate::connect::{ControlPlane, call};
 use crate::error::Error;
 use crate::output::rows::{GrantRow, RequestRow};
+
+/// How often a request is sent at most.
+const TRIES: u32 = 3;
 
 /// Ask for access to a resource
 ///
@@ -63,6 +69,11 @@ pub struct Arguments {
     /// By which role of the policy; without it, by the one that fits best
     #[arg(long, value_parser = checked::<RoleName>)]
     role: Option<RoleName>,
+    /// Make it once, however often this is run: the same wish with the same key again is the same request
+    ///
+    /// For scripts. 1 to 64 letters, digits, `.`, `_`, `:` or `-`. Another wish with a key that was used is refused.
+    #[arg(long, value_parser = checked::<RequestKey>)]
+    key: Option<RequestKey>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
     reason: Reason,
@@ -86,6 +97,7 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
         while_running,
         action_file,
         role,
+        key,
         reason,
         wait,
         wait_timeout,
@@ -94,16 +106,58 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
     let run = None;
-    let message: CreateRequestRequest =
-        NewRequest { resource, subject, hosts, duration, reason, idle, while_running, run, action, role }
-            .into();
+    let key = Some(key.unwrap_or_else(random_key));
+    let message: CreateRequestRequest = NewRequest {
+        resource,
+        subject,
+        hosts,
+        duration,
+        reason,
+        idle,
+        while_running,
+        run,
+        action,
+        role,
+        key,
+    }
+    .into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
-    let control_plane = context.connect().await?;
-    let answer = call(&what, control_plane.access().create_request(message)).await?;
-    let request: Request = super::checked(&what, answer.request)?;
+    let mut control_plane = context.connect().await?;
+    let request = make(context, &mut control_plane, &what, message).await?;
     if !wait {
         return context.print_one(&RequestRow::from(request));
     }
     let grant = super::wait::until_active(context, control_plane, &request, wait_timeout).await?;
     context.print_one(&GrantRow::from(grant))
+}
+
+/// Makes the request. Where an answer is missing it is asked again, once or twice: by its key it is one request.
+pub(super) async fn make(
+    context: &mut Context<'_>,
+    control_plane: &mut ControlPlane,
+    what: &str,
+    message: CreateRequestRequest,
+) -> Result<Request, Error> {
+    let mut backoff = Backoff::new();
+    let mut tries = 1;
+    loop {
+        match call(what, control_plane.access().create_request(message.clone())).await {
+            Ok(answer) => return super::checked(what, answer.request),
+            Err(error) if tries < TRIES && error.worth_retrying() => {
+                tries += 1;
+                tokio::time::sleep(backoff.step()).await;
+                // Another control plane may answer there now.
+                if let Ok(connected) = context.connect().await {
+                    *control_plane = connected;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A key that nobody else has.
+pub(super) fn random_key() -> RequestKey {
+    let number: u128 = rand::random();
+    format!("{number:032x}").parse().expect("has the form of one")
 }

@@ -106,13 +106,13 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
             command.split_first().ok_or_else(|| Error::Usage("no command".to_owned()))?;
         wish.action = Some(action::of(program.as_ref(), arguments)?);
     }
-    let control_plane = context.connect().await?;
+    let mut control_plane = context.connect().await?;
     let mut agent = Agent::connect(&agent_socket)?;
     let pass = pass(&control_plane, &agent).await?;
     let run = agent.open(pass)?;
     let mut requests = Vec::new();
     for wish in wishes {
-        requests.push(ask(&control_plane, wish, run, &agent.host).await?);
+        requests.push(ask(context, &mut control_plane, wish, run, &agent.host).await?);
     }
     let mut grants: Vec<Grant> = Vec::new();
     for request in &requests {
@@ -157,6 +157,7 @@ fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
             run: None,
             action: None,
             role: role.clone(),
+            key: None,
         };
         // By way of the wire, which checks the parts as the control plane will.
         let message = CreateRequestRequest::from(wish.clone());
@@ -175,16 +176,16 @@ async fn pass(control_plane: &ControlPlane, agent: &Agent) -> Result<RunPass, Er
 }
 
 async fn ask(
-    control_plane: &ControlPlane,
+    context: &mut Context<'_>,
+    control_plane: &mut ControlPlane,
     wish: NewRequest,
     run: RunId,
     host: &HostName,
 ) -> Result<Request, Error> {
     let what = format!("request access to `{}`", wish.resource);
-    let message = NewRequest { run: Some(run), hosts: vec![host.clone()], ..wish };
-    let answer =
-        call(&what, control_plane.access().create_request(CreateRequestRequest::from(message))).await?;
-    super::checked(&what, answer.request)
+    let key = Some(super::request::random_key());
+    let message = NewRequest { run: Some(run), hosts: vec![host.clone()], key, ..wish };
+    super::request::make(context, control_plane, &what, message.into()).await
 }
 
 /// The host ends what was granted with the run. If it cannot be asked whether it does, that is done here.

@@ -34,3 +34,13 @@ CREATE TABLE presences (
     -- In what it was not; NULL: in nothing that is known.
     disagreement TEXT COLLATE "C"
 );
+
+-- By what those who asked told their wishes apart: the same wish again is the same request.
+CREATE TABLE request_keys (
+    requester BIGINT NOT NULL REFERENCES subjects (number),
+    key TEXT COLLATE "C" NOT NULL,
+    -- SHA-256 of what was asked for.
+    asked BYTEA NOT NULL,
+    request TEXT COLLATE "C" NOT NULL REFERENCES requests (id),
+    PRIMARY KEY (requester, key)
+);

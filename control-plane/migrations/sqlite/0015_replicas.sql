@@ -28,3 +28,13 @@ CREATE TABLE presences (
     -- In what it was not; NULL: in nothing that is known.
     disagreement TEXT
 );
+
+-- By what those who asked told their wishes apart: the same wish again is the same request.
+CREATE TABLE request_keys (
+    requester INTEGER NOT NULL REFERENCES subjects (number),
+    key TEXT NOT NULL,
+    -- SHA-256 of what was asked for.
+    asked BLOB NOT NULL,
+    request TEXT NOT NULL REFERENCES requests (id),
+    PRIMARY KEY (requester, key)
+) WITHOUT ROWID;

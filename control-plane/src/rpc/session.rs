@@ -139,7 +139,17 @@ impl Session {
         incoming: Streaming<wire::SessionRequest>,
         answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
     ) -> Self {
-        Self { gate, caller, host, incoming, answers, number: SessionNumber::NONE, protocol: 1, told: Told::new(1), reported: None }
+        Self {
+            gate,
+            caller,
+            host,
+            incoming,
+            answers,
+            number: SessionNumber::NONE,
+            protocol: 1,
+            told: Told::new(1),
+            reported: None,
+        }
     }
 
     /// The whole session.
@@ -347,9 +357,8 @@ impl Session {
         let now = clock::now();
         let seen = self.gate.sessions.presence(&self.host).map_or(now, |presence| presence.seen);
         let store = &self.gate.store;
-        let written = store
-            .agent_disconnected(&self.host, self.number, end.word(), &end.detail(), seen, now)
-            .await;
+        let written =
+            store.agent_disconnected(&self.host, self.number, end.word(), &end.detail(), seen, now).await;
         if let Err(error) = written {
             let error = &error as &dyn std::error::Error;
             tracing::error!(host = %self.host, error, "cannot record the end of a session");

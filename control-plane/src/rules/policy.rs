@@ -200,6 +200,7 @@ mod tests {
             run: None,
             action: None,
             role: None,
+            key: None,
         }
     }
 

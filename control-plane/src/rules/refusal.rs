@@ -7,8 +7,8 @@ use std::time::Duration;
 use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    GrantId, GrantState, HostName, ProviderName, RequestId, RequestState, ResourceName, RoleName, SubjectId,
-    Timestamp,
+    GrantId, GrantState, HostName, ProviderName, RequestId, RequestKey, RequestState, ResourceName, RoleName,
+    SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -45,6 +45,8 @@ pub enum Refusal {
     },
     #[error("resource `{resource}` was removed after request {request} was made")]
     ResourceRemoved { resource: ResourceName, request: RequestId },
+    #[error("key `{key}` is that of request {request}, which asks for something else")]
+    KeyUsed { key: RequestKey, request: RequestId },
     #[error("no host is known")]
     NoHost,
     #[error("a cgroup, a run or one use is on one host, and the request is for {0}")]
@@ -177,7 +179,8 @@ impl Refusal {
             | Self::UnknownGrant(_)
             | Self::UnknownProvider(_)
             | Self::UnknownPolicy(_) => ErrorKind::NotFound,
-            Self::ResourceExists(_)
+            Self::KeyUsed { .. }
+            | Self::ResourceExists(_)
             | Self::SubjectExists(_)
             | Self::HostExists(_)
             | Self::SelectorTaken { .. } => ErrorKind::AlreadyExists,
@@ -274,6 +277,7 @@ impl Refusal {
             Self::OwnSubject(_) => "another administrator has to do it",
             Self::NotPermitted { .. } => "",
             Self::NoPolicy(_) => "leave `--role` out",
+            Self::KeyUsed { .. } => "another wish wants another key",
             Self::UnknownPolicy(_) => "list what there is with `portcullis policy history`",
             Self::OtherPolicy { .. } => {
                 "somebody else applied one meanwhile: look at `portcullis policy plan` again"

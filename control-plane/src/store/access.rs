@@ -9,6 +9,7 @@ use proto::types::{
     Request, RequestId, SubjectId, Timestamp, Vote,
 };
 use proto::wire::access as wire;
+use sha2::{Digest, Sha256};
 
 use super::disabling::refuse_if_disabled;
 use super::policies::wish;
@@ -36,6 +37,10 @@ impl Store {
         now: Timestamp,
     ) -> Result<Request, StoreError> {
         let mut tx = self.write().await?;
+        let digest = Sha256::digest(wire::CreateRequestRequest::from(new.clone()).encode_to_vec()).to_vec();
+        if let Some(made) = made_before(tx.sql(), &new, &requester.id, &digest).await? {
+            return Ok(made);
+        }
         const PROTECTED: &str = "SELECT number FROM resources WHERE name = ? AND removed_ms IS NULL";
         let resource = number(tx.sql(), PROTECTED, new.resource.as_str());
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
@@ -94,6 +99,16 @@ impl Store {
         .execute(tx.sql())
         .await
         .map_err(StoreError::sql("make a request"))?;
+        if let Some(key) = &new.key {
+            sql::query("INSERT INTO request_keys (requester, key, asked, request) VALUES (?, ?, ?, ?)")
+                .bind(by_whom)
+                .bind(key.as_str())
+                .bind(digest)
+                .bind(id.to_string())
+                .execute(tx.sql())
+                .await
+                .map_err(StoreError::sql("keep a request's key"))?;
+        }
         for (host, _) in hosts {
             sql::query("INSERT INTO request_hosts (request, host) VALUES (?, ?)")
                 .bind(id.to_string())
@@ -439,6 +454,31 @@ async fn refuse_if_removed(sql: &mut Transaction, request: &Request) -> Result<(
             Err(Refusal::ResourceRemoved { resource: request.resource.clone(), request: request.id }.into())
         }
         false => Ok(()),
+    }
+}
+
+/// The request that `requester` has made with the key of this wish; None: there is none.
+async fn made_before(
+    sql: &mut Transaction,
+    new: &NewRequest,
+    requester: &SubjectId,
+    asked: &[u8],
+) -> Result<Option<Request>, StoreError> {
+    let Some(key) = &new.key else { return Ok(None) };
+    let made: Option<(String, Vec<u8>)> = sql::query_as(
+        "SELECT request_keys.request, request_keys.asked FROM request_keys
+         JOIN subjects ON subjects.number = request_keys.requester WHERE subjects.id = ? AND request_keys.key = ?",
+    )
+    .bind(requester.as_str())
+    .bind(key.as_str())
+    .fetch_optional(&mut *sql)
+    .await
+    .map_err(StoreError::sql("look for a request's key"))?;
+    let Some((id, before)) = made else { return Ok(None) };
+    let id = decode::text("request", &id)?;
+    match before == asked {
+        true => request(sql, id).await.map(Some),
+        false => Err(Refusal::KeyUsed { key: key.clone(), request: id }.into()),
     }
 }
 

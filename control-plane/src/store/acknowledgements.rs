@@ -109,15 +109,16 @@ async fn write_all(mut tx: Tx, said: &[Acknowledgement]) -> Result<(), StoreErro
     let Some(latest) = said.iter().map(|one| one.at).max() else { return Ok(()) };
     for Acknowledgement { host: name, session, applied, left_out, at } in said {
         let (number, before) = host(tx.sql(), name).await?;
-        let noted =
-            sql::query("UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ? AND session = ?")
-                .bind(decode::sql(applied.generation))
-                .bind(at.unix_ms())
-                .bind(number)
-                .bind(session.0)
-                .execute(tx.sql())
-                .await
-                .map_err(StoreError::sql("note what an agent applied"))?;
+        let noted = sql::query(
+            "UPDATE hosts SET applied_generation = ?, seen_ms = ? WHERE number = ? AND session = ?",
+        )
+        .bind(decode::sql(applied.generation))
+        .bind(at.unix_ms())
+        .bind(number)
+        .bind(session.0)
+        .execute(tx.sql())
+        .await
+        .map_err(StoreError::sql("note what an agent applied"))?;
         if noted == 0 {
             return Err(StoreError::Superseded(name.clone()));
         }

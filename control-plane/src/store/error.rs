@@ -67,7 +67,9 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// A newer control plane has changed the tables.
-    #[error("a newer control plane has brought database `{0}` up to date, and this one does not know its tables")]
+    #[error(
+        "a newer control plane has brought database `{0}` up to date, and this one does not know its tables"
+    )]
     Outdated(String),
     /// Another control plane on the database signs by another authority: hosts that join here would be strangers there.
     #[error("another control plane on this database has the authority {theirs}, and this one has {ours}")]

@@ -89,12 +89,13 @@ impl Store {
     /// All that a host should enforce, as of one moment; for the session that it has, not for an earlier one.
     pub async fn plan(&self, name: &HostName, session: SessionNumber) -> Result<Plan, StoreError> {
         let mut sql = self.read().await?;
-        let (generation, current, revision): (i64, i64, i64) =
-            sql::query_as("SELECT generation, session, directory_revision FROM hosts, timeline WHERE name = ?")
-                .bind(name.as_str())
-                .fetch_one(&mut sql)
-                .await
-                .map_err(StoreError::sql("read a host's generation"))?;
+        let (generation, current, revision): (i64, i64, i64) = sql::query_as(
+            "SELECT generation, session, directory_revision FROM hosts, timeline WHERE name = ?",
+        )
+        .bind(name.as_str())
+        .fetch_one(&mut sql)
+        .await
+        .map_err(StoreError::sql("read a host's generation"))?;
         if current != session.0 {
             return Err(StoreError::Superseded(name.clone()));
         }

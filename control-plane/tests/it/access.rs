@@ -354,6 +354,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
         run: None,
         action: None,
         role: None,
+        key: None,
     }
     .into();
     let request = story.alice.create(new.clone()).await.expect("made");
@@ -567,4 +568,36 @@ async fn whoever_is_disabled_is_out() {
     world.admin.directory.enable_subject(enable("user:alice")).await.expect("enabled");
     assert_eq!(story.alice.grants(false).await, []);
     assert_eq!(story.alice.request(600).await.expect("made").state, RequestState::Pending);
+}
+
+/// The same wish is one request; another one with its key is refused by name.
+#[tokio::test]
+async fn a_key_is_of_one_wish() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let wish = |seconds: u64| NewRequest {
+        resource: "db".parse().expect("valid"),
+        subject: None,
+        hosts: Vec::new(),
+        duration: Duration::from_secs(seconds),
+        reason: "ticket 4711".parse().expect("valid"),
+        idle: None,
+        while_running: None,
+        run: None,
+        action: None,
+        role: None,
+        key: "4711".parse().ok(),
+    };
+    let made = story.alice.create(wish(60).into()).await.expect("made");
+    assert_eq!(story.alice.create(wish(60).into()).await.expect("is there").id, made.id);
+    let other = story.alice.create(wish(61).into()).await.expect_err("is another wish");
+    assert_eq!(
+        other.message(),
+        format!("key `4711` is that of request {}, which asks for something else", made.id)
+    );
+    assert_ne!(story.dora.create(wish(60).into()).await.expect("is dora's own").id, made.id);
+    story.dora.approve(made.id).await.expect("approved");
+    assert_eq!(story.alice.create(wish(60).into()).await.expect("is there").state.as_str(), "approved");
+    let created = world.record().await.into_iter().filter(|event| event.kind == EventKind::RequestCreated);
+    assert_eq!(created.count(), 2);
 }

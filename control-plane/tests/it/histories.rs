@@ -176,6 +176,7 @@ impl World {
             run: None,
             action: None,
             role: None,
+            key: None,
         };
         let limits = Limits {
             max_grant_duration: Duration::from_secs(3600),

@@ -4,6 +4,7 @@ mod arguments;
 mod database;
 mod postgres_server;
 mod provider;
+mod replicas;
 mod sqlite_file;
 
 /// All stories, on a SQLite file.
@@ -53,5 +54,5 @@ mod postgres {
     mod store;
     mod svid;
     mod workloads;
-    mod world;
+    pub(crate) mod world;
 }

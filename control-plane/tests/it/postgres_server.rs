@@ -14,8 +14,7 @@ use control_plane::rules::roster::Presence;
 use control_plane::store::{NewJoinToken, Others, Store, StoreError};
 use proto::status::ErrorKind;
 use proto::types::{
-    Applied, EventKind, Fingerprint, Hello, HostName, HostState, Labels, NewResource, Report,
-    Timestamp,
+    Applied, EventKind, Fingerprint, Hello, HostName, HostState, Labels, NewResource, Report, Timestamp,
 };
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -164,7 +163,9 @@ async fn who_knows_only_older_tables_writes_nothing() {
     assert_eq!(sql.number("SELECT revision FROM timeline").await, revision);
     assert_eq!(sql.number("SELECT count(*) FROM hosts").await, 0);
     store.hosts().await.expect("reads go on");
-    sql.execute("INSERT INTO _sqlx_migrations VALUES (1000000, 'of tomorrow', now(), true, '', 0)").await.expect("noted");
+    sql.execute("INSERT INTO _sqlx_migrations VALUES (1000000, 'of tomorrow', now(), true, '', 0)")
+        .await
+        .expect("noted");
     let error = Store::open(&database.database).await.expect_err("is too old");
     assert!(told(&error).contains("newer"), "{}", told(&error));
 }
@@ -176,7 +177,11 @@ async fn all_on_a_database_have_the_same_authority() {
     one.begin_work(ours, clock::now()).await.expect("is the first");
     let other = Store::open(&database.database).await.expect("opens");
     let refused = other.begin_work(theirs, clock::now()).await.expect_err("is another authority");
-    assert!(told(&refused).contains(&ours.to_string()) && told(&refused).contains("copy"), "{}", told(&refused));
+    assert!(
+        told(&refused).contains(&ours.to_string()) && told(&refused).contains("copy"),
+        "{}",
+        told(&refused)
+    );
     other.begin_work(ours, clock::now()).await.expect("is the same authority");
     other.close().await;
     one.close().await;
@@ -205,10 +210,7 @@ async fn what_others_change_wakes_those_who_wait() {
         let ports = vec!["tcp/5432".parse().expect("valid")];
         NewResource::new(name.parse().expect("valid"), vec!["10.0.0.7".parse().expect("valid")], ports)
     };
-    there
-        .add_resource(resource("db").expect("valid"), &Actor::System, clock::now())
-        .await
-        .expect("added");
+    there.add_resource(resource("db").expect("valid"), &Actor::System, clock::now()).await.expect("added");
     while !set.has_changed().expect("is there") {
         here.others_change().await;
         revision = here.wake_for_others(revision).await.expect("reads");
@@ -280,8 +282,7 @@ async fn how_hosts_are_is_known_to_all() {
     let mut sql = database.raw().await;
     let host: HostName = "db-7".parse().expect("valid");
     let at = |ms| Timestamp::from_unix_ms(ms).expect("in range");
-    let presence =
-        Presence { seen: at(7), confirmed: Some(at(5)), disagreement: Some("2 pairs".to_owned()) };
+    let presence = Presence { seen: at(7), confirmed: Some(at(5)), disagreement: Some("2 pairs".to_owned()) };
     here.publish(vec![(host.clone(), presence.clone())]).await.expect("is none of ours, and left out");
     assert_eq!(sql.number("SELECT count(*) FROM presences").await, 0);
     here.agent_connected(&hello(&host), at(3)).await.expect("noted");

@@ -56,7 +56,7 @@ use crate::database::{Kind, TestDatabase};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
-    folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
     pub(crate) database: TestDatabase,
     pub(crate) admin: Caller,
     /// Whom everybody believes.
@@ -454,6 +454,7 @@ impl Caller {
             run: None,
             action: None,
             role: None,
+            key: None,
         };
         self.create(new.into()).await
     }

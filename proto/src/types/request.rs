@@ -77,6 +77,42 @@ impl Display for Reason {
     }
 }
 
+/// By what whoever asks tells a wish from their others, so that it is granted once, however often it is sent: 1 to 64 letters, digits,
+/// `.`, `_`, `:` or `-`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestKey(String);
+
+impl RequestKey {
+    const MAX_LEN: usize = 64;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RequestKey {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+        match (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) {
+            true => Ok(Self(text.to_owned())),
+            false => {
+                let problem =
+                    format_args!("is not 1 to {} letters, digits, `.`, `_`, `:` or `-`", Self::MAX_LEN);
+                Err(Invalid::new("key", problem))
+            }
+        }
+    }
+}
+
+impl Display for RequestKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// A request as somebody makes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRequest {
@@ -100,6 +136,8 @@ pub struct NewRequest {
     pub action: Option<Action>,
     /// By which role of the policy in force; None: by the one that fits best.
     pub role: Option<RoleName>,
+    /// By what it is told from the others of who asks; None: it is a wish of its own each time.
+    pub key: Option<RequestKey>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
@@ -141,6 +179,7 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             run,
             action,
             role: optional_role(&wire.role)?,
+            key: (!wire.key.is_empty()).then(|| wire.key.parse()).transpose()?,
         })
     }
 }
@@ -172,6 +211,7 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             run: new.run.map(|id| id.to_string()).unwrap_or_default(),
             action: new.action.map(Into::into),
             role: new.role.map(Into::into).unwrap_or_default(),
+            key: new.key.map(|key| key.0).unwrap_or_default(),
         }
     }
 }

@@ -148,6 +148,7 @@ async fn fill(stage: &Stage, size: Size, cgroups: &[Cgroup]) -> Result<()> {
                 run: None,
                 action: None,
                 role: None,
+                key: None,
             };
             let requester = Acting { id: id.clone(), credential: Credential::Token };
             let known = Known { circumstances: &Circumstances::default(), limits: &LIMITS };
