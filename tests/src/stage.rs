@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::confined;
 use crate::network::{self, Network};
 use crate::other_agent;
+use crate::postgres::Postgres;
 use crate::process::{Background, output, wait_for};
 use crate::sandbox::{Cgroup, Sandbox};
 
@@ -29,14 +30,24 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// The name of the one host.
 pub const HOST: &str = "stage-1";
 
+/// The configuration of the second control plane.
+const REPLICA: &str = "replica.toml";
+
+/// Where the database listens that control planes share.
+const DATABASE_PORT: u16 = 5433;
+
 /// The first administrator.
 pub const ADMIN: &str = "user:admin";
 
 /// The installation. Dropped, everything is ended and taken away.
 pub struct Stage {
     control_plane: Option<Background>,
+    /// A second control plane, where there are two.
+    replica: Option<Background>,
     agent: Option<Background>,
     network: Option<Network>,
+    /// What two control planes share.
+    database: Option<Postgres>,
     sandbox: Sandbox,
 }
 
@@ -53,6 +64,8 @@ pub struct Plan<'a> {
     pub is_apart: bool,
     /// The agent's state is on a file system of its own, of so many bytes.
     pub state_bytes: Option<u64>,
+    /// There are two control planes on a PostgreSQL database; the agent knows both.
+    pub has_replica: bool,
 }
 
 /// A binary of the project, built beside this one.
@@ -80,10 +93,16 @@ impl Stage {
             sandbox.mount_state(bytes)?;
         }
         let network = plan.is_apart.then(|| Network::new(sandbox.dir())).transpose()?;
-        let mut stage = Self { control_plane: None, agent: None, network, sandbox };
+        let server = || Postgres::start(sandbox.dir(), sandbox.address(), DATABASE_PORT);
+        let database = plan.has_replica.then(server).transpose()?;
+        let mut stage =
+            Self { control_plane: None, replica: None, agent: None, network, database: database, sandbox };
         stage.write_control_plane_configuration(plan.control_plane)?;
         stage.init_control_plane()?;
         stage.start_control_plane()?;
+        if plan.has_replica {
+            stage.start_replica()?;
+        }
         match plan.pod_token {
             None => {
                 stage.write_agent_configuration(plan.agent)?;
@@ -109,13 +128,29 @@ impl Stage {
         SocketAddr::new(address, 7400)
     }
 
+    /// Where agents find the second control plane.
+    fn replica_address(&self) -> SocketAddr {
+        SocketAddr::new(self.sandbox.address().into(), 7401)
+    }
+
     fn write_control_plane_configuration(&self, more: &str) -> Result<()> {
         let dir = self.sandbox.dir().display();
-        let control_plane = format!(
-            "listen = [\"unix:{dir}/socket\", \"{}\"]\ndatabase = \"{dir}/control-plane.db\"\n{more}\n",
-            self.control_plane_address()
-        );
-        fs::write(self.path("control-plane.toml"), control_plane)?;
+        let database = match &self.database {
+            None => format!("database = \"{dir}/control-plane.db\""),
+            Some(server) => format!(
+                "database = {{ url = \"postgresql://demo@{}:{DATABASE_PORT}/postgres\", tls = \"disable\" }}\n\
+                 authority = \"{dir}/authority\"",
+                server.address()
+            ),
+        };
+        for (name, socket, address) in [
+            ("control-plane.toml", "socket", self.control_plane_address()),
+            (REPLICA, "replica.socket", self.replica_address()),
+        ] {
+            let control_plane =
+                format!("listen = [\"unix:{dir}/{socket}\", \"{address}\"]\n{database}\n{more}\n");
+            fs::write(self.path(name), control_plane)?;
+        }
         Ok(())
     }
 
@@ -133,10 +168,13 @@ impl Stage {
 
     fn write_agent_configuration(&self, more: &str) -> Result<()> {
         let dir = self.sandbox.dir().display();
+        let mut control_planes = vec![format!("https://{}", self.control_plane_address())];
+        if self.database.is_some() {
+            control_planes.push(format!("https://{}", self.replica_address()));
+        }
         let agent = format!(
-            "host = \"{HOST}\"\ncontrol_plane = \"https://{}\"\nstate_dir = \"{dir}/agent\"\n{more}\n\
+            "host = \"{HOST}\"\ncontrol_plane = {control_planes:?}\nstate_dir = \"{dir}/agent\"\n{more}\n\
              [runs]\nsocket = \"{dir}/runs.sock\"\n[kernel]\npin_dir = \"{}\"\n",
-            self.control_plane_address(),
             self.sandbox.pin_dir().display()
         );
         fs::write(self.path("agent.toml"), agent)?;
@@ -195,24 +233,33 @@ impl Stage {
 
     /// Starts the control plane, and waits until it answers.
     pub fn start_control_plane(&mut self) -> Result<()> {
-        let ready = self.path("ready");
+        self.control_plane = Some(self.serve("control-plane.toml")?);
+        Ok(())
+    }
+
+    /// Starts the second control plane, and waits until it answers.
+    pub fn start_replica(&mut self) -> Result<()> {
+        self.replica = Some(self.serve(REPLICA)?);
+        Ok(())
+    }
+
+    /// A control plane that is up.
+    fn serve(&self, configuration: &str) -> Result<Background> {
+        let ready = self.path(&format!("{configuration}.ready"));
         let _ = fs::remove_file(&ready);
         let program = binary("portcullis-control-plane")?;
         let mut command = match &self.network {
             None => Command::new(program),
             Some(network) => network.control_plane.command(program),
         };
-        command
-            .args(["serve", "--config"])
-            .arg(self.path("control-plane.toml"))
-            .arg("--ready-file")
-            .arg(&ready);
-        let log = self.path("control-plane.log");
-        let process = self.control_plane.insert(Background::start("the control plane", &mut command, &log)?);
+        command.args(["serve", "--config"]).arg(self.path(configuration)).arg("--ready-file").arg(&ready);
+        let log = self.path(configuration).with_extension("log");
+        let mut process = Background::start("the control plane", &mut command, &log)?;
         wait_for("the control plane to answer", START_TIMEOUT, || {
             process.ensure_running()?;
             Ok(ready.exists().then_some(()))
-        })
+        })?;
+        Ok(process)
     }
 
     /// Starts the agent.
@@ -266,6 +313,11 @@ impl Stage {
     /// Ends the control plane as a crash would.
     pub fn kill_control_plane(&mut self) -> Result<()> {
         self.control_plane.take().context("the control plane is not running")?.kill()
+    }
+
+    /// Ends the second control plane as a crash would.
+    pub fn kill_replica(&mut self) -> Result<()> {
+        self.replica.take().context("the second control plane is not running")?.kill()
     }
 
     /// Ends the agent as a crash would.
@@ -343,6 +395,12 @@ impl Stage {
     pub fn cli_here(&self, subject: &str) -> Result<Cli> {
         let server = format!("unix:{}", self.path("socket").display());
         Ok(Cli { server, netns: None, ..self.cli(subject)? })
+    }
+
+    /// The command line of a subject at the second control plane.
+    pub fn cli_of_replica(&self, subject: &str) -> Result<Cli> {
+        let server = format!("unix:{}", self.path("replica.socket").display());
+        Ok(Cli { server, ..self.cli(subject)? })
     }
 
     /// Asks for access as the subject, has the administrator approve, and returns when the kernel holds the grant: its id.

@@ -25,8 +25,14 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// The shortest life that a certificate can have.
-const SHORT: Plan<'_> =
-    Plan { control_plane: SHORT_LIFETIME, agent: "", pod_token: None, is_apart: false, state_bytes: None };
+const SHORT: Plan<'_> = Plan {
+    control_plane: SHORT_LIFETIME,
+    agent: "",
+    pod_token: None,
+    is_apart: false,
+    state_bytes: None,
+    has_replica: false,
+};
 const SHORT_LIFETIME: &str = "host_certificate_lifetime = \"10s\"";
 
 fn over_a_network() -> Result<()> {

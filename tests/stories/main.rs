@@ -17,6 +17,7 @@ mod outages;
 mod policies;
 mod proof;
 mod psql;
+mod replicas;
 mod runs;
 mod sessions;
 mod upgrades;
@@ -43,6 +44,7 @@ fn main() {
             runs::TESTS,
             actions::TESTS,
             policies::TESTS,
+            replicas::TESTS,
         ]
         .concat(),
     );
