@@ -255,6 +255,7 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            extensions: 0,
         };
         let set = GrantSet {
             generation: 7,

@@ -3,6 +3,7 @@
 pub mod approve;
 pub mod audit;
 pub mod deny;
+pub mod extend;
 pub mod grants;
 pub mod host;
 pub mod login;
@@ -51,6 +52,7 @@ pub enum Command {
     WhoHas(who_has::Arguments),
     Revoke(revoke::Arguments),
     Release(release::Arguments),
+    Extend(extend::Arguments),
     Run(run::Arguments),
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -76,6 +78,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::WhoHas(arguments) => who_has::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
+        Command::Extend(arguments) => extend::run(arguments, context).await,
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,

@@ -17,6 +17,7 @@ mod directory;
 mod disabling;
 mod enrolment;
 mod error;
+mod extensions;
 mod grants;
 mod hosts;
 mod policies;

@@ -111,6 +111,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
             kind: "role".to_owned(),
             name: "debug".to_owned(),
             action: wire::policy::PolicyAction::Added.into(),
+            extensions: 0,
         }],
         ..wire::policy::PolicyPlan::default()
     };

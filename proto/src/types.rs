@@ -43,8 +43,8 @@ pub use labels::{Label, Labels};
 pub use outage::Outage;
 pub use policy::{Difference, NewPolicy, PlannedEnd, PolicyFiles, PolicyPlan, PolicyVersion, What};
 pub use request::{
-    GRANT_LIMIT_MAX, NewApproval, NewRequest, Reason, Request, RequestKey, RequestState, Vote, Waiting,
-    page_limit,
+    GRANT_LIMIT_MAX, NewApproval, NewExtension, NewRequest, Reason, Request, RequestKey, RequestState, Vote,
+    Waiting, page_limit,
 };
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

@@ -219,6 +219,7 @@ pub(crate) fn live_grant(subject: u32, resource: u32) -> Result<LiveGrant> {
         while_running: None,
         run: None,
         action: None,
+        extensions: 0,
     })
 }
 

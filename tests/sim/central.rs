@@ -170,6 +170,7 @@ impl Database {
                 while_running: row.while_running.clone(),
                 run: None,
                 action: None,
+                extensions: 0,
             })
         };
         Plan {

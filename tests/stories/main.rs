@@ -10,6 +10,7 @@ mod full_disk;
 mod hosts;
 mod jobs;
 mod life;
+mod longer;
 mod lsm;
 mod modes;
 mod options;
@@ -26,6 +27,7 @@ fn main() {
     tests::runner::main(
         [
             life::TESTS,
+            longer::TESTS,
             psql::TESTS,
             sessions::TESTS,
             deadlines::TESTS,

@@ -110,6 +110,7 @@ mod tests {
             while_running: None,
             run,
             action: None,
+            extensions: 0,
         };
         let mut grants = Grants::default();
         let set = GrantSet {

@@ -2,9 +2,9 @@
 //!
 //! Owns: generations, deadlines on the boot clock, and when this host ends a grant by itself. Must not know: kernel, network.
 //!
-//! Invariants: within a timeline a generation never goes back; the deadline of a grant never moves later, nor does a restart move
-//! it, or another boot beyond what was left when it was written down; what this host has ended, or what has run out here, lets
-//! nobody through again, whatever sets come with it.
+//! Invariants: within a timeline a generation never goes back; the deadline of a grant never moves later unless somebody has extended
+//! it since, nor does a restart move it, or another boot beyond what was left when it was written down; what this host has ended, or
+//! what has run out here and was not extended, lets nobody through again, whatever sets come with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -65,6 +65,8 @@ struct Held {
     action: Option<Action>,
     /// The run that has used it up; None: it has not been, or is not for one action.
     used_by: Option<RunId>,
+    /// How often it had been extended when its deadline was last told.
+    extensions: u32,
 }
 
 /// Whom a grant opens to.
@@ -148,6 +150,7 @@ impl Held {
             run: grant.run,
             action: grant.action.clone(),
             used_by: None,
+            extensions: grant.extensions,
         }
     }
 
@@ -161,7 +164,19 @@ impl Held {
             while_running: self.task.as_ref().map(|task| task.path.clone()),
             run: self.run,
             action: self.action.clone(),
+            extensions: self.extensions,
         }
+    }
+
+    /// Takes over the deadline that came with a set: an earlier one always, a later one only if somebody has extended the grant since
+    /// the last one was told. What is left is measured by the control plane's clock, which may have been set back.
+    fn move_deadline(&mut self, deadline_boot_ns: u64, extensions: u32) {
+        let expires_at_boot_ns = &mut self.wanted.expires_at_boot_ns;
+        match extensions > self.extensions {
+            true => *expires_at_boot_ns = deadline_boot_ns,
+            false => *expires_at_boot_ns = deadline_boot_ns.min(*expires_at_boot_ns),
+        }
+        self.extensions = self.extensions.max(extensions);
     }
 
     fn scope(&self) -> Scope {
@@ -258,7 +273,7 @@ impl Grants {
         for grant in set.grants.iter().filter(|grant| !self.ended.contains_key(&grant.id)) {
             let latest = self.latest.remove(&grant.id).unwrap_or(u64::MAX);
             let mut held = known.remove(&grant.id).unwrap_or_else(|| Held::new(grant, latest, now_boot_ns));
-            held.wanted.expires_at_boot_ns = held.wanted.expires_at_boot_ns.min(deadline(grant));
+            held.move_deadline(deadline(grant), grant.extensions);
             held.used_by = self.used.get(&grant.id).copied();
             self.grants.insert(grant.id, held);
         }

@@ -285,6 +285,8 @@ pub struct RequestRow {
     pub votes: Vec<VotePart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<WaitingPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extends: Option<String>,
     #[serde(skip)]
     request: Request,
 }
@@ -374,6 +376,7 @@ impl From<Request> for RequestRow {
             lapses: request.lapses.map(utc),
             votes: request.votes.iter().map(VotePart::from).collect(),
             waiting: request.waiting.as_ref().map(WaitingPart::from),
+            extends: request.extends.map(|id| id.to_string()),
             request,
         }
     }
@@ -399,7 +402,10 @@ impl Row for RequestRow {
             self.id.clone(),
             self.state.to_owned(),
             view.since(self.request.created),
-            exact(self.request.duration),
+            match self.extends {
+                Some(_) => format!("+{}", exact(self.request.duration)),
+                None => exact(self.request.duration),
+            },
             self.subject.clone(),
             self.resource.clone(),
             words(&self.hosts),
@@ -447,6 +453,7 @@ pub struct GrantRow {
     pub expires: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
+    pub extensions: u32,
     #[serde(skip)]
     grant: Grant,
 }
@@ -478,6 +485,7 @@ impl From<Grant> for GrantRow {
             issued: utc(grant.issued),
             expires: utc(grant.expires),
             ended: grant.ended.map(utc),
+            extensions: grant.extensions,
             grant,
         }
     }

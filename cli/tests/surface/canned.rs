@@ -114,6 +114,7 @@ pub(crate) fn request(state: RequestState) -> Request {
             others: 3,
             until: at("2026-11-22T10:30:00Z"),
         }),
+        extends: String::new(),
     }
 }
 
@@ -139,6 +140,7 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         while_running: "/ci.slice/a".into(),
         run: String::new(),
         action: None,
+        extensions: 0,
     }
 }
 
@@ -454,6 +456,21 @@ impl AccessService for Canned {
         self.enter(call)?;
         let grant = grant(GrantState::Ended, EndReason::Released, [(false, ""), (false, "")]);
         Ok(Response::new(ReleaseGrantResponse { grant: Some(grant) }))
+    }
+
+    async fn extend_grant(
+        &self,
+        call: Call<ExtendGrantRequest>,
+    ) -> Result<Response<ExtendGrantResponse>, Status> {
+        // What is longer than an hour has to be approved.
+        let asked = self.enter(call)?;
+        let state = match asked.duration.is_some_and(|by| by.seconds > 3600) {
+            true => RequestState::Pending,
+            false => RequestState::Approved,
+        };
+        let request = Request { extends: GRANT.into(), duration: asked.duration, ..request(state) };
+        let grant = Grant { extensions: 1, ..active() };
+        Ok(Response::new(ExtendGrantResponse { request: Some(request), grant: Some(grant) }))
     }
 }
 

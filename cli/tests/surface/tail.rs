@@ -104,7 +104,9 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 comment: "version 7: infra#211; role debug added".into(),
                 ..event(position, "control-plane", kind)
             },
-            Kind::GrantIssued | Kind::GrantActive => AuditEvent { grant: GRANT.into(), expires, ..about() },
+            Kind::GrantIssued | Kind::GrantActive | Kind::GrantExtended => {
+                AuditEvent { grant: GRANT.into(), expires, ..about() }
+            }
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }

@@ -345,6 +345,7 @@ mod tests {
             lapses: None,
             votes: Vec::new(),
             waiting: None,
+            extends: None,
         }
     }
 

@@ -1,11 +1,12 @@
 //! `AccessService`: from a wish to a grant and to its end.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest, Outage, Reason,
-    RequestId, RequestState, ResourceName, Timestamp, page_limit,
+    AccessFilter, EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewExtension, NewRequest,
+    Outage, Reason, RequestId, RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -122,9 +123,7 @@ impl AccessService for Access {
         request: Request<wire::CreateRequestRequest>,
     ) -> Result<Response<wire::CreateRequestResponse>, Status> {
         let caller = admitted(&request)?;
-        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
-        let agent =
-            request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).map(str::to_owned);
+        let way = Way::of(&request);
         let new: NewRequest = request.into_inner().try_into().map_err(invalid)?;
         let requester = caller.subject()?;
         let limits = &self.0.request_limits;
@@ -133,7 +132,7 @@ impl AccessService for Access {
             Err(refusal) => return Err(self.0.refuse(&caller, refusal).await),
         };
         let store = &self.0.store;
-        let circumstances = match caller.circumstances(store, address, agent.as_deref()).await {
+        let circumstances = match caller.circumstances(store, way.address, way.agent.as_deref()).await {
             Ok(circumstances) => circumstances,
             Err(error) => return Err(self.0.answer(&caller, error).await),
         };
@@ -273,6 +272,46 @@ impl AccessService for Access {
         let caller = admitted(&request)?;
         let grant = self.end(&caller, &request.into_inner().id, EndReason::Released, "").await?;
         Ok(Response::new(wire::ReleaseGrantResponse { grant: Some(grant.into()) }))
+    }
+
+    async fn extend_grant(
+        &self,
+        request: Request<wire::ExtendGrantRequest>,
+    ) -> Result<Response<wire::ExtendGrantResponse>, Status> {
+        let caller = admitted(&request)?;
+        let way = Way::of(&request);
+        let new: NewExtension = request.into_inner().try_into().map_err(invalid)?;
+        let store = &self.0.store;
+        let circumstances = match caller.circumstances(store, way.address, way.agent.as_deref()).await {
+            Ok(circumstances) => circumstances,
+            Err(error) => return Err(self.0.answer(&caller, error).await),
+        };
+        let known = Known { circumstances: &circumstances, limits: &self.0.request_limits };
+        match store.extend_grant(new, &caller.subject()?, known, clock::now()).await {
+            Ok((request, grant)) => Ok(Response::new(wire::ExtendGrantResponse {
+                request: Some(request.into()),
+                grant: Some(grant.into()),
+            })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+}
+
+/// By which way a call came.
+struct Way {
+    /// None: by a unix socket, or that is not known.
+    address: Option<IpAddr>,
+    /// The program, as that says itself.
+    agent: Option<String>,
+}
+
+impl Way {
+    fn of<T>(request: &Request<T>) -> Self {
+        let agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok());
+        Self {
+            address: request.extensions().get::<Peer>().and_then(|peer| peer.address),
+            agent: agent.map(str::to_owned),
+        }
     }
 }
 

@@ -95,6 +95,7 @@ mod tests {
             lapses: None,
             votes: Vec::new(),
             waiting: None,
+            extends: None,
         };
         let host = |(name, held, may_hold): &(&str, bool, bool)| GrantHost {
             name: name.parse().expect("valid"),
@@ -116,6 +117,7 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            extensions: 0,
         };
         (grant, request)
     }

@@ -142,6 +142,7 @@ calls! {
     ListAccess = "AccessService.ListAccess":            No     Own    All      All     All           No;
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
+    ExtendGrant = "AccessService.ExtendGrant":          No     Own    Own      Own     Own           No;
     PlanPolicy = "PolicyService.PlanPolicy":            No     No     No       No      All           No;
     ApplyPolicy = "PolicyService.ApplyPolicy":          No     No     No       No      All           No;
     ListPolicies = "PolicyService.ListPolicies":        No     No     No       All     All           No;

@@ -2,8 +2,8 @@
 //!
 //! Owns: which step leads where. Must not know: sessions, generations, storage.
 //!
-//! Invariants: a life never goes back; it is active only after every host held the grant; from the deadline on it is
-//! ended, whatever the hosts say; before the deadline it is ended only when no host may hold it any more; the reason for
+//! Invariants: a life never goes back, and its deadline moves later only while it is live; it is active only after every host held
+//! the grant; from the deadline on it is ended, whatever the hosts say; before the deadline it is ended only when no host may hold it any more; the reason for
 //! its end never changes. A host that ends it by itself ends it for itself only: it goes on elsewhere, and is over, for the
 //! reason of the last of them, when it is over on every host.
 
@@ -62,6 +62,8 @@ pub enum Step {
     Heard(HostName, Answer),
     /// Somebody ends it.
     End(EndReason),
+    /// It lives until then, if that is later than its deadline.
+    Extend(Timestamp),
     /// Nothing but that time goes on.
     Wait,
 }
@@ -85,6 +87,10 @@ impl Body {
         let mut holdings = self.hosts.values();
         holdings.all(|holding| matches!(holding, Holding::Held | Holding::Free(_)))
             && self.hosts.values().any(|holding| *holding == Holding::Held)
+    }
+
+    fn extended(self, until: Timestamp) -> Self {
+        Self { expires: self.expires.max(until), ..self }
     }
 
     fn note(&mut self, host: &HostName, answer: Answer) {
@@ -233,7 +239,7 @@ pub struct Stepped {
     pub entered: Vec<GrantState>,
 }
 
-/// Somebody ends a grant that has been ended already.
+/// Somebody ends or extends a grant that has been ended already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotLive(pub GrantState);
 
@@ -268,7 +274,7 @@ impl Life {
         }
     }
 
-    /// One step at `now`. Only ending what has been ended is refused.
+    /// One step at `now`. Only ending and extending what has been ended is refused.
     pub fn step(self, step: Step, now: Timestamp) -> Result<Stepped, NotLive> {
         let mut state = self.state();
         let mut entered = Vec::new();
@@ -308,9 +314,15 @@ impl Life {
             (Self::Active(grant), Step::Heard(host, answer)) => grant.hear(&host, answer),
             (Self::Ending(grant), Step::Heard(host, answer)) => Self::Ending(grant.hear(&host, answer)),
             (Self::Ended(grant), Step::Heard(..)) => Self::Ended(grant),
+            (Self::Activating(Activating(body)), Step::Extend(until)) => {
+                Self::Activating(Activating(body.extended(until)))
+            }
+            (Self::Active(Active(body)), Step::Extend(until)) => Self::Active(Active(body.extended(until))),
             (Self::Activating(grant), Step::End(reason)) => Self::Ending(grant.end(reason)),
             (Self::Active(grant), Step::End(reason)) => Self::Ending(grant.end(reason)),
-            (life @ (Self::Ending(_) | Self::Ended(_)), Step::End(_)) => return Err(NotLive(life.state())),
+            (life @ (Self::Ending(_) | Self::Ended(_)), Step::End(_) | Step::Extend(_)) => {
+                return Err(NotLive(life.state()));
+            }
         })
     }
 

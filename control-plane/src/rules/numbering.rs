@@ -74,6 +74,7 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::GrantActive
         | EventKind::GrantEnding
         | EventKind::GrantEnded
+        | EventKind::GrantExtended
         | EventKind::ResourceAdded
         | EventKind::ResourceChanged
         | EventKind::ResourceRemoved

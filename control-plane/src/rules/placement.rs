@@ -57,6 +57,8 @@ pub struct Wanted {
     pub run: Option<RunId>,
     /// It is for this alone, once; None: for whatever the subject does.
     pub action: Option<Action>,
+    /// How often it was extended.
+    pub extensions: u32,
 }
 
 /// All that one host should enforce, without what depends on the moment of sending.
@@ -85,6 +87,7 @@ impl Wanted {
             while_running: self.while_running.clone(),
             run: self.run,
             action: self.action.clone(),
+            extensions: self.extensions,
         })
     }
 }
@@ -325,6 +328,7 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            extensions: 0,
         }
     }
 

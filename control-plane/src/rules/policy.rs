@@ -131,12 +131,17 @@ impl Wish {
 
     /// On which terms `in_force` lets it be asked for.
     pub fn terms(&self, in_force: &Numbered, now: Timestamp) -> Result<Terms, Refusal> {
-        permitted(in_force, decide(&in_force.policy, &self.facts(Stage::Request, now)))
+        self.terms_at(in_force, Stage::Request, now)
+    }
+
+    /// On which terms `in_force` lets it be asked for, begin, or live on.
+    pub fn terms_at(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<Terms, Refusal> {
+        permitted(in_force, decide(&in_force.policy, &self.facts(stage, now)))
     }
 
     /// Whether `in_force` still lets it begin (`Stage::Activate`), or live on (`Stage::Keep`).
     pub fn is_permitted(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<(), Refusal> {
-        permitted(in_force, decide(&in_force.policy, &self.facts(stage, now))).map(drop)
+        self.terms_at(in_force, stage, now).map(drop)
     }
 }
 

@@ -81,6 +81,24 @@ pub enum Refusal {
     ResourceDiffers { resource: ResourceName, known: String, said: String },
     #[error("grant {grant} is {state} already")]
     NotLive { grant: GrantId, state: GrantState },
+    #[error("role `{0}` lets nothing be extended")]
+    NoExtension(RoleName),
+    #[error("grant {grant} has been extended {times} times, which is all that its role permits")]
+    ExtendedEnough { grant: GrantId, times: u32 },
+    #[error(
+        "{} is above the {} by which its role lets it be extended",
+        humantime::format_duration(*asked),
+        humantime::format_duration(*maximum)
+    )]
+    ExtensionTooLong { asked: Duration, maximum: Duration },
+    #[error(
+        "grant {grant} would live for {} in all, and {} is the maximum",
+        humantime::format_duration(*total),
+        humantime::format_duration(*maximum)
+    )]
+    ExtendedTooLong { grant: GrantId, total: Duration, maximum: Duration },
+    #[error("request {0} is to extend a grant, which is done on all of its hosts")]
+    ExtensionHosts(RequestId),
     #[error("subject `{caller}` does not hold grant {grant} and did not ask for it")]
     NotHolder { caller: SubjectId, grant: GrantId },
     #[error("identity provider `{0}` is not known")]
@@ -190,6 +208,8 @@ impl Refusal {
             | Self::NoHost
             | Self::AlreadyDecided { .. }
             | Self::NotLive { .. }
+            | Self::NoExtension(_)
+            | Self::ExtendedEnough { .. }
             | Self::NotBound(_)
             | Self::NotDisabled(_)
             | Self::AlreadyDisabled(_)
@@ -198,6 +218,9 @@ impl Refusal {
             | Self::ResourceDiffers { .. }
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. }
+            | Self::ExtensionTooLong { .. }
+            | Self::ExtendedTooLong { .. }
+            | Self::ExtensionHosts(_)
             | Self::OneHostOnly(_)
             | Self::NoPolicy(_)
             | Self::BadPolicy { .. }
@@ -290,6 +313,11 @@ impl Refusal {
                 "write into the policy what `portcullis resource list` shows, or remove the resource first"
             }
             Self::NotLive { .. } => "",
+            Self::NoExtension(_) | Self::ExtendedEnough { .. } => {
+                "ask for access anew, with `portcullis request`"
+            }
+            Self::ExtensionTooLong { .. } | Self::ExtendedTooLong { .. } => "ask for less",
+            Self::ExtensionHosts(_) => "leave `--host` out",
             Self::NotHolder { .. } => "an approver can revoke it",
             Self::UnknownProvider(_) => "run `portcullis login` again: it asks for those that there are now",
             Self::NotLetIn(_) => {

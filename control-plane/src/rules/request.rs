@@ -118,6 +118,9 @@ impl<'a> Pending<'a> {
 
     /// Somebody says yes or no, at [`Pending::moment`].
     pub fn vote(self, vote: &Vote) -> Result<Stand, Refusal> {
+        if self.request.extends.is_some() && !vote.hosts.is_empty() {
+            return Err(Refusal::ExtensionHosts(self.request.id));
+        }
         let mut votes: Vec<approval::Vote> = self.request.votes.iter().map(counted).collect();
         votes.push(counted(vote));
         let Progress { state, ignored } = approval::progress(&self.approval, &votes, vote.at);
@@ -246,6 +249,7 @@ mod tests {
             lapses: Some(at(60)),
             votes: Vec::new(),
             waiting: None,
+            extends: None,
         }
     }
 

@@ -232,6 +232,7 @@ mod tests {
             while_running: None,
             run,
             action,
+            extensions: 0,
         };
         let of_all = grant(None, None);
         let of_run = grant(Some(proto::types::RunId::new()), None);

@@ -252,7 +252,7 @@ impl Store {
     }
 
     /// Writes down where a request stands. Approved, it becomes a grant, if the policy in force lets it begin.
-    async fn settle(
+    pub(super) async fn settle(
         &self,
         tx: &mut Tx,
         before: &Request,
@@ -284,6 +284,9 @@ impl Store {
         };
         refuse_if_removed(tx.sql(), before).await?;
         refuse_if_disabled(tx.sql(), &before.subject).await?;
+        if let Some(id) = before.extends {
+            return self.extend(tx, before, id, &decided, extent, actor, comment, now).await.map(Some);
+        }
         if let Some(in_force) = self.in_force(tx.sql()).await? {
             let hosts = extent.hosts.clone();
             let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
@@ -411,7 +414,7 @@ impl Tx {
         Ok(grant)
     }
 
-    async fn record_request(
+    pub(super) async fn record_request(
         &mut self,
         kind: EventKind,
         request: &Request,
@@ -440,7 +443,7 @@ fn limits(grant: &Grant) -> String {
 }
 
 /// A grant for what is not protected any more would mean nothing, and be held by nobody.
-async fn refuse_if_removed(sql: &mut Transaction, request: &Request) -> Result<(), StoreError> {
+pub(super) async fn refuse_if_removed(sql: &mut Transaction, request: &Request) -> Result<(), StoreError> {
     let is_removed: bool = sql::query_scalar(
         "SELECT resources.removed_ms IS NOT NULL FROM requests
          JOIN resources ON resources.number = requests.resource WHERE requests.id = ?",
@@ -494,7 +497,7 @@ async fn number(
         .map_err(StoreError::sql("look up a name"))
 }
 
-async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, StoreError> {
+pub(super) async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, StoreError> {
     let number = number(sql, "SELECT number FROM subjects WHERE id = ?", id.as_str()).await?;
     Ok(number.ok_or_else(|| Refusal::UnknownSubject(id.clone()))?)
 }

@@ -95,7 +95,7 @@ pub(super) async fn kept(sql: &mut Transaction, id: GrantId) -> Result<Kept, Sto
 pub(super) const GRANTS: &str = "
     SELECT grants.id, grants.state, grants.end_reason, grants.request, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, grants.issued_ms, grants.expires_ms, grants.ended_ms,
-        requests.idle_s, requests.while_running, requests.run, requests.action
+        requests.idle_s, requests.while_running, requests.run, requests.action, grants.extensions
     FROM grants
     JOIN requests ON requests.id = grants.request
     JOIN resources ON resources.number = requests.resource
@@ -118,6 +118,7 @@ pub(super) struct GrantRow {
     while_running: Option<String>,
     run: Option<String>,
     action: Option<Vec<u8>>,
+    extensions: i64,
 }
 
 /// The grants that a query made from [`GRANTS`] finds.
@@ -174,6 +175,7 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
         action: decode::action(row.action)?,
+        extensions: decode::number("extensions", row.extensions)?,
     };
     let requester = decode::text("requester", &row.requester)?;
     Ok(Kept { grant, life: Life::kept(state, Body { expires, hosts }), requester })

@@ -59,6 +59,7 @@ struct WantedRow {
     while_running: Option<String>,
     run: Option<String>,
     action: Option<Vec<u8>>,
+    extensions: i64,
 }
 
 const HOSTS: &str = "SELECT number, name, generation, applied_generation, seen_ms, agent_version, \
@@ -101,7 +102,7 @@ impl Store {
         }
         let rows: Vec<WantedRow> = sql::query_as(
             "SELECT grants.id, requests.subject, requests.resource, grants.expires_ms, requests.idle_s,
-                 requests.while_running, requests.run, requests.action
+                 requests.while_running, requests.run, requests.action, grants.extensions
              FROM grant_hosts
              JOIN hosts ON hosts.number = grant_hosts.host
              JOIN grants ON grants.id = grant_hosts.grant_id
@@ -126,6 +127,7 @@ impl Store {
                     .transpose()?,
                 run: row.run.map(|id| decode::text("run", &id)).transpose()?,
                 action: decode::action(row.action)?,
+                extensions: decode::number("extensions", row.extensions)?,
             })
         };
         let Directory { resources, subjects, .. } = self.directory(&mut sql, revision).await?;

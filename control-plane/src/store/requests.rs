@@ -147,7 +147,7 @@ const REQUESTS: &str = "
         requesters.id AS requester, requests.duration_s, requests.reason, requests.created_ms,
         deciders.id AS decided_by, requests.decided_ms, requests.comment, grants.id AS grant_id,
         requests.idle_s, requests.while_running, requests.run, requests.action, requests.policy, requests.role,
-        requests.lapses_ms
+        requests.lapses_ms, requests.extends
     FROM requests
     JOIN resources ON resources.number = requests.resource
     JOIN subjects ON subjects.number = requests.subject
@@ -176,6 +176,7 @@ struct RequestRow {
     policy: Option<i64>,
     role: Option<String>,
     lapses_ms: Option<i64>,
+    extends: Option<String>,
 }
 
 /// One vote: of which request, whose, when, yes, comment, duration, hosts.
@@ -269,9 +270,15 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>, votes: Vec<Vote>) -> Re
         }
         _ => None,
     };
+    let state = decode::one_of("state", &RequestState::ALL, RequestState::as_str, &row.state)?;
+    // What it led to is the grant that it has made longer.
+    let led_to = match state {
+        RequestState::Approved => row.grant_id.or_else(|| row.extends.clone()),
+        _ => row.grant_id,
+    };
     Ok(Request {
         id: decode::text("request", &row.id)?,
-        state: decode::one_of("state", &RequestState::ALL, RequestState::as_str, &row.state)?,
+        state,
         resource: decode::text("resource", &row.resource)?,
         subject: decode::text("subject", &row.subject)?,
         hosts,
@@ -281,7 +288,7 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>, votes: Vec<Vote>) -> Re
         created: decode::time("created", row.created_ms)?,
         decided,
         comment: row.comment,
-        grant: row.grant_id.map(|id| decode::text("grant", &id)).transpose()?,
+        grant: led_to.map(|id| decode::text("grant", &id)).transpose()?,
         idle: decode::seconds("idle", row.idle_s)?,
         while_running: row.while_running.map(|path| decode::text("while_running", &path)).transpose()?,
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
@@ -290,5 +297,6 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>, votes: Vec<Vote>) -> Re
         lapses: row.lapses_ms.map(|lapses| decode::time("lapses", lapses)).transpose()?,
         votes,
         waiting: None,
+        extends: row.extends.map(|id| decode::text("extends", &id)).transpose()?,
     })
 }

@@ -8,7 +8,7 @@ use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, Whose, decode};
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
-use crate::rules::grant::{Answer, Holding, NotLive, Step, Stepped, event_of};
+use crate::rules::grant::{Answer, Body, Holding, NotLive, Step, Stepped, event_of};
 use crate::rules::placement::{self, Removal};
 
 /// How many grants one transaction ends, so that others get their turn at the database in between.
@@ -115,7 +115,13 @@ impl Tx {
     }
 
     /// Makes one step and writes down what it changed.
-    async fn step(&mut self, kept: Kept, step: Step, cause: Cause, now: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn step(
+        &mut self,
+        kept: Kept,
+        step: Step,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         self.steps(kept, vec![(cause, step)], now).await
     }
 
@@ -155,6 +161,9 @@ impl Tx {
                 }
             }
         }
+        if life.body().expires != before.body().expires {
+            self.move_deadline(&grant, life.body()).await?;
+        }
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
         }
@@ -183,6 +192,20 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("note what a host holds"))?;
+        Ok(())
+    }
+
+    /// Notes that a grant lives longer; the hosts that may hold it get another set.
+    async fn move_deadline(&mut self, grant: &Grant, body: &Body) -> Result<(), StoreError> {
+        sql::query("UPDATE grants SET expires_ms = ?, extensions = extensions + 1 WHERE id = ?")
+            .bind(body.expires.unix_ms())
+            .bind(grant.id.to_string())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("extend a grant"))?;
+        for (host, _) in body.hosts.iter().filter(|(_, holding)| holding.may_hold()) {
+            self.raise(host).await?;
+        }
         Ok(())
     }
 

@@ -20,6 +20,7 @@ mod sqlite {
     mod console;
     mod enrolment;
     mod expiry;
+    mod extension;
     mod histories;
     // It ends before any database is asked.
     mod peers;
@@ -46,6 +47,7 @@ mod postgres {
     mod console;
     mod enrolment;
     mod expiry;
+    mod extension;
     mod histories;
     mod policy;
     mod runs;

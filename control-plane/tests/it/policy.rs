@@ -29,7 +29,7 @@ id = "workload:ci"
 name = "dba"
 members = ["user:alice", "user:emil", "user:fay"]
 "#;
-const TWO_STEPS: &str = r#"
+pub(crate) const TWO_STEPS: &str = r#"
 [[role]]
 name = "debug"
 to = ["group:dba"]
@@ -42,7 +42,7 @@ approvers = ["group:dba"]
 [[role.step]]
 approvers = ["user:fay"]
 "#;
-const AUTOMATIC: &str = r#"
+pub(crate) const AUTOMATIC: &str = r#"
 [[role]]
 name = "routine"
 to = ["user:alice"]
@@ -53,7 +53,7 @@ automatic = true
 "#;
 
 /// The `db` of [`Story`], and what else there is.
-fn files(roles: &str, more: &[(&str, &str)]) -> PolicyFiles {
+pub(crate) fn files(roles: &str, more: &[(&str, &str)]) -> PolicyFiles {
     let db = "[[resource]]\nname = \"db\"\naddresses = [\"10.0.0.7\"]\nports = [\"tcp/5432\"]\n";
     let files = [
         ("limits.toml", LIMITS),
@@ -70,7 +70,7 @@ fn files(roles: &str, more: &[(&str, &str)]) -> PolicyFiles {
     PolicyFiles::new(all).expect("within bounds")
 }
 
-async fn apply(
+pub(crate) async fn apply(
     caller: &mut Caller,
     before: u64,
     files: PolicyFiles,

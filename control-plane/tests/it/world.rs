@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
     Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host,
-    HostEnd, JoinToken, NewApproval, NewRequest, Request, RequestId, ResourceOptions, SubjectIdentity,
-    SubjectRole,
+    HostEnd, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId, ResourceOptions,
+    SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -492,6 +492,14 @@ impl Caller {
         let list = wire::ListRequestsRequest { all, limit: 0 };
         let requests = self.access.list_requests(list).await.expect("listed").into_inner().requests;
         requests.into_iter().map(|request| request.try_into().expect("valid")).collect()
+    }
+
+    /// Asks for a grant to live longer.
+    pub(crate) async fn extend(&mut self, grant: GrantId, seconds: u64) -> Result<(Request, Grant), Status> {
+        let new = NewExtension { grant, by: Duration::from_secs(seconds), reason: None };
+        let answer = self.access.extend_grant(wire::ExtendGrantRequest::from(new)).await?.into_inner();
+        let request = answer.request.expect("is there").try_into().expect("valid");
+        Ok((request, answer.grant.expect("is there").try_into().expect("valid")))
     }
 
     pub(crate) async fn revoke(&mut self, id: impl ToString) -> Result<Grant, Status> {

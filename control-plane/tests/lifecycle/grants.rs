@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use control_plane::rules::grant::{Activating, Answer, Body, Holding, Life, Step};
-use proto::types::{EndReason, GrantState, HostEnd, HostName};
+use proto::types::{EndReason, GrantState, HostEnd, HostName, Timestamp};
 
 use crate::at;
 
 /// When the deadline is, in minutes.
 pub(crate) const DEADLINE: u64 = 10;
+/// When it is once the grant was extended.
+pub(crate) const EXTENDED: u64 = 20;
 
 pub(crate) fn hosts() -> Vec<HostName> {
     ["db-7", "db-8"].map(|name| name.parse().expect("valid")).into()
@@ -30,11 +32,12 @@ pub(crate) fn steps() -> Vec<Step> {
     ];
     let heard = |host: HostName| answers.clone().map(|answer| Step::Heard(host.clone(), answer));
     let heard = hosts().into_iter().flat_map(heard);
-    heard.chain(EndReason::ALL.map(Step::End)).chain([Step::Wait]).collect()
+    let extend = [Step::Extend(at(EXTENDED)), Step::Extend(at(DEADLINE - 1))];
+    heard.chain(EndReason::ALL.map(Step::End)).chain(extend).chain([Step::Wait]).collect()
 }
 
 /// A life as something that can be looked up.
-type Key = (GrantState, Vec<(HostName, u8)>);
+type Key = (GrantState, Timestamp, Vec<(HostName, u8)>);
 
 fn key(life: &Life) -> Key {
     let holding = |holding: &Holding| match holding {
@@ -44,7 +47,7 @@ fn key(life: &Life) -> Key {
         Holding::Free(_) => 3,
     };
     let hosts = life.body().hosts.iter().map(|(host, held)| (host.clone(), holding(held)));
-    (life.state(), hosts.collect())
+    (life.state(), life.body().expires, hosts.collect())
 }
 
 fn rank(state: GrantState) -> u8 {
@@ -58,7 +61,8 @@ fn rank(state: GrantState) -> u8 {
 
 /// What must be true of a life by itself, at `minute`.
 fn check(life: &Life, minute: u64) {
-    let Body { hosts, .. } = life.body();
+    let Body { hosts, expires } = life.body();
+    assert!([at(DEADLINE), at(EXTENDED)].contains(expires), "{life:?}: a deadline that nobody has given");
     let may_be_held = hosts.values().any(Holding::may_hold);
     match life.state() {
         GrantState::Ended(_) => assert!(!may_be_held, "{life:?}: ended, and a kernel may hold it"),
@@ -66,7 +70,7 @@ fn check(life: &Life, minute: u64) {
             assert!(may_be_held, "{life:?}: no kernel may hold it, and it is not ended");
         }
     }
-    if minute >= DEADLINE {
+    if at(minute) >= *expires {
         assert_eq!(rank(life.state()), 3, "{life:?}: alive after its deadline");
     }
 }
@@ -80,19 +84,23 @@ fn every_life_of_a_grant() {
         if !seen.insert(key(&life)) {
             continue;
         }
-        for minute in [0, DEADLINE - 1, DEADLINE] {
+        for minute in [0, DEADLINE - 1, DEADLINE, EXTENDED] {
             for step in steps() {
                 let before = life.state();
                 let Ok(stepped) = life.clone().step(step.clone(), at(minute)) else {
-                    // Only ending what has been ended is refused.
+                    // Only ending and extending what has been ended is refused.
                     assert!(
-                        matches!(step, Step::End(_)) && (rank(before) >= 2 || minute >= DEADLINE),
+                        matches!(step, Step::End(_) | Step::Extend(_))
+                            && (rank(before) >= 2 || at(minute) >= life.body().expires),
                         "{life:?} {step:?}"
                     );
                     continue;
                 };
                 let after = stepped.life;
                 check(&after, minute);
+                assert!(after.body().expires >= life.body().expires, "{life:?} {step:?}: shorter");
+                let is_extended = after.body().expires > life.body().expires;
+                assert!(!is_extended || step == Step::Extend(at(EXTENDED)) && rank(before) < 2, "{step:?}");
                 assert!(rank(after.state()) >= rank(before), "{life:?} {step:?}: back");
                 if let (Some(was), Some(is)) = (before.end_reason(), after.state().end_reason()) {
                     assert_eq!(was, is, "{life:?} {step:?}: the reason changed");
@@ -119,7 +127,7 @@ fn every_life_of_a_grant() {
             }
         }
         // Nothing is stuck: the deadline ends it, whoever is silent.
-        let end = life.step(Step::Wait, at(DEADLINE)).expect("waiting is never refused");
+        let end = life.step(Step::Wait, at(EXTENDED)).expect("waiting is never refused");
         assert_eq!(rank(end.life.state()), 3);
     }
     // All of them can be reached, by every way that there is.

@@ -129,6 +129,12 @@ fn grants() -> String {
             1,
         ),
         ("its subject is disabled", who_may(Method::DisableSubject), end(EndReason::IdentityDisabled), 1),
+        (
+            "extended, by the last yes to that",
+            "as of a request".into(),
+            vec![GrantStep::Extend(at(grants::EXTENDED))],
+            1,
+        ),
         ("every host has let go of it", "its hosts".into(), all(Answer::Lacks), 1),
         ("the deadline passes", "`system`".into(), vec![GrantStep::Wait], grants::DEADLINE),
     ];
@@ -144,8 +150,14 @@ fn grants() -> String {
                 });
             }
             // What is refused, and what changes nothing, is no transition.
-            let Some(last) = entered.last().filter(|_| after.is_some()) else { continue };
-            let events: Vec<String> = entered.iter().map(|state| format!("`{}`", event_of(*state))).collect();
+            let Some(after) = after else { continue };
+            let is_extended = after.body().expires > life.body().expires;
+            let Some(last) = entered.last().copied().or(is_extended.then(|| after.state())) else { continue };
+            let mut events: Vec<String> =
+                entered.iter().map(|state| format!("`{}`", event_of(*state))).collect();
+            if is_extended {
+                events.push(format!("`{}`", EventKind::GrantExtended));
+            }
             let from = life.state().as_str();
             writeln!(table, "| `{from}` | {what} | {who} | `{last}` | {} |", events.join(", "))
                 .expect("a string takes all");

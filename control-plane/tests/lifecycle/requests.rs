@@ -40,6 +40,7 @@ pub(crate) fn request() -> Request {
         lapses: Some(at(LAPSES)),
         votes: Vec::new(),
         waiting: None,
+        extends: None,
     }
 }
 

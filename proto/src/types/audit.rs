@@ -112,6 +112,8 @@ event_kinds! {
     GrantEnding = "grant.ending",
     /// No kernel lets anybody through by it any more.
     GrantEnded = "grant.ended",
+    /// A grant lives on beyond the deadline that it had.
+    GrantExtended = "grant.extended",
     /// A host's kernel has ended a grant, and its connections with it.
     GrantReceipt = "grant.receipt",
     /// A destination is protected from now on.

@@ -128,6 +128,7 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            extensions: 0,
         }
     }
 

@@ -187,6 +187,8 @@ pub struct Grant {
     pub run: Option<RunId>,
     /// It is for this alone, once; None: for whatever the subject does.
     pub action: Option<Action>,
+    /// How often it was extended.
+    pub extensions: u32,
 }
 
 /// None: not ended.
@@ -254,6 +256,7 @@ impl TryFrom<wire::Grant> for Grant {
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
             action: optional_action(wire.action)?,
+            extensions: wire.extensions,
         })
     }
 }
@@ -288,6 +291,7 @@ impl From<Grant> for wire::Grant {
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
             run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
             action: grant.action.map(Into::into),
+            extensions: grant.extensions,
         }
     }
 }
@@ -322,6 +326,7 @@ mod tests {
                 while_running: "/job".parse().ok(),
                 run: Some(RunId::new()),
                 action: None,
+                extensions: 3,
             };
             assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
         }

@@ -216,6 +216,36 @@ impl From<NewRequest> for wire::CreateRequestRequest {
     }
 }
 
+/// A wish to have a grant for longer, as its holder says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewExtension {
+    /// Which grant.
+    pub grant: GrantId,
+    /// By how much: whole seconds, at least one.
+    pub by: Duration,
+    /// Why; None: for what it was asked for.
+    pub reason: Option<Reason>,
+}
+
+impl TryFrom<wire::ExtendGrantRequest> for NewExtension {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::ExtendGrantRequest) -> Result<Self, Invalid> {
+        Ok(Self {
+            grant: wire.id.parse()?,
+            by: whole_seconds("duration", wire.duration)?,
+            reason: (!wire.reason.is_empty()).then(|| wire.reason.parse()).transpose()?,
+        })
+    }
+}
+
+impl From<NewExtension> for wire::ExtendGrantRequest {
+    fn from(new: NewExtension) -> Self {
+        let reason = new.reason.map(|reason| reason.0).unwrap_or_default();
+        Self { id: new.grant.to_string(), duration: Some(duration_to_wire(new.by)), reason }
+    }
+}
+
 /// One person's yes, as they say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewApproval {
@@ -436,6 +466,8 @@ pub struct Request {
     pub votes: Vec<Vote>,
     /// For whom it waits; None unless it is pending and judged by a policy.
     pub waiting: Option<Waiting>,
+    /// The grant that is to live longer by `duration`; None: it asks for a new one.
+    pub extends: Option<GrantId>,
 }
 
 /// How many people can have voted about one request.
@@ -488,6 +520,7 @@ impl TryFrom<wire::Request> for Request {
             lapses: time::optional("lapses", wire.lapses)?,
             votes: all("votes", wire.votes, VOTES_MAX, TryInto::try_into)?,
             waiting: wire.waiting.map(TryInto::try_into).transpose()?,
+            extends: (!wire.extends.is_empty()).then(|| wire.extends.parse()).transpose()?,
         })
     }
 }
@@ -526,6 +559,7 @@ impl From<Request> for wire::Request {
             lapses: request.lapses.map(Into::into),
             votes: request.votes.into_iter().map(Into::into).collect(),
             waiting: request.waiting.map(Into::into),
+            extends: request.extends.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -572,6 +606,27 @@ mod tests {
         check(|wire| wire.reason = "a\u{1b}[31m".into(), Err("reason: has a control character"));
         check(|wire| wire.hosts = vec!["A!".into()], Err("hosts: `A!` is not a name"));
         check(|wire| wire.hosts = vec!["a".into(); 1001], Err("hosts: has 1001 entries"));
+    }
+
+    #[test]
+    fn extensions() {
+        let wire = |reason: &str, seconds| wire::ExtendGrantRequest {
+            id: GrantId::new().to_string(),
+            duration: Some(duration_to_wire(Duration::from_secs(seconds))),
+            reason: reason.to_owned(),
+        };
+        for good in [wire("", 60), wire("it takes longer", 1)] {
+            let new = NewExtension::try_from(good.clone()).expect("valid");
+            assert_eq!(wire::ExtendGrantRequest::from(new), good);
+        }
+        let refused = |wire: wire::ExtendGrantRequest| {
+            NewExtension::try_from(wire).expect_err("is refused").to_string()
+        };
+        assert!(refused(wire("", 0)).contains("duration: 0ns is not 1 s"));
+        assert!(refused(wire(&"x".repeat(1 << 20), 60)).contains("reason: has 1048576 characters"));
+        assert!(refused(wire(" ", 60)).contains("reason: is empty"));
+        let nameless = wire::ExtendGrantRequest { id: "mine".into(), ..wire("", 60) };
+        assert!(refused(nameless).contains("`mine` is not an id"));
     }
 
     #[test]

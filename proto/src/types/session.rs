@@ -96,6 +96,8 @@ pub struct LiveGrant {
     pub run: Option<RunId>,
     /// It is for this alone, once; None: for whatever the subject does.
     pub action: Option<Action>,
+    /// How often it was extended: only a greater number moves its deadline later on a host that knows it.
+    pub extensions: u32,
 }
 
 /// A grant that a host has ended by itself: its kernel lets nobody through by it, and never will again.
@@ -323,6 +325,7 @@ impl TryFrom<wire::LiveGrant> for LiveGrant {
             while_running: optional_cgroup("while_running", &wire.while_running)?,
             run: optional_run(&wire.run)?,
             action: optional_action(wire.action)?,
+            extensions: wire.extensions,
         })
     }
 }
@@ -338,6 +341,7 @@ impl From<LiveGrant> for wire::LiveGrant {
             while_running: grant.while_running.map(Into::into).unwrap_or_default(),
             run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
             action: grant.action.map(Into::into),
+            extensions: grant.extensions,
         }
     }
 }
@@ -454,6 +458,7 @@ mod tests {
             while_running: "/job".into(),
             run: RunId::new().to_string(),
             action: None,
+            extensions: 2,
         };
         wire::GrantSet {
             generation: 7,

@@ -17,6 +17,7 @@ fn set(generation: u64, grants: &[(GrantId, u64)]) -> GrantSet {
         while_running: None,
         run: None,
         action: None,
+        extensions: 0,
     };
     GrantSet { generation, resources: vec![], subjects: vec![], grants: grants.iter().map(live).collect() }
 }
@@ -208,6 +209,61 @@ fn a_deadline_never_moves_later() {
     // Another timeline changes nothing about it.
     grants.accept(Uuid::from_u128(2), set(1, &[(id, 600)]), 20 * SECOND);
     assert_eq!(deadlines(&grants), [(id, 25)]);
+}
+
+#[test]
+fn a_deadline_moves_later_when_somebody_has_extended_the_grant() {
+    let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
+    let extended = |generation, seconds, extensions| {
+        let mut set = set(generation, &[(id, seconds)]);
+        set.grants[0].extensions = extensions;
+        set
+    };
+    let mut grants = Grants::default();
+    grants.accept(timeline, extended(1, 60, 0), 10 * SECOND);
+    grants.accept(timeline, extended(2, 120, 1), 20 * SECOND);
+    assert_eq!(deadlines(&grants), [(id, 140)]);
+    // Told again, it is not moved again.
+    grants.accept(timeline, extended(3, 600, 1), 30 * SECOND);
+    assert_eq!(deadlines(&grants), [(id, 140)]);
+    // What a copy of the control plane's database says that knows nothing of it counts as far as it is earlier.
+    grants.accept(Uuid::from_u128(2), extended(1, 600, 0), 30 * SECOND);
+    assert_eq!(deadlines(&grants), [(id, 140)]);
+    // A restart knows how often it was extended.
+    let kept = grants.remaining_set(40 * SECOND);
+    let mut restarted = Grants::default();
+    restarted.accept(timeline, kept, 40 * SECOND);
+    restarted.accept(timeline, extended(9, 600, 1), 50 * SECOND);
+    assert_eq!(deadlines(&restarted), [(id, 140)]);
+    // The host was not heard when it was extended: here it has run out meanwhile, and it lives again.
+    restarted.accept(timeline, extended(10, 60, 2), 150 * SECOND);
+    assert_eq!(live(&restarted, 150), [(id, 210)]);
+}
+
+/// What connections were admitted by goes on: the same slot, the same epoch, another deadline.
+#[test]
+fn an_extension_is_one_write() {
+    let (timeline, id) = (Uuid::from_u128(1), GrantId::new());
+    let (mut grants, mut entries) = (Grants::default(), Entries::default());
+    let reconciled = |grants: &Grants, entries: &mut Entries, now_boot_ns| {
+        let mut writes = Vec::new();
+        let wanted = Wanted { grants: grants.wanted(&Runs::default()), ..Wanted::default() };
+        reconcile(entries, &wanted, 64, now_boot_ns, |write| {
+            writes.push(write.to_string());
+            Ok::<(), std::convert::Infallible>(())
+        });
+        writes
+    };
+    grants.accept(timeline, known(set(1, &[(id, 60)])), 0);
+    reconciled(&grants, &mut entries, 0);
+    let mut longer = known(set(2, &[(id, 120)]));
+    longer.grants[0].extensions = 1;
+    let before = entries.grants.clone();
+    grants.accept(timeline, longer, 30 * SECOND);
+    let writes = reconciled(&grants, &mut entries, 30 * SECOND);
+    assert_eq!(entries.grants, before, "whatever refers to its slot and epoch goes on");
+    assert_eq!(writes.len(), 1, "{writes:?}");
+    assert!(entries.deadlines.values().any(|deadline| *deadline == 150 * SECOND));
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! A grant lives longer, and whoever works by it does not notice.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use tests::ensure_eq;
+use tests::probe::{self, Attempt};
+use tests::runner::Test;
+use tests::stage::{ADMIN, text};
+
+use crate::life::{connect, stage_with_resource};
+
+pub(crate) const TESTS: &[Test] =
+    &[("longer::a_connection_goes_on_across_the_deadline_that_was", across_the_deadline_that_was)];
+
+fn across_the_deadline_that_was() -> Result<()> {
+    // 1. Alice has a grant for some seconds, and works by it: a byte every millisecond.
+    let (stage, listener) = stage_with_resource()?;
+    let alice = stage.add_subject_with_cgroup("user:alice")?;
+    let grant = stage.grant("user:alice", "db", "10s")?;
+    let mut command = probe::command(&alice, Attempt::TcpStream, listener.address(), "worker")?;
+    let mut worker = command.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(worker.stdout.take().context("the worker's output")?).lines();
+    ensure_eq!(lines.next().context("a line")??, "connected");
+    let admin = stage.cli(ADMIN)?;
+    let before = admin.json(&["grants"])?;
+    let old: SystemTime = text(&before[0], "expires")?.parse::<jiff::Timestamp>()?.into();
+
+    // 2. It is not enough. Whoever approves says yes once more; it is the same grant.
+    let asked = stage.cli("user:alice")?.json(&["extend", &grant, "--for", "10m"])?;
+    ensure_eq!((&asked["state"], &asked["extends"]), (&"pending".into(), &grant.as_str().into()));
+    let longer = admin.json(&["approve", &text(&asked, "id")?])?;
+    ensure_eq!((&longer["id"], &longer["extensions"]), (&grant.as_str().into(), &1.into()));
+
+    // 3. The deadline that was passes, and nothing ends.
+    while let Ok(left) = old.duration_since(SystemTime::now()) {
+        std::thread::sleep(left + Duration::from_secs(1));
+    }
+    ensure_eq!(worker.try_wait()?, None);
+    ensure_eq!(connect(&alice, &listener)?, "ok");
+    let after = admin.json(&["grants"])?;
+    ensure_eq!((&after[0]["id"], &after[0]["state"]), (&grant.as_str().into(), &"active".into()));
+    let extended = stage.wait_for_event("the extension", |event| event["event"] == "grant.extended")?;
+    ensure_eq!((&extended["grant"], &extended["expires"]), (&grant.as_str().into(), &after[0]["expires"]));
+
+    // 4. Until it ends, and then her connection does.
+    admin.run(&["revoke", &grant])?;
+    stage.wait_for_grant(&grant, "ended")?;
+    let end = lines.next().context("a line")??;
+    ensure_eq!(end.starts_with('E'), true, "{end}");
+    worker.wait()?;
+    ensure_eq!(connect(&alice, &listener)?, "EPERM");
+    Ok(())
+}
