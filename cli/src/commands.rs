@@ -4,6 +4,8 @@ pub mod approve;
 pub mod audit;
 pub mod deny;
 pub mod extend;
+pub mod freeze;
+pub mod freezes;
 pub mod grants;
 pub mod host;
 pub mod login;
@@ -17,6 +19,7 @@ pub mod revoke;
 pub mod run;
 pub mod status;
 pub mod subject;
+pub mod thaw;
 pub mod who_has;
 pub mod whoami;
 pub mod withdraw;
@@ -53,6 +56,9 @@ pub enum Command {
     Revoke(revoke::Arguments),
     Release(release::Arguments),
     Extend(extend::Arguments),
+    Freeze(freeze::Arguments),
+    Freezes(freezes::Arguments),
+    Thaw(thaw::Arguments),
     Run(run::Arguments),
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -79,6 +85,9 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
         Command::Extend(arguments) => extend::run(arguments, context).await,
+        Command::Freeze(arguments) => freeze::run(arguments, context).await,
+        Command::Freezes(arguments) => freezes::run(arguments, context).await,
+        Command::Thaw(arguments) => thaw::run(arguments, context).await,
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,

@@ -4,6 +4,7 @@
 //! know: the network, the clock. The JSON names are a promise; docs/audit-events.md describes those of events.
 
 pub mod audit;
+pub mod freezes;
 pub mod policy;
 pub mod rows;
 mod text;

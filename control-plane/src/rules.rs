@@ -11,6 +11,7 @@ pub mod calls;
 pub mod claims;
 pub mod enrolment;
 pub mod extension;
+pub mod freeze;
 pub mod grant;
 pub mod numbering;
 pub mod placement;

@@ -18,6 +18,7 @@ mod disabling;
 mod enrolment;
 mod error;
 mod extensions;
+mod freezes;
 mod grants;
 mod hosts;
 mod policies;

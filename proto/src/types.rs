@@ -8,6 +8,7 @@ mod audit;
 mod delta;
 mod digest;
 mod enrolment;
+mod freeze;
 mod grant;
 mod host;
 mod identity;
@@ -29,6 +30,7 @@ pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap,
 pub use delta::Delta;
 pub use digest::Digest;
 pub use enrolment::{Evidence, Fingerprint, Identity, Join, JoinToken, SigningRequest};
+pub use freeze::{Freeze, Frozen, NewFreeze};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
 pub use host::{Host, HostState};
 pub use identity::{
@@ -36,8 +38,8 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName, RunId, SubjectId,
-    SubjectNumber,
+    FreezeId, GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName, RunId,
+    SubjectId, SubjectNumber,
 };
 pub use labels::{Label, Labels};
 pub use outage::Outage;

@@ -144,6 +144,20 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
     }
 }
 
+pub(crate) fn freeze() -> Freeze {
+    Freeze {
+        id: "019aac20-1f4e-7d22-8c55-0a9b8c7d6e60".into(),
+        resources: vec!["db-prod".into(), "vault".into()],
+        began: at("2026-11-22T09:58:00Z"),
+        until: at("2026-11-22T11:58:00Z"),
+        reason: "INC-42: credentials leaked".into(),
+        by: "user:bob".into(),
+        keep_live: false,
+        ended: None,
+        ended_by: String::new(),
+    }
+}
+
 pub(crate) fn active() -> Grant {
     grant(GrantState::Active, EndReason::Unspecified, [(true, ""), (true, "")])
 }
@@ -456,6 +470,31 @@ impl AccessService for Canned {
         self.enter(call)?;
         let grant = grant(GrantState::Ended, EndReason::Released, [(false, ""), (false, "")]);
         Ok(Response::new(ReleaseGrantResponse { grant: Some(grant) }))
+    }
+
+    async fn freeze(&self, call: Call<FreezeRequest>) -> Result<Response<FreezeResponse>, Status> {
+        let asked = self.enter(call)?;
+        let freeze = Freeze { resources: asked.resources, keep_live: asked.keep_live, ..freeze() };
+        Ok(Response::new(FreezeResponse { freeze: Some(freeze), grants: 2 }))
+    }
+
+    async fn list_freezes(
+        &self,
+        call: Call<ListFreezesRequest>,
+    ) -> Result<Response<ListFreezesResponse>, Status> {
+        let mut freezes = vec![freeze()];
+        if self.enter(call)?.all {
+            let ended = at("2026-11-22T09:59:00Z");
+            freezes.push(Freeze { ended, ended_by: "user:admin".into(), resources: vec![], ..freeze() });
+            freezes.push(Freeze { ended, ..freeze() });
+        }
+        Ok(Response::new(ListFreezesResponse { freezes }))
+    }
+
+    async fn thaw(&self, call: Call<ThawRequest>) -> Result<Response<ThawResponse>, Status> {
+        self.enter(call)?;
+        let (ended, ended_by) = (at("2026-11-22T09:59:00Z"), "user:admin".into());
+        Ok(Response::new(ThawResponse { freeze: Some(Freeze { ended, ended_by, ..freeze() }) }))
     }
 
     async fn extend_grant(

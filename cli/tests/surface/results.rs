@@ -75,6 +75,11 @@ async fn access() {
             &["release", GRANT],
             &["extend", GRANT, "--for", "30m"],
             &["extend", GRANT, "--for", "90m", "--reason", "it takes longer"],
+            &["freeze", "--resource", "vault,db-prod", "--for", "2h", "--reason", "leak"],
+            &["freeze", "--all", "--for", "2h", "--keep-live", "--reason", "failover"],
+            &["freezes"],
+            &["freezes", "--all"],
+            &["thaw", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e60", "--comment", "replaced"],
         ],
     )
     .await;

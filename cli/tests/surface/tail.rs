@@ -110,6 +110,13 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }
+            Kind::FreezeBegan | Kind::FreezeEnded => AuditEvent {
+                actor: "user:bob".into(),
+                credential: "session".into(),
+                reason: if kind == Kind::FreezeEnded { "thawed".into() } else { String::new() },
+                comment: "freeze 019aac20-1f4e-7d22-8c55-0a9b8c7d6e60 of all resources: incident".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::ResourceAdded | Kind::ResourceRemoved => {
                 AuditEvent { subject: String::new(), request: String::new(), ..about() }
             }

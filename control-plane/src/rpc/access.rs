@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, EndReason, Grant, GrantId, GrantState, HostName, NewApproval, NewExtension, NewRequest,
-    Outage, Reason, RequestId, RequestState, ResourceName, Timestamp, page_limit,
+    AccessFilter, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, NewApproval, NewExtension,
+    NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -292,6 +292,50 @@ impl AccessService for Access {
                 request: Some(request.into()),
                 grant: Some(grant.into()),
             })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<wire::FreezeRequest>,
+    ) -> Result<Response<wire::FreezeResponse>, Status> {
+        let caller = admitted(&request)?;
+        let new: NewFreeze = request.into_inner().try_into().map_err(invalid)?;
+        match self.0.store.freeze(new, &caller.subject()?, clock::now()).await {
+            Ok((freeze, grants)) => {
+                Ok(Response::new(wire::FreezeResponse { freeze: Some(freeze.into()), grants }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_freezes(
+        &self,
+        request: Request<wire::ListFreezesRequest>,
+    ) -> Result<Response<wire::ListFreezesResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ListFreezesRequest { all, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        match self.0.store.freezes(all, limit, clock::now()).await {
+            Ok(freezes) => {
+                let freezes = freezes.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListFreezesResponse { freezes }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn thaw(
+        &self,
+        request: Request<wire::ThawRequest>,
+    ) -> Result<Response<wire::ThawResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ThawRequest { id, comment } = request.into_inner();
+        let id: FreezeId = id.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.thaw(id, &caller.subject()?, &comment, clock::now()).await {
+            Ok(freeze) => Ok(Response::new(wire::ThawResponse { freeze: Some(freeze.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    GrantId, GrantState, HostName, ProviderName, RequestId, RequestKey, RequestState, ResourceName, RoleName,
-    SubjectId, Timestamp,
+    FreezeId, GrantId, GrantState, HostName, ProviderName, RequestId, RequestKey, RequestState, ResourceName,
+    RoleName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -81,6 +81,14 @@ pub enum Refusal {
     ResourceDiffers { resource: ResourceName, known: String, said: String },
     #[error("grant {grant} is {state} already")]
     NotLive { grant: GrantId, state: GrantState },
+    #[error("resource `{resource}` is frozen until {} by `{by}`: {reason}", moment(*until))]
+    Frozen { resource: ResourceName, until: Timestamp, by: SubjectId, reason: String },
+    #[error("freeze {0} is not known")]
+    UnknownFreeze(FreezeId),
+    #[error("freeze {0} is over")]
+    FreezeOver(FreezeId),
+    #[error("{0} freezes hold already, and no more can")]
+    TooManyFreezes(usize),
     #[error("role `{0}` lets nothing be extended")]
     NoExtension(RoleName),
     #[error("grant {grant} has been extended {times} times, which is all that its role permits")]
@@ -196,6 +204,7 @@ impl Refusal {
             | Self::UnknownRequest(_)
             | Self::UnknownGrant(_)
             | Self::UnknownProvider(_)
+            | Self::UnknownFreeze(_)
             | Self::UnknownPolicy(_) => ErrorKind::NotFound,
             Self::KeyUsed { .. }
             | Self::ResourceExists(_)
@@ -210,6 +219,8 @@ impl Refusal {
             | Self::NotLive { .. }
             | Self::NoExtension(_)
             | Self::ExtendedEnough { .. }
+            | Self::Frozen { .. }
+            | Self::FreezeOver(_)
             | Self::NotBound(_)
             | Self::NotDisabled(_)
             | Self::AlreadyDisabled(_)
@@ -245,7 +256,7 @@ impl Refusal {
             | Self::OtherName { .. }
             | Self::NotOfCluster { .. }
             | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
-            Self::TooManySignIns => ErrorKind::ResourceExhausted,
+            Self::TooManySignIns | Self::TooManyFreezes(_) => ErrorKind::ResourceExhausted,
             Self::IdTokenUsed
             | Self::TokenUsedUp(_)
             | Self::UnknownJoinToken
@@ -313,6 +324,12 @@ impl Refusal {
                 "write into the policy what `portcullis resource list` shows, or remove the resource first"
             }
             Self::NotLive { .. } => "",
+            Self::Frozen { .. } => {
+                "wait until then; `portcullis freezes` shows what is closed, and an administrator lifts it with `portcullis thaw`"
+            }
+            Self::UnknownFreeze(_) => "list what there is with `portcullis freezes --all`",
+            Self::FreezeOver(_) => "",
+            Self::TooManyFreezes(_) => "lift one with `portcullis thaw`, or name more resources in one",
             Self::NoExtension(_) | Self::ExtendedEnough { .. } => {
                 "ask for access anew, with `portcullis request`"
             }

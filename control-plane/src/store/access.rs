@@ -12,6 +12,7 @@ use proto::wire::access as wire;
 use sha2::{Digest, Sha256};
 
 use super::disabling::refuse_if_disabled;
+use super::freezes::refuse_if_frozen;
 use super::policies::wish;
 use super::requests::request;
 use super::sql::{self, Transaction};
@@ -46,6 +47,7 @@ impl Store {
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
         policy::place(&new, hosts.len())?;
+        refuse_if_frozen(tx.sql(), &new.resource, now).await?;
         refuse_if_disabled(tx.sql(), subject).await?;
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
@@ -234,6 +236,9 @@ impl Store {
     ) -> Result<(Request, Option<Grant>), StoreError> {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
+        if vote.yes && before.decided.is_none() {
+            refuse_if_frozen(tx.sql(), &before.resource, now).await?;
+        }
         let steps = match self.steps(tx.sql(), &before).await? {
             Some(steps) => steps,
             None => anybody((reach == Reach::All).then_some(&vote.by)),
@@ -284,6 +289,7 @@ impl Store {
         };
         refuse_if_removed(tx.sql(), before).await?;
         refuse_if_disabled(tx.sql(), &before.subject).await?;
+        refuse_if_frozen(tx.sql(), &before.resource, now).await?;
         if let Some(id) = before.extends {
             return self.extend(tx, before, id, &decided, extent, actor, comment, now).await.map(Some);
         }

@@ -348,7 +348,7 @@ pub(super) async fn resources(sql: &mut Transaction) -> Result<Vec<Resource>, St
 }
 
 /// The resource of this name that is protected.
-async fn resource(sql: &mut Transaction, name: &ResourceName) -> Result<Resource, StoreError> {
+pub(super) async fn resource(sql: &mut Transaction, name: &ResourceName) -> Result<Resource, StoreError> {
     let found = resources(sql).await?.into_iter().find(|resource| resource.name == *name);
     Ok(found.ok_or_else(|| Refusal::UnknownResource(name.clone()))?)
 }

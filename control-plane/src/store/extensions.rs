@@ -8,6 +8,7 @@ use proto::types::{EventKind, Grant, GrantId, NewExtension, Request, RequestId, 
 
 use super::access::{Known, refuse_if_removed, subject_number};
 use super::disabling::refuse_if_disabled;
+use super::freezes::refuse_if_frozen;
 use super::grants::{Kept, grant, kept};
 use super::policies::wish;
 use super::requests::request;
@@ -40,6 +41,7 @@ impl Store {
         let original = request(tx.sql(), before.request).await?;
         refuse_if_disabled(tx.sql(), &before.subject).await?;
         refuse_if_removed(tx.sql(), &original).await?;
+        refuse_if_frozen(tx.sql(), &before.resource, now).await?;
         let latest = before.issued.plus(known.limits.max_grant_duration);
         let (_, total) = extension::deadline(&before, by, latest, now)?;
         let terms = match self.in_force(tx.sql()).await? {

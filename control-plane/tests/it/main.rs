@@ -21,6 +21,7 @@ mod sqlite {
     mod enrolment;
     mod expiry;
     mod extension;
+    mod freeze;
     mod histories;
     // It ends before any database is asked.
     mod peers;
@@ -48,6 +49,7 @@ mod postgres {
     mod enrolment;
     mod expiry;
     mod extension;
+    mod freeze;
     mod histories;
     mod policy;
     mod runs;

@@ -15,9 +15,9 @@ use control_plane::store::Store;
 use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
-    Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Grant, GrantId, GrantSet, Host,
-    HostEnd, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId, ResourceOptions,
-    SubjectIdentity, SubjectRole,
+    Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Freeze, FreezeId, Grant, GrantId,
+    GrantSet, Host, HostEnd, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId,
+    ResourceOptions, SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -492,6 +492,36 @@ impl Caller {
         let list = wire::ListRequestsRequest { all, limit: 0 };
         let requests = self.access.list_requests(list).await.expect("listed").into_inner().requests;
         requests.into_iter().map(|request| request.try_into().expect("valid")).collect()
+    }
+
+    /// Closes these resources for so long; none: all of them. Returns how many grants have ended.
+    pub(crate) async fn freeze(
+        &mut self,
+        names: &[&str],
+        seconds: i64,
+        keep_live: bool,
+    ) -> Result<(Freeze, u32), Status> {
+        let freeze = wire::FreezeRequest {
+            resources: names.iter().map(ToString::to_string).collect(),
+            all: names.is_empty(),
+            duration: Some(prost_types::Duration { seconds, nanos: 0 }),
+            reason: "leaked".to_owned(),
+            keep_live,
+        };
+        let answer = self.access.freeze(freeze).await?.into_inner();
+        Ok((answer.freeze.expect("is there").try_into().expect("valid"), answer.grants))
+    }
+
+    pub(crate) async fn thaw(&mut self, id: FreezeId) -> Result<Freeze, Status> {
+        let thaw = wire::ThawRequest { id: id.to_string(), comment: "replaced".to_owned() };
+        let answer = self.access.thaw(thaw).await?.into_inner();
+        Ok(answer.freeze.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn freezes(&mut self, all: bool) -> Vec<Freeze> {
+        let list = wire::ListFreezesRequest { all, limit: 0 };
+        let freezes = self.access.list_freezes(list).await.expect("listed").into_inner().freezes;
+        freezes.into_iter().map(|freeze| freeze.try_into().expect("valid")).collect()
     }
 
     /// Asks for a grant to live longer.

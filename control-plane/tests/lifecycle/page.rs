@@ -128,6 +128,7 @@ fn grants() -> String {
             end(EndReason::PolicyChanged),
             1,
         ),
+        ("its resource is frozen", who_may(Method::Freeze), end(EndReason::Frozen), 1),
         ("its subject is disabled", who_may(Method::DisableSubject), end(EndReason::IdentityDisabled), 1),
         (
             "extended, by the last yes to that",

@@ -116,6 +116,10 @@ event_kinds! {
     GrantExtended = "grant.extended",
     /// A host's kernel has ended a grant, and its connections with it.
     GrantReceipt = "grant.receipt",
+    /// Resources are closed for a time.
+    FreezeBegan = "freeze.began",
+    /// They are open again.
+    FreezeEnded = "freeze.ended",
     /// A destination is protected from now on.
     ResourceAdded = "resource.added",
     /// A destination is guarded in another way from now on.

@@ -41,6 +41,8 @@ pub enum EndReason {
     PolicyChanged,
     /// Its subject was disabled.
     IdentityDisabled,
+    /// Its resource was closed for a time.
+    Frozen,
 }
 
 /// Why a host ends a grant by itself, for what only it can see.
@@ -73,7 +75,8 @@ impl TryFrom<EndReason> for HostEnd {
             | EndReason::Revoked
             | EndReason::ActivationFailed
             | EndReason::PolicyChanged
-            | EndReason::IdentityDisabled => {
+            | EndReason::IdentityDisabled
+            | EndReason::Frozen => {
                 Err(Invalid::new("reason", format_args!("`{reason}` is not for a host to find")))
             }
         }
@@ -102,7 +105,7 @@ impl GrantState {
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Time,
         Self::Released,
         Self::Revoked,
@@ -111,6 +114,7 @@ impl EndReason {
         Self::TaskExit,
         Self::PolicyChanged,
         Self::IdentityDisabled,
+        Self::Frozen,
     ];
 
     /// As events and people name it.
@@ -124,6 +128,7 @@ impl EndReason {
             Self::TaskExit => "task_exit",
             Self::PolicyChanged => "policy_changed",
             Self::IdentityDisabled => "identity_disabled",
+            Self::Frozen => "frozen",
         }
     }
 }
@@ -203,6 +208,7 @@ pub(crate) fn end_reason(wire: wire::EndReason) -> Option<EndReason> {
         wire::EndReason::TaskExit => Some(EndReason::TaskExit),
         wire::EndReason::PolicyChanged => Some(EndReason::PolicyChanged),
         wire::EndReason::IdentityDisabled => Some(EndReason::IdentityDisabled),
+        wire::EndReason::Frozen => Some(EndReason::Frozen),
     }
 }
 
@@ -217,6 +223,7 @@ impl From<EndReason> for wire::EndReason {
             EndReason::TaskExit => Self::TaskExit,
             EndReason::PolicyChanged => Self::PolicyChanged,
             EndReason::IdentityDisabled => Self::IdentityDisabled,
+            EndReason::Frozen => Self::Frozen,
         }
     }
 }

@@ -157,6 +157,10 @@ uuid_id!(
     GrantId, "grant"
 );
 uuid_id!(
+    /// A freeze.
+    FreezeId, "freeze"
+);
+uuid_id!(
     /// The id of a run, which the agent of its host made.
     RunId, "run"
 );

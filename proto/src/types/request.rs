@@ -190,7 +190,7 @@ fn optional_role(text: &str) -> Result<Option<RoleName>, Invalid> {
 }
 
 /// A duration that somebody chose.
-fn whole_seconds(field: &str, wire: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+pub(crate) fn whole_seconds(field: &str, wire: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
     let duration = duration_from_wire(field, wire)?;
     match duration.is_zero() || duration.subsec_nanos() != 0 {
         true => Err(Invalid::new(field, format_args!("{duration:?} is not 1 s or more in whole seconds"))),
