@@ -1,7 +1,7 @@
 //! How results look: a table and JSON from the same struct.
 //!
-//! Owns: the shapes that consumers see ([`rows`], [`audit`], [`policy`]), their tables, the escaping of text from elsewhere. Must not
-//! know: the network, the clock. The JSON names are a promise; docs/audit-events.md describes those of events.
+//! Owns: the shapes that consumers see ([`rows`], [`policy`]), their tables, lines for events ([`audit`]), the escaping of text from
+//! elsewhere. Must not know: the network, the clock. The JSON names are a promise; those of events are [`proto::json`]'s.
 
 pub mod audit;
 pub mod freezes;
@@ -9,12 +9,13 @@ pub mod policy;
 pub mod rows;
 mod text;
 
+use text::exact;
 pub use text::{View, escape};
-use text::{exact, utc};
 
 use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use proto::json::utc;
 use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 

@@ -5,6 +5,7 @@
 mod console;
 mod database;
 mod issuers;
+mod notify;
 mod providers;
 mod trust_domains;
 mod workloads;
@@ -12,6 +13,7 @@ mod workloads;
 pub use console::ConsoleConfig;
 pub use database::{Database, Password, PostgresDatabase, PostgresTls};
 pub use issuers::{IssuerKeys, KeySource};
+pub use notify::{Channel, Endpoint, Mail, MailSafety, NotifyTarget, SigningSecrets};
 pub use providers::IdentityProvider;
 pub use trust_domains::SpiffeTrustDomain;
 pub use workloads::{KubernetesCluster, WorkloadIssuer};
@@ -56,6 +58,8 @@ pub struct Config {
     pub kubernetes_clusters: Vec<KubernetesCluster>,
     /// Where people find the console; None: there is none.
     pub console: Option<ConsoleConfig>,
+    /// Who is told of which events; at most 16.
+    pub notify: Vec<NotifyTarget>,
 }
 
 /// A certificate with its chain, and its key, both in PEM.
@@ -124,6 +128,8 @@ struct Raw {
     #[serde(default)]
     tls: RawTls,
     console: Option<console::Raw>,
+    #[serde(default)]
+    notify: Vec<notify::Raw>,
 }
 
 #[derive(Default, Deserialize)]
@@ -265,6 +271,7 @@ impl Config {
         Ok(Self {
             identity_providers,
             console,
+            notify: notify::check(raw.notify, path)?,
             workload_issuers: workloads::issuers(raw.workload_issuer, path)?,
             spiffe_trust_domains: trust_domains::trust_domains(raw.spiffe_trust_domain, path)?,
             kubernetes_clusters: workloads::clusters(raw.kubernetes_cluster, path)?,

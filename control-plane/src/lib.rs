@@ -10,6 +10,7 @@ mod console;
 mod deadlines;
 pub mod identity;
 pub mod listen;
+pub mod notify;
 mod replicas;
 mod rpc;
 pub mod rules;

@@ -13,6 +13,7 @@ pub mod enrolment;
 pub mod extension;
 pub mod freeze;
 pub mod grant;
+pub mod notify;
 pub mod numbering;
 pub mod placement;
 pub mod policy;

@@ -27,6 +27,7 @@ use crate::identity::authority::{Authority, AuthorityError, ServerName};
 use crate::identity::oidc::{FetchError, Providers};
 use crate::identity::workloads::Vouchers;
 use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
+use crate::notify::{Notifier, PrepareError};
 use crate::rpc::admission::Admission;
 use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, policy};
 use crate::rules::calls;
@@ -78,6 +79,9 @@ pub enum ServeError {
     /// Identity providers cannot be asked.
     #[error(transparent)]
     Providers(#[from] FetchError),
+    /// Nobody could be told of anything.
+    #[error(transparent)]
+    Notify(#[from] PrepareError),
     /// There are methods of which nobody has said who may call them, or the other way round: a fault of the program.
     #[error("the table of calls is not whole: without {lacking:?}, with {besides:?}")]
     Calls {
@@ -100,6 +104,7 @@ impl ServeError {
             Self::Authority(error) => error.hint(),
             Self::Tls(_) => "mend what `[tls]` or `[[spiffe_trust_domain]]` in the configuration names",
             Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
+            Self::Notify(_) => "compare `[[notify]]` in the configuration with docs/notifications.md",
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
@@ -126,7 +131,10 @@ pub async fn serve(
     }
     let providers = Providers::new(config.identity_providers)?;
     let vouchers = Vouchers::new(config.workload_issuers, config.kubernetes_clusters)?;
-    let store = Store::open(&config.database).await?;
+    let subscriptions = config.notify.iter().map(|target| target.subscription.clone()).collect();
+    let console_origin = config.console.as_ref().map(|console| console.origin.as_str());
+    let notifier = Notifier::new(config.notify, console_origin)?;
+    let store = Store::open(&config.database).await?.notifying(subscriptions);
     let authority = Arc::new(Authority::open(&config.authority)?);
     let fingerprint = authority.fingerprint();
     store.begin_work(fingerprint, clock::now()).await?;
@@ -176,6 +184,7 @@ pub async fn serve(
         tokio::spawn(deadlines::ask_policy(store.clone())),
         tokio::spawn(replicas::follow(store.clone())),
         tokio::spawn(replicas::beat(store.clone(), fingerprint, Arc::clone(&gate.sessions))),
+        tokio::spawn(notifier.run(store.clone())),
         tokio::spawn(gate.clone().record_counted()),
         tokio::spawn(certificates.keep_fresh()),
     ];

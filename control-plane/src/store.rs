@@ -21,6 +21,7 @@ mod extensions;
 mod freezes;
 mod grants;
 mod hosts;
+mod outbox;
 mod policies;
 mod postgres;
 mod replicas;
@@ -43,6 +44,7 @@ pub use disabling::EndedWith;
 pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
 pub use error::StoreError;
 pub use hosts::HostRecord;
+pub use outbox::{Message, Outcome};
 pub use replicas::{BEAT, Others, SessionNumber};
 pub use requests::{RequestFilter, View, Whose};
 pub use sign_ins::{Entry, HeldBy, WorkloadEntry};
@@ -69,6 +71,7 @@ pub struct Store {
     /// As it was last read.
     directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
     ready: Arc<policies::Ready>,
+    outbox: Arc<outbox::Outbox>,
     hold: Arc<Hold>,
 }
 
@@ -108,7 +111,8 @@ impl Store {
                     .map_err(StoreError::sql("raise the revision"))?
             }
         };
-        Ok(Tx::new(inner, revision, self.timeline, Arc::clone(&self.signals)))
+        let signals = Arc::clone(&self.signals);
+        Ok(Tx::new(inner, revision, self.timeline, signals).notifying(Arc::clone(&self.outbox)))
     }
 
     /// Several reads of one and the same state.

@@ -1,10 +1,11 @@
 //! The contract between Portcullis processes: the wire messages, and the checked types everybody works with.
 //!
-//! Owns: the `.proto` files, the code generated from them ([`wire`]), the checked types ([`types`]) and the table from
-//! error kinds to gRPC codes ([`status`]). Must not know: transport set-up, storage, kernel.
+//! Owns: the `.proto` files, the code generated from them ([`wire`]), the checked types ([`types`]), audit events as
+//! programs see them ([`json`]), and the table from error kinds to gRPC codes ([`status`]). Must not know: transport set-up, storage, kernel.
 //!
 //! Invariant: a wire message is turned into a checked type where it enters a process, and nothing else handles it.
 
+pub mod json;
 pub mod status;
 pub mod types;
 

@@ -69,10 +69,12 @@ pub(crate) enum Thing {
     Chromium,
     /// What is below Docker, containerd, CRI-O and Podman, and something to run in a container.
     ContainerRuntimes,
+    /// A mail server, for Debian's Python, to be told of events by.
+    MailServer,
 }
 
 impl Thing {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -88,6 +90,7 @@ impl Thing {
         Self::OidcProvider,
         Self::Chromium,
         Self::ContainerRuntimes,
+        Self::MailServer,
     ];
 
     fn name(self) -> &'static str {
@@ -107,6 +110,7 @@ impl Thing {
             Self::OidcProvider => "oidc-provider",
             Self::Chromium => "chromium",
             Self::ContainerRuntimes => "container runtimes",
+            Self::MailServer => "aiosmtpd",
         }
     }
 
@@ -132,6 +136,7 @@ impl Thing {
                 .map(|(program, _)| check_program(program))
                 .collect::<Result<Vec<_>>>()
                 .map(|paths| paths.join(", ")),
+            Self::MailServer => check_mail_server(),
         }
     }
 
@@ -155,6 +160,7 @@ impl Thing {
             Self::OidcProvider => install_oidc_provider(checkout),
             Self::Chromium => apt_install(&["chromium"]),
             Self::ContainerRuntimes => apt_install(&CONTAINER_RUNTIMES.map(|(_, package)| package)),
+            Self::MailServer => apt_install(&["python3-aiosmtpd"]),
         }
     }
 }
@@ -374,6 +380,14 @@ fn install_postgres() -> Result<()> {
     let installed = apt_install(&["postgresql"]);
     fs::write(path, original).with_context(|| format!("cannot restore {path}"))?;
     installed
+}
+
+/// By Debian's Python, whichever other one is first on PATH: the package is for that one.
+fn check_mail_server() -> Result<String> {
+    let printed = sh::output(
+        sh::command("/usr/bin/python3").args(["-c", "import aiosmtpd; print(aiosmtpd.__version__)"]),
+    )?;
+    Ok(printed.trim().to_owned())
 }
 
 fn check_virtual_machines() -> Result<String> {

@@ -17,8 +17,8 @@ use crate::{
     sh::{self, Checkout},
 };
 
-/// Without these nothing can be built, or tests fail: the control plane is tested on each database that it can have.
-const NEEDED: [Thing; 3] = [Thing::RustComponents, Thing::BpfLinker, Thing::Postgres];
+/// Without these nothing can be built, or tests fail: the control plane is tested on each database that it can have, and sends mail.
+const NEEDED: [Thing; 4] = [Thing::RustComponents, Thing::BpfLinker, Thing::Postgres, Thing::MailServer];
 /// Without these some tests are skipped.
 const WANTED: [Thing; 10] = [
     Thing::SystemdAnalyze,

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 
+use proto::json::AuditRow;
 use proto::types::AuditEvent;
 use proto::wire::audit::{TailRequest, TailResponse};
 use tokio::time::sleep;
@@ -11,7 +12,7 @@ use crate::args::Format;
 use crate::backoff::Backoff;
 use crate::connect::{ControlPlane, STREAM_LIMIT, call, next};
 use crate::error::Error;
-use crate::output::{self, audit::AuditRow};
+use crate::output;
 
 /// The audit record: verdicts of every kernel, and what became of requests and grants
 #[derive(clap::Subcommand, Debug)]

@@ -8,10 +8,11 @@ use policy::approval::{Step, Then};
 use policy::cases::CaseResult;
 use policy::decide::{Outcome, Terms};
 use policy::explain::Explanation;
+use proto::json::utc;
 use proto::types::{Difference, PlannedEnd, PolicyPlan, PolicyVersion, Timestamp};
 use serde::Serialize;
 
-use super::text::{cut, utc};
+use super::text::cut;
 use super::{Row, View};
 
 /// One thing that is wrong or odd.

@@ -45,11 +45,6 @@ fn moment(time: Timestamp) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(time.unix_ms()).expect("a `Timestamp` lies in 1970 to 9999")
 }
 
-/// RFC 3339 in UTC, always with milliseconds, so that texts sort as times do.
-pub(super) fn utc(time: Timestamp) -> String {
-    format!("{:.3}", moment(time))
-}
-
 /// A duration to two units, rounded down: `42s`, `12m`, `3h05m`, `2d04h`.
 fn age(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -151,6 +146,6 @@ mod tests {
         assert_eq!(view.clock(at("2026-11-21T09:59:18Z")), "2026-11-21T09:59:18");
         assert_eq!(view.since(at("2026-11-22T09:59:18Z")), "42s");
         assert_eq!(view.until(at("2026-11-22T09:59:18Z")), "0s");
-        assert_eq!(utc(at("2026-11-22T09:59:18Z")), "2026-11-22T09:59:18.000Z");
+        assert_eq!(proto::json::utc(at("2026-11-22T09:59:18Z")), "2026-11-22T09:59:18.000Z");
     }
 }

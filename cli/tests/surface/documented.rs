@@ -14,7 +14,7 @@ fn events_and_their_fields() {
     }
     let lines = crate::tail::every_kind().into_iter().map(|event| {
         let event = proto::types::AuditEvent::try_from(event).unwrap();
-        serde_json::to_value(cli::output::audit::AuditRow::from(event)).unwrap()
+        serde_json::to_value(proto::json::AuditRow::from(event)).unwrap()
     });
     for line in lines {
         keys(&line);

@@ -162,6 +162,12 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 comment: "IdentityService.SignIn: provider `corp`".into(),
                 ..event(position, "control-plane", kind)
             },
+            Kind::NotificationFailed => AuditEvent {
+                actor: "system".into(),
+                reason: "undeliverable".into(),
+                comment: "target `ops`: 2 notifications, of the events at 7 to 9: it answered 500".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::CallRefused => AuditEvent {
                 credential: "session".into(),
                 actor: "user:eve".into(),

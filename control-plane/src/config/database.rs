@@ -4,7 +4,6 @@
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
@@ -14,7 +13,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::issuers::{Problem, read, refused};
-use super::providers::secret;
+use super::providers::private_secret;
 use super::{Config, ConfigError};
 
 /// Where the durable record is. Its `Display` form names it for people, without secrets.
@@ -235,14 +234,7 @@ fn is_here(host: &str) -> bool {
 }
 
 fn password(path: &Path) -> Result<Password, Problem> {
-    let refuse = |problem: String| (PASSWORD_FILE, path.display().to_string(), problem);
-    let password = secret(PASSWORD_FILE, path)?;
-    let metadata = std::fs::metadata(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    match mode & 0o007 {
-        0 => Ok(Password(password)),
-        _ => Err(refuse(format!("has mode {mode:03o}, so that everybody may have it: `chmod o-rwx` it"))),
-    }
+    private_secret(PASSWORD_FILE, path).map(Password)
 }
 
 fn authority(path: &Path) -> Result<Vec<u8>, Problem> {
@@ -266,6 +258,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use std::error::Error;
     use std::os::unix::fs::OpenOptionsExt;
 

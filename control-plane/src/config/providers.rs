@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -223,6 +224,18 @@ pub(super) fn secret(field: &'static str, path: &Path) -> Result<String, Problem
     match text.trim() {
         "" => Err(refuse("is empty")),
         secret => Ok(secret.to_owned()),
+    }
+}
+
+/// The same, of a file that not everybody may read.
+pub(super) fn private_secret(field: &'static str, path: &Path) -> Result<String, Problem> {
+    let secret = secret(field, path)?;
+    let refuse = |problem: String| (field, path.display().to_string(), problem);
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    match mode & 0o007 {
+        0 => Ok(secret),
+        _ => Err(refuse(format!("has mode {mode:03o}, so that everybody may have it: `chmod o-rwx` it"))),
     }
 }
 

@@ -341,7 +341,7 @@ impl Session {
             AuditEvent::try_from(event).map_err(|error| error.within(&format!("audit.events[{index}]")))
         };
         let events = batch.events.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>()?;
-        let stored = self.gate.store.receive(&self.host, events).await?;
+        let stored = self.gate.store.receive(&self.host, events, clock::now()).await?;
         let ack = wire::AuditAck { epoch: stored.epoch.to_string(), sequence: stored.sequence };
         self.answer(Answer::AuditAck(ack)).await
     }

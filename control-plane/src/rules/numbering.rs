@@ -98,7 +98,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::SubjectDisabled
         | EventKind::SubjectEnabled
         | EventKind::SignInRefused
-        | EventKind::CallRefused => false,
+        | EventKind::CallRefused
+        | EventKind::NotificationFailed => false,
     }
 }
 

@@ -9,6 +9,7 @@ use super::sql::{self, Transaction, Value};
 use super::tx::caused_by;
 use super::{Store, StoreError, decode};
 use crate::rules::calls::Method;
+use crate::rules::notify::Origin;
 use crate::rules::numbering;
 use crate::rules::throttle::Key;
 
@@ -23,15 +24,19 @@ pub struct Stored {
 
 impl Store {
     /// Keeps the new events of an agent's batch; what is there already is left out. On return they are on disk.
-    pub async fn receive(&self, host: &HostName, events: Vec<AuditEvent>) -> Result<Stored, StoreError> {
+    pub async fn receive(
+        &self,
+        host: &HostName,
+        events: Vec<AuditEvent>,
+        now: Timestamp,
+    ) -> Result<Stored, StoreError> {
         let epoch = numbering::epoch(host, &events)?;
         let mut tx = self.write().await?;
         let stored = last_sequence(tx.sql(), Some(host), epoch).await?;
         let new = numbering::continuation(stored, events)?;
         let Some(last) = new.last() else { return Ok(Stored { epoch, sequence: stored }) };
         let sequence = last.id.sequence;
-        append(tx.sql(), new).await?;
-        tx.wake_followers();
+        tx.append(new, &Origin::Itself, now).await?;
         tx.commit().await?;
         Ok(Stored { epoch, sequence })
     }
@@ -108,28 +113,43 @@ pub(super) async fn last_sequence(
     decode::number("sequence", last)
 }
 
-/// Puts events, which are not empty, at the end of the record.
-pub(super) async fn append(sql: &mut Transaction, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+/// Puts events, which are not empty, at the end of the record. Returns them with their positions.
+pub(super) async fn append(
+    sql: &mut Transaction,
+    mut events: Vec<AuditEvent>,
+) -> Result<Vec<AuditEvent>, StoreError> {
     let newest: i64 = sql::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
         .fetch_one(&mut *sql)
         .await
         .map_err(StoreError::sql("read the newest position"))?;
     let mut insert =
         sql::query("INSERT INTO audit_events (position, source, epoch, sequence, payload) VALUES ");
-    for (position, event) in (newest + 1..).zip(events) {
+    for (position, event) in (newest + 1..).zip(&mut events) {
         if position > newest + 1 {
             insert.push(", ");
         }
+        let payload = wire::AuditEvent { position: 0, ..event.clone().into() }.encode_to_vec();
         insert.push_list([
             position.into(),
             source(event.id.host.as_ref()).into(),
             event.id.epoch.to_string().into(),
             decode::sql(event.id.sequence).into(),
-            Value::from(wire::AuditEvent { position: 0, ..event.into() }.encode_to_vec()),
+            Value::from(payload),
         ]);
+        event.position = decode::number("position", position)?;
     }
     insert.execute(sql).await.map_err(StoreError::sql("append audit events"))?;
-    Ok(())
+    Ok(events)
+}
+
+/// The event at a position.
+pub(super) async fn at(sql: &mut Transaction, position: i64) -> Result<AuditEvent, StoreError> {
+    let payload: Vec<u8> = sql::query_scalar("SELECT payload FROM audit_events WHERE position = ?")
+        .bind(position)
+        .fetch_one(sql)
+        .await
+        .map_err(StoreError::sql("read an audit event"))?;
+    event(position, &payload)
 }
 
 fn source(host: Option<&HostName>) -> &str {

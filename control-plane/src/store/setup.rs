@@ -92,6 +92,7 @@ impl Store {
             waiting: Arc::default(),
             directory: Arc::default(),
             ready: Arc::default(),
+            outbox: Arc::default(),
             hold: Arc::new(hold),
         })
     }

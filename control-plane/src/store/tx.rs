@@ -5,10 +5,12 @@ use std::sync::Arc;
 use proto::types::{AuditEvent, EventId, EventKind, HostName, Timestamp};
 use uuid::Uuid;
 
+use super::outbox::Outbox;
 use super::signals::{Changes, Signals};
 use super::sql::{self, Transaction};
 use super::{StoreError, audit, decode};
 use crate::rules::actor::Actor;
+use crate::rules::notify::Origin;
 
 /// Notes in an event who caused it, and by what they were recognised.
 pub(super) fn caused_by(event: &mut AuditEvent, actor: &Actor) {
@@ -25,11 +27,30 @@ pub(super) struct Tx {
     timeline: Uuid,
     signals: Arc<Signals>,
     changes: Changes,
+    outbox: Arc<Outbox>,
+    /// Whether there is something new in the outbox.
+    fills_outbox: bool,
 }
 
 impl Tx {
+    /// One that nobody is told of.
     pub(super) fn new(inner: Transaction, revision: i64, timeline: Uuid, signals: Arc<Signals>) -> Self {
-        Self { inner, revision, timeline, signals, changes: Changes { revision, ..Changes::default() } }
+        let changes = Changes { revision, ..Changes::default() };
+        Self { inner, revision, timeline, signals, changes, outbox: Arc::default(), fills_outbox: false }
+    }
+
+    /// One of whose events others are told.
+    pub(super) fn notifying(self, outbox: Arc<Outbox>) -> Self {
+        Self { outbox, ..self }
+    }
+
+    pub(super) fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// Those who deliver are woken.
+    pub(super) fn fill_outbox(&mut self) {
+        self.fills_outbox = true;
     }
 
     /// Where statements go.
@@ -67,12 +88,34 @@ impl Tx {
         now: Timestamp,
         fill: impl FnOnce(&mut AuditEvent),
     ) -> Result<(), StoreError> {
+        self.record_from(kind, &Origin::Itself, now, fill).await
+    }
+
+    /// The same, of an event that came about so.
+    pub(super) async fn record_from(
+        &mut self,
+        kind: EventKind,
+        origin: &Origin,
+        now: Timestamp,
+        fill: impl FnOnce(&mut AuditEvent),
+    ) -> Result<(), StoreError> {
         let epoch = self.timeline;
         let sequence = audit::last_sequence(self.sql(), None, epoch).await?.saturating_add(1);
         let id = EventId { host: None, epoch, sequence };
         let mut event = AuditEvent::new(id, kind, now);
         fill(&mut event);
-        audit::append(self.sql(), vec![event]).await?;
+        self.append(vec![event], origin, now).await
+    }
+
+    /// Puts events, which are not empty, at the end of the record, with who is to be told of them.
+    pub(super) async fn append(
+        &mut self,
+        events: Vec<AuditEvent>,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let events = audit::append(self.sql(), events).await?;
+        self.post(&events, origin, now).await?;
         self.wake_followers();
         Ok(())
     }
@@ -114,9 +157,12 @@ impl Tx {
     /// Makes it durable, then wakes. Once begun it is carried through, even if the caller is gone: else a change could
     /// happen and nobody be woken.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        let Self { inner, signals, mut changes, .. } = self;
+        let Self { inner, signals, mut changes, outbox, fills_outbox, .. } = self;
         let committing = tokio::spawn(async move {
             let committed = inner.commit().await;
+            if fills_outbox {
+                outbox.wake();
+            }
             // Whoever wakes reads again. When a connection breaks, nobody knows whether the change has happened; if it has not, the next
             // one has its number.
             if committed.is_err() {

@@ -16,7 +16,7 @@ use super::world::{Caller, until, within};
 use crate::arguments::{binary, run, text};
 use crate::database::{Kind, TestDatabase};
 
-fn write_config(folder: &Path, listen: &str, database: &TestDatabase) -> PathBuf {
+pub(crate) fn write_config(folder: &Path, listen: &str, database: &TestDatabase) -> PathBuf {
     let path = folder.join("cp.toml");
     let text = format!(
         "listen = \"{listen}\"\nauthority = \"authority\"\nmax_grant_duration = \"1h\"\n{}\n",
@@ -26,12 +26,12 @@ fn write_config(folder: &Path, listen: &str, database: &TestDatabase) -> PathBuf
     path
 }
 
-fn authority_of(folder: &Path) -> CertificateDer<'static> {
+pub(crate) fn authority_of(folder: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(folder.join("authority/ca.pem")).expect("a certificate")
 }
 
 /// Ends the process whatever happens to the test.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -41,7 +41,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    async fn start(config: &Path, ready: &Path) -> (Self, String) {
+    pub(crate) async fn start(config: &Path, ready: &Path) -> (Self, String) {
         let mut command = binary();
         command.args(["serve", "--config", text(config), "--ready-file", text(ready)]);
         let running = Self(command.stderr(Stdio::null()).spawn().expect("starts"));
@@ -50,7 +50,7 @@ impl Running {
         (running, address)
     }
 
-    async fn terminate(mut self) -> i32 {
+    pub(crate) async fn terminate(mut self) -> i32 {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("runs").success());
         let status =

@@ -4,6 +4,7 @@ mod arguments;
 mod database;
 mod postgres_server;
 mod provider;
+mod receiver;
 mod replicas;
 mod sqlite_file;
 
@@ -23,6 +24,7 @@ mod sqlite {
     mod extension;
     mod freeze;
     mod histories;
+    mod notify;
     // It ends before any database is asked.
     mod peers;
     mod policy;
@@ -51,6 +53,7 @@ mod postgres {
     mod extension;
     mod freeze;
     mod histories;
+    mod notify;
     mod policy;
     mod runs;
     mod sessions;

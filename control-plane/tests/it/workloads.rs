@@ -64,6 +64,7 @@ fn trusted(issuer: &TestProvider, source: KeySource) -> Trusted {
         service_account: "portcullis-agent".to_owned(),
     };
     Trusted {
+        notify: Vec::new(),
         providers: Vec::new(),
         issuers: vec![WorkloadIssuer {
             name: "github".parse().expect("valid"),

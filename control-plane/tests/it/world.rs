@@ -7,7 +7,8 @@ use std::time::Duration;
 use control_plane::Bound;
 use control_plane::clock;
 use control_plane::config::{
-    Config, ConsoleConfig, IdentityProvider, KubernetesCluster, Listen, SpiffeTrustDomain, WorkloadIssuer,
+    Config, ConsoleConfig, IdentityProvider, KubernetesCluster, Listen, NotifyTarget, SpiffeTrustDomain,
+    WorkloadIssuer,
 };
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
@@ -68,7 +69,7 @@ pub(crate) struct World {
     of_agents: Option<Server>,
 }
 
-/// Whose tokens are believed.
+/// Whose tokens are believed, and who is told.
 #[derive(Clone, Default)]
 pub(crate) struct Trusted {
     pub(crate) providers: Vec<IdentityProvider>,
@@ -76,6 +77,8 @@ pub(crate) struct Trusted {
     pub(crate) clusters: Vec<KubernetesCluster>,
     pub(crate) trust_domains: Vec<SpiffeTrustDomain>,
     pub(crate) console: Option<ConsoleConfig>,
+    /// Who is told of events.
+    pub(crate) notify: Vec<NotifyTarget>,
 }
 
 struct Server {
@@ -125,6 +128,7 @@ impl World {
             spiffe_trust_domains: Vec::new(),
             kubernetes_clusters: Vec::new(),
             console: None,
+            notify: Vec::new(),
         }
     }
 
@@ -143,6 +147,11 @@ impl World {
             server.stop.send(()).expect("is running");
             tokio::time::timeout(PATIENCE, server.task).await.expect("stops in time").expect("no panic");
         }
+    }
+
+    /// These are told of events, once it is started again.
+    pub(crate) fn tell(&mut self, notify: Vec<NotifyTarget>) {
+        self.trusted.notify = notify;
     }
 
     /// Stops it and starts it on the same database.
@@ -277,13 +286,14 @@ async fn start_another(
 async fn start(folder: &tempfile::TempDir, database: &TestDatabase, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let Trusted { providers, issuers, clusters, trust_domains, console } = trusted.clone();
+    let Trusted { providers, issuers, clusters, trust_domains, console, notify } = trusted.clone();
     let config = Config {
         identity_providers: providers,
         workload_issuers: issuers,
         kubernetes_clusters: clusters,
         spiffe_trust_domains: trust_domains,
         console,
+        notify,
         ..World::config(folder, database)
     };
     let task = tokio::spawn(async move {

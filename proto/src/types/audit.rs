@@ -184,6 +184,8 @@ event_kinds! {
     CallRefused = "call.refused",
     /// An ID token was not taken.
     SignInRefused = "sign_in.refused",
+    /// Somebody was not told of something, and will not be.
+    NotificationFailed = "notification.failed",
 }
 
 impl EventKind {
