@@ -1,8 +1,8 @@
 //! What follows by itself when time passes: the one task that watches it.
 //!
 //! Owns: when to look. Must not know: what ending or deciding means. Kernels end grants by themselves at their deadlines; this is what
-//! makes the record and the lists say so, what decides requests for which nobody has, what notes that a freeze is over, and what asks the policy again about grants that
-//! live. Nothing is kept in memory: after a restart it looks, and goes on.
+//! makes the record and the lists say so, what warns of it, what decides requests for which nobody has, what notes that a freeze is
+//! over, and what asks the policy again about grants that live. Nothing is kept in memory: after a restart it looks, and goes on.
 
 use std::time::Duration;
 
@@ -59,7 +59,12 @@ pub(crate) async fn ask_policy(store: Store) {
 /// Does what is due; returns how long nothing else will be.
 async fn look(store: &Store) -> Result<Duration, StoreError> {
     loop {
-        let next = [store.next_deadline().await?, store.next_due_request().await?, store.next_thaw().await?];
+        let next = [
+            store.next_deadline().await?,
+            store.next_due_request().await?,
+            store.next_thaw().await?,
+            store.next_warning(clock::now()).await?,
+        ];
         let Some(next) = next.into_iter().flatten().min() else { return Ok(LOOK_AGAIN) };
         let now = clock::now();
         if next > now {
@@ -68,5 +73,6 @@ async fn look(store: &Store) -> Result<Duration, StoreError> {
         while store.expire(now).await? {}
         while store.settle_due_requests(now).await? {}
         store.note_thawed(now).await?;
+        while store.warn(now).await? {}
     }
 }

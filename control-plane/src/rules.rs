@@ -10,6 +10,7 @@ pub mod browser;
 pub mod calls;
 pub mod claims;
 pub mod enrolment;
+pub mod expiring;
 pub mod extension;
 pub mod freeze;
 pub mod grant;

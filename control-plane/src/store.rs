@@ -17,6 +17,7 @@ mod directory;
 mod disabling;
 mod enrolment;
 mod error;
+mod expiring;
 mod extensions;
 mod freezes;
 mod grants;

@@ -1,5 +1,6 @@
 //! `portcullis run`
 
+mod expiry;
 mod follow;
 
 use std::ffi::OsString;
@@ -32,6 +33,9 @@ Examples:
   portcullis run --resource db-prod,cache --for 1h --reason 'release 7.3' -- ./migrate
   portcullis run --exactly --resource db-prod --for 5m --reason 'nightly copy' -- /usr/bin/rsync -a /var/db /backup
   portcullis run -- bash
+
+Five minutes and one minute before what was granted ends, a line on standard
+error says so.
 
 What the command leaves running in the background is still in the run, and keeps
 what was granted until it ends, or the time is over; `portcullis release` ends
@@ -125,7 +129,11 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     // What is told is read before the command has the terminal.
     let _ = context.surroundings.err.flush();
     let child = child::command(&agent_socket, run, grant, &command);
-    let ended = tokio::task::spawn_blocking(move || follow::to_the_end(child)).await;
+    let following = tokio::task::spawn_blocking(move || follow::to_the_end(child));
+    let ended = tokio::select! {
+        ended = following => ended,
+        never = expiry::warn(context, control_plane, &grants) => match never {},
+    };
     let ended = ended.map_err(std::io::Error::other).and_then(|ended| ended).map_err(Error::Follow)?;
     context.exit_code = ended;
     finish(context, &mut agent, run, &grants).await

@@ -40,6 +40,7 @@ pub fn line(event: &AuditEvent, view: &View) -> String {
         }
         EventKind::GrantIssued
         | EventKind::GrantActive
+        | EventKind::GrantExpiring
         | EventKind::GrantEnding
         | EventKind::GrantEnded
         | EventKind::GrantReceipt => {

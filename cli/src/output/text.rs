@@ -15,7 +15,7 @@ pub struct View {
 }
 
 impl View {
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.now.as_millisecond().max(0);
         Timestamp::from_unix_ms(now).expect("jiff's time ends with the year 9999 as ours does")
     }

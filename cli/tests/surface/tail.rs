@@ -107,6 +107,13 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::GrantIssued | Kind::GrantActive | Kind::GrantExtended => {
                 AuditEvent { grant: GRANT.into(), expires, ..about() }
             }
+            Kind::GrantExpiring => AuditEvent {
+                grant: GRANT.into(),
+                actor: "system".into(),
+                reason: "5m".into(),
+                expires,
+                ..about()
+            },
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }

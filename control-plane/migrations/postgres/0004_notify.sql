@@ -27,3 +27,12 @@ CREATE TABLE outbox_targets (
     dropped_first BIGINT,
     dropped_last BIGINT
 );
+
+-- The last warning that a grant is about to end.
+CREATE TABLE grant_warnings (
+    grant_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    -- Of which deadline: another one, as after an extension, has warnings of its own.
+    expires_ms BIGINT NOT NULL,
+    -- How long before it.
+    ahead_ms BIGINT NOT NULL
+);

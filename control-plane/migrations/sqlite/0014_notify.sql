@@ -27,3 +27,13 @@ CREATE TABLE outbox_targets (
     dropped_first INTEGER,
     dropped_last INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- The last warning that a grant is about to end. Not a column of `grants`, and no reference to it: that table is made anew when what its CHECK
+-- says is changed.
+CREATE TABLE grant_warnings (
+    grant_id TEXT NOT NULL PRIMARY KEY,
+    -- Of which deadline: another one, as after an extension, has warnings of its own.
+    expires_ms INTEGER NOT NULL,
+    -- How long before it.
+    ahead_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

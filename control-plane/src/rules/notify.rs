@@ -77,6 +77,7 @@ impl Severity {
             | EventKind::RequestLapsed
             | EventKind::ApprovalGiven
             | EventKind::GrantIssued
+            | EventKind::GrantExpiring
             | EventKind::GrantEnding
             | EventKind::GrantEnded
             | EventKind::ConnectionWouldDeny

@@ -99,7 +99,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::SubjectEnabled
         | EventKind::SignInRefused
         | EventKind::CallRefused
-        | EventKind::NotificationFailed => false,
+        | EventKind::NotificationFailed
+        | EventKind::GrantExpiring => false,
     }
 }
 

@@ -186,6 +186,8 @@ event_kinds! {
     SignInRefused = "sign_in.refused",
     /// Somebody was not told of something, and will not be.
     NotificationFailed = "notification.failed",
+    /// A grant is about to end.
+    GrantExpiring = "grant.expiring",
 }
 
 impl EventKind {
