@@ -111,7 +111,6 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
             kind: "role".to_owned(),
             name: "debug".to_owned(),
             action: wire::policy::PolicyAction::Added.into(),
-            extensions: 0,
         }],
         ..wire::policy::PolicyPlan::default()
     };

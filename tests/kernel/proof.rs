@@ -113,7 +113,8 @@ impl Running {
         let mut config = Config {
             host: "proof".parse()?,
             // It has not joined, and so asks nobody.
-            control_plane: "https://127.0.0.1:1".parse().map_err(anyhow::Error::msg)?,
+            control_plane: agent::session::Endpoint::new(["https://127.0.0.1:1"])
+                .map_err(anyhow::Error::msg)?,
             join: None,
             state_dir,
             kernel: Settings::new(sandbox.pin_dir()),

@@ -89,10 +89,13 @@ async fn access() {
 #[tokio::test]
 async fn what_is_asked() {
     let world = World::start(Canned::default()).await;
-    let request = ["request", "db-prod", "--for", "90s", "--reason", " x ", "--host=b,a", "--host=a"];
+    // Without `--key` each has a key that nobody else has.
+    let request =
+        ["request", "db-prod", "--for", "90s", "--reason", " x ", "--host=b,a", "--host=a", "--key=1"];
     world.run(&request).await;
-    world.run(&["request", "db", "--for", "1d", "--reason", "x", "--subject=workload:ci/deploy"]).await;
-    let limits = ["--idle=10m", "--while-running=/ci.slice/a b"];
+    let for_a_job = ["--subject=workload:ci/deploy", "--key=ci:4711"];
+    world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &for_a_job].concat()).await;
+    let limits = ["--idle=10m", "--while-running=/ci.slice/a b", "--key=3"];
     world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &limits].concat()).await;
     world.run(&["resource", "set", "db", "--check-senders"]).await;
     world.run(&["resource", "set", "db", "--strict=false", "--mode=observe"]).await;

@@ -77,6 +77,7 @@ impl Severity {
             | EventKind::RequestLapsed
             | EventKind::ApprovalGiven
             | EventKind::GrantIssued
+            | EventKind::GrantExtended
             | EventKind::GrantExpiring
             | EventKind::GrantEnding
             | EventKind::GrantEnded
@@ -91,6 +92,8 @@ impl Severity {
             | EventKind::AgentDisconnected => Self::Low,
             EventKind::ConnectionDenied
             | EventKind::PolicyApplied
+            | EventKind::FreezeBegan
+            | EventKind::FreezeEnded
             | EventKind::ResourceChanged
             | EventKind::ResourceRemoved
             | EventKind::SubjectUnbound

@@ -55,7 +55,7 @@ async fn a_deadline_that_passes_while_the_control_plane_is_down_is_noticed() {
     let request = story.alice.request(2).await.expect("made");
     let grant = story.dora.approve(request.id).await.expect("approved");
     world.stop().await;
-    until(async || control_plane::clock::now() > grant.expires).await;
+    until(async || clock::now() > grant.expires).await;
     world.start().await;
     until(async || world.admin.clone().grants(false).await.is_empty()).await;
     let (_, set) = FakeAgent::start(&world, &story.host).await;

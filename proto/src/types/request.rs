@@ -581,6 +581,7 @@ mod tests {
             run: String::new(),
             action: None,
             role: String::new(),
+            key: String::new(),
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {
@@ -606,6 +607,9 @@ mod tests {
         check(|wire| wire.reason = "a\u{1b}[31m".into(), Err("reason: has a control character"));
         check(|wire| wire.hosts = vec!["A!".into()], Err("hosts: `A!` is not a name"));
         check(|wire| wire.hosts = vec!["a".into(); 1001], Err("hosts: has 1001 entries"));
+        check(|wire| wire.key = "ci:job-4711.2_a".into(), Ok(()));
+        check(|wire| wire.key = "a b".into(), Err("key: is not 1 to 64 letters"));
+        check(|wire| wire.key = "x".repeat(65), Err("key: is not 1 to 64 letters"));
     }
 
     #[test]

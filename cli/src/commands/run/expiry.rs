@@ -124,6 +124,7 @@ mod tests {
             while_running: None,
             run: None,
             action: None,
+            extensions: 0,
         };
         Held { grant, warned: None }
     }
