@@ -15,6 +15,8 @@ pub mod release;
 pub mod request;
 pub mod requests;
 pub mod resource;
+pub mod review;
+pub mod reviews;
 pub mod revoke;
 pub mod run;
 pub mod status;
@@ -56,6 +58,8 @@ pub enum Command {
     Revoke(revoke::Arguments),
     Release(release::Arguments),
     Extend(extend::Arguments),
+    Reviews(reviews::Arguments),
+    Review(review::Arguments),
     Freeze(freeze::Arguments),
     Freezes(freezes::Arguments),
     Thaw(thaw::Arguments),
@@ -85,6 +89,8 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
         Command::Extend(arguments) => extend::run(arguments, context).await,
+        Command::Reviews(arguments) => reviews::run(arguments, context).await,
+        Command::Review(arguments) => review::run(arguments, context).await,
         Command::Freeze(arguments) => freeze::run(arguments, context).await,
         Command::Freezes(arguments) => freezes::run(arguments, context).await,
         Command::Thaw(arguments) => thaw::run(arguments, context).await,

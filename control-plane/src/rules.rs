@@ -20,6 +20,7 @@ pub mod placement;
 pub mod policy;
 pub mod refusal;
 pub mod request;
+pub mod review;
 pub mod roster;
 pub mod session;
 pub mod throttle;

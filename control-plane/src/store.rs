@@ -27,6 +27,7 @@ mod policies;
 mod postgres;
 mod replicas;
 mod requests;
+mod reviews;
 mod runs;
 mod setup;
 mod sign_ins;

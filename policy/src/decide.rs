@@ -84,6 +84,8 @@ pub struct Terms {
     pub extension: Option<Extension>,
     /// Who has to say yes, in order; empty: nobody.
     pub steps: Vec<Step>,
+    /// It is for emergencies: nobody has to say yes beforehand, and those who would have to look at it afterwards.
+    pub break_glass: bool,
 }
 
 impl Terms {
@@ -141,6 +143,15 @@ pub fn decide(policy: &Policy, facts: &Facts) -> Decision {
         if !linked && !question.could_permit(action, &role.name) {
             continue;
         }
+        // Nobody breaks glass by the way.
+        if role.break_glass && facts.role.is_none() && facts.stage == Stage::Request {
+            refused.push(Refused::by(
+                format!("role:{}", role.name),
+                format!("role `{}` is for emergencies, and is not had without being named", role.name),
+                format!("in an emergency, ask for it by name: `--role {}`", role.name),
+            ));
+            continue;
+        }
         // However it is judged, it cannot come before the best so far.
         if best.as_ref().is_some_and(|(terms, _)| best_rank(policy, facts, &question, role) >= rank(terms)) {
             continue;
@@ -195,7 +206,9 @@ fn best_rank<'a>(
     question: &Question<'_>,
     role: &'a Role,
 ) -> (u32, Reverse<Duration>, &'a RoleName) {
-    let needs_nobody = facts.stage != Stage::Request || question.could_permit(Action::Approve, &role.name);
+    let needs_nobody = facts.stage != Stage::Request
+        || role.break_glass
+        || question.could_permit(Action::Approve, &role.name);
     let approvals = if needs_nobody { 0 } else { role.approvals() };
     (approvals, Reverse(longest(&policy.limits, role, "").0), &role.name)
 }
@@ -228,7 +241,10 @@ fn judge(
         let answer = ask(Action::Approve)?;
         let is_forbidden = forbidden(&answer);
         let is_short = policy.limits.automatic_maximum_duration.is_none_or(|limit| duration <= limit);
-        if role.steps.is_empty() {
+        if role.break_glass {
+            is_forbidden?;
+            reviewed(policy, facts, role, &rule)?;
+        } else if role.steps.is_empty() {
             is_forbidden?;
         } else if is_forbidden.is_ok() && is_short && !answer.permits.is_empty() {
             add_new(&mut decided_by, answer.permits.iter().map(|condition| condition.id.to_string()));
@@ -256,6 +272,7 @@ fn judge(
         clock: role.clock,
         extension: extension.filter(|extension| extension.times > 0),
         steps,
+        break_glass: role.break_glass,
     };
     Ok((terms, decided_by))
 }
@@ -281,7 +298,7 @@ fn hosts(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<(), 
 /// How long a role can be had for, and by which rule not longer; `rule` is the role's own.
 fn longest<'a>(limits: &Limits, role: &Role, rule: &'a str) -> (Duration, &'a str) {
     let own = role.maximum_duration.map(|maximum| (maximum, rule));
-    let automatic = limits.automatic_maximum_duration.filter(|_| role.steps.is_empty());
+    let automatic = limits.automatic_maximum_duration.filter(|_| role.steps.is_empty() || role.break_glass);
     let automatic = automatic.map(|maximum| (maximum, AUTOMATIC));
     let bounds = [own, automatic].into_iter().flatten();
     bounds.fold((limits.maximum_duration, "limit:maximum_duration"), |least, bound| match bound.0 < least.0 {
@@ -370,6 +387,19 @@ pub fn steps_of(
         Step { approvers: people(&step.approvers), count: step.count, after }
     };
     Some(role.steps.iter().map(step).collect())
+}
+
+/// That somebody else is there who can look at it afterwards.
+fn reviewed(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<(), Refused> {
+    let steps = steps_of(policy, &role.name, &facts.subject, &facts.requester).unwrap_or_default();
+    match steps.iter().any(|step| !step.approvers.is_empty()) {
+        true => Ok(()),
+        false => Err(Refused::by(
+            rule.to_owned(),
+            "nobody besides the requester could look at it afterwards",
+            "whoever keeps the policy names more approvers",
+        )),
+    }
 }
 
 /// The role's steps, if enough people may decide in each.

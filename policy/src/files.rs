@@ -52,6 +52,9 @@ const ROLES_MAX: usize = 1_000;
 const LIST_MAX: usize = 1_000;
 /// How many steps one role may have.
 const STEPS_MAX: usize = 8;
+
+/// The longest access that nobody has approved beforehand, and that is meant for emergencies.
+const BREAK_GLASS_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How many people may have to say yes in one step.
 const COUNT_MAX: u32 = 8;
 /// How many windows of each sort there may be.
@@ -821,6 +824,31 @@ fn checked_role(
             _ => ClockStart::At(file.time(word)?),
         },
     };
+    let break_glass = entry.break_glass.as_ref().filter(|is_set| *is_set.get_ref());
+    if let Some(at) = break_glass {
+        for (is_wrong, problem, help) in [
+            (
+                maximum_duration.is_none_or(|maximum| maximum > BREAK_GLASS_MAX),
+                "a role for emergencies has a `maximum_duration` of 4h at most",
+                "add one, or make it shorter",
+            ),
+            (
+                entry.step.is_empty(),
+                "a role for emergencies has steps: their approvers are those who look at it afterwards",
+                "add a `[[role.step]]`",
+            ),
+            (extension.is_some(), "a role for emergencies cannot be extended", "leave `extension` out"),
+            (
+                clock != ClockStart::Approval,
+                "the time of a role for emergencies begins at once",
+                "leave `clock` out",
+            ),
+        ] {
+            if is_wrong {
+                file.at(at, problem, help);
+            }
+        }
+    }
     let name: RoleName = file.parse(&entry.name, NAME_HELP)?;
     let line = file.line(entry.name.span().start);
     let hosts = (!is_everywhere).then(|| from.into_iter().collect());
@@ -836,6 +864,7 @@ fn checked_role(
         extension,
         steps,
         clock,
+        break_glass: break_glass.is_some(),
         line,
     })
 }

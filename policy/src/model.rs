@@ -168,6 +168,8 @@ pub struct Role {
     pub steps: Vec<StepRule>,
     /// When its time begins.
     pub clock: ClockStart,
+    /// For emergencies: it is had at once by whoever names it, and those who would have to say yes look at it afterwards.
+    pub break_glass: bool,
     /// Where it stands in roles.toml.
     pub(crate) line: usize,
 }

@@ -18,6 +18,7 @@ mod outage;
 mod policy;
 mod request;
 mod resource;
+mod review;
 mod run;
 mod selector;
 mod session;
@@ -60,6 +61,7 @@ pub use session::{
 pub use subject::{NewSubject, Subject, SubjectRole};
 pub use time::{Timestamp, duration_from_wire, duration_to_wire};
 
+pub use review::Review;
 pub use run::{
     CHALLENGE_BYTES, Challenge, FRAME_MAX_BYTES, FromAgent, RunDetails, RunPass, RunRefusal, RunStatement,
     ToAgent,

@@ -145,6 +145,8 @@ pub struct TermsRow {
     pub clock: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extensions: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub break_glass: bool,
     pub steps: Vec<StepRow>,
 }
 
@@ -158,6 +160,7 @@ impl From<Terms> for TermsRow {
             strict: terms.strict,
             clock: terms.clock.to_string(),
             extensions: terms.extension.map(|extension| extension.times),
+            break_glass: terms.break_glass,
             steps: terms.steps.into_iter().map(Into::into).collect(),
         }
     }
@@ -229,7 +232,8 @@ impl ExplanationRow {
                 add("audit", "strict".to_owned());
             }
             if terms.steps.is_empty() {
-                add("approval", "nobody".to_owned());
+                let afterwards = if terms.break_glass { ", but reviewed afterwards" } else { "" };
+                add("approval", format!("nobody{afterwards}"));
             }
             for step in &terms.steps {
                 let mut text = format!("{} of {}", step.count, step.approvers.join(", "));

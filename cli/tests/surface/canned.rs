@@ -144,6 +144,25 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
     }
 }
 
+fn review(is_done: bool) -> Review {
+    Review {
+        grant: GRANT.into(),
+        request: REQUEST.into(),
+        subject: "user:alice@example.com".into(),
+        requester: "user:alice@example.com".into(),
+        resource: "vault".into(),
+        role: "break-glass".into(),
+        policy: 7,
+        reason: "INC-42: nobody answers".into(),
+        used: at("2026-11-22T09:58:00Z"),
+        approvers: vec!["user:bob".into(), "user:eve".into()],
+        others: 3,
+        reviewed: if is_done { at("2026-11-22T09:59:00Z") } else { None },
+        reviewed_by: if is_done { "user:bob".into() } else { String::new() },
+        comment: if is_done { "as discussed".into() } else { String::new() },
+    }
+}
+
 pub(crate) fn freeze() -> Freeze {
     Freeze {
         id: "019aac20-1f4e-7d22-8c55-0a9b8c7d6e60".into(),
@@ -470,6 +489,25 @@ impl AccessService for Canned {
         self.enter(call)?;
         let grant = grant(GrantState::Ended, EndReason::Released, [(false, ""), (false, "")]);
         Ok(Response::new(ReleaseGrantResponse { grant: Some(grant) }))
+    }
+
+    async fn list_reviews(
+        &self,
+        call: Call<ListReviewsRequest>,
+    ) -> Result<Response<ListReviewsResponse>, Status> {
+        let mut reviews = vec![review(false)];
+        if self.enter(call)?.all {
+            reviews.push(review(true));
+        }
+        Ok(Response::new(ListReviewsResponse { reviews }))
+    }
+
+    async fn review_grant(
+        &self,
+        call: Call<ReviewGrantRequest>,
+    ) -> Result<Response<ReviewGrantResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ReviewGrantResponse { review: Some(review(true)) }))
     }
 
     async fn freeze(&self, call: Call<FreezeRequest>) -> Result<Response<FreezeResponse>, Status> {

@@ -117,6 +117,13 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }
+            Kind::BreakGlassUsed | Kind::BreakGlassReviewed => AuditEvent {
+                grant: GRANT.into(),
+                credential: "session".into(),
+                comment: "role break-glass (policy version 7): INC-42; not asked: user:bob".into(),
+                expires,
+                ..about()
+            },
             Kind::FreezeBegan | Kind::FreezeEnded => AuditEvent {
                 actor: "user:bob".into(),
                 credential: "session".into(),

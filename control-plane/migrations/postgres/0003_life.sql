@@ -1,4 +1,5 @@
--- Grants that live longer than they were granted for at first; resources that are closed for a time.
+-- Grants that live longer than they were granted for at first; resources that are closed for a time; what was had in
+-- emergencies.
 
 ALTER TABLE grants
     DROP CONSTRAINT grants_end_reason_check,
@@ -43,3 +44,16 @@ CREATE TABLE freeze_resources (
     resource TEXT COLLATE "C" NOT NULL,
     PRIMARY KEY (of_freeze, resource)
 );
+
+-- What was had by a role for emergencies, and is to be looked at by those who were not asked.
+CREATE TABLE reviews (
+    grant_id TEXT COLLATE "C" NOT NULL PRIMARY KEY REFERENCES grants (id),
+    used_ms BIGINT NOT NULL,
+    -- NULL: nobody has looked at it.
+    reviewed_ms BIGINT,
+    reviewer BIGINT REFERENCES subjects (number),
+    comment TEXT COLLATE "C" NOT NULL DEFAULT '',
+    CHECK ((reviewed_ms IS NULL) = (reviewer IS NULL))
+);
+
+CREATE INDEX reviews_open ON reviews (grant_id) WHERE reviewed_ms IS NULL;

@@ -1,4 +1,5 @@
--- Grants that live longer than they were granted for at first; resources that are closed for a time.
+-- Grants that live longer than they were granted for at first; resources that are closed for a time; what was had in
+-- emergencies.
 --
 -- SQLite cannot change what a CHECK says: see 0002_options.sql.
 
@@ -87,3 +88,16 @@ CREATE TABLE freeze_resources (
     resource TEXT NOT NULL,
     PRIMARY KEY (of_freeze, resource)
 ) STRICT, WITHOUT ROWID;
+
+-- What was had by a role for emergencies, and is to be looked at by those who were not asked.
+CREATE TABLE reviews (
+    grant_id TEXT NOT NULL PRIMARY KEY REFERENCES grants (id),
+    used_ms INTEGER NOT NULL,
+    -- NULL: nobody has looked at it.
+    reviewed_ms INTEGER,
+    reviewer INTEGER REFERENCES subjects (number),
+    comment TEXT NOT NULL DEFAULT '',
+    CHECK ((reviewed_ms IS NULL) = (reviewer IS NULL))
+) STRICT;
+
+CREATE INDEX reviews_open ON reviews (grant_id) WHERE reviewed_ms IS NULL;

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, NewApproval, NewExtension,
-    NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName, Timestamp, page_limit,
+    AccessFilter, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, Invalid, NewApproval,
+    NewExtension, NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName, Timestamp,
+    page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -292,6 +293,37 @@ impl AccessService for Access {
                 request: Some(request.into()),
                 grant: Some(grant.into()),
             })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_reviews(
+        &self,
+        request: Request<wire::ListReviewsRequest>,
+    ) -> Result<Response<wire::ListReviewsResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ListReviewsRequest { all, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        match self.0.store.reviews(all, &caller.whose()?, limit).await {
+            Ok(reviews) => {
+                let reviews = reviews.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListReviewsResponse { reviews }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn review_grant(
+        &self,
+        request: Request<wire::ReviewGrantRequest>,
+    ) -> Result<Response<wire::ReviewGrantResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ReviewGrantRequest { id, comment } = request.into_inner();
+        let id: GrantId = id.parse().map_err(invalid)?;
+        let comment: Reason =
+            comment.parse().map_err(|error: Invalid| invalid(Invalid::new("comment", error.problem)))?;
+        match self.0.store.review(id, &comment, &caller.subject()?, clock::now()).await {
+            Ok(review) => Ok(Response::new(wire::ReviewGrantResponse { review: Some(review.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

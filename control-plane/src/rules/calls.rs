@@ -143,6 +143,9 @@ calls! {
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
     ExtendGrant = "AccessService.ExtendGrant":          No     Own    Own      Own     Own           No;
+    ListReviews = "AccessService.ListReviews":          No     Own    All      All     All           No;
+    // Where the policy names them.
+    ReviewGrant = "AccessService.ReviewGrant":          No     Own    Own      Own     Own           No;
     Freeze = "AccessService.Freeze":                    No     No     All      No      All           No;
     ListFreezes = "AccessService.ListFreezes":          No     All    All      All     All           No;
     Thaw = "AccessService.Thaw":                        No     No     No       No      All           No;

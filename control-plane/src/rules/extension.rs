@@ -109,6 +109,7 @@ mod tests {
             clock: ClockStart::Approval,
             extension,
             steps: Vec::new(),
+            break_glass: false,
         };
         let twice = Some(Extension { times: 2, by: minutes(30), approval: true });
         let told = |extension, extensions, by| {

@@ -75,6 +75,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::GrantEnding
         | EventKind::GrantEnded
         | EventKind::GrantExtended
+        | EventKind::BreakGlassUsed
+        | EventKind::BreakGlassReviewed
         | EventKind::FreezeBegan
         | EventKind::FreezeEnded
         | EventKind::ResourceAdded

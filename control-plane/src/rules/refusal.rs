@@ -83,6 +83,14 @@ pub enum Refusal {
     NotLive { grant: GrantId, state: GrantState },
     #[error("resource `{resource}` is frozen until {} by `{by}`: {reason}", moment(*until))]
     Frozen { resource: ResourceName, until: Timestamp, by: SubjectId, reason: String },
+    #[error(
+        "subject `{caller}` may not review grant {grant}: it is no approver of its role, or used it itself"
+    )]
+    NotReviewer { caller: SubjectId, grant: GrantId },
+    #[error("grant {grant} is reviewed already: by `{by}` at {}", moment(*at))]
+    AlreadyReviewed { grant: GrantId, by: SubjectId, at: Timestamp },
+    #[error("grant {0} was not had by a role for emergencies")]
+    NotBrokenGlass(GrantId),
     #[error("freeze {0} is not known")]
     UnknownFreeze(FreezeId),
     #[error("freeze {0} is over")]
@@ -205,6 +213,7 @@ impl Refusal {
             | Self::UnknownGrant(_)
             | Self::UnknownProvider(_)
             | Self::UnknownFreeze(_)
+            | Self::NotBrokenGlass(_)
             | Self::UnknownPolicy(_) => ErrorKind::NotFound,
             Self::KeyUsed { .. }
             | Self::ResourceExists(_)
@@ -221,6 +230,7 @@ impl Refusal {
             | Self::ExtendedEnough { .. }
             | Self::Frozen { .. }
             | Self::FreezeOver(_)
+            | Self::AlreadyReviewed { .. }
             | Self::NotBound(_)
             | Self::NotDisabled(_)
             | Self::AlreadyDisabled(_)
@@ -251,6 +261,7 @@ impl Refusal {
             | Self::ForSomebodyElse { .. }
             | Self::OwnRequest { .. }
             | Self::NotHolder { .. }
+            | Self::NotReviewer { .. }
             | Self::NotLetIn(_)
             | Self::OtherAccount { .. }
             | Self::OtherName { .. }
@@ -328,7 +339,10 @@ impl Refusal {
                 "wait until then; `portcullis freezes` shows what is closed, and an administrator lifts it with `portcullis thaw`"
             }
             Self::UnknownFreeze(_) => "list what there is with `portcullis freezes --all`",
-            Self::FreezeOver(_) => "",
+            Self::FreezeOver(_) | Self::AlreadyReviewed { .. } => "",
+            Self::NotReviewer { .. } | Self::NotBrokenGlass(_) => {
+                "`portcullis reviews` shows what is to be reviewed, and by whom"
+            }
             Self::TooManyFreezes(_) => "lift one with `portcullis thaw`, or name more resources in one",
             Self::NoExtension(_) | Self::ExtendedEnough { .. } => {
                 "ask for access anew, with `portcullis request`"

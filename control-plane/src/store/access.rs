@@ -123,9 +123,13 @@ impl Store {
         tx.record_request(EventKind::RequestCreated, &made, requester.clone().into(), &asked(&made), now)
             .await?;
         if let Some((_, terms)) = terms {
+            let break_glass = terms.break_glass;
             // Nobody has said anything yet: what decides is that nobody has to.
             let stand = Pending::of(&made, terms.steps)?.wait(now);
             self.settle(&mut tx, &made, stand, Actor::System, "nobody has to approve it", now).await?;
+            if break_glass {
+                self.open_review(&mut tx, id, &requester.clone().into(), now).await?;
+            }
         }
         tx.wake_access();
         let made = request(tx.sql(), id).await?;

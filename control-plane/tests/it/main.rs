@@ -17,6 +17,7 @@ mod sqlite {
     mod access;
     mod audit;
     mod binary;
+    mod break_glass;
     mod browser;
     mod console;
     mod enrolment;
@@ -46,6 +47,7 @@ mod postgres {
     mod access;
     mod audit;
     mod binary;
+    mod break_glass;
     mod browser;
     mod console;
     mod enrolment;

@@ -18,7 +18,7 @@ use proto::status::ErrorKind;
 use proto::types::{
     Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Freeze, FreezeId, Grant, GrantId,
     GrantSet, Host, HostEnd, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId,
-    ResourceOptions, SubjectIdentity, SubjectRole,
+    ResourceOptions, Review, SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_client::AccessServiceClient;
@@ -502,6 +502,18 @@ impl Caller {
         let list = wire::ListRequestsRequest { all, limit: 0 };
         let requests = self.access.list_requests(list).await.expect("listed").into_inner().requests;
         requests.into_iter().map(|request| request.try_into().expect("valid")).collect()
+    }
+
+    pub(crate) async fn reviews(&mut self, all: bool) -> Vec<Review> {
+        let list = wire::ListReviewsRequest { all, limit: 0 };
+        let reviews = self.access.list_reviews(list).await.expect("listed").into_inner().reviews;
+        reviews.into_iter().map(|review| review.try_into().expect("valid")).collect()
+    }
+
+    pub(crate) async fn review(&mut self, grant: GrantId, comment: &str) -> Result<Review, Status> {
+        let review = wire::ReviewGrantRequest { id: grant.to_string(), comment: comment.to_owned() };
+        let answer = self.access.review_grant(review).await?.into_inner();
+        Ok(answer.review.expect("is there").try_into().expect("valid"))
     }
 
     /// Closes these resources for so long; none: all of them. Returns how many grants have ended.

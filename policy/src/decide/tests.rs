@@ -44,6 +44,61 @@ fn policy(conditions: &str) -> Policy {
     crate::files::read(&files(conditions)).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
+/// With a role for emergencies, for as long as it says, reviewed by these.
+fn with_glass(maximum: &str, approvers: &str, more: &str) -> Result<Policy, Vec<crate::Problem>> {
+    let mut files = files("");
+    if let Some(roles) = files.get_mut("roles.toml") {
+        *roles += &format!(
+            "[[role]]\nname = \"glass\"\nto = [\"user:mallory\", \"user:alice\"]\nresources = [\"db\"]\nhosts = [\"*\"]\n\
+             maximum_duration = \"{maximum}\"\nbreak_glass = true\n{more}\n[[role.step]]\napprovers = [{approvers}]\n"
+        );
+    }
+    crate::files::read(&files)
+}
+
+#[test]
+fn glass_is_broken_by_name_only_and_somebody_can_look_at_it() {
+    let policy = with_glass("50m", "\"user:bob\"", "").unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let decided = |subject: &str, role: Option<&str>| {
+        let mut facts = facts(subject, "db", "app-1");
+        facts.role = role.map(|role| role.parse().expect("valid"));
+        match decide(&policy, &facts).outcome {
+            Outcome::Permitted(terms) => Ok((terms.role.to_string(), terms.steps.len(), terms.break_glass)),
+            Outcome::Denied { reasons } => {
+                Err(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            }
+        }
+    };
+    assert_eq!(decided("user:alice", None), Ok(("debug".to_owned(), 1, false)));
+    assert_eq!(decided("user:alice", Some("glass")), Ok(("glass".to_owned(), 0, true)));
+    let unnamed = "rule `role:glass`: role `glass` is for emergencies, and is not had without being named";
+    assert_eq!(decided("user:mallory", None), Err(unnamed.to_owned()));
+    let alone = with_glass("50m", "\"user:alice\"", "").unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let mut facts = facts("user:alice", "db", "app-1");
+    facts.role = "glass".parse().ok();
+    let refused = decide(&alone, &facts);
+    assert!(refused.missing.iter().any(|help| help.ends_with("names more approvers")), "{refused:?}");
+    for stage in [Stage::Activate, Stage::Keep] {
+        facts.stage = stage;
+        assert!(matches!(decide(&policy, &facts).outcome, Outcome::Permitted(_)));
+    }
+}
+
+#[test]
+fn a_role_for_emergencies_is_short_and_simple() {
+    let problems = |maximum: &str, more: &str| {
+        let problems = with_glass(maximum, "\"user:bob\"", more).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(problems("4h", ""), "");
+    assert!(problems("5h", "").contains("a role for emergencies has a `maximum_duration` of 4h at most"));
+    let extended = problems("1h", "extension = { times = 1, by = \"5m\" }");
+    assert!(extended.contains("a role for emergencies cannot be extended"));
+    let later = problems("1h", "clock = \"activation\"");
+    assert!(later.contains("the time of a role for emergencies begins at once"));
+    assert!(problems("1h", "automatic = true").contains("is `automatic` and has steps"));
+}
+
 /// A Friday, at noon in Berlin.
 fn facts(subject: &str, resource: &str, host: &str) -> Facts {
     let now = Timestamp::from_unix_ms(1_795_777_200_000).expect("in range");

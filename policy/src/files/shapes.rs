@@ -136,6 +136,7 @@ pub(super) struct Role {
     pub(super) clock: Option<Word>,
     #[serde(default)]
     pub(super) automatic: bool,
+    pub(super) break_glass: Option<Spanned<bool>>,
     #[serde(default)]
     pub(super) step: Vec<Step>,
 }

@@ -116,6 +116,10 @@ event_kinds! {
     GrantExtended = "grant.extended",
     /// A host's kernel has ended a grant, and its connections with it.
     GrantReceipt = "grant.receipt",
+    /// Somebody has access by a role for emergencies.
+    BreakGlassUsed = "break_glass.used",
+    /// Somebody else has looked at it.
+    BreakGlassReviewed = "break_glass.reviewed",
     /// Resources are closed for a time.
     FreezeBegan = "freeze.began",
     /// They are open again.
