@@ -4,6 +4,7 @@
 
 mod console;
 mod database;
+mod decision_hooks;
 mod issuers;
 mod notify;
 mod providers;
@@ -12,6 +13,7 @@ mod workloads;
 
 pub use console::ConsoleConfig;
 pub use database::{Database, Password, PostgresDatabase, PostgresTls};
+pub use decision_hooks::DecisionHook;
 pub use issuers::{IssuerKeys, KeySource};
 pub use notify::{Channel, Endpoint, Mail, MailSafety, NotifyTarget, SigningSecrets};
 pub use providers::IdentityProvider;
@@ -58,6 +60,8 @@ pub struct Config {
     pub kubernetes_clusters: Vec<KubernetesCluster>,
     /// Where people find the console; None: there is none.
     pub console: Option<ConsoleConfig>,
+    /// Programs that policies may ask; at most 16.
+    pub decision_hooks: Vec<DecisionHook>,
     /// Who is told of which events; at most 16.
     pub notify: Vec<NotifyTarget>,
 }
@@ -128,6 +132,8 @@ struct Raw {
     #[serde(default)]
     tls: RawTls,
     console: Option<console::Raw>,
+    #[serde(default)]
+    decision_hook: Vec<decision_hooks::Raw>,
     #[serde(default)]
     notify: Vec<notify::Raw>,
 }
@@ -271,6 +277,7 @@ impl Config {
         Ok(Self {
             identity_providers,
             console,
+            decision_hooks: decision_hooks::check(raw.decision_hook, path)?,
             notify: notify::check(raw.notify, path)?,
             workload_issuers: workloads::issuers(raw.workload_issuer, path)?,
             spiffe_trust_domains: trust_domains::trust_domains(raw.spiffe_trust_domain, path)?,

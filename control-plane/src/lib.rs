@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 mod console;
 mod deadlines;
+mod hooks;
 pub mod identity;
 pub mod listen;
 pub mod notify;

@@ -12,6 +12,8 @@ mod mail;
 mod message;
 pub(crate) mod signature;
 
+pub(crate) use http::{PostError, Poster};
+
 pub use http::PrepareError;
 
 use std::error::Error;
@@ -27,7 +29,6 @@ use crate::clock;
 use crate::config::{Channel, NotifyTarget, SigningSecrets};
 use crate::rules::notify::{Next, after_failure};
 use crate::store::{Message, Outcome, Store, StoreError};
-use http::Poster;
 use mail::Mailer;
 
 /// How many messages for one target are on their way at once.
@@ -76,7 +77,7 @@ pub(crate) enum DeliveryError {
     #[error("no answer within {} s", .0.as_secs())]
     Late(Duration),
     #[error(transparent)]
-    Http(#[from] http::PostError),
+    Http(#[from] PostError),
     #[error(transparent)]
     Mail(#[from] mail::MailError),
 }
@@ -208,7 +209,7 @@ impl Target {
 }
 
 /// An error and what it comes from, in one line that fits into the record. None of them names an address.
-fn told(error: &dyn Error) -> String {
+pub(crate) fn told(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

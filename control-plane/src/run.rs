@@ -23,6 +23,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::config::{CertificateFiles, Config, ConsoleConfig, Listen};
 use crate::console::{self, Console};
+use crate::hooks::Hooks;
 use crate::identity::authority::{Authority, AuthorityError, ServerName};
 use crate::identity::oidc::{FetchError, Providers};
 use crate::identity::workloads::Vouchers;
@@ -104,7 +105,9 @@ impl ServeError {
             Self::Authority(error) => error.hint(),
             Self::Tls(_) => "mend what `[tls]` or `[[spiffe_trust_domain]]` in the configuration names",
             Self::Providers(_) => "install the system's certificates (ca-certificates), or name a `ca_file`",
-            Self::Notify(_) => "compare `[[notify]]` in the configuration with docs/notifications.md",
+            Self::Notify(_) => {
+                "compare `[[notify]]` and `[[decision_hook]]` in the configuration with docs/notifications.md"
+            }
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
@@ -134,7 +137,8 @@ pub async fn serve(
     let subscriptions = config.notify.iter().map(|target| target.subscription.clone()).collect();
     let console_origin = config.console.as_ref().map(|console| console.origin.as_str());
     let notifier = Notifier::new(config.notify, console_origin)?;
-    let store = Store::open(&config.database).await?.notifying(subscriptions);
+    let hooks = Hooks::new(config.decision_hooks)?;
+    let store = Store::open(&config.database).await?.notifying(subscriptions).asking(hooks.names());
     let authority = Arc::new(Authority::open(&config.authority)?);
     let fingerprint = authority.fingerprint();
     store.begin_work(fingerprint, clock::now()).await?;
@@ -185,6 +189,7 @@ pub async fn serve(
         tokio::spawn(replicas::follow(store.clone())),
         tokio::spawn(replicas::beat(store.clone(), fingerprint, Arc::clone(&gate.sessions))),
         tokio::spawn(notifier.run(store.clone())),
+        tokio::spawn(hooks.run(store.clone())),
         tokio::spawn(gate.clone().record_counted()),
         tokio::spawn(certificates.keep_fresh()),
     ];

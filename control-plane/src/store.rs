@@ -21,6 +21,7 @@ mod expiring;
 mod extensions;
 mod freezes;
 mod grants;
+mod hooks;
 mod hosts;
 mod outbox;
 mod policies;
@@ -45,6 +46,7 @@ pub use browsers::BrowserSession;
 pub use disabling::EndedWith;
 pub use enrolment::{ClusterJoin, NewCertificate, NewJoinToken};
 pub use error::StoreError;
+pub use hooks::Question;
 pub use hosts::HostRecord;
 pub use outbox::{Message, Outcome};
 pub use replicas::{BEAT, Others, SessionNumber};
@@ -52,7 +54,10 @@ pub use requests::{RequestFilter, View, Whose};
 pub use sign_ins::{Entry, HeldBy, WorkloadEntry};
 pub use signals::Signals;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use proto::types::HookName;
 
 use uuid::Uuid;
 
@@ -74,6 +79,8 @@ pub struct Store {
     directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
     ready: Arc<policies::Ready>,
     outbox: Arc<outbox::Outbox>,
+    /// Programs that policies may ask.
+    hooks: Arc<BTreeSet<HookName>>,
     hold: Arc<Hold>,
 }
 

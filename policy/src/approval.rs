@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use proto::types::{HostName, ResourceName, SubjectId, Timestamp};
+use proto::types::{HookName, HostName, ResourceName, SubjectId, Timestamp};
 
 use crate::model::is_human;
 
@@ -23,6 +23,8 @@ pub const VOTES_MAX: usize = 1_000;
 pub struct Step {
     /// Who may decide.
     pub approvers: BTreeSet<SubjectId>,
+    /// Programs that are asked when the step begins. Each weighs as one of those who may decide, and is no person.
+    pub hooks: BTreeSet<HookName>,
     /// How many of them have to say yes; 0 counts as 1.
     pub count: u32,
     /// What follows when the step has waited for so long.
@@ -73,6 +75,17 @@ pub struct Vote {
     pub yes: Option<Narrowing>,
 }
 
+/// What a program said that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Which one.
+    pub by: HookName,
+    /// When.
+    pub at: Timestamp,
+    /// Yes; no answer that counts is a no.
+    pub yes: bool,
+}
+
 /// What is to be approved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
@@ -88,6 +101,8 @@ pub struct Approval {
     pub began: Timestamp,
     /// When it is over if nobody has decided; None: never.
     pub lapses: Option<Timestamp>,
+    /// What programs have said that were asked; the first of each counts.
+    pub answers: Vec<Answer>,
 }
 
 /// Where an approval stands.
@@ -101,6 +116,8 @@ pub enum State {
         more: u32,
         /// Any of these.
         of: BTreeSet<SubjectId>,
+        /// And of these programs.
+        hooks: BTreeSet<HookName>,
         /// Whether it waits for others than those whom the step began with.
         escalated: bool,
         /// When something follows by itself.
@@ -108,7 +125,7 @@ pub enum State {
     },
     /// To this extent.
     Approved(Extent),
-    /// By somebody; None: by a step's time limit, or because what approvers left has nothing in common.
+    /// By somebody; None: by a program, by a step's time limit, or because what approvers left has nothing in common.
     Denied(Option<SubjectId>),
     /// Nobody has decided in time.
     Lapsed,
@@ -161,11 +178,18 @@ pub fn progress(approval: &Approval, votes: &[Vote], now: Timestamp) -> Progress
     let mut order: Vec<(usize, &Vote)> =
         votes.iter().enumerate().filter(|(_, vote)| vote.at <= now).collect();
     order.sort_by(|(_, one), (_, other)| (one.at, &one.by).cmp(&(other.at, &other.by)));
+    let mut answers: Vec<&Answer> = approval.answers.iter().filter(|answer| answer.at <= now).collect();
+    answers.sort_by(|one, other| (one.at, &one.by).cmp(&(other.at, &other.by)));
+    let mut answers = answers.into_iter().peekable();
     for (place, (index, vote)) in order.into_iter().enumerate() {
+        while let Some(answer) = answers.next_if(|answer| answer.at <= vote.at) {
+            course.hear(answer);
+        }
         course.pass(vote.at);
         let counted = if place < VOTES_MAX { course.count(vote) } else { Err(Ignored::TooMany) };
         ignored.extend(counted.err().map(|why| (index, why)));
     }
+    answers.for_each(|answer| course.hear(answer));
     course.pass(now);
     ignored.sort_unstable();
     Progress { state: course.state(), ignored }
@@ -176,6 +200,8 @@ struct Course<'a> {
     /// Whether the time limit of a step has passed while it was waited for.
     passed: Vec<bool>,
     yes: Vec<&'a Vote>,
+    /// Programs that have said yes.
+    assents: BTreeSet<&'a HookName>,
     /// The step that is waited for; beyond the last: none.
     current: usize,
     since: Timestamp,
@@ -185,7 +211,8 @@ struct Course<'a> {
 impl<'a> Course<'a> {
     fn new(approval: &'a Approval) -> Self {
         let passed = vec![false; approval.steps.len()];
-        Self { approval, passed, yes: Vec::new(), current: 0, since: approval.began, end: None }
+        let (yes, assents) = Default::default();
+        Self { approval, passed, yes, assents, current: 0, since: approval.began, end: None }
     }
 
     fn is_over(&self) -> bool {
@@ -236,6 +263,10 @@ impl<'a> Course<'a> {
         approvers.contains(who) || more.is_some_and(|more| more.contains(who))
     }
 
+    fn asks(&self, step: usize, hook: &HookName) -> bool {
+        self.approval.steps.get(step).is_some_and(|step| step.hooks.contains(hook))
+    }
+
     fn is_skipped(&self, step: usize) -> bool {
         let then = self.approval.steps.get(step).and_then(|step| step.after.as_ref());
         self.passed.get(step) == Some(&true) && matches!(then, Some((_, Then::Skip)))
@@ -269,6 +300,24 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// A program that the current step asks, or an earlier one did, has said something.
+    fn hear(&mut self, answer: &'a Answer) {
+        self.pass(answer.at);
+        let begun = self.approval.steps.iter().take(self.current.saturating_add(1));
+        if self.is_over() || !begun.into_iter().any(|step| step.hooks.contains(&answer.by)) {
+            return;
+        }
+        match answer.yes {
+            true => {
+                self.assents.insert(&answer.by);
+                self.advance(answer.at);
+            }
+            // Of one that has said yes the first answer counts.
+            false if self.assents.contains(&answer.by) => {}
+            false => self.end = Some(State::Denied(None)),
+        }
+    }
+
     /// Goes on to the first step that is not complete.
     fn advance(&mut self, at: Timestamp) {
         while self.current < self.approval.steps.len() && self.lacks(self.current) == 0 {
@@ -285,7 +334,7 @@ impl<'a> Course<'a> {
         let places: Vec<usize> =
             steps.flat_map(|(at, step)| (0..step.count.max(1)).map(move |_| at)).collect();
         let mut filled: Vec<Option<usize>> = vec![None; places.len()];
-        let taken = (0..self.yes.len())
+        let taken = (0..self.yes.len() + self.assents.len())
             .filter(|who| self.seat(*who, &places, &mut filled, &mut vec![false; places.len()]));
         u32::try_from(places.len() - taken.count()).unwrap_or(u32::MAX)
     }
@@ -299,7 +348,10 @@ impl<'a> Course<'a> {
         tried: &mut Vec<bool>,
     ) -> bool {
         for (place, step) in places.iter().enumerate() {
-            let may = self.yes.get(who).is_some_and(|vote| self.may_decide(*step, &vote.by));
+            let may = match who.checked_sub(self.yes.len()) {
+                None => self.yes.get(who).is_some_and(|vote| self.may_decide(*step, &vote.by)),
+                Some(hook) => self.assents.iter().nth(hook).is_some_and(|hook| self.asks(*step, hook)),
+            };
             if !may || std::mem::replace(&mut tried[place], true) {
                 continue;
             }
@@ -341,7 +393,8 @@ impl<'a> Course<'a> {
             (Some(due), Some(lapses)) => Some(due.min(lapses)),
             (due, lapses) => due.or(lapses),
         };
-        State::Waiting { step: self.current, more: self.lacks(self.current), of, escalated, until }
+        let hooks = step.hooks.iter().filter(|hook| !self.assents.contains(hook)).cloned().collect();
+        State::Waiting { step: self.current, more: self.lacks(self.current), of, hooks, escalated, until }
     }
 
     /// What all who said yes left of it; None: nothing.

@@ -384,7 +384,8 @@ pub fn steps_of(
             };
             (*after, then)
         });
-        Step { approvers: people(&step.approvers), count: step.count, after }
+        let hooks = step.hooks().cloned().collect();
+        Step { approvers: people(&step.approvers), hooks, count: step.count, after }
     };
     Some(role.steps.iter().map(step).collect())
 }
@@ -405,11 +406,12 @@ fn reviewed(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<(
 /// The role's steps, if enough people may decide in each.
 fn resolved(policy: &Policy, facts: &Facts, role: &Role, rule: &str) -> Result<Vec<Step>, Refused> {
     let steps = steps_of(policy, &role.name, &facts.subject, &facts.requester).unwrap_or_default();
-    for (at, Step { approvers, count, after }) in steps.iter().enumerate() {
-        let possible = match after {
+    for (at, Step { approvers, hooks, count, after }) in steps.iter().enumerate() {
+        let people = match after {
             Some((_, Then::Escalate(more))) => approvers.union(more).count(),
             _ => approvers.len(),
         };
+        let possible = people + hooks.len();
         let needed = usize::try_from(*count).unwrap_or(usize::MAX);
         if possible < needed && !matches!(after, Some((_, Then::Skip))) {
             let number = at + 1;

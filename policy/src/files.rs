@@ -55,6 +55,8 @@ const STEPS_MAX: usize = 8;
 
 /// The longest access that nobody has approved beforehand, and that is meant for emergencies.
 const BREAK_GLASS_MAX: Duration = Duration::from_secs(4 * 3600);
+/// How many programs one role may ask.
+const HOOKS_MAX: usize = 8;
 /// How many people may have to say yes in one step.
 const COUNT_MAX: u32 = 8;
 /// How many windows of each sort there may be.
@@ -730,6 +732,18 @@ fn who(
         }
         return name.map(Who::Group);
     }
+    if let Some(name) = text.strip_prefix("hook:") {
+        let name = name.parse().ok();
+        if name.is_none() {
+            file.at(value, format!("{} names no hook", quote(text)), NAME_HELP);
+        }
+        if !approves {
+            let help = "write user:NAME, workload:NAME or group:NAME";
+            file.at(value, format!("{} can approve, but nothing is granted to a hook", quote(text)), help);
+            return None;
+        }
+        return name.map(Who::Hook);
+    }
     let found = match text.strip_prefix("on-call:") {
         Some(name) => {
             let name = name.parse().ok().filter(|name| directory.on_call.contains_key(name));
@@ -742,7 +756,7 @@ fn who(
         None if text == "manager" => Some(Who::Manager),
         None => {
             let help = match approves {
-                true => "write user:NAME, group:NAME, manager or on-call:NAME",
+                true => "write user:NAME, group:NAME, manager, on-call:NAME or hook:NAME",
                 false => "write user:NAME, workload:NAME or group:NAME",
             };
             let id: SubjectId = file.parse(value, help)?;
@@ -889,7 +903,20 @@ fn steps(file: &mut File<'_, '_>, entry: &shapes::Role, directory: &Directory) -
         );
         return Vec::new();
     }
-    entry.step.iter().filter_map(|step| checked_step(file, step, directory)).collect()
+    let steps: Vec<StepRule> =
+        entry.step.iter().filter_map(|step| checked_step(file, step, directory)).collect();
+    let mut hooks = BTreeSet::new();
+    for hook in steps.iter().flat_map(StepRule::hooks) {
+        if !hooks.insert(hook) {
+            let help = "leave one of them out: it is asked once for each request";
+            file.at(&entry.name, format!("the role asks hook `{hook}` twice"), help);
+        }
+    }
+    if hooks.len() > HOOKS_MAX {
+        let text = format!("{} hooks are more than {HOOKS_MAX}", hooks.len());
+        file.at(&entry.name, text, "leave some out");
+    }
+    steps
 }
 
 fn checked_step(file: &mut File<'_, '_>, step: &shapes::Step, directory: &Directory) -> Option<StepRule> {
@@ -899,7 +926,7 @@ fn checked_step(file: &mut File<'_, '_>, step: &shapes::Step, directory: &Direct
         file.at(
             &step.approvers,
             "a step has 1 to 1000 approvers",
-            "name user:NAME, group:NAME, manager or on-call:NAME",
+            "name user:NAME, group:NAME, manager, on-call:NAME or hook:NAME",
         );
     }
     let count = step.count.as_ref().map_or(1, |count| *count.get_ref());
@@ -907,6 +934,10 @@ fn checked_step(file: &mut File<'_, '_>, step: &shapes::Step, directory: &Direct
         file.at(at, format!("{count} is not 1 to {COUNT_MAX}"), "write how many have to say yes");
     }
     let to: Vec<_> = step.to.iter().filter_map(|value| who(file, value, directory, true)).collect();
+    for (_, at) in to.iter().zip(&step.to).filter(|(who, _)| matches!(who, Who::Hook(_))) {
+        let help = "name it in `approvers`, or people here";
+        file.at(at, "a hook is asked when its step begins, and never escalated to", help);
+    }
     let after = match (&step.after, &step.then) {
         (None, None) => {
             if let Some(at) = step.to.first() {

@@ -85,7 +85,7 @@ fn of_role(policy: &Policy, role: &Role) -> Vec<(String, String)> {
         let open = named.contains(&Who::Manager);
         named.retain(|who| *who != Who::Manager);
         let people = policy.resolve(&named, None);
-        let possible = people.len() + usize::from(open);
+        let possible = people.len() + usize::from(open) + step.hooks().count();
         let needed = usize::try_from(step.count).unwrap_or(usize::MAX);
         let is_skipped = matches!(step.after, Some((_, After::Skip)));
         if possible < needed && !is_skipped {
@@ -106,7 +106,7 @@ fn can_be_had(policy: &Policy, role: &Role) -> bool {
     let is_linked = role.to.iter().any(|who| match who {
         Who::Subject(id) => policy.directory.subjects.contains_key(id),
         Who::Group(name) => policy.directory.members(name).next().is_some(),
-        Who::Manager | Who::OnCall(_) => false,
+        Who::Manager | Who::OnCall(_) | Who::Hook(_) => false,
     });
     let never: BTreeSet<_> = policy.conditions.never.iter().map(|(id, _)| id).collect();
     let is_permitted = |condition: &Condition| {

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use proto::types::{Address, HostName, Labels, PortRange, ResourceName, SubjectId, Timestamp, UnixPath};
+use proto::types::{
+    Address, HookName, HostName, Labels, PortRange, ResourceName, SubjectId, Timestamp, UnixPath,
+};
 
 use crate::cases::Case;
 use crate::conditions::Conditions;
@@ -76,6 +78,8 @@ pub enum Who {
     Manager,
     /// Who is on call: `on-call:NAME`. For approvers only.
     OnCall(RotationName),
+    /// A program that the control plane asks: `hook:NAME`. For approvers of a step only, and nobody who counts as a person.
+    Hook(HookName),
 }
 
 impl Display for Who {
@@ -85,6 +89,7 @@ impl Display for Who {
             Self::Group(name) => write!(f, "group:{name}"),
             Self::Manager => f.write_str("manager"),
             Self::OnCall(name) => write!(f, "on-call:{name}"),
+            Self::Hook(name) => write!(f, "hook:{name}"),
         }
     }
 }
@@ -109,6 +114,16 @@ pub struct StepRule {
     pub count: u32,
     /// What follows after how long; None: it waits until the request lapses.
     pub after: Option<(Duration, After)>,
+}
+
+impl StepRule {
+    /// The programs among those who may decide.
+    pub fn hooks(&self) -> impl Iterator<Item = &HookName> {
+        self.approvers.iter().filter_map(|who| match who {
+            Who::Hook(name) => Some(name),
+            Who::Subject(_) | Who::Group(_) | Who::Manager | Who::OnCall(_) => None,
+        })
+    }
 }
 
 /// When the time of a grant begins.
@@ -241,7 +256,7 @@ impl Links {
                 Who::Subject(id) => drop(links.subjects.insert(id.clone())),
                 Who::Group(name) => drop(links.groups.insert(name.clone())),
                 // The files refuse these here.
-                Who::Manager | Who::OnCall(_) => {}
+                Who::Manager | Who::OnCall(_) | Who::Hook(_) => {}
             }
         }
         links
@@ -284,6 +299,8 @@ impl Policy {
                 Who::OnCall(name) => {
                     found.extend(self.directory.on_call.get(name).into_iter().flatten().cloned())
                 }
+                // That is no person: see `StepRule::hooks`.
+                Who::Hook(_) => {}
             }
         }
         // What is no person cannot weigh anything.

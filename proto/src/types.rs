@@ -39,15 +39,15 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    FreezeId, GrantId, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName, RunId,
-    SubjectId, SubjectNumber,
+    FreezeId, GrantId, HookName, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName,
+    RunId, SubjectId, SubjectNumber,
 };
 pub use labels::{Label, Labels};
 pub use outage::Outage;
 pub use policy::{Difference, NewPolicy, PlannedEnd, PolicyFiles, PolicyPlan, PolicyVersion, What};
 pub use request::{
-    GRANT_LIMIT_MAX, NewApproval, NewExtension, NewRequest, Reason, Request, RequestKey, RequestState, Vote,
-    Waiting, page_limit,
+    GRANT_LIMIT_MAX, HookAnswer, NewApproval, NewExtension, NewRequest, Reason, Request, RequestKey,
+    RequestState, Vote, Waiting, page_limit,
 };
 pub use resource::{
     Address, NewResource, PortRange, Prefix, Protocol, Resource, ResourceChange, ResourceMode,

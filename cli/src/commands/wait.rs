@@ -58,6 +58,10 @@ fn step(request: &Request, grant: Option<Grant>) -> Step {
 
 /// Whose yes is waited for.
 fn approvers(waiting: &Waiting) -> String {
+    if waiting.approvers.is_empty() && !waiting.hooks.is_empty() {
+        let hooks: Vec<String> = waiting.hooks.iter().map(|hook| format!("hook:{hook}")).collect();
+        return hooks.join(", ");
+    }
     let names: Vec<&str> = waiting.approvers.iter().map(SubjectId::as_str).collect();
     let others = if waiting.others > 0 { format!(" or {} others", waiting.others) } else { String::new() };
     let names = format!("{}{others}", names.join(", "));

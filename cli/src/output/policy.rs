@@ -120,7 +120,7 @@ pub struct StepRow {
 impl From<Step> for StepRow {
     fn from(step: Step) -> Self {
         let names = |people: &std::collections::BTreeSet<_>| people.iter().map(ToString::to_string).collect();
-        let Step { approvers, count, after } = step;
+        let Step { approvers, hooks, count, after } = step;
         let (then, to) = match &after {
             None => (None, Vec::new()),
             Some((_, Then::Escalate(to))) => (Some("escalate"), names(to)),
@@ -128,7 +128,9 @@ impl From<Step> for StepRow {
             Some((_, Then::Deny)) => (Some("deny"), Vec::new()),
         };
         let after_seconds = after.as_ref().map(|(after, _)| after.as_secs());
-        Self { count, approvers: names(&approvers), after_seconds, then, to }
+        let mut approvers: Vec<String> = names(&approvers);
+        approvers.extend(hooks.iter().map(|hook| format!("hook:{hook}")));
+        Self { count, approvers, after_seconds, then, to }
     }
 }
 

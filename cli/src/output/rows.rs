@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use proto::types::{
-    Access, Action, EndReason, Grant, GrantState, Host, Request, Resource, SignIn, Subject, SubjectIdentity,
-    Timestamp, Vote, Waiting,
+    Access, Action, EndReason, Grant, GrantState, HookAnswer, Host, Request, Resource, SignIn, Subject,
+    SubjectIdentity, Timestamp, Vote, Waiting,
 };
 use serde::Serialize;
 
@@ -283,6 +283,8 @@ pub struct RequestRow {
     pub lapses: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub votes: Vec<VotePart>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<WaitingPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -319,6 +321,24 @@ impl From<&Vote> for VotePart {
     }
 }
 
+/// What a program said that was asked.
+#[derive(Serialize)]
+#[allow(missing_docs, reason = "as proto has them")]
+pub struct AnswerPart {
+    pub hook: String,
+    pub at: String,
+    pub yes: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+}
+
+impl From<&HookAnswer> for AnswerPart {
+    fn from(answer: &HookAnswer) -> Self {
+        let HookAnswer { hook, at, yes, comment } = answer;
+        Self { hook: hook.to_string(), at: utc(*at), yes: *yes, comment: comment.clone() }
+    }
+}
+
 /// For whom a request waits.
 #[derive(Serialize)]
 #[allow(missing_docs, reason = "as proto has them")]
@@ -328,6 +348,8 @@ pub struct WaitingPart {
     pub more: u32,
     pub approvers: Vec<String>,
     pub others: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
@@ -340,6 +362,7 @@ impl From<&Waiting> for WaitingPart {
             more: waiting.more,
             approvers: waiting.approvers.iter().map(ToString::to_string).collect(),
             others: waiting.others,
+            hooks: waiting.hooks.iter().map(ToString::to_string).collect(),
             until: waiting.until.map(utc),
         }
     }
@@ -348,7 +371,9 @@ impl From<&Waiting> for WaitingPart {
 /// `1 of user:emil,user:fay`.
 fn waits_for(waiting: &Waiting) -> String {
     let others = if waiting.others > 0 { format!(",+{}", waiting.others) } else { String::new() };
-    format!("{} of {}{others}", waiting.more, words(&waiting.approvers))
+    let mut names: Vec<String> = waiting.approvers.iter().map(ToString::to_string).collect();
+    names.extend(waiting.hooks.iter().map(|hook| format!("hook:{hook}")));
+    format!("{} of {}{others}", waiting.more, words(&names))
 }
 
 impl From<Request> for RequestRow {
@@ -375,6 +400,7 @@ impl From<Request> for RequestRow {
             role: request.judged.as_ref().map(|(_, role)| role.to_string()),
             lapses: request.lapses.map(utc),
             votes: request.votes.iter().map(VotePart::from).collect(),
+            answers: request.answers.iter().map(AnswerPart::from).collect(),
             waiting: request.waiting.as_ref().map(WaitingPart::from),
             extends: request.extends.map(|id| id.to_string()),
             request,

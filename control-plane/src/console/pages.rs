@@ -95,7 +95,8 @@ fn request_table(requests: &[Request]) -> Markup {
 
 /// Whose yes a request waits for.
 fn waits(waiting: &Waiting) -> String {
-    let names: Vec<String> = waiting.approvers.iter().map(ToString::to_string).collect();
+    let mut names: Vec<String> = waiting.approvers.iter().map(ToString::to_string).collect();
+    names.extend(waiting.hooks.iter().map(|hook| format!("hook:{hook}")));
     let others = if waiting.others > 0 { format!(", or {} others", waiting.others) } else { String::new() };
     format!("{} of {}{others} (step {} of {})", waiting.more, names.join(", "), waiting.step, waiting.steps)
 }
@@ -344,6 +345,7 @@ mod tests {
             judged: None,
             lapses: None,
             votes: Vec::new(),
+            answers: Vec::new(),
             waiting: None,
             extends: None,
         }

@@ -32,6 +32,8 @@ pub(crate) enum PostError {
     Post(#[source] reqwest::Error),
     #[error("it answered {0}")]
     Refused(StatusCode),
+    #[error("its answer is larger than {0} bytes")]
+    TooLarge(usize),
 }
 
 /// Posts to one address.

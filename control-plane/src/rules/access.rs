@@ -94,6 +94,7 @@ mod tests {
             judged: None,
             lapses: None,
             votes: Vec::new(),
+            answers: Vec::new(),
             waiting: None,
             extends: None,
         };

@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Display};
 
-use proto::types::{Credential, HostName, SubjectId};
+use proto::types::{Credential, HookName, HostName, SubjectId};
 
 /// A subject that does something, and by what it was recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,8 @@ pub enum Actor {
     Subject(Acting),
     /// The agent of a host.
     Host(HostName),
+    /// A program that was asked for a decision.
+    Hook(HookName),
     /// Nobody in particular: time passed, or somebody with access to the control plane's machine.
     System,
 }
@@ -31,7 +33,7 @@ impl Actor {
     pub fn credential(&self) -> Option<Credential> {
         match self {
             Self::Subject(acting) => Some(acting.credential),
-            Self::Host(_) | Self::System => None,
+            Self::Host(_) | Self::Hook(_) | Self::System => None,
         }
     }
 }
@@ -48,6 +50,7 @@ impl Display for Actor {
         match self {
             Self::Subject(acting) => f.pad(acting.id.as_str()),
             Self::Host(name) => write!(f, "host:{name}"),
+            Self::Hook(name) => write!(f, "hook:{name}"),
             Self::System => f.pad("system"),
         }
     }

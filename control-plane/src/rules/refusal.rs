@@ -7,8 +7,8 @@ use std::time::Duration;
 use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    FreezeId, GrantId, GrantState, HostName, ProviderName, RequestId, RequestKey, RequestState, ResourceName,
-    RoleName, SubjectId, Timestamp,
+    FreezeId, GrantId, GrantState, HookName, HostName, ProviderName, RequestId, RequestKey, RequestState,
+    ResourceName, RoleName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -77,6 +77,8 @@ pub enum Refusal {
     BadPolicy { problem: String, others: usize },
     #[error("the clock of role `{role}` begins with {clock}, and every grant's begins with approval here")]
     PolicyClock { role: RoleName, clock: String },
+    #[error("role `{role}` asks hook `{hook}`, which is not configured")]
+    UnknownHook { hook: HookName, role: RoleName },
     #[error("resource `{resource}` of the policy is protected as {known}, and the policy says {said}")]
     ResourceDiffers { resource: ResourceName, known: String, said: String },
     #[error("grant {grant} is {state} already")]
@@ -236,6 +238,7 @@ impl Refusal {
             | Self::AlreadyDisabled(_)
             | Self::OtherPolicy { .. }
             | Self::PolicyClock { .. }
+            | Self::UnknownHook { .. }
             | Self::ResourceDiffers { .. }
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. }
@@ -331,6 +334,9 @@ impl Refusal {
                 "run `portcullis policy validate`, of the same version as the control plane"
             }
             Self::PolicyClock { .. } => "leave `clock` out",
+            Self::UnknownHook { .. } => {
+                "an operator adds a `[[decision_hook]]` to the control plane's configuration and restarts it"
+            }
             Self::ResourceDiffers { .. } => {
                 "write into the policy what `portcullis resource list` shows, or remove the resource first"
             }

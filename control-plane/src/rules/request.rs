@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use policy::approval::{self, Approval, Extent, Ignored, Narrowing, Progress, State, Step};
-use proto::types::{EventKind, Request, RequestId, RequestState, SubjectId, Timestamp, Vote, Waiting};
+use proto::types::{
+    EventKind, HookAnswer, HookName, Request, RequestId, RequestState, SubjectId, Timestamp, Vote, Waiting,
+};
 
 use super::Refusal;
 
@@ -106,14 +108,37 @@ impl<'a> Pending<'a> {
             subject: request.subject.clone(),
             began: request.created,
             lapses: request.lapses,
+            answers: request.answers.iter().map(heard).collect(),
         };
         Ok(Self { request, approval })
     }
 
     /// As when a vote counts that comes now: after those that came before it, whatever the clock did meanwhile.
     pub fn moment(&self, now: Timestamp) -> Timestamp {
-        let last = self.request.votes.iter().map(|vote| vote.at).max();
+        let last = self.last_said();
         last.map_or(now, |last| now.max(last.plus(Duration::from_millis(1))))
+    }
+
+    /// When somebody, or a program, last said something.
+    fn last_said(&self) -> Option<Timestamp> {
+        let votes = self.request.votes.iter().map(|vote| vote.at);
+        votes.chain(self.request.answers.iter().map(|answer| answer.at)).max()
+    }
+
+    /// A program that was asked says yes or no, at [`Pending::moment`].
+    pub fn answer(mut self, answer: &HookAnswer) -> Stand {
+        self.approval.answers.push(heard(answer));
+        let votes: Vec<approval::Vote> = self.request.votes.iter().map(counted).collect();
+        let state = approval::progress(&self.approval, &votes, answer.at).state;
+        self.stand(state, None)
+    }
+
+    /// Which programs it waits for.
+    pub fn asks(&self, now: Timestamp) -> BTreeSet<HookName> {
+        match self.progress(now) {
+            State::Waiting { hooks, .. } => hooks,
+            State::Approved(_) | State::Denied(_) | State::Lapsed => BTreeSet::new(),
+        }
     }
 
     /// Somebody says yes or no, at [`Pending::moment`].
@@ -140,7 +165,7 @@ impl<'a> Pending<'a> {
     /// For whom it waits; None: for nobody, as it is over.
     pub fn waiting(&self, now: Timestamp) -> Option<Waiting> {
         match self.progress(now) {
-            State::Waiting { step, more, of, until, .. } => {
+            State::Waiting { step, more, of, hooks, until, .. } => {
                 let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
                 Some(Waiting {
                     step: number(step).saturating_add(1),
@@ -148,6 +173,7 @@ impl<'a> Pending<'a> {
                     more,
                     others: number(of.len().saturating_sub(Waiting::SHOWN_MAX)),
                     approvers: of.into_iter().take(Waiting::SHOWN_MAX).collect(),
+                    hooks: hooks.into_iter().take(Waiting::SHOWN_MAX).collect(),
                     until,
                 })
             }
@@ -166,7 +192,7 @@ impl<'a> Pending<'a> {
     fn progress(&self, now: Timestamp) -> State {
         let votes: Vec<approval::Vote> = self.request.votes.iter().map(counted).collect();
         // A clock that was put back takes no vote back.
-        let last = votes.iter().map(|vote| vote.at).max();
+        let last = self.last_said();
         approval::progress(&self.approval, &votes, last.map_or(now, |last| last.max(now))).state
     }
 
@@ -201,6 +227,10 @@ fn counted(vote: &Vote) -> approval::Vote {
     let hosts: Option<BTreeSet<_>> = (!vote.hosts.is_empty()).then(|| vote.hosts.iter().cloned().collect());
     let narrowing = Narrowing { duration: vote.duration, resources: None, hosts };
     approval::Vote { by: vote.by.clone(), at: vote.at, yes: vote.yes.then_some(narrowing) }
+}
+
+fn heard(answer: &HookAnswer) -> approval::Answer {
+    approval::Answer { by: answer.hook.clone(), at: answer.at, yes: answer.yes }
 }
 
 /// Whether somebody is an approver of one of these steps, now or later.
@@ -248,13 +278,15 @@ mod tests {
             judged: None,
             lapses: Some(at(60)),
             votes: Vec::new(),
+            answers: Vec::new(),
             waiting: None,
             extends: None,
         }
     }
 
     fn step(approvers: &[&str], count: u32) -> Step {
-        Step { approvers: approvers.iter().map(|name| id(name)).collect(), count, after: None }
+        let approvers = approvers.iter().map(|name| id(name)).collect();
+        Step { approvers, hooks: BTreeSet::new(), count, after: None }
     }
 
     fn yes(name: &str, minute: u64) -> Vote {

@@ -1,5 +1,7 @@
 //! Requests: making and deciding them.
 
+use std::collections::BTreeSet;
+
 use ::policy::approval::{Extent, Step};
 use ::policy::facts::{Channel, Stage};
 use ::policy::names::GroupName;
@@ -278,16 +280,18 @@ impl Store {
                     .execute(tx.sql())
                     .await
                     .map_err(StoreError::sql("note when a request is due"))?;
+                self.ask_hooks(tx, before.id, now).await?;
                 tx.wake_access();
                 return Ok(None);
             }
             Stand::Decided(decided) => decided,
         };
         let Outcome::Approved(extent) = &decided.outcome else {
-            let is_by_yes = decided.by.is_none() && actor != Actor::System;
+            let is_by_yes = decided.by.is_none() && matches!(actor, Actor::Subject(_));
             let comment = if is_by_yes { "nothing is left of it that all approve" } else { comment };
             // Whoever it was that came.
-            let actor = if decided.by.is_some() { actor } else { Actor::System };
+            let is_by_hook = matches!(actor, Actor::Hook(_));
+            let actor = if decided.by.is_some() || is_by_hook { actor } else { Actor::System };
             tx.decide(&decided, actor, comment, now).await?;
             return Ok(None);
         };
@@ -318,7 +322,8 @@ pub struct Known<'a> {
 
 /// The one step of a request that no policy has judged: one yes, of whoever is an approver here. `who`: the one that comes, if so.
 fn anybody(who: Option<&SubjectId>) -> Vec<Step> {
-    vec![Step { approvers: who.cloned().into_iter().collect(), count: 1, after: None }]
+    let approvers = who.cloned().into_iter().collect();
+    vec![Step { approvers, hooks: BTreeSet::new(), count: 1, after: None }]
 }
 
 /// What the record says of a new request.

@@ -68,6 +68,7 @@ impl Store {
     pub async fn plan_policy(&self, files: PolicyFiles, now: Timestamp) -> Result<PolicyPlan, StoreError> {
         let policy = compiled(files).await?;
         can_be_in_force(&policy)?;
+        self.knows_hooks(&policy)?;
         let mut sql = self.read().await?;
         let before = self.in_force(&mut sql).await?;
         Ok(considered(&mut sql, before.as_ref(), &policy, now).await?.plan)
@@ -83,6 +84,7 @@ impl Store {
         let NewPolicy { files, before: expected, comment, restores } = new;
         let policy = compiled(files.clone()).await?;
         can_be_in_force(&policy)?;
+        self.knows_hooks(&policy)?;
         let mut tx = self.write().await?;
         let before = self.in_force(tx.sql()).await?;
         let actual = before.as_ref().map_or(0, |before| before.version);

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use policy::approval::Step;
-use proto::types::{Grant, HostName, Request, RequestId, RequestState, SubjectId, Timestamp, Vote};
+use proto::types::{
+    Grant, HookAnswer, HostName, Request, RequestId, RequestState, SubjectId, Timestamp, Vote,
+};
 use sqlx::FromRow;
 
 use super::sql::{self, Query, Rows, Transaction};
@@ -114,7 +116,8 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        let nobody = || vec![Step { approvers: BTreeSet::new(), count: 1, after: None }];
+        let nobody =
+            || vec![Step { approvers: BTreeSet::new(), hooks: BTreeSet::new(), count: 1, after: None }];
         Ok(Some(steps.unwrap_or_else(nobody)))
     }
 }
@@ -182,6 +185,9 @@ struct RequestRow {
 /// One vote: of which request, whose, when, yes, comment, duration, hosts.
 type VoteRow = (String, String, i64, bool, String, Option<i64>, String);
 
+/// One answer: of which request, whose, when, yes, comment.
+type AnswerRow = (String, String, i64, bool, String);
+
 /// One request.
 pub(super) async fn request(sql: &mut Transaction, id: RequestId) -> Result<Request, StoreError> {
     let mut query = sql::query_as(REQUESTS);
@@ -231,15 +237,26 @@ async fn read_requests(
     );
     query.push_list(rows.iter().map(|row| &row.id));
     query.push(" ORDER BY votes.at_ms");
-    let cast: Vec<VoteRow> = query.fetch_all(sql).await.map_err(StoreError::sql("read votes"))?;
+    let cast: Vec<VoteRow> = query.fetch_all(&mut *sql).await.map_err(StoreError::sql("read votes"))?;
     let mut votes: HashMap<String, Vec<Vote>> = HashMap::new();
     for row in cast {
         votes.entry(row.0.clone()).or_default().push(decode_vote(row)?);
     }
+    let mut query =
+        sql::query_as("SELECT request, hook, at_ms, yes, comment FROM hook_answers WHERE request IN ");
+    query.push_list(rows.iter().map(|row| &row.id));
+    query.push(" ORDER BY at_ms, hook");
+    let said: Vec<AnswerRow> = query.fetch_all(sql).await.map_err(StoreError::sql("read answers"))?;
+    let mut answers: HashMap<String, Vec<HookAnswer>> = HashMap::new();
+    for (request, hook, at, yes, comment) in said {
+        let (hook, at) = (decode::text("hook", &hook)?, decode::time("at", at)?);
+        answers.entry(request).or_default().push(HookAnswer { hook, at, yes, comment });
+    }
     let request = |row: RequestRow| {
         let hosts = hosts.remove(&row.id).unwrap_or_default();
         let votes = votes.remove(&row.id).unwrap_or_default();
-        decode_request(row, hosts, votes)
+        let answers = answers.remove(&row.id).unwrap_or_default();
+        Ok(Request { answers, ..decode_request(row, hosts, votes)? })
     };
     rows.into_iter().map(request).collect()
 }
@@ -296,6 +313,7 @@ fn decode_request(row: RequestRow, hosts: Vec<HostName>, votes: Vec<Vote>) -> Re
         judged,
         lapses: row.lapses_ms.map(|lapses| decode::time("lapses", lapses)).transpose()?,
         votes,
+        answers: Vec::new(),
         waiting: None,
         extends: row.extends.map(|id| decode::text("extends", &id)).transpose()?,
     })

@@ -93,6 +93,7 @@ impl Store {
             directory: Arc::default(),
             ready: Arc::default(),
             outbox: Arc::default(),
+            hooks: Arc::default(),
             hold: Arc::new(hold),
         })
     }

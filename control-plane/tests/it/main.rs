@@ -25,6 +25,7 @@ mod sqlite {
     mod extension;
     mod freeze;
     mod histories;
+    mod hooks;
     mod notify;
     // It ends before any database is asked.
     mod peers;
@@ -55,6 +56,7 @@ mod postgres {
     mod extension;
     mod freeze;
     mod histories;
+    mod hooks;
     mod notify;
     mod policy;
     mod runs;

@@ -35,6 +35,8 @@ pub(crate) enum Does {
     Redirect,
     /// Never answers.
     Hang,
+    /// Says this.
+    Say(&'static str),
 }
 
 /// One message that came.
@@ -156,6 +158,7 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap
         Does::Answer(status) => StatusCode::from_u16(status).expect("a status").into_response(),
         Does::Redirect => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, "/elsewhere")]).into_response(),
         Does::Hang => std::future::pending().await,
+        Does::Say(text) => text.into_response(),
     }
 }
 

@@ -65,6 +65,7 @@ fn trusted(issuer: &TestProvider, source: KeySource) -> Trusted {
     };
     Trusted {
         notify: Vec::new(),
+        hooks: Vec::new(),
         providers: Vec::new(),
         issuers: vec![WorkloadIssuer {
             name: "github".parse().expect("valid"),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use control_plane::Bound;
 use control_plane::clock;
 use control_plane::config::{
-    Config, ConsoleConfig, IdentityProvider, KubernetesCluster, Listen, NotifyTarget, SpiffeTrustDomain,
-    WorkloadIssuer,
+    Config, ConsoleConfig, DecisionHook, IdentityProvider, KubernetesCluster, Listen, NotifyTarget,
+    SpiffeTrustDomain, WorkloadIssuer,
 };
 use control_plane::identity::Token;
 use control_plane::identity::authority::{Authority, TRUST_DOMAIN};
@@ -79,6 +79,8 @@ pub(crate) struct Trusted {
     pub(crate) console: Option<ConsoleConfig>,
     /// Who is told of events.
     pub(crate) notify: Vec<NotifyTarget>,
+    /// Whom policies may ask.
+    pub(crate) hooks: Vec<DecisionHook>,
 }
 
 struct Server {
@@ -129,6 +131,7 @@ impl World {
             kubernetes_clusters: Vec::new(),
             console: None,
             notify: Vec::new(),
+            decision_hooks: Vec::new(),
         }
     }
 
@@ -286,7 +289,7 @@ async fn start_another(
 async fn start(folder: &tempfile::TempDir, database: &TestDatabase, trusted: &Trusted) -> Server {
     let (stop, stopped) = oneshot::channel();
     let (ready, bound) = oneshot::channel();
-    let Trusted { providers, issuers, clusters, trust_domains, console, notify } = trusted.clone();
+    let Trusted { providers, issuers, clusters, trust_domains, console, notify, hooks } = trusted.clone();
     let config = Config {
         identity_providers: providers,
         workload_issuers: issuers,
@@ -294,6 +297,7 @@ async fn start(folder: &tempfile::TempDir, database: &TestDatabase, trusted: &Tr
         spiffe_trust_domains: trust_domains,
         console,
         notify,
+        decision_hooks: hooks,
         ..World::config(folder, database)
     };
     let task = tokio::spawn(async move {

@@ -39,6 +39,7 @@ pub(crate) fn request() -> Request {
         judged: None,
         lapses: Some(at(LAPSES)),
         votes: Vec::new(),
+        answers: Vec::new(),
         waiting: None,
         extends: None,
     }
@@ -46,7 +47,12 @@ pub(crate) fn request() -> Request {
 
 pub(crate) fn step(approvers: &[&str], count: u32, after: Option<(u64, Then)>) -> Step {
     let approvers = approvers.iter().map(|name| person(name)).collect();
-    Step { approvers, count, after: after.map(|(minute, then)| (Duration::from_secs(60 * minute), then)) }
+    Step {
+        approvers,
+        hooks: Default::default(),
+        count,
+        after: after.map(|(minute, then)| (Duration::from_secs(60 * minute), then)),
+    }
 }
 
 fn escalate(to: &[&str]) -> Then {

@@ -14,7 +14,7 @@ fn at(second: i64) -> Timestamp {
 
 fn step(approvers: &[&str], count: u32, after: Option<(u64, Then)>) -> Step {
     let after = after.map(|(seconds, then)| (Duration::from_secs(seconds), then));
-    Step { approvers: approvers.iter().map(|name| who(name)).collect(), count, after }
+    Step { approvers: approvers.iter().map(|name| who(name)).collect(), hooks: BTreeSet::new(), count, after }
 }
 
 fn approval(steps: Vec<Step>) -> Approval {
@@ -30,6 +30,7 @@ fn approval(steps: Vec<Step>) -> Approval {
         subject: who("alice"),
         began: at(0),
         lapses: Some(at(1000)),
+        answers: Vec::new(),
     }
 }
 
@@ -43,7 +44,7 @@ fn no(by: &str, second: i64) -> Vote {
 
 fn shown(progress: &Progress) -> String {
     let state = match &progress.state {
-        State::Waiting { step, more, of, escalated, until } => {
+        State::Waiting { step, more, of, escalated, until, .. } => {
             let of: Vec<&str> = of.iter().map(|id| id.as_str().trim_start_matches("user:")).collect();
             let until = until.map(|until| until.since(at(0)).as_secs());
             let escalated = if *escalated { ", escalated" } else { "" };
@@ -195,6 +196,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let after = proptest::option::weighted(0.3, (1u64..200, then()));
     let step = (people(), 1u32..=3, after).prop_map(|(approvers, count, after)| Step {
         approvers,
+        hooks: BTreeSet::new(),
         count,
         after: after.map(|(seconds, then)| (Duration::from_secs(seconds), then)),
     });
@@ -254,7 +256,7 @@ proptest! {
     /// in between and everybody may vote from the start.
     #[test]
     fn order_within_a_step(count in 1u32..=5, approvers in people(), votes in votes(), keys in proptest::collection::vec(0u32..1000, 12)) {
-        let approval = approval(vec![Step { approvers, count, after: None }]);
+        let approval = approval(vec![Step { approvers, hooks: BTreeSet::new(), count, after: None }]);
         // One vote each: a second one is ignored, and which is the second depends on the order. No more than are needed, as those
         // that come after the decision cannot count.
         let mut seen = BTreeSet::new();
@@ -293,4 +295,61 @@ proptest! {
         prop_assume!(!matches!(before, State::Waiting { .. }));
         prop_assert_eq!(progress(&approval, &votes, at(now + later)).state, before);
     }
+}
+
+fn asking(approvers: &[&str], hooks: &[&str], count: u32) -> Step {
+    let hooks = hooks.iter().map(|name| name.parse().expect("valid")).collect();
+    Step { hooks, ..step(approvers, count, None) }
+}
+
+#[track_caller]
+fn answered(steps: Vec<Step>, answers: &[(&str, i64, bool)], votes: &[Vote], now: i64, expected: &str) {
+    let answer = |(by, second, yes): &(&str, i64, bool)| Answer {
+        by: by.parse().expect("valid"),
+        at: at(*second),
+        yes: *yes,
+    };
+    let approval = Approval { answers: answers.iter().map(answer).collect(), ..approval(steps) };
+    let progress = progress(&approval, votes, at(now));
+    let shown = match &progress.state {
+        State::Waiting { hooks, .. } => {
+            let hooks: Vec<&str> = hooks.iter().map(HookName::as_str).collect();
+            format!("{}; asks {}", shown(&progress), hooks.join(" "))
+        }
+        _ => shown(&progress),
+    };
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn a_program_weighs_as_one() {
+    const APPROVED: &str = "approved for 3600 s on app-1 app-2";
+    let alone = || vec![asking(&[], &["risk"], 1)];
+    answered(alone(), &[], &[], 1, "step 0: 1 of , until Some(1000); asks risk");
+    answered(alone(), &[("risk", 5, true)], &[], 4, "step 0: 1 of , until Some(1000); asks risk");
+    answered(alone(), &[("risk", 5, true)], &[], 5, APPROVED);
+    answered(alone(), &[("risk", 5, false)], &[], 5, "denied by None");
+    answered(alone(), &[("other", 5, false)], &[], 5, "step 0: 1 of , until Some(1000); asks risk");
+    answered(alone(), &[], &[], 1000, "lapsed");
+    answered(alone(), &[("risk", 1001, true)], &[], 1001, "lapsed");
+    // A person beside it still has to say yes, and one person is not two.
+    let both = || vec![asking(&["dora", "emil"], &["risk"], 2)];
+    answered(both(), &[("risk", 5, true)], &[], 5, "step 0: 1 of dora emil, until Some(1000); asks ");
+    answered(both(), &[("risk", 5, true)], &[yes("dora", 6)], 6, APPROVED);
+    answered(both(), &[("risk", 6, true)], &[yes("dora", 5)], 6, APPROVED);
+    answered(
+        both(),
+        &[("risk", 5, true), ("risk", 6, true)],
+        &[],
+        6,
+        "step 0: 1 of dora emil, until Some(1000); asks ",
+    );
+    answered(both(), &[], &[yes("dora", 5), yes("emil", 6)], 6, APPROVED);
+    answered(both(), &[("risk", 6, false)], &[yes("dora", 5)], 6, "denied by None");
+    // What it says after it has said yes, or of a step that has not begun, counts for nothing.
+    answered(both(), &[("risk", 5, true), ("risk", 6, false)], &[yes("dora", 7)], 7, APPROVED);
+    let later = || vec![step(&["dora"], 1, None), asking(&[], &["risk"], 1)];
+    answered(later(), &[("risk", 5, true)], &[], 5, "step 0: 1 of dora, until Some(1000); asks ");
+    answered(later(), &[], &[yes("dora", 5)], 5, "step 1: 1 of , until Some(1000); asks risk");
+    answered(later(), &[("risk", 6, true)], &[yes("dora", 5)], 6, APPROVED);
 }

@@ -64,6 +64,10 @@ name!(
     ProviderName, "provider", label
 );
 name!(
+    /// The name of a program that is asked for a decision, by the same rule as [`ResourceName`].
+    HookName, "hook", label
+);
+name!(
     /// The name of a role of a policy, by the same rule as [`ResourceName`].
     RoleName, "role", label
 );

@@ -5,11 +5,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    Action, CgroupPath, GrantId, HostName, Invalid, RequestId, ResourceName, RoleName, RunId, SubjectId,
-    Timestamp, all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup, optional_run,
-    time,
+    Action, CgroupPath, GrantId, HookName, HostName, Invalid, RequestId, ResourceName, RoleName, RunId,
+    SubjectId, Timestamp, all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup,
+    optional_run, time,
 };
 use crate::wire::access as wire;
+
+/// How many programs may have answered: more than a role can ask.
+const ANSWERS_MAX: usize = 64;
 
 /// How many hosts one request may name.
 const HOSTS_MAX: usize = 1000;
@@ -304,6 +307,35 @@ pub struct Vote {
     pub hosts: Vec<HostName>,
 }
 
+/// What a program said that a step of the policy asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookAnswer {
+    /// Which one.
+    pub hook: HookName,
+    /// When.
+    pub at: Timestamp,
+    /// Yes. No answer that counts is a no.
+    pub yes: bool,
+    /// What it said besides, or why there is no answer.
+    pub comment: String,
+}
+
+impl TryFrom<wire::HookAnswer> for HookAnswer {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::HookAnswer) -> Result<Self, Invalid> {
+        let wire::HookAnswer { hook, at, yes, comment } = wire;
+        Ok(Self { hook: hook.parse()?, at: time::required("at", at)?, yes, comment })
+    }
+}
+
+impl From<HookAnswer> for wire::HookAnswer {
+    fn from(answer: HookAnswer) -> Self {
+        let HookAnswer { hook, at, yes, comment } = answer;
+        Self { hook: hook.into(), at: Some(at.into()), yes, comment }
+    }
+}
+
 impl TryFrom<wire::Vote> for Vote {
     type Error = Invalid;
 
@@ -347,6 +379,8 @@ pub struct Waiting {
     pub approvers: Vec<SubjectId>,
     /// And so many others.
     pub others: u32,
+    /// And of these programs, which are being asked.
+    pub hooks: Vec<HookName>,
     /// When something follows by itself; None: nothing does.
     pub until: Option<Timestamp>,
 }
@@ -361,10 +395,12 @@ impl TryFrom<wire::Waiting> for Waiting {
 
     fn try_from(wire: wire::Waiting) -> Result<Self, Invalid> {
         let approver = |id: String| id.parse::<SubjectId>();
+        let hook = |name: String| name.parse::<HookName>();
         Ok(Self {
             step: wire.step,
             steps: wire.steps,
             more: wire.more,
+            hooks: all("hooks", wire.hooks, Self::SHOWN_MAX, hook)?,
             approvers: all("approvers", wire.approvers, Self::SHOWN_MAX, approver)?,
             others: wire.others,
             until: time::optional("until", wire.until)?,
@@ -374,9 +410,10 @@ impl TryFrom<wire::Waiting> for Waiting {
 
 impl From<Waiting> for wire::Waiting {
     fn from(waiting: Waiting) -> Self {
-        let Waiting { step, steps, more, approvers, others, until } = waiting;
+        let Waiting { step, steps, more, approvers, others, hooks, until } = waiting;
         let approvers = approvers.into_iter().map(Into::into).collect();
-        Self { step, steps, more, approvers, others, until: until.map(Into::into) }
+        let hooks = hooks.into_iter().map(Into::into).collect();
+        Self { step, steps, more, approvers, others, hooks, until: until.map(Into::into) }
     }
 }
 
@@ -464,6 +501,8 @@ pub struct Request {
     pub lapses: Option<Timestamp>,
     /// In the order in which they came.
     pub votes: Vec<Vote>,
+    /// Of programs that were asked, in the order in which they came.
+    pub answers: Vec<HookAnswer>,
     /// For whom it waits; None unless it is pending and judged by a policy.
     pub waiting: Option<Waiting>,
     /// The grant that is to live longer by `duration`; None: it asks for a new one.
@@ -519,6 +558,7 @@ impl TryFrom<wire::Request> for Request {
             judged,
             lapses: time::optional("lapses", wire.lapses)?,
             votes: all("votes", wire.votes, VOTES_MAX, TryInto::try_into)?,
+            answers: all("answers", wire.answers, ANSWERS_MAX, TryInto::try_into)?,
             waiting: wire.waiting.map(TryInto::try_into).transpose()?,
             extends: (!wire.extends.is_empty()).then(|| wire.extends.parse()).transpose()?,
         })
@@ -558,6 +598,7 @@ impl From<Request> for wire::Request {
             role: role.map(Into::into).unwrap_or_default(),
             lapses: request.lapses.map(Into::into),
             votes: request.votes.into_iter().map(Into::into).collect(),
+            answers: request.answers.into_iter().map(Into::into).collect(),
             waiting: request.waiting.map(Into::into),
             extends: request.extends.map(|id| id.to_string()).unwrap_or_default(),
         }
