@@ -106,7 +106,9 @@ pub(crate) fn request(state: RequestState) -> Request {
             }],
             false => Vec::new(),
         },
+        answers: Vec::new(),
         waiting: (!decided).then(|| Waiting {
+            hooks: Vec::new(),
             step: 1,
             steps: 2,
             more: 1,

@@ -78,6 +78,7 @@ impl Severity {
             | EventKind::ApprovalGiven
             | EventKind::GrantIssued
             | EventKind::GrantExtended
+            | EventKind::BreakGlassReviewed
             | EventKind::GrantExpiring
             | EventKind::GrantEnding
             | EventKind::GrantEnded
@@ -105,7 +106,8 @@ impl Severity {
             | EventKind::CallRefused
             | EventKind::SignInRefused
             | EventKind::NotificationFailed => Self::Medium,
-            EventKind::HostKeyCopied
+            EventKind::BreakGlassUsed
+            | EventKind::HostKeyCopied
             | EventKind::HostDrift
             | EventKind::GateTampering
             | EventKind::AgentDetached
