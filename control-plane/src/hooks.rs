@@ -75,6 +75,9 @@ struct Data<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<u64>,
     exactly: bool,
+    /// The grant that is to be made longer, by `duration_seconds`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extends: Option<String>,
     /// People who have said yes already.
     approvals: Vec<&'a str>,
 }
@@ -205,6 +208,7 @@ fn asked(question: &Question) -> Vec<u8> {
             role: judged.as_ref().map(|(_, role)| role.as_str()),
             policy: judged.as_ref().map(|(version, _)| *version),
             exactly: request.action.is_some(),
+            extends: request.extends.map(|grant| grant.to_string()),
             approvals: request.votes.iter().filter(|vote| vote.yes).map(|vote| vote.by.as_str()).collect(),
         },
     };

@@ -52,11 +52,10 @@ const ROLES_MAX: usize = 1_000;
 const LIST_MAX: usize = 1_000;
 /// How many steps one role may have.
 const STEPS_MAX: usize = 8;
-
-/// The longest access that nobody has approved beforehand, and that is meant for emergencies.
-const BREAK_GLASS_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How many programs one role may ask.
 const HOOKS_MAX: usize = 8;
+/// The longest access that nobody has approved beforehand, and that is meant for emergencies.
+const BREAK_GLASS_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How many people may have to say yes in one step.
 const COUNT_MAX: u32 = 8;
 /// How many windows of each sort there may be.
@@ -850,6 +849,11 @@ fn checked_role(
                 entry.step.is_empty(),
                 "a role for emergencies has steps: their approvers are those who look at it afterwards",
                 "add a `[[role.step]]`",
+            ),
+            (
+                steps.iter().any(|step| step.hooks().next().is_some()),
+                "a role for emergencies asks no hook: it is had at once, and people look at it afterwards",
+                "name people",
             ),
             (extension.is_some(), "a role for emergencies cannot be extended", "leave `extension` out"),
             (

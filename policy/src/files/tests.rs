@@ -77,6 +77,7 @@ fn problems() {
                 "[[role]]\nname = \"debug\"\n",
                 "[[role]]\nname = \"debug\"\nto = [\"group:dbas\", \"user:bob\", \"manager\", \"on-call:db\"]\nresources = [\"db2\", \"env=a b\"]\nhosts = [\"app2\"]\ndefault_duration = \"2h\"\nmaximum_duration = \"1h\"\nclock = \"soon\"\nextension = { times = 0, by = \"1h\" }\n\
                  [[role.step]]\napprovers = []\ncount = 0\nafter = \"1h\"\n[[role.step]]\napprovers = [\"workload:x\", \"everybody\"]\nafter = \"1h\"\nthen = \"wait\"\n[[role.step]]\napprovers = [\"manager\"]\nafter = \"1h\"\nthen = \"escalate\"\n[[role.step]]\napprovers = [\"manager\"]\nto = [\"user:alice\"]\n",
+                "[[role]]\nname = \"debug\"\nto = [\"hook:risk\"]\nresources = [\"*\"]\nhosts = [\"*\"]\n[[role.step]]\napprovers = [\"hook:Risk\", \"hook:risk\"]\n[[role.step]]\napprovers = [\"hook:risk\"]\nafter = \"1h\"\nthen = \"escalate\"\nto = [\"hook:other\"]\n",
                 "[[role]]\nname = \"debug\"\nresources = [\"*\"]\nhosts = [\"*\"]\nautomatic = true\n[[role.step]]\napprovers = [\"manager\"]\n[[role]]\nname = \"debug\"\nresources = [\"*\"]\nhosts = [\"*\"]\nautomatic = true\n",
             ],
         ),
