@@ -1,5 +1,6 @@
 //! The verbs, a file each: arguments, the calls, what is printed.
 
+pub mod activate;
 pub mod approve;
 pub mod audit;
 pub mod deny;
@@ -57,6 +58,7 @@ pub enum Command {
     WhoHas(who_has::Arguments),
     Revoke(revoke::Arguments),
     Release(release::Arguments),
+    Activate(activate::Arguments),
     Extend(extend::Arguments),
     Reviews(reviews::Arguments),
     Review(review::Arguments),
@@ -88,6 +90,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::WhoHas(arguments) => who_has::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,
         Command::Release(arguments) => release::run(arguments, context).await,
+        Command::Activate(arguments) => activate::run(arguments, context).await,
         Command::Extend(arguments) => extend::run(arguments, context).await,
         Command::Reviews(arguments) => reviews::run(arguments, context).await,
         Command::Review(arguments) => review::run(arguments, context).await,

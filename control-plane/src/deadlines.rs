@@ -1,8 +1,9 @@
 //! What follows by itself when time passes: the one task that watches it.
 //!
 //! Owns: when to look. Must not know: what ending or deciding means. Kernels end grants by themselves at their deadlines; this is what
-//! makes the record and the lists say so, what warns of it, what decides requests for which nobody has, what notes that a freeze is
-//! over, and what asks the policy again about grants that live. Nothing is kept in memory: after a restart it looks, and goes on.
+//! makes the record and the lists say so, what warns of it, what decides requests for which nobody has, what begins grants whose time
+//! has come, what notes that a freeze is over, and what asks the policy again about grants that live. Nothing is kept in memory: after
+//! a restart it looks, and goes on.
 
 use std::time::Duration;
 
@@ -64,12 +65,14 @@ async fn look(store: &Store) -> Result<Duration, StoreError> {
             store.next_due_request().await?,
             store.next_thaw().await?,
             store.next_warning(clock::now()).await?,
+            store.next_beginning().await?,
         ];
         let Some(next) = next.into_iter().flatten().min() else { return Ok(LOOK_AGAIN) };
         let now = clock::now();
         if next > now {
             return Ok(next.since(now).min(LOOK_AGAIN));
         }
+        while store.begin_due(now).await? {}
         while store.expire(now).await? {}
         while store.settle_due_requests(now).await? {}
         store.note_thawed(now).await?;

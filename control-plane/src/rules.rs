@@ -22,6 +22,7 @@ pub mod refusal;
 pub mod request;
 pub mod review;
 pub mod roster;
+pub mod schedule;
 pub mod session;
 pub mod throttle;
 pub mod workload;

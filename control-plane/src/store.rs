@@ -10,6 +10,7 @@ mod access;
 mod acknowledgements;
 mod agents;
 mod audit;
+mod beginnings;
 mod bindings;
 mod browsers;
 mod decode;

@@ -168,7 +168,8 @@ fn is_news(world: &World, index: usize, id: GrantId, row: &GrantRow) -> bool {
 fn lives_are_on_record(world: &World) -> Held {
     let mut last: BTreeMap<GrantId, GrantState> = BTreeMap::new();
     let rank = |state: &GrantState| match state {
-        GrantState::Activating => 0,
+        // Every grant of these worlds begins when it is approved.
+        GrantState::Scheduled | GrantState::Activating => 0,
         GrantState::Active => 1,
         GrantState::Ending(_) => 2,
         GrantState::Ended(_) => 3,

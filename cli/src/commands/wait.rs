@@ -41,6 +41,24 @@ fn step(request: &Request, grant: Option<Grant>) -> Step {
         (RequestState::Approved, None) => Step::Going(format!("request {} is approved{}", request.id, by())),
         (RequestState::Approved, Some(grant)) => match grant.state {
             GrantState::Active => Step::Active(Box::new(grant)),
+            GrantState::Scheduled => Step::Going(match grant.begins {
+                Some(begins) => {
+                    let begins = crate::output::utc(begins);
+                    format!(
+                        "request {} is approved{}; grant {} begins at {begins}",
+                        request.id,
+                        by(),
+                        grant.id
+                    )
+                }
+                None => format!(
+                    "request {} is approved{}; the time of grant {} begins with `portcullis activate {}`",
+                    request.id,
+                    by(),
+                    grant.id,
+                    grant.id
+                ),
+            }),
             GrantState::Activating => Step::Going(format!(
                 "request {} is approved{}; grant {} is activating, {}",
                 request.id,

@@ -480,6 +480,11 @@ pub struct GrantRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
     pub extensions: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begins: Option<String>,
+    /// How long it will live, once activated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_s: Option<u64>,
     #[serde(skip)]
     grant: Grant,
 }
@@ -512,6 +517,8 @@ impl From<Grant> for GrantRow {
             expires: utc(grant.expires),
             ended: grant.ended.map(utc),
             extensions: grant.extensions,
+            begins: grant.begins.map(utc),
+            duration_s: grant.duration.map(|duration| duration.as_secs()),
             grant,
         }
     }
@@ -524,6 +531,8 @@ impl Row for GrantRow {
     fn cells(&self, view: &View) -> Vec<String> {
         let remaining = match self.grant.state {
             GrantState::Ended(_) => String::new(),
+            // Once it has begun.
+            GrantState::Scheduled => self.grant.duration.map(exact).unwrap_or_default(),
             GrantState::Activating | GrantState::Active | GrantState::Ending(_) => {
                 view.until(self.grant.expires)
             }

@@ -143,6 +143,8 @@ pub(crate) fn grant(state: GrantState, reason: EndReason, hosts: [(bool, &str); 
         run: String::new(),
         action: None,
         extensions: 0,
+        begins: at("2026-11-22T09:58:00Z"),
+        duration: None,
     }
 }
 
@@ -535,6 +537,15 @@ impl AccessService for Canned {
         self.enter(call)?;
         let (ended, ended_by) = (at("2026-11-22T09:59:00Z"), "user:admin".into());
         Ok(Response::new(ThawResponse { freeze: Some(Freeze { ended, ended_by, ..freeze() }) }))
+    }
+
+    async fn activate_grant(
+        &self,
+        call: Call<ActivateGrantRequest>,
+    ) -> Result<Response<ActivateGrantResponse>, Status> {
+        self.enter(call)?;
+        let grant = grant(GrantState::Activating, EndReason::Unspecified, [(true, ""), (false, "")]);
+        Ok(Response::new(ActivateGrantResponse { grant: Some(grant) }))
     }
 
     async fn extend_grant(

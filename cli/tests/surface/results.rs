@@ -73,6 +73,7 @@ async fn access() {
             &["who-has", "db-prod", "--subject", "user:alice@example.com", "--at", "2026-11-22T10:00:00Z"],
             &["revoke", GRANT, "--comment", "laptop lost"],
             &["release", GRANT],
+            &["activate", GRANT],
             &["extend", GRANT, "--for", "30m"],
             &["extend", GRANT, "--for", "90m", "--reason", "it takes longer"],
             &["reviews"],

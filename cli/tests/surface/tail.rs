@@ -104,7 +104,7 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 comment: "version 7: infra#211; role debug added".into(),
                 ..event(position, "control-plane", kind)
             },
-            Kind::GrantIssued | Kind::GrantActive | Kind::GrantExtended => {
+            Kind::GrantScheduled | Kind::GrantIssued | Kind::GrantActive | Kind::GrantExtended => {
                 AuditEvent { grant: GRANT.into(), expires, ..about() }
             }
             Kind::GrantExpiring => AuditEvent {

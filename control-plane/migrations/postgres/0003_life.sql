@@ -1,16 +1,28 @@
--- Grants that live longer than they were granted for at first; resources that are closed for a time; what was had in
+-- Grants that live longer than they were granted for at first, or begin later; resources that are closed for a time; what was had in
 -- emergencies.
 
 ALTER TABLE grants
     DROP CONSTRAINT grants_end_reason_check,
+    DROP CONSTRAINT grants_state_check,
+    DROP CONSTRAINT grants_check,
+    ADD CHECK (state IN ('scheduled', 'activating', 'active', 'ending', 'ended')),
+    ADD CHECK ((state IN ('scheduled', 'activating', 'active')) = (end_reason IS NULL)),
+    -- When its time began, or begins by itself; NULL: it waits, or waited, to be activated: until then expires_ms is when it lapses.
+    ADD COLUMN begins_ms BIGINT,
+    -- How long it lives once activated; NULL: its time began, or begins, by itself.
+    ADD COLUMN duration_s BIGINT CHECK (duration_s > 0),
     ADD CHECK (
         end_reason IN (
             'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed',
-            'identity_disabled', 'frozen'
+            'identity_disabled', 'frozen', 'lapsed'
         )
     ),
     -- How often it was extended.
     ADD COLUMN extensions BIGINT NOT NULL DEFAULT 0 CHECK (extensions >= 0);
+
+UPDATE grants SET begins_ms = issued_ms;
+ALTER TABLE grants ADD CHECK (begins_ms IS NOT NULL OR duration_s IS NOT NULL);
+CREATE INDEX grants_scheduled ON grants (begins_ms) WHERE state = 'scheduled';
 
 ALTER TABLE requests
     -- The grant that is to live longer by duration_s, and until when at the latest; NULL: it asks for a new one.

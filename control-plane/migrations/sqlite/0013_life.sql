@@ -1,4 +1,4 @@
--- Grants that live longer than they were granted for at first; resources that are closed for a time; what was had in
+-- Grants that live longer than they were granted for at first, or begin later; resources that are closed for a time; what was had in
 -- emergencies.
 --
 -- SQLite cannot change what a CHECK says: see 0002_options.sql.
@@ -14,19 +14,25 @@ ALTER TABLE grant_hosts RENAME TO grant_hosts_1;
 CREATE TABLE grants (
     id TEXT NOT NULL PRIMARY KEY,
     request TEXT NOT NULL UNIQUE REFERENCES requests (id),
-    state TEXT NOT NULL CHECK (state IN ('activating', 'active', 'ending', 'ended')),
+    state TEXT NOT NULL CHECK (state IN ('scheduled', 'activating', 'active', 'ending', 'ended')),
     end_reason TEXT CHECK (
         end_reason IN (
             'time', 'released', 'revoked', 'activation_failed', 'idle', 'task_exit', 'policy_changed',
-            'identity_disabled', 'frozen'
+            'identity_disabled', 'frozen', 'lapsed'
         )
     ),
     issued_ms INTEGER NOT NULL,
+    -- When its time began, or begins by itself; NULL: it waits, or waited, to be activated.
+    begins_ms INTEGER,
+    -- Its deadline; while it waits to be activated: when it lapses.
     expires_ms INTEGER NOT NULL,
+    -- How long it lives once activated; NULL: its time began, or begins, by itself.
+    duration_s INTEGER CHECK (duration_s > 0),
     ended_ms INTEGER,
     -- How often it was extended.
     extensions INTEGER NOT NULL DEFAULT 0 CHECK (extensions >= 0),
-    CHECK ((state IN ('activating', 'active')) = (end_reason IS NULL)),
+    CHECK ((state IN ('scheduled', 'activating', 'active')) = (end_reason IS NULL)),
+    CHECK (begins_ms IS NOT NULL OR duration_s IS NOT NULL),
     CHECK ((state = 'ended') = (ended_ms IS NOT NULL))
 ) STRICT;
 
@@ -42,8 +48,8 @@ CREATE TABLE grant_hosts (
     PRIMARY KEY (grant_id, host)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO grants (id, request, state, end_reason, issued_ms, expires_ms, ended_ms)
-    SELECT id, request, state, end_reason, issued_ms, expires_ms, ended_ms FROM grants_1;
+INSERT INTO grants (id, request, state, end_reason, issued_ms, begins_ms, expires_ms, ended_ms)
+    SELECT id, request, state, end_reason, issued_ms, issued_ms, expires_ms, ended_ms FROM grants_1;
 INSERT INTO grant_hosts (grant_id, host, holding, error, since_generation, until_generation)
     SELECT grant_id, host, holding, error, since_generation, until_generation FROM grant_hosts_1;
 
@@ -52,6 +58,7 @@ DROP TABLE grant_hosts_1;
 DROP TABLE grants_1;
 
 CREATE INDEX grants_unended ON grants (id) WHERE state <> 'ended';
+CREATE INDEX grants_scheduled ON grants (begins_ms) WHERE state = 'scheduled';
 CREATE INDEX grants_by_deadline ON grants (expires_ms) WHERE state <> 'ended';
 -- Grants that a host's kernel may hold: what its sets are made of, and what its answers are about.
 CREATE INDEX grant_hosts_open ON grant_hosts (host) WHERE holding <> 'free';

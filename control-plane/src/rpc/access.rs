@@ -275,6 +275,24 @@ impl AccessService for Access {
         Ok(Response::new(wire::ReleaseGrantResponse { grant: Some(grant.into()) }))
     }
 
+    async fn activate_grant(
+        &self,
+        request: Request<wire::ActivateGrantRequest>,
+    ) -> Result<Response<wire::ActivateGrantResponse>, Status> {
+        let caller = admitted(&request)?;
+        let way = Way::of(&request);
+        let id: GrantId = request.into_inner().id.parse().map_err(invalid)?;
+        let store = &self.0.store;
+        let circumstances = match caller.circumstances(store, way.address, way.agent.as_deref()).await {
+            Ok(circumstances) => circumstances,
+            Err(error) => return Err(self.0.answer(&caller, error).await),
+        };
+        match store.activate_grant(id, &caller.subject()?, circumstances, clock::now()).await {
+            Ok(grant) => Ok(Response::new(wire::ActivateGrantResponse { grant: Some(grant.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
     async fn extend_grant(
         &self,
         request: Request<wire::ExtendGrantRequest>,
@@ -423,6 +441,9 @@ fn is_settled(view: &View) -> bool {
     match (view.request.state, view.grant.as_ref().map(|grant| grant.state)) {
         (RequestState::Denied | RequestState::Withdrawn | RequestState::Lapsed, _) => true,
         (_, Some(GrantState::Active | GrantState::Ending(_) | GrantState::Ended(_))) => true,
-        (RequestState::Pending | RequestState::Approved, Some(GrantState::Activating) | None) => false,
+        (
+            RequestState::Pending | RequestState::Approved,
+            Some(GrantState::Scheduled | GrantState::Activating) | None,
+        ) => false,
     }
 }

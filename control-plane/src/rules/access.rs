@@ -30,7 +30,8 @@ pub fn at_present(
 /// Who had access by this grant at a moment of the past: as far as it was live then.
 pub fn then(grant: &Grant, request: &Request, at: Timestamp) -> Vec<Access> {
     let until = grant.ended.map_or(grant.expires, |ended| ended.min(grant.expires));
-    if grant.issued > at || until <= at {
+    // What was approved and had not begun gave no access.
+    if grant.begins.is_none_or(|begins| begins > at) || until <= at {
         return Vec::new();
     }
     let line = |host: &proto::types::GrantHost| access(grant, request, &host.name, Certainty::Granted, until);
@@ -49,7 +50,7 @@ fn access(
         resource: grant.resource.clone(),
         host: host.clone(),
         certainty,
-        since: grant.issued,
+        since: grant.begins.unwrap_or(grant.issued),
         until,
         grant: grant.id,
         request: request.id,
@@ -119,6 +120,8 @@ mod tests {
             run: None,
             action: None,
             extensions: 0,
+            begins: Some(at(0)),
+            duration: None,
         };
         (grant, request)
     }

@@ -142,6 +142,7 @@ calls! {
     ListAccess = "AccessService.ListAccess":            No     Own    All      All     All           No;
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;
     ReleaseGrant = "AccessService.ReleaseGrant":        No     Own    Own      Own     Own           No;
+    ActivateGrant = "AccessService.ActivateGrant":      No     Own    Own      Own     Own           No;
     ExtendGrant = "AccessService.ExtendGrant":          No     Own    Own      Own     Own           No;
     ListReviews = "AccessService.ListReviews":          No     Own    All      All     All           No;
     // Where the policy names them.

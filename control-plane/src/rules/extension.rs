@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use policy::decide::Terms;
-use proto::types::{Grant, Timestamp};
+use proto::types::{Grant, GrantState, Timestamp};
 
 use super::Refusal;
 
@@ -17,14 +17,17 @@ pub fn deadline(
     latest: Timestamp,
     now: Timestamp,
 ) -> Result<(Timestamp, Duration), Refusal> {
+    let Some(begins) = grant.begins.filter(|_| grant.state != GrantState::Scheduled) else {
+        return Err(Refusal::NotBegun(grant.id));
+    };
     if grant.state.end_reason().is_some() || grant.expires <= now {
         return Err(Refusal::NotLive { grant: grant.id, state: grant.state });
     }
     let until = grant.expires.plus(by);
-    let total = until.since(grant.issued);
+    let total = until.since(begins);
     match until > latest {
         true => {
-            let maximum = latest.since(grant.issued);
+            let maximum = latest.since(begins);
             Err(Refusal::ExtendedTooLong { grant: grant.id, total, maximum })
         }
         false => Ok((until, total)),
@@ -46,7 +49,7 @@ pub fn permitted(terms: &Terms, grant: &Grant, by: Duration) -> Result<(), Refus
 #[cfg(test)]
 mod tests {
     use policy::model::{ClockStart, Extension};
-    use proto::types::{EndReason, GrantId, GrantState, RequestId};
+    use proto::types::{EndReason, GrantId, RequestId};
 
     use super::*;
 
@@ -76,6 +79,8 @@ mod tests {
             run: None,
             action: None,
             extensions,
+            begins: (state != GrantState::Scheduled).then(|| at(0)),
+            duration: None,
         }
     }
 
@@ -94,6 +99,7 @@ mod tests {
         let too_long = format!("{grant} would live for 1h 1m in all, and 1h is the maximum");
         assert_eq!(told(active, 31, 60, 29), Err(too_long));
         assert_eq!(told(active, 1, 60, 30), Err(format!("{grant} is active already")));
+        assert_eq!(told(GrantState::Scheduled, 1, 60, 0), Err(format!("{grant} has not begun")));
         let ending = GrantState::Ending(EndReason::Released);
         assert_eq!(told(ending, 1, 60, 1), Err(format!("{grant} is ending (released) already")));
     }

@@ -1,4 +1,4 @@
-//! The life of a grant: activating → active → ending → ended.
+//! The life of a grant: (scheduled →) activating → active → ending → ended.
 //!
 //! Owns: which step leads where. Must not know: sessions, generations, storage.
 //!
@@ -62,6 +62,8 @@ pub enum Step {
     Heard(HostName, Answer),
     /// Somebody ends it.
     End(EndReason),
+    /// Its time begins, and lasts until then.
+    Begin(Timestamp),
     /// It lives until then, if that is later than its deadline.
     Extend(Timestamp),
     /// Nothing but that time goes on.
@@ -106,6 +108,10 @@ impl Body {
     }
 }
 
+/// Its time has not begun: no host has heard of it, and `expires` is when it is over without having begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scheduled(Body);
+
 /// On its way to its hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activating(Body);
@@ -126,10 +132,23 @@ pub struct Ended(Body, EndReason);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the types say it")]
 pub enum Life {
+    Scheduled(Scheduled),
     Activating(Activating),
     Active(Active),
     Ending(Ending),
     Ended(Ended),
+}
+
+impl Scheduled {
+    /// A new grant that lapses then, unless it begins before.
+    pub fn new(lapses: Timestamp, hosts: impl IntoIterator<Item = HostName>) -> Self {
+        let hosts = hosts.into_iter().map(|host| (host, Holding::Free(String::new()))).collect();
+        Self(Body { expires: lapses, hosts })
+    }
+
+    fn begin(self, until: Timestamp) -> Activating {
+        Activating::new(until, self.0.hosts.into_keys())
+    }
 }
 
 impl Activating {
@@ -223,6 +242,7 @@ fn has_refused(body: &Body, host: &HostName) -> bool {
 /// As what it is put on record that a grant has entered a state.
 pub fn event_of(state: GrantState) -> EventKind {
     match state {
+        GrantState::Scheduled => EventKind::GrantScheduled,
         GrantState::Activating => EventKind::GrantIssued,
         GrantState::Active => EventKind::GrantActive,
         GrantState::Ending(_) => EventKind::GrantEnding,
@@ -239,7 +259,7 @@ pub struct Stepped {
     pub entered: Vec<GrantState>,
 }
 
-/// Somebody ends or extends a grant that has been ended already.
+/// That cannot be done to a grant in this state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotLive(pub GrantState);
 
@@ -247,6 +267,7 @@ impl Life {
     /// A life as it was kept.
     pub fn kept(state: GrantState, body: Body) -> Self {
         match state {
+            GrantState::Scheduled => Self::Scheduled(Scheduled(body)),
             GrantState::Activating => Self::Activating(Activating(body)),
             GrantState::Active => Self::Active(Active(body)),
             GrantState::Ending(reason) => Self::Ending(Ending(body, reason)),
@@ -257,6 +278,7 @@ impl Life {
     /// The state, without what is known of the hosts.
     pub fn state(&self) -> GrantState {
         match self {
+            Self::Scheduled(_) => GrantState::Scheduled,
             Self::Activating(_) => GrantState::Activating,
             Self::Active(_) => GrantState::Active,
             Self::Ending(Ending(_, reason)) => GrantState::Ending(*reason),
@@ -267,14 +289,15 @@ impl Life {
     /// What is known of the hosts, and the deadline.
     pub fn body(&self) -> &Body {
         match self {
-            Self::Activating(Activating(body))
+            Self::Scheduled(Scheduled(body))
+            | Self::Activating(Activating(body))
             | Self::Active(Active(body))
             | Self::Ending(Ending(body, _))
             | Self::Ended(Ended(body, _)) => body,
         }
     }
 
-    /// One step at `now`. Only ending and extending what has been ended is refused.
+    /// One step at `now`. Only ending and extending what has been ended is refused, beginning what has begun, and extending what has not.
     pub fn step(self, step: Step, now: Timestamp) -> Result<Stepped, NotLive> {
         let mut state = self.state();
         let mut entered = Vec::new();
@@ -299,6 +322,7 @@ impl Life {
             return self;
         }
         match self {
+            Self::Scheduled(Scheduled(body)) => Self::Ended(Ended::new(body, EndReason::Lapsed)),
             Self::Activating(Activating(body)) | Self::Active(Active(body)) => {
                 Self::Ended(Ended::new(body, EndReason::Time))
             }
@@ -310,6 +334,13 @@ impl Life {
     fn take(self, step: Step) -> Result<Self, NotLive> {
         Ok(match (self, step) {
             (life, Step::Wait) => life,
+            // No set of any host has had it.
+            (Self::Scheduled(grant), Step::Heard(..)) => Self::Scheduled(grant),
+            (Self::Scheduled(Scheduled(body)), Step::End(reason)) => Self::Ending(Ending(body, reason)),
+            (Self::Scheduled(grant), Step::Begin(until)) => Self::Activating(grant.begin(until)),
+            (life @ Self::Scheduled(_), Step::Extend(_)) | (life, Step::Begin(_)) => {
+                return Err(NotLive(life.state()));
+            }
             (Self::Activating(grant), Step::Heard(host, answer)) => grant.hear(&host, answer),
             (Self::Active(grant), Step::Heard(host, answer)) => grant.hear(&host, answer),
             (Self::Ending(grant), Step::Heard(host, answer)) => Self::Ending(grant.hear(&host, answer)),
@@ -431,7 +462,8 @@ mod tests {
 
     fn rank(state: GrantState) -> usize {
         match state {
-            GrantState::Activating => 0,
+            // These histories begin with the grant's time.
+            GrantState::Scheduled | GrantState::Activating => 0,
             GrantState::Active => 1,
             GrantState::Ending(_) => 2,
             GrantState::Ended(_) => 3,

@@ -75,6 +75,7 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::GrantEnding
         | EventKind::GrantEnded
         | EventKind::GrantExtended
+        | EventKind::GrantScheduled
         | EventKind::BreakGlassUsed
         | EventKind::BreakGlassReviewed
         | EventKind::FreezeBegan

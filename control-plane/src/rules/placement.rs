@@ -242,6 +242,10 @@ pub enum Removal {
 
 /// What follows for the sets from a step that has entered these states.
 pub fn removal(before: &Life, after: &Life, entered: &[GrantState]) -> Removal {
+    // No set has had it.
+    if before.state() == GrantState::Scheduled {
+        return Removal::Nowhere;
+    }
     match (before.state().end_reason(), after.state().end_reason()) {
         (Some(_), _) => Removal::Nowhere,
         (None, Some(_)) => match entered.iter().any(|state| matches!(state, GrantState::Ending(_))) {

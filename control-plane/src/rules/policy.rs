@@ -1,8 +1,7 @@
 //! May this be asked for, and may it live on? What is asked, what is known of who asks, and the policy in force → the terms, or no
 //! with the rules that say so.
 //!
-//! Owns: the operator's limits, which hold under every policy; the facts that a policy is asked with; what a policy may contain that
-//! is put in force here. Must not know: storage, what files mean.
+//! Owns: the operator's limits, which hold under every policy; the facts that a policy is asked with. Must not know: storage, what files mean.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -139,6 +138,18 @@ impl Wish {
         permitted(in_force, decide(&in_force.policy, &self.facts(stage, now)))
     }
 
+    /// When its time begins, if `in_force` lets it. What begins now is asked about as such; what begins later is asked about again then,
+    /// and now only whether it could still be asked for.
+    pub fn clock(&self, in_force: &Numbered, now: Timestamp) -> Result<ClockStart, Refusal> {
+        let role = self.role.as_ref().and_then(|name| in_force.policy.role(name));
+        let stage = match role.map_or(ClockStart::Approval, |role| role.clock) {
+            ClockStart::Activation => Stage::Request,
+            ClockStart::At(begins) if begins > now => Stage::Request,
+            ClockStart::Approval | ClockStart::At(_) => Stage::Activate,
+        };
+        Ok(self.terms_at(in_force, stage, now)?.clock)
+    }
+
     /// Whether `in_force` still lets it begin (`Stage::Activate`), or live on (`Stage::Keep`).
     pub fn is_permitted(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<(), Refusal> {
         self.terms_at(in_force, stage, now).map(drop)
@@ -179,14 +190,6 @@ fn some_of(texts: Vec<String>) -> String {
         text += &format!("; and {others} more");
     }
     text
-}
-
-/// That a policy asks for nothing that is not done here yet: it would be taken for done.
-pub fn can_be_in_force(policy: &Policy) -> Result<(), Refusal> {
-    match policy.roles.iter().find(|role| role.clock != ClockStart::Approval) {
-        Some(role) => Err(Refusal::PolicyClock { role: role.name.clone(), clock: role.clock.to_string() }),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -313,17 +316,5 @@ mod tests {
             wish.role = "debug".parse().ok();
             assert_eq!(wish.is_permitted(&in_force, stage, now()), Ok(()));
         }
-    }
-
-    #[test]
-    fn what_is_not_done_here_is_not_put_in_force() {
-        assert_eq!(can_be_in_force(&policy(&[]).policy), Ok(()));
-        let roles = FILES[4].1.replace("idle = \"10m\"\n", "clock = \"activation\"\n");
-        let in_force = policy(&[("roles.toml", &roles)]);
-        let refused = can_be_in_force(&in_force.policy).expect_err("refused");
-        assert_eq!(
-            refused.to_string(),
-            "the clock of role `debug` begins with activation, and every grant's begins with approval here"
-        );
     }
 }

@@ -75,10 +75,14 @@ pub enum Refusal {
     OtherPolicy { expected: u64, actual: u64 },
     #[error("the policy is not valid: {problem}{}", and_problems(*others))]
     BadPolicy { problem: String, others: usize },
-    #[error("the clock of role `{role}` begins with {clock}, and every grant's begins with approval here")]
-    PolicyClock { role: RoleName, clock: String },
     #[error("role `{role}` asks hook `{hook}`, which is not configured")]
     UnknownHook { hook: HookName, role: RoleName },
+    #[error("its time would have begun at {} and is over since {}", moment(*begins), moment(*until))]
+    TimeOver { begins: Timestamp, until: Timestamp },
+    #[error("grant {grant} begins by itself at {}", moment(*begins))]
+    BeginsByItself { grant: GrantId, begins: Timestamp },
+    #[error("grant {0} has not begun")]
+    NotBegun(GrantId),
     #[error("resource `{resource}` of the policy is protected as {known}, and the policy says {said}")]
     ResourceDiffers { resource: ResourceName, known: String, said: String },
     #[error("grant {grant} is {state} already")]
@@ -237,8 +241,10 @@ impl Refusal {
             | Self::NotDisabled(_)
             | Self::AlreadyDisabled(_)
             | Self::OtherPolicy { .. }
-            | Self::PolicyClock { .. }
             | Self::UnknownHook { .. }
+            | Self::TimeOver { .. }
+            | Self::BeginsByItself { .. }
+            | Self::NotBegun(_)
             | Self::ResourceDiffers { .. }
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. }
@@ -333,10 +339,12 @@ impl Refusal {
             Self::BadPolicy { .. } => {
                 "run `portcullis policy validate`, of the same version as the control plane"
             }
-            Self::PolicyClock { .. } => "leave `clock` out",
             Self::UnknownHook { .. } => {
                 "an operator adds a `[[decision_hook]]` to the control plane's configuration and restarts it"
             }
+            Self::TimeOver { .. } => "whoever keeps the policy gives the role another `clock`",
+            Self::BeginsByItself { .. } => "",
+            Self::NotBegun(_) => "begin it with `portcullis activate`, or wait until it does",
             Self::ResourceDiffers { .. } => {
                 "write into the policy what `portcullis resource list` shows, or remove the resource first"
             }

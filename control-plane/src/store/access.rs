@@ -1,9 +1,11 @@
 //! Requests: making and deciding them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ::policy::approval::{Extent, Step};
-use ::policy::facts::{Channel, Stage};
+use ::policy::facts::Channel;
+use ::policy::model::ClockStart;
 use ::policy::names::GroupName;
 use prost::Message;
 use proto::types::{
@@ -22,9 +24,14 @@ use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
 use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::Reach;
+use crate::rules::grant::event_of;
 use crate::rules::policy::{Circumstances, Limits, Wish};
 use crate::rules::request::{Decided, Outcome, Pending, Stand};
+use crate::rules::schedule::Begin;
 use crate::rules::{Refusal, policy};
+
+/// How long a grant waits to be activated whose request could wait for ever.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// How many requests one transaction looks at because of the time, so that others get their turn at the database in between.
 const DUE_BATCH: u32 = 100;
@@ -301,13 +308,19 @@ impl Store {
         if let Some(id) = before.extends {
             return self.extend(tx, before, id, &decided, extent, actor, comment, now).await.map(Some);
         }
-        if let Some(in_force) = self.in_force(tx.sql()).await? {
-            let hosts = extent.hosts.clone();
-            let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
-            wish.is_permitted(&in_force, Stage::Activate, now)?;
-        }
+        let clock = match self.in_force(tx.sql()).await? {
+            None => ClockStart::Approval,
+            Some(in_force) => {
+                let hosts = extent.hosts.clone();
+                let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
+                wish.clock(&in_force, now)?
+            }
+        };
+        // It waits to be activated for as long as a request does to be decided.
+        let patience = before.lapses.map_or(PATIENCE, |lapses| lapses.since(before.created));
+        let begin = Begin::of(clock, extent.duration, patience, now)?;
         tx.decide(&decided, actor.clone(), comment, now).await?;
-        tx.issue(before, extent, &actor, now).await.map(Some)
+        tx.issue(before, extent, begin, &actor, now).await.map(Some)
     }
 }
 
@@ -388,32 +401,47 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes the grant of an approved request; its hosts get another set.
+    /// Makes the grant of an approved request. If its time begins now, its hosts get another set.
     async fn issue(
         &mut self,
         request: &Request,
         extent: &Extent,
+        begin: Begin,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Grant, StoreError> {
         let id = GrantId::new();
-        let expires = now.plus(extent.duration);
-        sql::query("INSERT INTO grants (id, request, state, issued_ms, expires_ms) VALUES (?, ?, ?, ?, ?)")
-            .bind(id.to_string())
-            .bind(request.id.to_string())
-            .bind(GrantState::Activating.as_str())
-            .bind(now.unix_ms())
-            .bind(expires.unix_ms())
-            .execute(self.sql())
-            .await
-            .map_err(StoreError::sql("make a grant"))?;
+        let (state, begins, expires, duration) = match begin {
+            Begin::Now { until } => (GrantState::Activating, Some(now), until, None),
+            Begin::Then { begins, until } => (GrantState::Scheduled, Some(begins), until, None),
+            Begin::WhenActivated { by, duration } => (GrantState::Scheduled, None, by, Some(duration)),
+        };
+        sql::query(
+            "INSERT INTO grants (id, request, state, issued_ms, begins_ms, expires_ms, duration_s)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(id.to_string())
+        .bind(request.id.to_string())
+        .bind(state.as_str())
+        .bind(now.unix_ms())
+        .bind(begins.map(Timestamp::unix_ms))
+        .bind(expires.unix_ms())
+        .bind(duration.map(|duration| decode::sql(duration.as_secs())))
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("make a grant"))?;
         for host in &extent.hosts {
-            let generation = self.raise(host).await?;
+            // No kernel holds one whose time has not begun, and no set has it.
+            let (holding, generation) = match state {
+                GrantState::Scheduled => ("free", 0),
+                _ => ("unknown", self.raise(host).await?),
+            };
             sql::query(
                 "INSERT INTO grant_hosts (grant_id, host, holding, since_generation)
-                 SELECT ?, number, 'unknown', ? FROM hosts WHERE name = ?",
+                 SELECT ?, number, ?, ? FROM hosts WHERE name = ?",
             )
             .bind(id.to_string())
+            .bind(holding)
             .bind(decode::sql(generation))
             .bind(host.as_str())
             .execute(self.sql())
@@ -421,9 +449,18 @@ impl Tx {
             .map_err(StoreError::sql("place a grant on a host"))?;
         }
         let grant = grants::grant(self.sql(), id).await?;
-        self.record_grant(EventKind::GrantIssued, &grant, now, |event| {
+        let limits = limits(&grant);
+        let when = match begin {
+            Begin::Now { .. } => None,
+            Begin::Then { .. } => Some("its time begins by itself".to_owned()),
+            Begin::WhenActivated { duration, .. } => {
+                Some(format!("for {} from when it is activated", humantime::format_duration(duration)))
+            }
+        };
+        self.record_grant(event_of(state), &grant, now, |event| {
             caused_by(event, actor);
-            event.comment = limits(&grant);
+            let parts = when.into_iter().chain(Some(limits).filter(|limits| !limits.is_empty()));
+            event.comment = parts.collect::<Vec<_>>().join("; ");
         })
         .await?;
         Ok(grant)

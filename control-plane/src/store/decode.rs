@@ -74,6 +74,7 @@ pub(super) fn grant_state(state: &str, reason: Option<&str>) -> Result<GrantStat
         Some(reason) => Some(one_of("end_reason", &EndReason::ALL, EndReason::as_str, reason)?),
     };
     match (state, reason) {
+        ("scheduled", None) => Ok(GrantState::Scheduled),
         ("activating", None) => Ok(GrantState::Activating),
         ("active", None) => Ok(GrantState::Active),
         ("ending", Some(reason)) => Ok(GrantState::Ending(reason)),

@@ -49,7 +49,7 @@ impl Store {
             .map_err(StoreError::sql("disable a subject"))?;
         let sessions = tx.end_sessions(subject).await?;
         let mut query = sql::query_as(GRANTS);
-        query.push(" WHERE grants.state IN ('activating', 'active') AND subjects.id = ");
+        query.push(" WHERE grants.state IN ('scheduled', 'activating', 'active') AND subjects.id = ");
         query.push_bind(subject.as_str());
         let live = read(tx.sql(), query).await?;
         let waiting: Vec<String> = sql::query_scalar(

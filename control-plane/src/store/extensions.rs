@@ -42,7 +42,7 @@ impl Store {
         refuse_if_disabled(tx.sql(), &before.subject).await?;
         refuse_if_removed(tx.sql(), &original).await?;
         refuse_if_frozen(tx.sql(), &before.resource, now).await?;
-        let latest = before.issued.plus(known.limits.max_grant_duration);
+        let latest = before.begins.unwrap_or(before.issued).plus(known.limits.max_grant_duration);
         let (_, total) = extension::deadline(&before, by, latest, now)?;
         let terms = match self.in_force(tx.sql()).await? {
             None => None,

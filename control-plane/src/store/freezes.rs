@@ -39,7 +39,7 @@ impl Store {
             true => Vec::new(),
             false => {
                 let mut query = sql::query_as(GRANTS);
-                query.push(" WHERE grants.state IN ('activating', 'active')");
+                query.push(" WHERE grants.state IN ('scheduled', 'activating', 'active')");
                 if let Frozen::These(names) = &freeze.what {
                     query.push(" AND resources.name IN ").push_list(names.iter().map(ResourceName::as_str));
                 }

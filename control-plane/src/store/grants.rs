@@ -95,7 +95,8 @@ pub(super) async fn kept(sql: &mut Transaction, id: GrantId) -> Result<Kept, Sto
 pub(super) const GRANTS: &str = "
     SELECT grants.id, grants.state, grants.end_reason, grants.request, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, grants.issued_ms, grants.expires_ms, grants.ended_ms,
-        requests.idle_s, requests.while_running, requests.run, requests.action, grants.extensions
+        requests.idle_s, requests.while_running, requests.run, requests.action, grants.extensions,
+        grants.begins_ms, grants.duration_s
     FROM grants
     JOIN requests ON requests.id = grants.request
     JOIN resources ON resources.number = requests.resource
@@ -119,6 +120,8 @@ pub(super) struct GrantRow {
     run: Option<String>,
     action: Option<Vec<u8>>,
     extensions: i64,
+    begins_ms: Option<i64>,
+    duration_s: Option<i64>,
 }
 
 /// The grants that a query made from [`GRANTS`] finds.
@@ -154,7 +157,7 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
     let shown = |(name, holding): (&HostName, &Holding)| GrantHost {
         name: name.clone(),
         held: match state {
-            GrantState::Activating | GrantState::Active => *holding == Holding::Held,
+            GrantState::Scheduled | GrantState::Activating | GrantState::Active => *holding == Holding::Held,
             GrantState::Ending(_) | GrantState::Ended(_) => holding.may_hold(),
         },
         error: holding_words(holding).1.to_owned(),
@@ -176,6 +179,8 @@ fn decode_grant(row: GrantRow, hosts: BTreeMap<HostName, Holding>) -> Result<Kep
         run: row.run.map(|id| decode::text("run", &id)).transpose()?,
         action: decode::action(row.action)?,
         extensions: decode::number("extensions", row.extensions)?,
+        begins: row.begins_ms.map(|begins| decode::time("begins", begins)).transpose()?,
+        duration: decode::seconds("duration", row.duration_s)?.filter(|_| state == GrantState::Scheduled),
     };
     let requester = decode::text("requester", &row.requester)?;
     Ok(Kept { grant, life: Life::kept(state, Body { expires, hosts }), requester })

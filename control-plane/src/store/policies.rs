@@ -26,7 +26,7 @@ use super::{Store, StoreError, decode};
 use crate::identity::TokenHash;
 use crate::rules::Refusal;
 use crate::rules::actor::{Acting, Actor};
-use crate::rules::policy::{Circumstances, Numbered, Wish, can_be_in_force, is_mfa};
+use crate::rules::policy::{Circumstances, Numbered, Wish, is_mfa};
 
 /// How many versions are kept in memory, ready to be asked: the one in force, and those by which pending requests were judged.
 const READY_MAX: usize = 8;
@@ -67,7 +67,6 @@ impl Store {
     /// What these files would do if they were put in force.
     pub async fn plan_policy(&self, files: PolicyFiles, now: Timestamp) -> Result<PolicyPlan, StoreError> {
         let policy = compiled(files).await?;
-        can_be_in_force(&policy)?;
         self.knows_hooks(&policy)?;
         let mut sql = self.read().await?;
         let before = self.in_force(&mut sql).await?;
@@ -83,7 +82,6 @@ impl Store {
     ) -> Result<(PolicyVersion, PolicyPlan), StoreError> {
         let NewPolicy { files, before: expected, comment, restores } = new;
         let policy = compiled(files.clone()).await?;
-        can_be_in_force(&policy)?;
         self.knows_hooks(&policy)?;
         let mut tx = self.write().await?;
         let before = self.in_force(tx.sql()).await?;
@@ -395,7 +393,7 @@ fn decode_version(row: VersionRow) -> Result<PolicyVersion, StoreError> {
 }
 
 const WISHES: &str = "
-    SELECT grants.id AS grant_id, grants.issued_ms, grants.expires_ms, resources.name AS resource,
+    SELECT grants.id AS grant_id, grants.begins_ms, grants.expires_ms, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, requests.duration_s, requests.role, requests.channel,
         requests.source, requests.mfa, requests.signed_in_ms, requests.named_groups
     FROM requests
@@ -407,7 +405,7 @@ const WISHES: &str = "
 #[derive(FromRow)]
 struct WishRow {
     grant_id: Option<String>,
-    issued_ms: Option<i64>,
+    begins_ms: Option<i64>,
     expires_ms: Option<i64>,
     resource: String,
     subject: String,
@@ -460,9 +458,9 @@ async fn live(sql: &mut Transaction) -> Result<Vec<(GrantId, Wish)>, StoreError>
 }
 
 fn decode_wish(row: WishRow, hosts: BTreeSet<HostName>) -> Result<Wish, StoreError> {
-    let duration = match (row.issued_ms, row.expires_ms) {
-        (Some(issued), Some(expires)) => {
-            Duration::from_millis(decode::number("expires", expires.saturating_sub(issued))?)
+    let duration = match (row.begins_ms, row.expires_ms) {
+        (Some(begins), Some(expires)) => {
+            Duration::from_millis(decode::number("expires", expires.saturating_sub(begins))?)
         }
         _ => Duration::from_secs(decode::number("duration", row.duration_s)?),
     };

@@ -161,9 +161,12 @@ impl Tx {
                 }
             }
         }
-        if life.body().expires != before.body().expires {
+        if before.state() == GrantState::Scheduled && life.state() == GrantState::Activating {
+            self.begin_grant(&grant, life.body(), now).await?;
+        } else if life.body().expires != before.body().expires {
             self.move_deadline(&grant, life.body()).await?;
         }
+        let grant = Grant { expires: life.body().expires, ..grant };
         if !entered.is_empty() {
             self.note_state_of(grant.id, life.state(), now).await?;
         }
@@ -192,6 +195,31 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("note what a host holds"))?;
+        Ok(())
+    }
+
+    /// Notes that a grant's time begins; its hosts get another set.
+    async fn begin_grant(&mut self, grant: &Grant, body: &Body, now: Timestamp) -> Result<(), StoreError> {
+        sql::query("UPDATE grants SET begins_ms = ?, expires_ms = ? WHERE id = ?")
+            .bind(grant.begins.unwrap_or(now).unix_ms())
+            .bind(body.expires.unix_ms())
+            .bind(grant.id.to_string())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("begin a grant"))?;
+        for host in body.hosts.keys() {
+            let generation = self.raise(host).await?;
+            sql::query(
+                "UPDATE grant_hosts SET since_generation = ?
+                 WHERE grant_id = ? AND host = (SELECT number FROM hosts WHERE name = ?)",
+            )
+            .bind(decode::sql(generation))
+            .bind(grant.id.to_string())
+            .bind(host.as_str())
+            .execute(self.sql())
+            .await
+            .map_err(StoreError::sql("place a grant on a host"))?;
+        }
         Ok(())
     }
 

@@ -257,7 +257,7 @@ impl World {
                         assert!(!shown.held || lets_through || self.now >= grant.expires, "{grant:?}");
                     }
                     GrantState::Ending(_) => assert!(shown.held || !lets_through, "{grant:?}"),
-                    GrantState::Ended(_) => assert!(!lets_through, "{grant:?}"),
+                    GrantState::Scheduled | GrantState::Ended(_) => assert!(!lets_through, "{grant:?}"),
                 }
             }
         }

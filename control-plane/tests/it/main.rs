@@ -31,6 +31,7 @@ mod sqlite {
     mod peers;
     mod policy;
     mod runs;
+    mod schedule;
     mod sessions;
     mod sign_in;
     pub(crate) mod store;
@@ -60,6 +61,7 @@ mod postgres {
     mod notify;
     mod policy;
     mod runs;
+    mod schedule;
     mod sessions;
     mod sign_in;
     mod store;

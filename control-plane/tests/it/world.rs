@@ -550,6 +550,13 @@ impl Caller {
         freezes.into_iter().map(|freeze| freeze.try_into().expect("valid")).collect()
     }
 
+    /// Begins the time of a grant.
+    pub(crate) async fn activate(&mut self, grant: GrantId) -> Result<Grant, Status> {
+        let activate = wire::ActivateGrantRequest { id: grant.to_string() };
+        let answer = self.access.activate_grant(activate).await?.into_inner();
+        Ok(answer.grant.expect("is there").try_into().expect("valid"))
+    }
+
     /// Asks for a grant to live longer.
     pub(crate) async fn extend(&mut self, grant: GrantId, seconds: u64) -> Result<(Request, Grant), Status> {
         let new = NewExtension { grant, by: Duration::from_secs(seconds), reason: None };

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-use control_plane::rules::grant::{Activating, Answer, Body, Holding, Life, Step};
+use control_plane::rules::grant::{Activating, Answer, Body, Holding, Life, Scheduled, Step};
 use proto::types::{EndReason, GrantState, HostEnd, HostName, Timestamp};
 
 use crate::at;
 
 /// When the deadline is, in minutes.
 pub(crate) const DEADLINE: u64 = 10;
+/// When one that has not begun is over.
+pub(crate) const LAPSES: u64 = 5;
 /// When it is once the grant was extended.
 pub(crate) const EXTENDED: u64 = 20;
 
@@ -18,6 +20,11 @@ pub(crate) fn hosts() -> Vec<HostName> {
 
 pub(crate) fn new() -> Life {
     Life::Activating(Activating::new(at(DEADLINE), hosts()))
+}
+
+/// One whose time begins later: it lapses before it could have been over.
+pub(crate) fn scheduled() -> Life {
+    Life::Scheduled(Scheduled::new(at(LAPSES), hosts()))
 }
 
 /// Everything that can happen.
@@ -32,7 +39,7 @@ pub(crate) fn steps() -> Vec<Step> {
     ];
     let heard = |host: HostName| answers.clone().map(|answer| Step::Heard(host.clone(), answer));
     let heard = hosts().into_iter().flat_map(heard);
-    let extend = [Step::Extend(at(EXTENDED)), Step::Extend(at(DEADLINE - 1))];
+    let extend = [Step::Extend(at(EXTENDED)), Step::Extend(at(DEADLINE - 1)), Step::Begin(at(DEADLINE))];
     heard.chain(EndReason::ALL.map(Step::End)).chain(extend).chain([Step::Wait]).collect()
 }
 
@@ -52,46 +59,56 @@ fn key(life: &Life) -> Key {
 
 fn rank(state: GrantState) -> u8 {
     match state {
-        GrantState::Activating => 0,
-        GrantState::Active => 1,
-        GrantState::Ending(_) => 2,
-        GrantState::Ended(_) => 3,
+        GrantState::Scheduled => 0,
+        GrantState::Activating => 1,
+        GrantState::Active => 2,
+        GrantState::Ending(_) => 3,
+        GrantState::Ended(_) => 4,
     }
 }
 
 /// What must be true of a life by itself, at `minute`.
 fn check(life: &Life, minute: u64) {
     let Body { hosts, expires } = life.body();
-    assert!([at(DEADLINE), at(EXTENDED)].contains(expires), "{life:?}: a deadline that nobody has given");
+    assert!(
+        [at(LAPSES), at(DEADLINE), at(EXTENDED)].contains(expires),
+        "{life:?}: a deadline that nobody has given"
+    );
     let may_be_held = hosts.values().any(Holding::may_hold);
     match life.state() {
+        GrantState::Scheduled => assert!(!may_be_held, "{life:?}: not begun, and a kernel may hold it"),
         GrantState::Ended(_) => assert!(!may_be_held, "{life:?}: ended, and a kernel may hold it"),
         GrantState::Activating | GrantState::Active | GrantState::Ending(_) => {
             assert!(may_be_held, "{life:?}: no kernel may hold it, and it is not ended");
         }
     }
     if at(minute) >= *expires {
-        assert_eq!(rank(life.state()), 3, "{life:?}: alive after its deadline");
+        assert_eq!(rank(life.state()), 4, "{life:?}: alive after its deadline");
     }
 }
 
 #[test]
 fn every_life_of_a_grant() {
     let mut seen: HashSet<Key> = HashSet::new();
-    let mut open = VecDeque::from([new()]);
+    let mut open = VecDeque::from([scheduled(), new()]);
     let mut transitions: BTreeMap<(String, String), usize> = BTreeMap::new();
     while let Some(life) = open.pop_front() {
         if !seen.insert(key(&life)) {
             continue;
         }
-        for minute in [0, DEADLINE - 1, DEADLINE, EXTENDED] {
+        for minute in [0, LAPSES, DEADLINE - 1, DEADLINE, EXTENDED] {
             for step in steps() {
                 let before = life.state();
                 let Ok(stepped) = life.clone().step(step.clone(), at(minute)) else {
-                    // Only ending and extending what has been ended is refused.
+                    // Only ending and extending what has been ended is refused, beginning what has begun, and extending what has not.
+                    let is_over = rank(before) >= 3 || at(minute) >= life.body().expires;
                     assert!(
-                        matches!(step, Step::End(_) | Step::Extend(_))
-                            && (rank(before) >= 2 || at(minute) >= life.body().expires),
+                        match step {
+                            Step::End(_) => is_over,
+                            Step::Extend(_) => is_over || before == GrantState::Scheduled,
+                            Step::Begin(_) => is_over || before != GrantState::Scheduled,
+                            Step::Heard(..) | Step::Wait => false,
+                        },
                         "{life:?} {step:?}"
                     );
                     continue;
@@ -100,7 +117,9 @@ fn every_life_of_a_grant() {
                 check(&after, minute);
                 assert!(after.body().expires >= life.body().expires, "{life:?} {step:?}: shorter");
                 let is_extended = after.body().expires > life.body().expires;
-                assert!(!is_extended || step == Step::Extend(at(EXTENDED)) && rank(before) < 2, "{step:?}");
+                let extends = step == Step::Extend(at(EXTENDED)) && [1, 2].contains(&rank(before));
+                let begins = step == Step::Begin(at(DEADLINE)) && before == GrantState::Scheduled;
+                assert!(!is_extended || extends || begins, "{life:?} {step:?}");
                 assert!(rank(after.state()) >= rank(before), "{life:?} {step:?}: back");
                 if let (Some(was), Some(is)) = (before.end_reason(), after.state().end_reason()) {
                     assert_eq!(was, is, "{life:?} {step:?}: the reason changed");
@@ -128,7 +147,7 @@ fn every_life_of_a_grant() {
         }
         // Nothing is stuck: the deadline ends it, whoever is silent.
         let end = life.step(Step::Wait, at(EXTENDED)).expect("waiting is never refused");
-        assert_eq!(rank(end.life.state()), 3);
+        assert_eq!(rank(end.life.state()), 4);
     }
     // All of them can be reached, by every way that there is.
     let ways: Vec<String> = transitions.keys().map(|(from, to)| format!("{from}>{to}")).collect();
@@ -145,6 +164,9 @@ fn every_life_of_a_grant() {
             "ended>ended",
             "ending>ended",
             "ending>ending",
+            "scheduled>activating",
+            "scheduled>ended",
+            "scheduled>scheduled",
         ]
     );
     assert!(seen.len() > 100, "only {} lives", seen.len());

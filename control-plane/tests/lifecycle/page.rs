@@ -115,6 +115,8 @@ fn grants() -> String {
     let end = |reason| vec![GrantStep::End(reason)];
     let (revokers, releasers) = (who_may(Method::RevokeGrant), who_may(Method::ReleaseGrant));
     let happenings: Vec<(&str, String, Vec<GrantStep>, u64)> = vec![
+        ("activate", who_may(Method::ActivateGrant), vec![GrantStep::Begin(at(grants::DEADLINE))], 1),
+        ("its moment comes", "`system`".into(), vec![GrantStep::Begin(at(grants::DEADLINE))], 1),
         ("the kernel of every host holds it", "its hosts".into(), all(Answer::Holds), 1),
         ("a kernel cannot take it", "a host of it".into(), one(Answer::Refuses("full".into())), 1),
         ("a host has booted", "a host of it".into(), one(Answer::Blank), 1),
@@ -139,7 +141,8 @@ fn grants() -> String {
         ("every host has let go of it", "its hosts".into(), all(Answer::Lacks), 1),
         ("the deadline passes", "`system`".into(), vec![GrantStep::Wait], grants::DEADLINE),
     ];
-    for life in [&new, &active, &ending] {
+    let scheduled = grants::scheduled();
+    for life in [&scheduled, &new, &active, &ending] {
         for (what, who, steps, minute) in &happenings {
             let mut entered = Vec::new();
             let mut after = Some(life.clone());
@@ -152,7 +155,7 @@ fn grants() -> String {
             }
             // What is refused, and what changes nothing, is no transition.
             let Some(after) = after else { continue };
-            let is_extended = after.body().expires > life.body().expires;
+            let is_extended = entered.is_empty() && after.body().expires > life.body().expires;
             let Some(last) = entered.last().copied().or(is_extended.then(|| after.state())) else { continue };
             let mut events: Vec<String> =
                 entered.iter().map(|state| format!("`{}`", event_of(*state))).collect();

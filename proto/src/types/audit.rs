@@ -104,7 +104,9 @@ event_kinds! {
     ApprovalGiven = "approval.given",
     /// A policy is in force from now on.
     PolicyApplied = "policy.applied",
-    /// A grant was made.
+    /// A grant was made whose time begins later.
+    GrantScheduled = "grant.scheduled",
+    /// A grant is on its way to its hosts.
     GrantIssued = "grant.issued",
     /// Every host concerned confirmed that its kernel holds it.
     GrantActive = "grant.active",

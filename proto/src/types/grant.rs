@@ -12,6 +12,8 @@ use crate::wire::access as wire;
 /// Where a grant stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GrantState {
+    /// Approved, and its time has not begun; no kernel holds it.
+    Scheduled,
     /// On its way to its hosts.
     Activating,
     /// The kernel of every host of it holds it.
@@ -43,6 +45,8 @@ pub enum EndReason {
     IdentityDisabled,
     /// Its resource was closed for a time.
     Frozen,
+    /// It was approved, and nobody activated it in time.
+    Lapsed,
 }
 
 /// Why a host ends a grant by itself, for what only it can see.
@@ -76,7 +80,8 @@ impl TryFrom<EndReason> for HostEnd {
             | EndReason::ActivationFailed
             | EndReason::PolicyChanged
             | EndReason::IdentityDisabled
-            | EndReason::Frozen => {
+            | EndReason::Frozen
+            | EndReason::Lapsed => {
                 Err(Invalid::new("reason", format_args!("`{reason}` is not for a host to find")))
             }
         }
@@ -87,6 +92,7 @@ impl GrantState {
     /// As people read it, without the reason.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Scheduled => "scheduled",
             Self::Activating => "activating",
             Self::Active => "active",
             Self::Ending(_) => "ending",
@@ -97,7 +103,7 @@ impl GrantState {
     /// Why it ended, from `Ending` on.
     pub fn end_reason(self) -> Option<EndReason> {
         match self {
-            Self::Activating | Self::Active => None,
+            Self::Scheduled | Self::Activating | Self::Active => None,
             Self::Ending(reason) | Self::Ended(reason) => Some(reason),
         }
     }
@@ -105,7 +111,7 @@ impl GrantState {
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Time,
         Self::Released,
         Self::Revoked,
@@ -115,6 +121,7 @@ impl EndReason {
         Self::PolicyChanged,
         Self::IdentityDisabled,
         Self::Frozen,
+        Self::Lapsed,
     ];
 
     /// As events and people name it.
@@ -129,6 +136,7 @@ impl EndReason {
             Self::PolicyChanged => "policy_changed",
             Self::IdentityDisabled => "identity_disabled",
             Self::Frozen => "frozen",
+            Self::Lapsed => "lapsed",
         }
     }
 }
@@ -180,7 +188,7 @@ pub struct Grant {
     pub hosts: Vec<GrantHost>,
     /// When it was approved.
     pub issued: Timestamp,
-    /// The longest it can live on any host.
+    /// The longest it can live on any host; of one that waits to be activated: when it lapses.
     pub expires: Timestamp,
     /// None until it has ended.
     pub ended: Option<Timestamp>,
@@ -194,6 +202,10 @@ pub struct Grant {
     pub action: Option<Action>,
     /// How often it was extended.
     pub extensions: u32,
+    /// When its time began, or begins by itself; None: it waits, or waited, to be activated.
+    pub begins: Option<Timestamp>,
+    /// How long it will live, once activated; None unless it waits for that.
+    pub duration: Option<Duration>,
 }
 
 /// None: not ended.
@@ -209,6 +221,7 @@ pub(crate) fn end_reason(wire: wire::EndReason) -> Option<EndReason> {
         wire::EndReason::PolicyChanged => Some(EndReason::PolicyChanged),
         wire::EndReason::IdentityDisabled => Some(EndReason::IdentityDisabled),
         wire::EndReason::Frozen => Some(EndReason::Frozen),
+        wire::EndReason::Lapsed => Some(EndReason::Lapsed),
     }
 }
 
@@ -224,6 +237,7 @@ impl From<EndReason> for wire::EndReason {
             EndReason::PolicyChanged => Self::PolicyChanged,
             EndReason::IdentityDisabled => Self::IdentityDisabled,
             EndReason::Frozen => Self::Frozen,
+            EndReason::Lapsed => Self::Lapsed,
         }
     }
 }
@@ -235,6 +249,7 @@ impl TryFrom<wire::Grant> for Grant {
         let reason = end_reason(wire.end_reason());
         let with_reason = || reason.ok_or_else(|| Invalid::missing("end_reason"));
         let state = match wire.state() {
+            wire::GrantState::Scheduled => GrantState::Scheduled,
             wire::GrantState::Activating => GrantState::Activating,
             wire::GrantState::Active => GrantState::Active,
             wire::GrantState::Ending => GrantState::Ending(with_reason()?),
@@ -264,6 +279,8 @@ impl TryFrom<wire::Grant> for Grant {
             run: optional_run(&wire.run)?,
             action: optional_action(wire.action)?,
             extensions: wire.extensions,
+            begins: time::optional("begins", wire.begins)?,
+            duration: wire.duration.map(|it| duration_from_wire("duration", Some(it))).transpose()?,
         })
     }
 }
@@ -271,6 +288,7 @@ impl TryFrom<wire::Grant> for Grant {
 impl From<Grant> for wire::Grant {
     fn from(grant: Grant) -> Self {
         let state = match grant.state {
+            GrantState::Scheduled => wire::GrantState::Scheduled,
             GrantState::Activating => wire::GrantState::Activating,
             GrantState::Active => wire::GrantState::Active,
             GrantState::Ending(_) => wire::GrantState::Ending,
@@ -299,6 +317,8 @@ impl From<Grant> for wire::Grant {
             run: grant.run.map(|id| id.to_string()).unwrap_or_default(),
             action: grant.action.map(Into::into),
             extensions: grant.extensions,
+            begins: grant.begins.map(Into::into),
+            duration: grant.duration.map(duration_to_wire),
         }
     }
 }
@@ -313,7 +333,9 @@ mod tests {
         let reasons = EndReason::ALL
             .into_iter()
             .flat_map(|reason| [GrantState::Ending(reason), GrantState::Ended(reason)]);
-        for state in [GrantState::Activating, GrantState::Active].into_iter().chain(reasons) {
+        for state in
+            [GrantState::Scheduled, GrantState::Activating, GrantState::Active].into_iter().chain(reasons)
+        {
             let grant = Grant {
                 id: GrantId::new(),
                 state,
@@ -334,6 +356,8 @@ mod tests {
                 run: Some(RunId::new()),
                 action: None,
                 extensions: 3,
+                begins: Some(now),
+                duration: Some(Duration::from_secs(60)),
             };
             assert_eq!(Grant::try_from(wire::Grant::from(grant.clone())), Ok(grant));
         }
