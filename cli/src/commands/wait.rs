@@ -43,7 +43,7 @@ fn step(request: &Request, grant: Option<Grant>) -> Step {
             GrantState::Active => Step::Active(Box::new(grant)),
             GrantState::Scheduled => Step::Going(match grant.begins {
                 Some(begins) => {
-                    let begins = crate::output::utc(begins);
+                    let begins = proto::json::utc(begins);
                     format!(
                         "request {} is approved{}; grant {} begins at {begins}",
                         request.id,

@@ -77,6 +77,7 @@ impl Severity {
             | EventKind::RequestLapsed
             | EventKind::ApprovalGiven
             | EventKind::GrantIssued
+            | EventKind::GrantScheduled
             | EventKind::GrantExtended
             | EventKind::BreakGlassReviewed
             | EventKind::GrantExpiring

@@ -27,7 +27,9 @@ fn push_unwarned<O>(query: &mut Query<O>, warning: Warning, now: Timestamp) {
     query.push(
         " WHERE grants.state <> 'ended' AND grants.state = 'active' AND grant_warnings.grant_id IS NULL",
     );
-    query.push(" AND grants.expires_ms - grants.issued_ms > ").push_bind(warning.ahead_ms());
+    query
+        .push(" AND grants.expires_ms - coalesce(grants.begins_ms, grants.issued_ms) > ")
+        .push_bind(warning.ahead_ms());
     query.push(" AND grants.expires_ms > ").push_bind(now.unix_ms());
 }
 

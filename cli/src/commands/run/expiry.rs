@@ -70,12 +70,12 @@ pub(super) async fn warn(
 
 /// Which warning is due now; None: none is.
 fn due(held: &Held, now: Timestamp) -> Option<Duration> {
-    let Held { grant: Grant { issued, expires, .. }, warned } = held;
+    let Held { grant: Grant { issued, begins, expires, .. }, warned } = held;
     let left = expires.since(now);
     // The last of those whose time has come; the others would only say the same.
     let ahead = AHEAD.into_iter().rfind(|ahead| left <= *ahead)?;
     let is_told = warned.is_some_and(|(of, told)| of == *expires && told <= ahead);
-    let is_short = expires.since(*issued) <= ahead;
+    let is_short = expires.since(begins.unwrap_or(*issued)) <= ahead;
     (!left.is_zero() && !is_told && !is_short).then_some(ahead)
 }
 
@@ -125,6 +125,8 @@ mod tests {
             run: None,
             action: None,
             extensions: 0,
+            begins: Some(at(0)),
+            duration: None,
         };
         Held { grant, warned: None }
     }
