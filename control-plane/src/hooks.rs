@@ -217,7 +217,10 @@ fn asked(question: &Question) -> Vec<u8> {
 
 /// Yes, if it says exactly that.
 fn decision(body: &[u8]) -> (bool, String) {
-    let Ok(Answer { decision, comment }) = serde_json::from_slice(body) else {
+    // A list of the same values would be taken for the object.
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    let Some(Answer { decision, comment }) = is_object.then(|| serde_json::from_slice(body).ok()).flatten()
+    else {
         return (false, "no answer: what it said is not understood".to_owned());
     };
     let shown = |text: &str, most| -> String {
@@ -244,9 +247,15 @@ mod tests {
         check(r#"{"decision":"approve"}"#, true, "");
         check(r#"{"decision":"approve","comment":"low\nrisk","score":7}"#, true, "low risk");
         check(r#"{"decision":"deny","comment":"frozen"}"#, false, "frozen");
-        for body in
-            ["", "approve", "{}", r#"{"decision":true}"#, r#"{"decision":["approve"]}"#, r#"["approve"]"#]
-        {
+        for body in [
+            "",
+            "approve",
+            "{}",
+            r#"{"decision":true}"#,
+            r#"{"decision":["approve"]}"#,
+            r#"["approve"]"#,
+            r#"{"decision":"deny","decision":"approve"}"#,
+        ] {
             check(body, false, "no answer: what it said is not understood");
         }
         for word in ["Approve", "approved", "yes", " approve", ""] {
