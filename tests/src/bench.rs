@@ -1,4 +1,4 @@
-//! Benchmarks: what one control plane can carry ([`fleet`]), what an agent takes for itself ([`agent`]), and what the gate costs,
+//! Benchmarks: what one control plane can carry ([`fleet`]), what asking and deciding cost it ([`access`]), what an agent takes for itself ([`agent`]), and what the gate costs,
 //! side by side with having none and with what somebody would pick in its place.
 //!
 //! Owns: making load, measuring it, telling what came of it. Timing is never asserted: figures are for people to read.
@@ -6,6 +6,7 @@
 //! Everything runs in cgroups and network namespaces of its own, and the gate is attached at such a cgroup, not at the root:
 //! the machine's other processes never meet it, and "with" and "without" can alternate within milliseconds.
 
+pub mod access;
 pub mod agent;
 pub mod fleet;
 pub mod gated;

@@ -25,8 +25,17 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a database cluster in `dir`, and serves it on this address.
+    /// Makes a database cluster in `dir`, and serves it on this address. What is lost with the machine is made again.
     pub fn start(dir: &Path, address: Ipv4Addr, port: u16) -> Result<Self> {
+        Self::start_with(dir, address, port, &["fsync=off"])
+    }
+
+    /// The same, as a server whose data matter.
+    pub fn start_durable(dir: &Path, address: Ipv4Addr, port: u16) -> Result<Self> {
+        Self::start_with(dir, address, port, &[])
+    }
+
+    fn start_with(dir: &Path, address: Ipv4Addr, port: u16, settings: &[&str]) -> Result<Self> {
         let programs = programs()?;
         // The server refuses to run as root.
         let user =
@@ -49,7 +58,8 @@ impl Postgres {
                 .arg(&data),
         )?;
         let mut command = as_postgres("postgres");
-        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
+        command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
+        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
         command.args(["-c", &format!("listen_addresses={address}"), "-c", "unix_socket_directories="]);
         // A session that computes looks whether its client is still there only if it is asked to.
         command.args(["-c", "client_connection_check_interval=100ms"]);
@@ -67,6 +77,19 @@ impl Postgres {
     /// Where it listens.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Makes a database that nobody has used.
+    pub fn create_database(&self, name: &str) -> Result<()> {
+        let mut command = Command::new(self.psql());
+        command.args(self.arguments()).args(["-qc", &format!("CREATE DATABASE {name}")]);
+        output(&mut command).map(drop)
+    }
+
+    /// Which version it is.
+    pub fn version(&self) -> Result<String> {
+        let mut command = Command::new(self.psql());
+        Ok(output(command.args(self.arguments()).args(["-tAc", "SHOW server_version"]))?.trim().to_owned())
     }
 
     /// The client program.

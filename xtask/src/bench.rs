@@ -32,6 +32,11 @@ pub(crate) enum What {
         #[command(flatten)]
         how: How,
     },
+    /// Asking, deciding and listing: the policy's decision, requests in a second, what is open beside a million that are over
+    Access {
+        #[command(flatten)]
+        how: How,
+    },
 }
 
 /// How it is measured and told.
@@ -60,12 +65,16 @@ pub(crate) fn run(checkout: &Checkout, what: &What) -> Result<()> {
         What::Kernel { how, only } => ("kernel", how, only.as_deref()),
         What::Agent { how } => ("agent", how, None),
         What::Fleet { how } => ("fleet", how, None),
+        What::Access { how } => ("access", how, None),
     };
     setup::ensure(checkout, &[Thing::RustComponents, Thing::BpfLinker])?;
     if name != "fleet" && !sh::is_root() {
         bail!(
-            "it loads programs into the kernel, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
+            "it loads programs into the kernel, or runs a server of its own, which takes root: try `sudo -E env PATH=\"$PATH\" cargo xtask bench …`"
         );
+    }
+    if name == "access" {
+        setup::ensure(checkout, &[Thing::Postgres])?;
     }
     if name == "kernel" {
         let compared = [Thing::Postgres, Thing::HaProxy, Thing::PgBouncer, Thing::Nftables, Thing::Iproute];

@@ -11,12 +11,13 @@ use control_plane::config::{Config, Database};
 use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::actor::Actor;
 use control_plane::rules::roster::Presence;
-use control_plane::store::{NewJoinToken, Others, Store, StoreError};
+use control_plane::store::{NewJoinToken, Others, RequestFilter, SessionNumber, Store, StoreError, Whose};
 use proto::status::ErrorKind;
 use proto::types::{
     Applied, EventKind, Fingerprint, Hello, HostName, HostState, Labels, NewResource, Report, Timestamp,
 };
 use sqlx::AssertSqlSafe;
+use sqlx::migrate::Migrator;
 use uuid::Uuid;
 
 use crate::database::{Kind, Raw, SERVER, TestDatabase};
@@ -340,5 +341,57 @@ async fn indexes_fit_the_queries() {
         let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut sql).await.expect(query);
         let plan = plan.join("; ");
         assert!(plan.contains(index) && !plan.contains("Sort"), "{query}: {plan}");
+    }
+}
+
+/// Whatever form the tables had, what was in them is there when they have the one of today.
+#[tokio::test]
+async fn older_tables_are_brought_up_to_date() {
+    let all = Migrator::new(Path::new("migrations/postgres")).await.expect("read");
+    let versions: Vec<i64> = all.iter().map(|migration| migration.version).collect();
+    assert_eq!(versions.first(), Some(&1));
+    for version in versions {
+        let database = TestDatabase::new(Kind::Postgres);
+        let mut sql = database.raw().await;
+        let older = all.iter().filter(|migration| migration.version <= version).cloned().collect();
+        let Raw::Postgres(connection) = &mut sql else { panic!("is PostgreSQL") };
+        Migrator::with_migrations(older).run(connection).await.expect("an older version");
+        let (request, grant) =
+            ("01940000-0000-7000-8000-000000000001", "01940000-0000-7000-8000-000000000002");
+        let begins = if version >= 3 { (", begins_ms", ", 2") } else { ("", "") };
+        for statement in [
+            "INSERT INTO timeline (only_row, id, created_ms) VALUES (1, '01940000-0000-4000-8000-000000000000', 1)",
+            "INSERT INTO resources (name, addresses, ports, mode, strict, check_senders, added_ms)
+             VALUES ('db', '10.0.0.7', 'tcp/5432', 'enforce', false, false, 1)",
+            "INSERT INTO subjects (id, role, added_ms) VALUES ('user:alice', 'member', 1), ('user:dora', 'approver', 1)",
+            "INSERT INTO hosts (name, added_ms) VALUES ('db-7', 1)",
+            &format!(
+                "INSERT INTO requests (id, state, resource, subject, requester, duration_s, reason, created_ms, decided_by, decided_ms,
+                     comment) VALUES ('{request}', 'approved', 1, 1, 1, 60, 'why not', 1, 2, 2, 'yes')"
+            ),
+            &format!("INSERT INTO request_hosts (request, host) VALUES ('{request}', 1)"),
+            &format!(
+                "INSERT INTO grants (id, request, state, issued_ms, expires_ms{}) VALUES ('{grant}', '{request}', 'active', 2,
+                     253402300799999{})",
+                begins.0, begins.1
+            ),
+            &format!(
+                "INSERT INTO grant_hosts (grant_id, host, holding, since_generation) VALUES ('{grant}', 1, 'held', 1)"
+            ),
+        ] {
+            sql.execute(statement).await.unwrap_or_else(|error| panic!("{version}: {statement}: {error}"));
+        }
+        drop(sql);
+        let store =
+            Store::open(&database.database).await.unwrap_or_else(|error| panic!("{version}: {error:?}"));
+        let host: HostName = "db-7".parse().expect("valid");
+        let plan = store.plan(&host, SessionNumber::NONE).await.expect("reads");
+        assert_eq!((plan.grants.len(), plan.grants[0].id.to_string().as_str()), (1, grant), "{version}");
+        let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 10 };
+        let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
+        assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
+        assert_eq!(store.requests(&filter, clock::now()).await.expect("reads")[0].comment, "yes");
+        write(&store, "db-8").await.expect("written");
+        store.close().await;
     }
 }

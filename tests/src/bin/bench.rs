@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use tests::bench::{Effort, agent, fleet, kernel, worker};
+use tests::bench::{Effort, access, agent, fleet, kernel, worker};
 use tests::cleanup;
 use tests::machine::cannot_enforce;
 
@@ -35,6 +35,11 @@ enum What {
     },
     /// What one control plane can carry
     Fleet {
+        #[command(flatten)]
+        how: How,
+    },
+    /// What asking, deciding and listing cost a control plane
+    Access {
         #[command(flatten)]
         how: How,
     },
@@ -105,6 +110,10 @@ fn measure(what: &What) -> Result<()> {
         What::Fleet { how } => {
             use fleet::Size;
             ("fleet", fleet::measure(how.pick(Size::FULL, Size::QUICK, Size::SMOKE))?, how)
+        }
+        What::Access { how } => {
+            use access::Size;
+            ("access", access::measure(how.pick(Size::FULL, Size::QUICK, Size::SMOKE))?, how)
         }
     };
     let text = match how.output {
