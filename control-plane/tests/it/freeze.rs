@@ -51,7 +51,7 @@ async fn nothing_opens_what_is_frozen_and_what_is_live_ends() {
     story.alice.create(other).await.expect("it is not frozen");
 
     // Who closes is not always who opens again.
-    assert_eq!(story.alice.freezes(false).await, [freeze.clone()]);
+    assert_eq!(story.alice.freezes(false).await, std::slice::from_ref(&freeze));
     refused(story.dora.thaw(freeze.id).await, ErrorKind::PermissionDenied, "may not call AccessService.Thaw");
     // It outlives a restart.
     world.restart().await;

@@ -653,6 +653,25 @@ mod tests {
         check(|wire| wire.key = "x".repeat(65), Err("key: is not 1 to 64 letters"));
     }
 
+    /// What is far too much is refused before anybody looks at it, and what only looks like a name is none.
+    #[test]
+    fn too_much_and_look_alikes() {
+        check(|wire| wire.reason = "x".repeat(1 << 20), Err("reason: has 1048576 characters, at most 1000"));
+        check(|wire| wire.hosts = vec!["a".into(); 10_000], Err("hosts: has 10000 entries"));
+        check(|wire| wire.resource = "d".repeat(1 << 20), Err("is longer than 63 bytes"));
+        // Cyrillic a, fullwidth b, a combining mark, and one that nobody sees.
+        for look_alike in ["d\u{430}", "d\u{ff42}", "db\u{301}", "d\u{200b}b", "DB"] {
+            check(|wire| wire.resource = look_alike.into(), Err("is not a name"));
+            check(|wire| wire.hosts = vec![look_alike.into()], Err("is not a name"));
+            check(|wire| wire.role = look_alike.into(), Err("is not a name"));
+            check(
+                |wire| wire.subject = format!("user:{look_alike}"),
+                Err("has a character that is not one of"),
+            );
+        }
+        check(|wire| wire.subject = "us\u{435}r:alice".into(), Err("is not a subject"));
+    }
+
     #[test]
     fn extensions() {
         let wire = |reason: &str, seconds| wire::ExtendGrantRequest {
