@@ -95,8 +95,7 @@ impl Stage {
         let network = plan.is_apart.then(|| Network::new(sandbox.dir())).transpose()?;
         let server = || Postgres::start(sandbox.dir(), sandbox.address(), DATABASE_PORT);
         let database = plan.has_replica.then(server).transpose()?;
-        let mut stage =
-            Self { control_plane: None, replica: None, agent: None, network, database: database, sandbox };
+        let mut stage = Self { control_plane: None, replica: None, agent: None, network, database, sandbox };
         stage.write_control_plane_configuration(plan.control_plane)?;
         stage.init_control_plane()?;
         stage.start_control_plane()?;

@@ -203,7 +203,8 @@ async fn what_others_change_wakes_those_who_wait() {
     write(&there, host.as_str()).await.expect("written");
     let (mut events, mut set) = (here.signals().events(), here.signals().set_of(&host));
     let mut revision = here.wake_for_others(0).await.expect("reads");
-    (events.mark_unchanged(), set.mark_unchanged());
+    events.mark_unchanged();
+    set.mark_unchanged();
     here.others_change().await;
     assert_eq!(here.wake_for_others(revision).await.expect("reads"), revision);
     assert!(!events.has_changed().expect("is there") && !set.has_changed().expect("is there"));
@@ -217,7 +218,8 @@ async fn what_others_change_wakes_those_who_wait() {
         revision = here.wake_for_others(revision).await.expect("reads");
     }
     assert!(events.has_changed().expect("is there"));
-    (events.mark_unchanged(), set.mark_unchanged());
+    events.mark_unchanged();
+    set.mark_unchanged();
     // What was changed here has woken them already.
     here.remove_resource(&"db".parse().expect("valid"), &Actor::System, clock::now()).await.expect("removed");
     set.mark_unchanged();
