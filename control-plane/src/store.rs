@@ -24,6 +24,7 @@ mod freezes;
 mod grants;
 mod hooks;
 mod hosts;
+mod line;
 mod outbox;
 mod policies;
 mod postgres;
@@ -62,6 +63,7 @@ use proto::types::HookName;
 
 use uuid::Uuid;
 
+use line::{Line, Shared, Turn};
 use setup::Hold;
 use sql::{Pool, Transaction};
 use tx::Tx;
@@ -75,6 +77,7 @@ pub struct Store {
     /// Which of the control planes on the database we are; made at each start.
     replica: Uuid,
     signals: Arc<Signals>,
+    line: Arc<Line>,
     waiting: Arc<acknowledgements::Waiting>,
     /// As it was last read.
     directory: Arc<tokio::sync::Mutex<Option<hosts::Directory>>>,
@@ -111,18 +114,25 @@ impl Store {
 
     /// Begins a change. Without a commit nothing of it happens.
     async fn write(&self) -> Result<Tx, StoreError> {
-        let mut inner = self.writer.begin_to_write().await.map_err(StoreError::sql("begin a change"))?;
-        let revision = match &*self.hold {
-            Hold::Server(server) => server.enter(&mut inner, self.replica).await?,
-            Hold::File { .. } => {
-                sql::query_scalar("UPDATE timeline SET revision = revision + 1 RETURNING revision")
-                    .fetch_one(&mut inner)
-                    .await
-                    .map_err(StoreError::sql("raise the revision"))?
+        let shared = match self.line.turn().await? {
+            Turn::Next(shared) => shared.next().await?,
+            Turn::First(permit) => {
+                let mut inner =
+                    self.writer.begin_to_write().await.map_err(StoreError::sql("begin a change"))?;
+                let revision = match &*self.hold {
+                    Hold::Server(server) => server.enter(&mut inner, self.replica).await?,
+                    Hold::File { .. } => {
+                        sql::query_scalar("UPDATE timeline SET revision = revision + 1 RETURNING revision")
+                            .fetch_one(&mut inner)
+                            .await
+                            .map_err(StoreError::sql("raise the revision"))?
+                    }
+                };
+                let signals = Arc::clone(&self.signals);
+                Shared::begin(permit, inner, revision, signals, Arc::clone(&self.outbox))
             }
         };
-        let signals = Arc::clone(&self.signals);
-        Ok(Tx::new(inner, revision, self.timeline, signals).notifying(Arc::clone(&self.outbox)))
+        Ok(Tx::new(shared, self.timeline, Arc::clone(&self.outbox)))
     }
 
     /// Several reads of one and the same state.

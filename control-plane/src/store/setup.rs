@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proto::types::{NewSubject, SubjectRole, Timestamp};
 use uuid::Uuid;
 
+use super::line::Shared;
 use super::sql::{self, Pool};
 use super::tx::Tx;
 use super::{Signals, Store, StoreError, decode, postgres, sqlite};
@@ -89,6 +90,7 @@ impl Store {
             timeline,
             replica: uuid::Builder::from_random_bytes(rand::random()).into_uuid(),
             signals: Arc::new(Signals::new()),
+            line: Arc::default(),
             waiting: Arc::default(),
             directory: Arc::default(),
             ready: Arc::default(),
@@ -120,7 +122,7 @@ async fn fill_database(
 async fn fill(transaction: sql::Transaction, token: &TokenHash, now: Timestamp) -> Result<(), StoreError> {
     let timeline = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     // Nobody waits for what is being made, and it is what revisions begin with.
-    let mut tx = Tx::new(transaction, 0, timeline, Arc::new(Signals::new()));
+    let mut tx = Tx::new(Shared::alone(transaction), timeline, Arc::default());
     sql::query("INSERT INTO timeline (only_row, id, created_ms) VALUES (1, ?, ?)")
         .bind(timeline.to_string())
         .bind(now.unix_ms())

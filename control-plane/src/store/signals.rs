@@ -33,6 +33,15 @@ pub(super) struct Changes {
     pub(super) sets: BTreeSet<HostName>,
 }
 
+impl Changes {
+    /// Those of another change in the same transaction.
+    pub(super) fn add(&mut self, other: Self) {
+        self.access |= other.access;
+        self.events |= other.events;
+        self.sets.extend(other.sets);
+    }
+}
+
 impl Signals {
     pub(super) fn new() -> Self {
         Self { access: watch::Sender::new(()), events: watch::Sender::new(()), sets: Mutex::default() }

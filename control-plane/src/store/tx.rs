@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::types::{AuditEvent, EventId, EventKind, HostName, Timestamp};
 use uuid::Uuid;
 
+use super::line::{Effects, Shared};
 use super::outbox::Outbox;
-use super::signals::{Changes, Signals};
 use super::sql::{self, Transaction};
 use super::{StoreError, audit, decode};
 use crate::rules::actor::Actor;
@@ -21,27 +21,16 @@ pub(super) fn caused_by(event: &mut AuditEvent, actor: &Actor) {
 /// A change under way. Dropped, it has not happened.
 #[derive(Debug)]
 pub(super) struct Tx {
-    inner: Transaction,
-    /// The number of this change.
-    revision: i64,
+    shared: Shared,
     timeline: Uuid,
-    signals: Arc<Signals>,
-    changes: Changes,
+    effects: Effects,
     outbox: Arc<Outbox>,
-    /// Whether there is something new in the outbox.
-    fills_outbox: bool,
 }
 
 impl Tx {
-    /// One that nobody is told of.
-    pub(super) fn new(inner: Transaction, revision: i64, timeline: Uuid, signals: Arc<Signals>) -> Self {
-        let changes = Changes { revision, ..Changes::default() };
-        Self { inner, revision, timeline, signals, changes, outbox: Arc::default(), fills_outbox: false }
-    }
-
-    /// One of whose events others are told.
-    pub(super) fn notifying(self, outbox: Arc<Outbox>) -> Self {
-        Self { outbox, ..self }
+    /// One that others are told of.
+    pub(super) fn new(shared: Shared, timeline: Uuid, outbox: Arc<Outbox>) -> Self {
+        Self { shared, timeline, effects: Effects::default(), outbox }
     }
 
     pub(super) fn outbox(&self) -> &Arc<Outbox> {
@@ -50,34 +39,34 @@ impl Tx {
 
     /// Those who deliver are woken.
     pub(super) fn fill_outbox(&mut self) {
-        self.fills_outbox = true;
+        self.effects.fills_outbox = true;
     }
 
     /// Where statements go.
     pub(super) fn sql(&mut self) -> &mut Transaction {
-        &mut self.inner
+        self.shared.sql()
     }
 
     /// Those who wait for a request or grant are woken.
     pub(super) fn wake_access(&mut self) {
-        self.changes.access = true;
+        self.effects.changes.access = true;
     }
 
     /// Followers of the audit record are woken.
     pub(super) fn wake_followers(&mut self) {
-        self.changes.events = true;
+        self.effects.changes.events = true;
     }
 
     /// The session of a host is woken, wherever it is: there is news of the host, though its set may be as it was.
     pub(super) async fn wake_session(&mut self, host: &HostName) -> Result<(), StoreError> {
-        let revision = self.revision;
+        let revision = self.shared.revision;
         sql::query("UPDATE hosts SET changed = ? WHERE name = ?")
             .bind(revision)
             .bind(host.as_str())
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("note that there is news of a host"))?;
-        self.changes.sets.insert(host.clone());
+        self.effects.changes.sets.insert(host.clone());
         Ok(())
     }
 
@@ -122,7 +111,7 @@ impl Tx {
 
     /// Raises a host's generation: its set is another one from here on. Returns the new generation.
     pub(super) async fn raise(&mut self, host: &HostName) -> Result<u64, StoreError> {
-        let revision = self.revision;
+        let revision = self.shared.revision;
         let raised = sql::query_scalar(
             "UPDATE hosts SET generation = generation + 1, changed = ? WHERE name = ? RETURNING generation",
         )
@@ -131,7 +120,7 @@ impl Tx {
         .fetch_one(self.sql())
         .await
         .map_err(StoreError::sql("raise a host's generation"))?;
-        self.changes.sets.insert(host.clone());
+        self.effects.changes.sets.insert(host.clone());
         decode::number("generation", raised)
     }
 
@@ -141,7 +130,7 @@ impl Tx {
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("raise the directory's revision"))?;
-        let revision = self.revision;
+        let revision = self.shared.revision;
         let names: Vec<String> =
             sql::query_scalar("UPDATE hosts SET generation = generation + 1, changed = ? RETURNING name")
                 .bind(revision)
@@ -149,30 +138,14 @@ impl Tx {
                 .await
                 .map_err(StoreError::sql("raise every host's generation"))?;
         for name in names {
-            self.changes.sets.insert(decode::text("host", &name)?);
+            self.effects.changes.sets.insert(decode::text("host", &name)?);
         }
         Ok(())
     }
 
-    /// Makes it durable, then wakes. Once begun it is carried through, even if the caller is gone: else a change could
-    /// happen and nobody be woken.
+    /// Makes it durable, then wakes. Once begun it is carried through, even if the caller is gone.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        let Self { inner, signals, mut changes, outbox, fills_outbox, .. } = self;
-        let committing = tokio::spawn(async move {
-            let committed = inner.commit().await;
-            if fills_outbox {
-                outbox.wake();
-            }
-            // Whoever wakes reads again. When a connection breaks, nobody knows whether the change has happened; if it has not, the next
-            // one has its number.
-            if committed.is_err() {
-                changes.revision = 0;
-            }
-            signals.give(changes);
-            committed
-        });
-        // The task neither panics nor is aborted, unless the runtime itself is being torn down.
-        let committed = committing.await.unwrap_or(Err(sqlx::Error::WorkerCrashed));
-        committed.map_err(StoreError::sql("commit a change"))
+        let Self { shared, effects, .. } = self;
+        shared.done(effects).await
     }
 }

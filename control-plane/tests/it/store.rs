@@ -203,11 +203,9 @@ async fn changes_are_one_after_the_other() {
     let events = store.events(0, 1000).await.expect("reads");
     let numbers: Vec<(u64, u64)> = events.iter().map(|event| (event.position, event.id.sequence)).collect();
     assert_eq!(numbers, (1..=22).map(|number| (number, number)).collect::<Vec<_>>(), "without holes");
-    assert_eq!(
-        sql.number("SELECT revision FROM timeline").await - before,
-        20,
-        "what is refused is no change"
-    );
+    // Those that waited for each other went to the disk together.
+    let transactions = sql.number("SELECT revision FROM timeline").await - before;
+    assert!((1..20).contains(&transactions), "{transactions}");
     assert_eq!(sql.number("SELECT directory_revision FROM timeline").await, 20);
 }
 
