@@ -14,6 +14,7 @@ pub mod files;
 pub mod lint;
 pub mod model;
 pub mod names;
+pub mod narrow;
 pub mod plan;
 
 mod conditions;
