@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "portcullis/enrolment/v1/enrolment.proto",
         "portcullis/identity/v1/identity.proto",
         "portcullis/policy/v1/policy.proto",
+        "portcullis/report/v1/report.proto",
         "portcullis/run/v1/run.proto",
     ];
     for file in files {

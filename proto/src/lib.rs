@@ -17,6 +17,7 @@ pub mod wire {
     pub use generated::portcullis::enrolment::v1 as enrolment;
     pub use generated::portcullis::identity::v1 as identity;
     pub use generated::portcullis::policy::v1 as policy;
+    pub use generated::portcullis::report::v1 as report;
     pub use generated::portcullis::run::v1 as run;
 
     #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]

@@ -16,6 +16,7 @@ mod ids;
 mod labels;
 mod outage;
 mod policy;
+mod report;
 mod request;
 mod resource;
 mod review;
@@ -45,6 +46,10 @@ pub use ids::{
 pub use labels::{Label, Labels};
 pub use outage::Outage;
 pub use policy::{Difference, NewPolicy, PlannedEnd, PolicyFiles, PolicyPlan, PolicyVersion, What};
+pub use report::{
+    EVENTS_SHOWN_MAX, EventReference, GrantUse, NAMES_SHOWN_MAX, Page, Period, ReviewedAccess, RoleUse,
+    Usage, UseFilter,
+};
 pub use request::{
     GRANT_LIMIT_MAX, HookAnswer, NewApproval, NewExtension, NewRequest, Reason, Request, RequestKey,
     RequestState, Vote, Waiting, page_limit,
