@@ -12,6 +12,7 @@ pub(crate) mod directory;
 pub(crate) mod enrolment;
 pub(crate) mod identity;
 pub(crate) mod policy;
+pub(crate) mod report;
 mod session;
 
 use std::error::Error;

@@ -19,12 +19,14 @@ pub mod numbering;
 pub mod placement;
 pub mod policy;
 pub mod refusal;
+pub mod report;
 pub mod request;
 pub mod review;
 pub mod roster;
 pub mod schedule;
 pub mod session;
 pub mod throttle;
+pub mod uses;
 pub mod workload;
 
 pub use refusal::Refusal;

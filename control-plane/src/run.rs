@@ -15,6 +15,7 @@ use proto::wire::audit::audit_service_server::AuditServiceServer;
 use proto::wire::enrolment::enrolment_service_server::EnrolmentServiceServer;
 use proto::wire::identity::identity_service_server::IdentityServiceServer;
 use proto::wire::policy::policy_service_server::PolicyServiceServer;
+use proto::wire::report::report_service_server::ReportServiceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
@@ -30,7 +31,7 @@ use crate::identity::workloads::Vouchers;
 use crate::listen::{Certificates, ListenError, Listener, Security, TlsError, incoming};
 use crate::notify::{Notifier, PrepareError};
 use crate::rpc::admission::Admission;
-use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, policy};
+use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, policy, report};
 use crate::rules::calls;
 use crate::rules::policy::Limits;
 use crate::store::{Store, StoreError};
@@ -310,6 +311,9 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
     let policy = PolicyServiceServer::new(policy::Policies(gate.clone()))
         .max_decoding_message_size(POLICY_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let report = ReportServiceServer::new(report::Reports(gate.clone()))
+        .max_decoding_message_size(CALL_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let agent = AgentServiceServer::new(agent::Agent { gate, running })
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -325,5 +329,6 @@ fn router(gate: Gate, running: mpsc::Sender<()>) -> Router<Stack<Admission, Iden
         .add_service(enrolment)
         .add_service(identity)
         .add_service(policy)
+        .add_service(report)
         .add_service(agent)
 }

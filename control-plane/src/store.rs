@@ -29,6 +29,7 @@ mod outbox;
 mod policies;
 mod postgres;
 mod replicas;
+mod reports;
 mod requests;
 mod reviews;
 mod runs;
@@ -40,6 +41,7 @@ mod sqlite;
 mod steps;
 mod tokens;
 mod tx;
+mod uses;
 
 pub use access::Known;
 pub use agents::Connected;

@@ -155,6 +155,10 @@ calls! {
     ListPolicies = "PolicyService.ListPolicies":        No     No     No       All     All           No;
     GetPolicy = "PolicyService.GetPolicy":              No     No     No       All     All           No;
     Tail = "AuditService.Tail":                         No     No     No       All     All           No;
+    ListGrantUses = "ReportService.ListGrantUses":      No     No     No       All     All           No;
+    SuggestRoles = "ReportService.SuggestRoles":        No     No     No       All     All           No;
+    ListWaiting = "ReportService.ListWaiting":          No     No     All      All     All           No;
+    ReviewAccess = "ReportService.ReviewAccess":        No     No     No       All     All           No;
     Session = "AgentService.Session":                   No     No     No       No      No            Own;
     Join = "EnrolmentService.Join":                     Own    No     No       No      No            No;
     Renew = "EnrolmentService.Renew":                   No     No     No       No      No            Own;

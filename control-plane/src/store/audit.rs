@@ -156,7 +156,8 @@ fn source(host: Option<&HostName>) -> &str {
     host.map_or("control-plane", HostName::as_str)
 }
 
-fn event(position: i64, payload: &[u8]) -> Result<AuditEvent, StoreError> {
+/// Reads a row.
+pub(super) fn event(position: i64, payload: &[u8]) -> Result<AuditEvent, StoreError> {
     let broken = |problem: String| {
         StoreError::broken("audit event")(proto::types::Invalid::new(format!("position {position}"), problem))
     };

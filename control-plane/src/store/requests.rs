@@ -82,6 +82,27 @@ impl Store {
         Ok(found)
     }
 
+    /// Pending requests that have waited for so long, oldest first, with whom they wait for.
+    pub async fn waiting(
+        &self,
+        longer_than: Duration,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Request>, StoreError> {
+        let mut sql = self.read().await?;
+        let waited_ms = i64::try_from(longer_than.as_millis()).unwrap_or(i64::MAX);
+        let mut query = sql::query_as(REQUESTS);
+        query.push(" WHERE requests.state = 'pending' AND requests.created_ms <= ");
+        query.push_bind(now.unix_ms().saturating_sub(waited_ms));
+        query.push(" ORDER BY requests.id LIMIT ").push_bind(limit);
+        let mut found = read_requests(&mut sql, query).await?;
+        for request in &mut found {
+            let steps = self.steps(&mut sql, request).await?;
+            note_waiting(request, steps, now);
+        }
+        Ok(found)
+    }
+
     /// A request and its grant as they are now. What is not `whose` is as if it were not there.
     pub async fn view(&self, id: RequestId, whose: &Whose, now: Timestamp) -> Result<View, StoreError> {
         let mut sql = self.read().await?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::line::{Effects, Shared};
 use super::outbox::Outbox;
 use super::sql::{self, Transaction};
-use super::{StoreError, audit, decode};
+use super::{StoreError, audit, decode, uses};
 use crate::rules::actor::Actor;
 use crate::rules::notify::Origin;
 
@@ -104,6 +104,7 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let events = audit::append(self.sql(), events).await?;
+        uses::note(self.sql(), &events).await?;
         self.post(&events, origin, now).await?;
         self.wake_followers();
         Ok(())

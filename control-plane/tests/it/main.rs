@@ -30,6 +30,7 @@ mod sqlite {
     // It ends before any database is asked.
     mod peers;
     mod policy;
+    mod reports;
     mod runs;
     mod schedule;
     mod sessions;
@@ -60,6 +61,7 @@ mod postgres {
     mod hooks;
     mod notify;
     mod policy;
+    mod reports;
     mod runs;
     mod schedule;
     mod sessions;

@@ -35,6 +35,7 @@ use proto::wire::enrolment::{JoinRequest, RenewRequest};
 use proto::wire::identity as identity_wire;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use proto::wire::policy::policy_service_client::PolicyServiceClient;
+use proto::wire::report::report_service_client::ReportServiceClient;
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -409,6 +410,7 @@ pub(crate) struct Caller {
     pub(crate) enrolment: EnrolmentServiceClient<Wire>,
     pub(crate) identity: IdentityServiceClient<Wire>,
     pub(crate) policy: PolicyServiceClient<Wire>,
+    pub(crate) report: ReportServiceClient<Wire>,
 }
 
 impl Caller {
@@ -451,7 +453,8 @@ impl Caller {
             agent: AgentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             enrolment: EnrolmentServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             identity: IdentityServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            policy: PolicyServiceClient::with_interceptor(channel, bearer),
+            policy: PolicyServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            report: ReportServiceClient::with_interceptor(channel, bearer),
         }
     }
 
