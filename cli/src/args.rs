@@ -91,6 +91,8 @@ pub enum Format {
     Table,
     /// For programs.
     Json,
+    /// For spreadsheets: of `report review` alone.
+    Csv,
 }
 
 /// A value by its own rule; clap names the argument and the value, so the problem alone is told.
@@ -129,6 +131,48 @@ pub(crate) fn role() -> impl TypedValueParser<Value = SubjectRole> {
         .try_map(|text| text.parse::<SubjectRole>())
 }
 
+/// A moment of the past, as people name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Then.
+    At(Timestamp),
+}
+
+impl Since {
+    /// Which moment it is. What lies before 1970 is 1970.
+    pub fn moment(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Ago(duration) => {
+                let ms = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+                let unix_ms = now.unix_ms().saturating_sub(ms).max(0);
+                Timestamp::from_unix_ms(unix_ms).unwrap_or(now)
+            }
+            Self::At(moment) => moment,
+        }
+    }
+}
+
+/// Reads how long ago it is, a day, or a moment.
+pub(crate) fn since(text: &str) -> Result<Since, String> {
+    match duration(text) {
+        Ok(duration) => Ok(Since::Ago(duration)),
+        Err(_) => {
+            moment_or_day(text).map(Since::At).map_err(|error| format!("{error}; or a duration, such as 30d"))
+        }
+    }
+}
+
+/// Reads a day, which begins at midnight in UTC, or a moment.
+pub(crate) fn moment_or_day(text: &str) -> Result<Timestamp, String> {
+    match text.len() <= "2026-10-01".len() {
+        true => moment(&format!("{text}T00:00:00Z")),
+        false => moment(text),
+    }
+    .map_err(|_| "write a day or a moment in UTC, such as 2026-10-01 or 2026-10-01T08:00:00Z".to_owned())
+}
+
 /// Reads a moment: RFC 3339.
 pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
     let time: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
@@ -144,6 +188,19 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn moments_of_the_past() {
+        let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        let shown = |text: &str| since(text).map(|since| since.moment(now).unix_ms());
+        assert_eq!(shown("1d"), Ok(1_795_000_000_000 - 86_400_000));
+        assert_eq!(shown("9999y"), Ok(0));
+        assert_eq!(shown("2026-10-01"), Ok(1_790_812_800_000));
+        assert_eq!(shown("2026-10-01T00:00:01Z"), Ok(1_790_812_801_000));
+        for bad in ["", "0", "soon", "2026-13-01", "2026-10-01T25:00:00Z", "-1d"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

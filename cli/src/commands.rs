@@ -13,6 +13,7 @@ pub mod login;
 pub mod logout;
 pub mod policy;
 pub mod release;
+pub mod report;
 pub mod request;
 pub mod requests;
 pub mod resource;
@@ -34,6 +35,7 @@ mod wait;
 use proto::types::Invalid;
 
 use crate::Context;
+use crate::args::Format;
 use crate::error::Error;
 
 /// What people type first.
@@ -65,6 +67,8 @@ pub enum Command {
     Freeze(freeze::Arguments),
     Freezes(freezes::Arguments),
     Thaw(thaw::Arguments),
+    #[command(subcommand)]
+    Report(report::Verb),
     Run(run::Arguments),
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -74,6 +78,10 @@ pub enum Command {
 }
 
 pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(), Error> {
+    // Before anything is asked for: nothing is to happen whose result cannot be printed.
+    if context.global.output == Format::Csv && !matches!(command, Command::Report(report::Verb::Review(_))) {
+        return Err(Error::Usage("`-o csv` is for `report review` alone: write `-o json`".to_owned()));
+    }
     match command {
         Command::Login(arguments) => login::run(arguments, context).await,
         Command::Logout(arguments) => logout::run(arguments, context).await,
@@ -97,6 +105,7 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Freeze(arguments) => freeze::run(arguments, context).await,
         Command::Freezes(arguments) => freezes::run(arguments, context).await,
         Command::Thaw(arguments) => thaw::run(arguments, context).await,
+        Command::Report(verb) => report::run(verb, context).await,
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,

@@ -14,6 +14,7 @@ use proto::wire::access::directory_service_client::DirectoryServiceClient;
 use proto::wire::audit::audit_service_client::AuditServiceClient;
 use proto::wire::identity::identity_service_client::IdentityServiceClient;
 use proto::wire::policy::policy_service_client::PolicyServiceClient;
+use proto::wire::report::report_service_client::ReportServiceClient;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -212,6 +213,10 @@ impl ControlPlane {
 
     pub(crate) fn policies(&self) -> PolicyServiceClient<Signed> {
         PolicyServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
+    }
+
+    pub(crate) fn report(&self) -> ReportServiceClient<Signed> {
+        ReportServiceClient::new(self.signed.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES)
     }
 
     pub(crate) fn audit(&self) -> AuditServiceClient<Signed> {

@@ -231,16 +231,16 @@ impl Context<'_> {
     fn print_list<R: Row>(&mut self, rows: &[R]) -> Result<(), Error> {
         let view = self.view();
         match self.global.output {
-            Format::Table => output::table(self.surroundings.out, rows, &view),
             Format::Json => output::json(self.surroundings.out, &rows),
+            Format::Table | Format::Csv => output::table(self.surroundings.out, rows, &view),
         }
         .map_err(Error::Output)
     }
 
     fn print_one<R: Row>(&mut self, row: &R) -> Result<(), Error> {
         match self.global.output {
-            Format::Table => self.print_list(std::slice::from_ref(row)),
             Format::Json => output::json(self.surroundings.out, row).map_err(Error::Output),
+            Format::Table | Format::Csv => self.print_list(std::slice::from_ref(row)),
         }
     }
 

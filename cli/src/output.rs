@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod freezes;
 pub mod policy;
+pub mod reports;
 pub mod reviews;
 pub mod rows;
 mod text;

@@ -156,7 +156,7 @@ fn print(context: &mut Context<'_>, event: AuditEvent) -> Result<(), Error> {
     let view = context.view();
     let out = &mut *context.surroundings.out;
     let printed = match context.global.output {
-        Format::Table => writeln!(out, "{}", output::audit::line(&event, &view)),
+        Format::Table | Format::Csv => writeln!(out, "{}", output::audit::line(&event, &view)),
         Format::Json => output::json(out, &AuditRow::from(event)),
     };
     printed.and_then(|()| out.flush()).map_err(Error::Output)

@@ -266,7 +266,7 @@ fn explain(arguments: Explain, context: &mut Context<'_>) -> Result<(), Error> {
     };
     let row = ExplanationRow::from(explain::explain(&policy, &facts));
     match context.global.output {
-        Format::Table => context.print_list(&row.lines()),
+        Format::Table | Format::Csv => context.print_list(&row.lines()),
         Format::Json => context.print_one(&row),
     }
 }

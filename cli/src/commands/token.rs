@@ -58,8 +58,8 @@ impl Ready {
         let token = token_file.is_none().then_some(token);
         let out = &mut *context.surroundings.out;
         match (context.global.output, &token) {
-            (Format::Table, None) => Ok(()),
-            (Format::Table, Some(token)) => writeln!(out, "{}", output::escape(token)),
+            (Format::Table | Format::Csv, None) => Ok(()),
+            (Format::Table | Format::Csv, Some(token)) => writeln!(out, "{}", output::escape(token)),
             (Format::Json, _) => output::json(out, &TokenRow { subject, host, token, token_file }),
         }
         .map_err(Error::Output)

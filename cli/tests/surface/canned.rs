@@ -15,6 +15,8 @@ use proto::wire::identity::identity_service_server::{IdentityService, IdentitySe
 use proto::wire::identity::*;
 use proto::wire::policy::policy_service_server::{PolicyService, PolicyServiceServer};
 use proto::wire::policy::*;
+use proto::wire::report::report_service_server::{ReportService, ReportServiceServer};
+use proto::wire::report::*;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request as Call, Response, Status};
 
@@ -686,6 +688,125 @@ impl IdentityService for Canned {
     }
 }
 
+pub(crate) const NEXT_GRANT: &str = "019aac20-1f4e-7d22-8c55-0a9b8c7d6e70";
+
+fn grant_use(grant: &str, usage: Usage) -> GrantUse {
+    let is_used = usage == Usage::OverWide;
+    GrantUse {
+        grant: grant.into(),
+        request: REQUEST.into(),
+        subject: "user:alice@example.com".into(),
+        resource: "db-prod".into(),
+        role: "debug-prod".into(),
+        usage: usage.into(),
+        hosts: 3,
+        hosts_used: u32::from(is_used),
+        hosts_unused: vec!["db-8".into(), "db-9".into()],
+        ports: vec!["tcp/5432".into(), "tcp/6000-6010".into()],
+        ports_used: if is_used { vec!["tcp/5432".into()] } else { Vec::new() },
+        since: at("2026-11-20T09:00:00Z"),
+        until: at("2026-11-20T11:00:00Z"),
+        first_used: if is_used { at("2026-11-20T09:05:00Z") } else { None },
+        last_used: if is_used { at("2026-11-20T09:20:30Z") } else { None },
+        connections: if is_used { 12 } else { 0 },
+        notes: match is_used {
+            true => {
+                vec!["2 of 3 hosts were not used: db-8, db-9".into(), "last used after 20m 30s of 2h".into()]
+            }
+            false => Vec::new(),
+        },
+    }
+}
+
+#[tonic::async_trait]
+impl ReportService for Canned {
+    async fn list_grant_uses(
+        &self,
+        call: Call<ListGrantUsesRequest>,
+    ) -> Result<Response<ListGrantUsesResponse>, Status> {
+        let is_first = self.enter(call)?.after.is_empty();
+        Ok(Response::new(match is_first {
+            true => {
+                ListGrantUsesResponse { grants: vec![grant_use(GRANT, Usage::OverWide)], next: GRANT.into() }
+            }
+            false => ListGrantUsesResponse {
+                grants: vec![grant_use(NEXT_GRANT, Usage::Unused)],
+                next: String::new(),
+            },
+        }))
+    }
+
+    async fn suggest_roles(
+        &self,
+        call: Call<SuggestRolesRequest>,
+    ) -> Result<Response<SuggestRolesResponse>, Status> {
+        self.enter(call)?;
+        let role = RoleUse {
+            role: "debug-prod".into(),
+            grants: 7,
+            unused: 2,
+            unknown: 1,
+            subjects: vec!["user:alice@example.com".into(), "user:bob".into()],
+            other_subjects: 4,
+            longest: seconds(1380),
+            maximum: seconds(7200),
+            resources_unused: vec!["vault".into()],
+            hosts_unused: vec!["db-9".into()],
+            suggestion: "[[role]]\nname = \"debug-prod\"\nresources = [\"db-prod\"]\n".into(),
+            notes: vec!["1 of 2 resources".into(), "30m at most instead of 2h".into()],
+        };
+        Ok(Response::new(SuggestRolesResponse { roles: vec![role], more: true }))
+    }
+
+    async fn list_waiting(
+        &self,
+        call: Call<ListWaitingRequest>,
+    ) -> Result<Response<ListWaitingResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListWaitingResponse { requests: vec![request(RequestState::Pending)] }))
+    }
+
+    async fn review_access(
+        &self,
+        call: Call<ReviewAccessRequest>,
+    ) -> Result<Response<ReviewAccessResponse>, Status> {
+        let is_first = self.enter(call)?.after.is_empty();
+        let event = |position: u64, event: &str| EventReference {
+            position,
+            id: format!("control-plane/00000000-0000-0000-0000-000000000001/{position}"),
+            event: event.into(),
+            time: at("2026-11-20T09:00:00Z"),
+        };
+        let votes = request(RequestState::Approved).votes;
+        let reviewed = |grant, usage, reason: &str, votes| ReviewedAccess {
+            r#use: Some(grant_use(grant, usage)),
+            requester: "user:rita".into(),
+            policy: 7,
+            reason: reason.into(),
+            requested: at("2026-11-20T08:50:00Z"),
+            approved: at("2026-11-20T09:00:00Z"),
+            active: at("2026-11-20T09:00:01Z"),
+            ended: at("2026-11-20T11:00:00Z"),
+            state: "ended (time)".into(),
+            votes,
+            hosts: vec!["db-7".into(), "db-8".into(), "db-9".into()],
+            extensions: 1,
+            events: vec![event(41, "request.created"), event(43, "grant.issued")],
+            more_events: is_first,
+        };
+        Ok(Response::new(match is_first {
+            true => ReviewAccessResponse {
+                grants: vec![reviewed(GRANT, Usage::OverWide, "slow \"query\",\nINC-42", votes)],
+                next: GRANT.into(),
+            },
+            false => ReviewAccessResponse {
+                grants: vec![reviewed(NEXT_GRANT, Usage::Unused, "=HYPERLINK(\"http://x\")", Vec::new())],
+                next: String::new(),
+            },
+        }))
+    }
+}
+
 /// A running canned control plane, with a folder of its own.
 pub(crate) struct World {
     pub(crate) canned: Canned,
@@ -703,6 +824,7 @@ impl World {
             .add_service(AuditServiceServer::new(canned.clone()))
             .add_service(IdentityServiceServer::new(canned.clone()))
             .add_service(PolicyServiceServer::new(canned.clone()))
+            .add_service(ReportServiceServer::new(canned.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         tokio::spawn(server);
         Self { canned, dir }

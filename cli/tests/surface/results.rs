@@ -89,6 +89,29 @@ async fn access() {
     .await;
 }
 
+#[tokio::test]
+async fn reports() {
+    let period = ["--from", "2026-11-01", "--to", "2026-12-01"];
+    check(
+        "reports",
+        &[
+            &["report", "grants", "--since", "30d"],
+            &["report", "roles", "--since", "2026-11-01"],
+            &["report", "roles", "--since", "2026-11-01", "--toml"],
+            &["report", "waiting"],
+            &[&["report", "review"][..], &period].concat(),
+        ],
+    )
+    .await;
+    let world = World::start(Canned::default()).await;
+    let csv = world.run(&[&["report", "review", "-o", "csv"][..], &period].concat()).await;
+    insta::assert_snapshot!("review_as_csv", csv);
+    let filters = ["--until=2026-11-20T10:00:00Z", "--subject=user:eve", "--resource=db"];
+    world.run(&[&["report", "grants", "--since=2026-11-01"][..], &filters].concat()).await;
+    world.run(&["report", "waiting", "--longer-than", "4h"]).await;
+    insta::assert_snapshot!("reports_asked_for", world.canned.calls.lock().unwrap().join("\n"));
+}
+
 /// What reaches the control plane, defaults included.
 #[tokio::test]
 async fn what_is_asked() {

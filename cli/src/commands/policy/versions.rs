@@ -62,7 +62,7 @@ pub(super) async fn plan(folder: Folder, context: &mut Context<'_>) -> Result<()
     let plan = planned(&control_plane, files).await?;
     let row = PlanRow::from(plan);
     match context.global.output {
-        Format::Table => context.print_list(&row.lines()),
+        Format::Table | Format::Csv => context.print_list(&row.lines()),
         Format::Json => context.print_one(&row),
     }
 }
