@@ -26,7 +26,7 @@ mod session;
 mod subject;
 mod time;
 
-pub use access::{Access, AccessFilter, Certainty};
+pub use access::{Access, AccessFilter, AccessPlace, Certainty};
 pub use action::{ACTION_PATH, Action, ArgumentPattern, ExecutablePath, may_be_in_environment};
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use delta::Delta;

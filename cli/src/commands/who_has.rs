@@ -1,6 +1,8 @@
 //! `portcullis who-has`
 
-use proto::types::{Access, AccessFilter, HostName, ResourceName, SubjectId, Timestamp};
+use proto::types::{
+    Access, AccessFilter, AccessPlace, HostName, Invalid, ResourceName, SubjectId, Timestamp,
+};
 use proto::wire::access::ListAccessRequest;
 
 use super::LIST_MAX;
@@ -40,15 +42,33 @@ pub struct Arguments {
 pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Result<(), Error> {
     let what = "list who has access";
     let Arguments { resource, subject, host, at } = arguments;
-    let filter = AccessFilter { resource, subject, host, at, limit: LIST_MAX };
+    let mut filter = AccessFilter { resource, subject, host, at, limit: LIST_MAX, after: None };
     let mut access = context.connect().await?.access();
-    let answer = call(what, access.list_access(ListAccessRequest::from(filter))).await?;
-    let rows = super::rows::<_, Access, AccessRow>(what, answer.access)?;
-    context.print_list(&rows)?;
-    if answer.more {
-        context.tell(&format!(
-            "only the newest {LIST_MAX} grants were looked at: name a resource, a subject or a host"
-        ));
+    let mut rows = Vec::new();
+    loop {
+        let answer = call(what, access.list_access(ListAccessRequest::from(filter.clone()))).await?;
+        rows.extend(super::rows::<_, Access, AccessRow>(what, answer.access)?);
+        if answer.next.is_empty() {
+            context.print_list(&rows)?;
+            // An older control plane has no pages.
+            if answer.more {
+                context.tell(&format!(
+                    "only the newest {LIST_MAX} grants were looked at: name a resource, a subject or a host"
+                ));
+            }
+            return Ok(());
+        }
+        filter.after = Some(further(&answer.next, filter.after.as_ref()).map_err(|error| {
+            Error::Malformed { what: what.to_owned(), source: error.within("next").into() }
+        })?);
     }
-    Ok(())
+}
+
+/// Where the next page begins. It has to lie further on: else there would be no end.
+fn further(next: &str, before: Option<&AccessPlace>) -> Result<AccessPlace, Invalid> {
+    let next: AccessPlace = next.parse()?;
+    match before.is_some_and(|before| !next.is_behind(before)) {
+        true => Err(Invalid::new("", "does not lie further on")),
+        false => Ok(next),
+    }
 }

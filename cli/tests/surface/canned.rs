@@ -472,11 +472,15 @@ impl AccessService for Canned {
             requester: "user:alice@example.com".into(),
             approvers: vec!["user:bob".into(), "user:eve".into()],
         };
+        let is_first = asked.after.is_empty();
         let access = match asked.at {
+            None if !is_first => vec![access("db-9", AccessCertainty::Possible)],
             None => vec![access("db-7", AccessCertainty::Held), access("db-8", AccessCertainty::Possible)],
             Some(_) => vec![access("db-7", AccessCertainty::Granted)],
         };
-        Ok(Response::new(ListAccessResponse { access, more: asked.resource.is_empty() }))
+        let more = asked.resource.is_empty() && is_first;
+        let next = if more { format!("{GRANT}/db-8") } else { String::new() };
+        Ok(Response::new(ListAccessResponse { access, more, next }))
     }
 
     async fn revoke_grant(

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, Invalid, NewApproval,
-    NewExtension, NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName, Timestamp,
-    page_limit,
+    AccessFilter, AccessPlace, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, Invalid,
+    NewApproval, NewExtension, NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName,
+    Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -61,16 +61,17 @@ impl Gate {
 }
 
 impl Access {
-    /// Who has access, or had it then; and whether there are more grants than were looked at.
+    /// Who has access, or had it then; and behind which place there is more.
     async fn access(
         &self,
         filter: &AccessFilter,
         whose: &Whose,
-    ) -> Result<(Vec<proto::types::Access>, bool), StoreError> {
+    ) -> Result<(Vec<proto::types::Access>, Option<AccessPlace>), StoreError> {
         let gate = &self.0;
         let mut found = gate.store.accesses(filter, whose).await?;
         let more = found.len() > filter.limit as usize;
         found.truncate(filter.limit as usize);
+        let last = found.last().filter(|_| more).map(|(grant, _)| grant.id);
         let (grants, requests): (Vec<Grant>, Vec<_>) = found.into_iter().unzip();
         let presences = gate.presences().await?;
         let is_sound =
@@ -87,10 +88,8 @@ impl Access {
             }
         };
         let is_there = |host: &HostName| filter.host.as_ref().is_none_or(|wanted| wanted == host);
-        let mut lines: Vec<_> = lines.into_iter().filter(|line| is_there(&line.host)).collect();
-        let more = more || lines.len() > ACCESS_MAX;
-        lines.truncate(ACCESS_MAX);
-        Ok((lines, more))
+        let lines = lines.into_iter().filter(|line| is_there(&line.host)).collect();
+        Ok(access::page(lines, filter.after.as_ref(), last, ACCESS_MAX))
     }
 
     async fn end(
@@ -248,9 +247,10 @@ impl AccessService for Access {
         let caller = admitted(&request)?;
         let filter: AccessFilter = request.into_inner().try_into().map_err(invalid)?;
         match self.access(&filter, &caller.whose()?).await {
-            Ok((access, more)) => {
+            Ok((access, next)) => {
                 let access = access.into_iter().map(Into::into).collect();
-                Ok(Response::new(wire::ListAccessResponse { access, more }))
+                let (more, next) = (next.is_some(), next.map(|next| next.to_string()).unwrap_or_default());
+                Ok(Response::new(wire::ListAccessResponse { access, more, next }))
             }
             Err(error) => Err(self.0.answer(&caller, error).await),
         }

@@ -5,7 +5,9 @@
 //! Invariant: whom a kernel may let through is listed; nothing is called held that its host has not confirmed, or of a host that is not
 //! heard.
 
-use proto::types::{Access, Certainty, Grant, GrantState, HostName, Request, Timestamp};
+use proto::types::{
+    Access, AccessPlace, Certainty, Grant, GrantId, GrantState, HostName, Request, Timestamp,
+};
 
 /// Who has access by this grant now: a line for each host whose kernel may let somebody through by it. `is_sound`: whether a host is
 /// connected, and its kernel was not last found to hold something else than it should.
@@ -38,6 +40,28 @@ pub fn then(grant: &Grant, request: &Request, at: Timestamp) -> Vec<Access> {
     grant.hosts.iter().map(line).collect()
 }
 
+/// At most `max` of these lines, which are of the newest grants first, and of each by host: those behind `after`; and behind which place
+/// there is more. `last`: the last grant that was looked at, if there are others; None: there are none.
+pub fn page(
+    lines: Vec<Access>,
+    after: Option<&AccessPlace>,
+    last: Option<GrantId>,
+    max: usize,
+) -> (Vec<Access>, Option<AccessPlace>) {
+    let is_behind = |line: &Access| match after {
+        Some(AccessPlace { grant, host: Some(host) }) => line.grant != *grant || line.host > *host,
+        Some(AccessPlace { host: None, .. }) | None => true,
+    };
+    let mut lines: Vec<Access> = lines.into_iter().filter(is_behind).collect();
+    let is_cut = lines.len() > max;
+    lines.truncate(max);
+    let next = match lines.last() {
+        Some(line) if is_cut => Some(AccessPlace { grant: line.grant, host: Some(line.host.clone()) }),
+        _ => last.map(|grant| AccessPlace { grant, host: None }),
+    };
+    (lines, next)
+}
+
 fn access(
     grant: &Grant,
     request: &Request,
@@ -65,7 +89,7 @@ fn access(
 mod tests {
     use std::time::Duration;
 
-    use proto::types::{EndReason, GrantHost, GrantId, RequestState};
+    use proto::types::{EndReason, GrantHost, RequestState};
 
     use super::*;
 
@@ -124,6 +148,44 @@ mod tests {
             duration: None,
         };
         (grant, request)
+    }
+
+    #[test]
+    fn pages_lead_to_the_end() {
+        let hosts: Vec<String> = (0..7).map(|host| format!("h{host}")).collect();
+        let hosts: Vec<(&str, bool, bool)> = hosts.iter().map(|host| (host.as_str(), true, true)).collect();
+        let mut grants: Vec<_> = (0..3).map(|_| grant(GrantState::Active, &hosts)).collect();
+        grants.sort_by_key(|(grant, _)| std::cmp::Reverse(grant.id));
+        let lines = |grants: &[(Grant, Request)]| -> Vec<Access> {
+            grants.iter().flat_map(|(grant, request)| at_present(grant, request, at(1), |_| true)).collect()
+        };
+        let whole = lines(&grants);
+        assert_eq!(whole.len(), 21);
+        // As the store finds them: so many grants, and whether there are others.
+        let find = |after: Option<&AccessPlace>, limit: usize| {
+            let is_behind = |grant: &Grant| {
+                after.is_none_or(|after| match after.host {
+                    Some(_) => grant.id <= after.grant,
+                    None => grant.id < after.grant,
+                })
+            };
+            let found: Vec<_> = grants.iter().filter(|(grant, _)| is_behind(grant)).cloned().collect();
+            let last = (found.len() > limit).then(|| found[limit - 1].0.id);
+            (lines(&found[..found.len().min(limit)]), last)
+        };
+        for (limit, max) in [(1, 1), (1, 3), (1, 7), (2, 5), (3, 21), (3, 20), (9, 100)] {
+            let (mut seen, mut after): (Vec<Access>, Option<AccessPlace>) = (Vec::new(), None);
+            loop {
+                let (lines, last) = find(after.as_ref(), limit);
+                let (page, next) = page(lines, after.as_ref(), last, max);
+                assert!(page.len() <= max);
+                seen.extend(page);
+                let Some(next) = next else { break };
+                assert!(after.is_none_or(|after| next.is_behind(&after)));
+                after = Some(next);
+            }
+            assert_eq!(seen, whole, "{limit} {max}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Store {
         filter: &AccessFilter,
         whose: &Whose,
     ) -> Result<Vec<(Grant, Request)>, StoreError> {
-        let AccessFilter { resource, subject, host, at, limit } = filter;
+        let AccessFilter { resource, subject, host, at, limit, after } = filter;
         let mut sql = self.read().await?;
         let mut query = sql::query_as(GRANTS);
         match at {
@@ -44,6 +44,11 @@ impl Store {
             }
         }
         push_whose(&mut query, whose);
+        if let Some(after) = after {
+            // Of the grant itself there may be more lines.
+            query.push(if after.host.is_some() { " AND grants.id <= " } else { " AND grants.id < " });
+            query.push_bind(after.grant.to_string());
+        }
         if let Some(resource) = resource {
             query.push(" AND resources.name = ").push_bind(resource.as_str());
         }

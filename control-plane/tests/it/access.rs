@@ -601,3 +601,34 @@ async fn a_key_is_of_one_wish() {
     let created = world.record().await.into_iter().filter(|event| event.kind == EventKind::RequestCreated);
     assert_eq!(created.count(), 2);
 }
+
+#[tokio::test]
+async fn lists_of_access_come_in_pages() {
+    let mut world = World::new().await;
+    world.host("db-8").await;
+    let mut story = world.story().await;
+    let mut grants = Vec::new();
+    for seconds in [60, 120, 180] {
+        let request = story.alice.request(seconds).await.expect("made");
+        grants.push(story.dora.approve(request.id).await.expect("approved").id);
+    }
+    grants.reverse();
+    let mut list = wire::ListAccessRequest { limit: 1, ..wire::ListAccessRequest::default() };
+    for (index, grant) in grants.iter().enumerate() {
+        let page = world.admin.access.list_access(list.clone()).await.expect("listed").into_inner();
+        let lines: Vec<_> =
+            page.access.iter().map(|line| (line.grant.as_str(), line.host.as_str())).collect();
+        let grant = grant.to_string();
+        assert_eq!(lines, [(grant.as_str(), "db-7"), (grant.as_str(), "db-8")]);
+        let next = if index < 2 { grant.clone() } else { String::new() };
+        assert_eq!((page.more, &page.next), (index < 2, &next));
+        list.after = next;
+    }
+    // In the middle of a grant.
+    list.after = format!("{}/db-7", grants[0]);
+    let page = world.admin.access.list_access(list.clone()).await.expect("listed").into_inner();
+    assert_eq!((page.access.len(), page.access[0].host.as_str()), (1, "db-8"));
+    assert_eq!(page.next, grants[0].to_string());
+    list.after = "db-7".to_owned();
+    refused(world.admin.access.list_access(list).await, ErrorKind::InvalidArgument, "after:");
+}

@@ -1,6 +1,7 @@
 //! Who can reach what, as the control plane shows it.
 
 use std::fmt::{self, Display};
+use std::str::FromStr;
 
 use super::{
     GrantId, HostName, Invalid, RequestId, ResourceName, RoleName, SubjectId, Timestamp, all, page_limit,
@@ -134,32 +135,107 @@ pub struct AccessFilter {
     pub at: Option<Timestamp>,
     /// The newest so many grants, 1..=1000; as a call, 0 stands for 100.
     pub limit: u32,
+    /// Of the grants behind this place; None: of the newest.
+    pub after: Option<AccessPlace>,
+}
+
+/// How far a list of access has come: newest grants first, of each grant hosts by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessPlace {
+    /// The last grant that there were lines of.
+    pub grant: GrantId,
+    /// The host of the last of them; None: there are no more.
+    pub host: Option<HostName>,
+}
+
+impl AccessPlace {
+    /// Whether it lies further on than another place.
+    pub fn is_behind(&self, other: &Self) -> bool {
+        match self.grant == other.grant {
+            false => self.grant < other.grant,
+            true => match (&self.host, &other.host) {
+                (Some(host), Some(before)) => host > before,
+                (None, Some(_)) => true,
+                (_, None) => false,
+            },
+        }
+    }
+}
+
+impl Display for AccessPlace {
+    /// `GRANT` or `GRANT/HOST`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            None => self.grant.fmt(f),
+            Some(host) => write!(f, "{}/{host}", self.grant),
+        }
+    }
+}
+
+impl FromStr for AccessPlace {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let (grant, host) = match text.split_once('/') {
+            None => (text, None),
+            Some((grant, host)) => (grant, Some(host)),
+        };
+        Ok(Self { grant: grant.parse()?, host: host.map(str::parse).transpose()? })
+    }
 }
 
 impl TryFrom<wire::ListAccessRequest> for AccessFilter {
     type Error = Invalid;
 
     fn try_from(wire: wire::ListAccessRequest) -> Result<Self, Invalid> {
-        let wire::ListAccessRequest { resource, subject, host, at, limit } = wire;
+        let wire::ListAccessRequest { resource, subject, host, at, limit, after } = wire;
+        let after = (!after.is_empty()).then(|| after.parse::<AccessPlace>()).transpose();
         Ok(Self {
             resource: (!resource.is_empty()).then(|| resource.parse()).transpose()?,
             subject: (!subject.is_empty()).then(|| subject.parse()).transpose()?,
             host: (!host.is_empty()).then(|| host.parse()).transpose()?,
             at: time::optional("at", at)?,
             limit: page_limit(limit)?,
+            after: after.map_err(|error| Invalid::new("after", error.problem))?,
         })
     }
 }
 
 impl From<AccessFilter> for wire::ListAccessRequest {
     fn from(filter: AccessFilter) -> Self {
-        let AccessFilter { resource, subject, host, at, limit } = filter;
+        let AccessFilter { resource, subject, host, at, limit, after } = filter;
         Self {
             resource: resource.map(Into::into).unwrap_or_default(),
             subject: subject.map(Into::into).unwrap_or_default(),
             host: host.map(Into::into).unwrap_or_default(),
             at: at.map(Into::into),
             limit,
+            after: after.map(|after| after.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_survive_the_wire_and_lead_on() {
+        let (older, newer) = (GrantId::new(), GrantId::new());
+        let place = |grant, host: Option<&str>| AccessPlace {
+            grant,
+            host: host.map(|host| host.parse().expect("valid")),
+        };
+        let order =
+            [place(newer, Some("a")), place(newer, Some("b")), place(newer, None), place(older, None)];
+        for (index, one) in order.iter().enumerate() {
+            assert_eq!(one.to_string().parse::<AccessPlace>().as_ref(), Ok(one));
+            for (other_index, other) in order.iter().enumerate() {
+                assert_eq!(one.is_behind(other), index > other_index, "{one} {other}");
+            }
+        }
+        for bad in ["", "/", "x", &format!("{older}/"), &format!("{older}/A B")] {
+            assert!(bad.parse::<AccessPlace>().is_err(), "{bad}");
         }
     }
 }
