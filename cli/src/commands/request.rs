@@ -27,6 +27,7 @@ const TRIES: u32 = 3;
 Examples:
   portcullis request db-prod --for 30m --reason 'slow query, INC-42'
   portcullis request db-prod --for 30m --reason 'slow query, INC-42' --wait && psql -h db-prod
+  portcullis request db-prod --role debug --reason 'slow query, INC-42'
   portcullis request db-prod --for 8h --idle 10m --reason 'on call this week'
   portcullis request db-prod --subject workload:ci/deploy --host ci-1,ci-2 --for 2h --reason 'release 7.3'
   portcullis request db-prod --subject workload:ci/deploy --host ci-1 --for 2h --reason 'job 4711' \\
@@ -47,10 +48,10 @@ pub struct Arguments {
     /// A host from which; give it again for each more, or separate them by commas; without it, every host known now
     #[arg(long = "host", value_name = "HOST", value_delimiter = ',', value_parser = checked::<HostName>)]
     hosts: Vec<HostName>,
-    /// For how long, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m
+    /// For how long, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m; without it, as the role of the policy says by default
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
-    duration: Duration,
-    /// End it earlier on a host where nothing was let through by it for so long: whole seconds, less than `--for`
+    duration: Option<Duration>,
+    /// End it earlier on a host where nothing was let through by it for so long: whole seconds, less than the whole time
     ///
     /// For long grants that are used now and then: whoever stops working does not leave a door open.
     #[arg(long, value_name = "DURATION", value_parser = duration)]

@@ -55,13 +55,14 @@ pub struct Arguments {
         value_name = "RESOURCE",
         value_delimiter = ',',
         value_parser = checked::<ResourceName>,
-        requires_all = ["duration", "reason"]
+        requires = "reason"
     )]
     resources: Vec<ResourceName>,
-    /// For how long at most, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m
+    /// For how long at most, from the approval: whole seconds, such as 90s, 30m, 8h or 1h30m; without it, as the role of the policy says by
+    /// default
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, requires = "resources")]
     duration: Option<Duration>,
-    /// End it earlier when nothing was let through by it for so long: whole seconds, less than `--for`
+    /// End it earlier when nothing was let through by it for so long: whole seconds, less than the whole time
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "resources")]
     idle: Option<Duration>,
     /// By which role of the policy; without it, by the one that fits best
@@ -151,8 +152,8 @@ fn name_by_its_path(command: &mut [OsString]) -> Result<(), Error> {
 fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
     let Arguments { resources, duration, idle, role, reason, .. } = arguments;
     let wish = |resource: &ResourceName| {
-        let (Some(duration), Some(reason)) = (duration, reason) else {
-            return Err(Error::Usage("`--resource` needs `--for` and `--reason`".to_owned()));
+        let Some(reason) = reason else {
+            return Err(Error::Usage("`--resource` needs `--reason`".to_owned()));
         };
         let wish = NewRequest {
             resource: resource.clone(),

@@ -53,6 +53,7 @@ async fn of_arguments() {
         vec!["request", "db", "--for=1m", "--reason= "],
         vec!["request", "db", "--for=1m", "--reason", &long],
         vec!["request", "db", "--for=1m"],
+        vec!["run", "--resource=db", "--", "true"],
         request(&["--host=A"]),
         request(&["--subject=group:x"]),
         request(&["--wait-timeout=1m"]),

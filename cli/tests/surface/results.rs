@@ -124,6 +124,8 @@ async fn what_is_asked() {
     world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &for_a_job].concat()).await;
     let limits = ["--idle=10m", "--while-running=/ci.slice/a b", "--key=3"];
     world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &limits].concat()).await;
+    // For so long as the role says, which may be longer than the idle limit.
+    world.run(&["request", "db", "--reason", "x", "--role", "debug", "--idle", "1h", "--key=5"]).await;
     world.run(&["resource", "set", "db", "--check-senders"]).await;
     world.run(&["resource", "set", "db", "--strict=false", "--mode=observe"]).await;
     world.run(&["resource", "set", "db", "--serve-only=10.2.0.0/16,::1", "--serve-only=10.1.0.0/16"]).await;

@@ -31,15 +31,46 @@ pub struct Limits {
 impl Limits {
     /// Whom the request is for, if `caller` may ask for it.
     pub fn subject(&self, new: &NewRequest, caller: &SubjectId, reach: Reach) -> Result<SubjectId, Refusal> {
-        let maximum = self.max_grant_duration;
-        if new.duration > maximum {
-            return Err(Refusal::TooLong { asked: new.duration, maximum });
+        if let Some(asked) = new.duration {
+            self.within(asked)?;
         }
         let subject = new.subject.as_ref().unwrap_or(caller);
         if subject != caller && reach != Reach::All {
             return Err(Refusal::ForSomebodyElse { caller: caller.clone(), subject: subject.clone() });
         }
         Ok(subject.clone())
+    }
+
+    /// For how long a request is: as it says, else as its role does by default. What `terms` were given for, and by which policy; None: there
+    /// is none in force.
+    pub fn duration(
+        &self,
+        new: &NewRequest,
+        terms: Option<(&Numbered, &Terms)>,
+    ) -> Result<Duration, Refusal> {
+        let duration = match (new.duration, terms) {
+            (Some(named), _) => named,
+            (None, None) => return Err(Refusal::NoDuration),
+            (None, Some((in_force, terms))) => {
+                // Without a default the policy has judged the longest that can be had: nobody gets that who has not asked for it.
+                let role = in_force.policy.role(&terms.role);
+                if role.is_none_or(|role| role.default_duration.is_none()) {
+                    let role = terms.role.clone();
+                    return Err(Refusal::NoDefaultDuration { role, version: in_force.version });
+                }
+                terms.duration
+            }
+        };
+        self.within(duration)?;
+        match new.idle {
+            Some(idle) if idle >= duration => Err(Refusal::IdleTooLong { idle, duration }),
+            _ => Ok(duration),
+        }
+    }
+
+    fn within(&self, asked: Duration) -> Result<(), Refusal> {
+        let maximum = self.max_grant_duration;
+        if asked > maximum { Err(Refusal::TooLong { asked, maximum }) } else { Ok(()) }
     }
 }
 
@@ -103,8 +134,8 @@ pub struct Wish {
     pub hosts: BTreeSet<HostName>,
     /// By which role; None: by any.
     pub role: Option<RoleName>,
-    /// How long.
-    pub duration: Duration,
+    /// How long; None: nobody has said it, and each role has its own default.
+    pub duration: Option<Duration>,
     /// What was known of who asked.
     pub circumstances: Circumstances,
 }
@@ -119,7 +150,7 @@ impl Wish {
             groups: groups.clone(),
             hosts: self.hosts.clone(),
             role: self.role.clone(),
-            duration: Some(self.duration),
+            duration: self.duration,
             channel: channel.unwrap_or(Channel::Api),
             source: *source,
             mfa: *mfa,
@@ -201,7 +232,7 @@ mod tests {
             resource: "db".parse().expect("valid"),
             subject: subject.map(|subject| subject.parse().expect("valid")),
             hosts: Vec::new(),
-            duration: Duration::from_secs(60 * minutes),
+            duration: Some(Duration::from_secs(60 * minutes)),
             reason: "why not".parse().expect("valid"),
             idle: None,
             while_running: None,
@@ -265,7 +296,7 @@ mod tests {
             resource: "db".parse().expect("valid"),
             hosts: ["app".parse().expect("valid")].into(),
             role: None,
-            duration: Duration::from_secs(60 * minutes),
+            duration: Some(Duration::from_secs(60 * minutes)),
             circumstances: Circumstances::default(),
         }
     }
@@ -298,6 +329,63 @@ mod tests {
             "the policy (version 7) does not permit it: no role gives `user:mallory` access to `db` \
              (what would help: check the name of the resource and of the role, or ask whoever keeps the policy)"
         );
+    }
+
+    /// A role with a default, one that is longer than the operator permits, and one without, which says what it refuses.
+    #[test]
+    fn how_long_a_request_is_that_does_not_say_it() {
+        let limits = Limits {
+            max_grant_duration: Duration::from_secs(2 * 3600),
+            request_lifetime: Duration::from_secs(3600),
+        };
+        let role = |name: &str, default: &str| {
+            format!(
+                "[[role]]\nname = \"{name}\"\nto = [\"user:alice\"]\nresources = [\"db\"]\nhosts = [\"*\"]\n\
+                 maximum_duration = \"4h\"\n{default}[[role.step]]\napprovers = [\"group:dba\"]\n"
+            )
+        };
+        let roles = [
+            role("a", "default_duration = \"20m\"\n"),
+            role("b", "default_duration = \"3h\"\n"),
+            role("c", ""),
+        ];
+        let in_force = policy(&[("roles.toml", &roles.concat())]);
+        let judged = |role: Option<&str>, minutes: Option<u64>, idle: Option<u64>| {
+            let length = |minutes: u64| Duration::from_secs(60 * minutes);
+            let new =
+                NewRequest { duration: minutes.map(length), idle: idle.map(length), ..new_request(1, None) };
+            let role = role.map(|role| role.parse().expect("valid"));
+            let wish = Wish { role, duration: new.duration, ..wish("user:alice", 1) };
+            let terms = wish.terms(&in_force, now())?;
+            limits.duration(&new, Some((&in_force, &terms)))
+        };
+        let told = |judged: Result<Duration, Refusal>| match judged {
+            Ok(duration) => humantime::format_duration(duration).to_string(),
+            Err(refusal) => format!("{refusal} ({})", refusal.hint()),
+        };
+        assert_eq!(told(judged(None, None, None)), "20m");
+        assert_eq!(told(judged(Some("a"), None, Some(19))), "20m");
+        assert_eq!(
+            told(judged(Some("a"), None, Some(20))),
+            "idle: 20m is not less than the duration, 20m (name a shorter one, or how long, as in `--for 30m`)"
+        );
+        assert_eq!(told(judged(Some("a"), Some(90), Some(20))), "1h 30m");
+        assert_eq!(
+            told(judged(Some("b"), None, None)),
+            "duration: 3h is above the maximum of 2h (ask for less; an operator can raise `max_grant_duration` in the control plane's configuration)"
+        );
+        assert_eq!(told(judged(Some("b"), Some(120), None)), "2h");
+        assert_eq!(
+            told(judged(Some("c"), None, None)),
+            "duration: is missing, and role `c` (policy version 7) has no default (name how long, as in `--for 30m`)"
+        );
+        assert_eq!(told(judged(Some("c"), Some(5), None)), "5m");
+        let none = NewRequest { duration: None, ..new_request(1, None) };
+        assert_eq!(
+            told(limits.duration(&none, None)),
+            "duration: is missing, and no policy is in force that has a default (name how long, as in `--for 30m`)"
+        );
+        assert_eq!(told(limits.duration(&new_request(5, None), None)), "5m");
     }
 
     #[test]

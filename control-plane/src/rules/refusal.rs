@@ -53,6 +53,16 @@ pub enum Refusal {
     OneHostOnly(usize),
     #[error("duration: {} is above the maximum of {}", humantime::format_duration(*asked), humantime::format_duration(*maximum))]
     TooLong { asked: Duration, maximum: Duration },
+    #[error("duration: is missing, and no policy is in force that has a default")]
+    NoDuration,
+    #[error("duration: is missing, and role `{role}` (policy version {version}) has no default")]
+    NoDefaultDuration { role: RoleName, version: u64 },
+    #[error(
+        "idle: {} is not less than the duration, {}",
+        humantime::format_duration(*idle),
+        humantime::format_duration(*duration)
+    )]
+    IdleTooLong { idle: Duration, duration: Duration },
     #[error("subject `{caller}` may not ask for `{subject}`")]
     ForSomebodyElse { caller: SubjectId, subject: SubjectId },
     #[error("subject `{approver}` may not decide request {request}: {tie}")]
@@ -248,6 +258,9 @@ impl Refusal {
             | Self::ResourceDiffers { .. }
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. }
+            | Self::NoDuration
+            | Self::NoDefaultDuration { .. }
+            | Self::IdleTooLong { .. }
             | Self::ExtensionTooLong { .. }
             | Self::ExtendedTooLong { .. }
             | Self::ExtensionHosts(_)
@@ -309,6 +322,8 @@ impl Refusal {
             Self::TooLong { .. } => {
                 "ask for less; an operator can raise `max_grant_duration` in the control plane's configuration"
             }
+            Self::NoDuration | Self::NoDefaultDuration { .. } => "name how long, as in `--for 30m`",
+            Self::IdleTooLong { .. } => "name a shorter one, or how long, as in `--for 30m`",
             Self::ForSomebodyElse { .. } => {
                 "leave the subject out to ask for yourself, or ask an administrator"
             }

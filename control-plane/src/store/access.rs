@@ -60,7 +60,7 @@ impl Store {
         refuse_if_disabled(tx.sql(), subject).await?;
         let for_whom = subject_number(tx.sql(), subject).await?;
         let by_whom = subject_number(tx.sql(), &requester.id).await?;
-        let terms = match (self.in_force(tx.sql()).await?, &new.role) {
+        let (terms, duration) = match (self.in_force(tx.sql()).await?, &new.role) {
             (Some(in_force), _) => {
                 let wish = Wish {
                     subject: subject.clone(),
@@ -71,10 +71,12 @@ impl Store {
                     duration: new.duration,
                     circumstances: known.circumstances.clone(),
                 };
-                Some((in_force.version, wish.terms(&in_force, now)?))
+                let terms = wish.terms(&in_force, now)?;
+                let duration = known.limits.duration(&new, Some((&in_force, &terms)))?;
+                (Some((in_force.version, terms)), duration)
             }
             (None, Some(role)) => return Err(Refusal::NoPolicy(role.clone()).into()),
-            (None, None) => None,
+            (None, None) => (None, known.limits.duration(&new, None)?),
         };
         let id = RequestId::new();
         let lapses = now.plus(known.limits.request_lifetime);
@@ -91,7 +93,7 @@ impl Store {
         .bind(resource)
         .bind(for_whom)
         .bind(by_whom)
-        .bind(decode::sql(new.duration.as_secs()))
+        .bind(decode::sql(duration.as_secs()))
         .bind(idle.map(|idle| decode::sql(idle.as_secs())))
         .bind(new.while_running.as_ref().map(CgroupPath::as_str))
         .bind(new.run.map(|id| id.to_string()))
@@ -312,7 +314,8 @@ impl Store {
             None => ClockStart::Approval,
             Some(in_force) => {
                 let hosts = extent.hosts.clone();
-                let wish = Wish { hosts, duration: extent.duration, ..wish(tx.sql(), before.id).await? };
+                let wish =
+                    Wish { hosts, duration: Some(extent.duration), ..wish(tx.sql(), before.id).await? };
                 wish.clock(&in_force, now)?
             }
         };

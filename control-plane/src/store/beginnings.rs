@@ -39,7 +39,7 @@ impl Store {
         let known = circumstances.of_request(&caller.id, &before.grant.subject);
         let wish = Wish {
             requester: caller.id.clone(),
-            duration,
+            duration: Some(duration),
             circumstances: known,
             ..wish(tx.sql(), before.grant.request).await?
         };

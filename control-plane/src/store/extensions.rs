@@ -53,7 +53,7 @@ impl Store {
                     resource: before.resource.clone(),
                     hosts: before.hosts.iter().map(|host| host.name.clone()).collect(),
                     role: original.judged.as_ref().map(|(_, role)| role.clone()),
-                    duration: total,
+                    duration: Some(total),
                     circumstances: known.circumstances.clone().of_request(&requester.id, &before.subject),
                 };
                 let terms = wish.terms(&in_force, now)?;
@@ -106,7 +106,7 @@ impl Store {
         let (until, total) = extension::deadline(&kept.grant, extent.duration, latest, now)?;
         if let Some(in_force) = self.in_force(tx.sql()).await? {
             let hosts = kept.grant.hosts.iter().map(|host| host.name.clone()).collect();
-            let wish = Wish { hosts, duration: total, ..wish(tx.sql(), asks.id).await? };
+            let wish = Wish { hosts, duration: Some(total), ..wish(tx.sql(), asks.id).await? };
             let terms = wish.terms_at(&in_force, Stage::Activate, now)?;
             extension::permitted(&terms, &kept.grant, extent.duration)?;
         }

@@ -480,7 +480,7 @@ fn decode_wish(row: WishRow, hosts: BTreeSet<HostName>) -> Result<Wish, StoreErr
         resource: decode::text("resource", &row.resource)?,
         hosts,
         role: row.role.map(|role| decode::text("role", &role)).transpose()?,
-        duration,
+        duration: Some(duration),
         circumstances,
     })
 }

@@ -169,7 +169,7 @@ impl World {
             resource: "db".parse().expect("valid"),
             subject: None,
             hosts: Vec::new(),
-            duration: Duration::from_secs(seconds.into()),
+            duration: Some(Duration::from_secs(seconds.into())),
             reason: "why not".parse().expect("valid"),
             idle: None,
             while_running: None,

@@ -293,6 +293,58 @@ async fn what_needs_nobodys_yes_is_approved_at_once() {
     assert_eq!(story.alice.create(new.clone()).await.expect("made").state, RequestState::Pending);
 }
 
+/// How long, nobody has said: the role does, and what is on record is that.
+#[tokio::test]
+async fn a_request_that_does_not_say_how_long() {
+    let mut world = World::new().await;
+    let mut story = world.story().await;
+    let mut new = wire::CreateRequestRequest {
+        resource: "db".into(),
+        reason: "slow query".into(),
+        key: "4711".into(),
+        ..wire::CreateRequestRequest::default()
+    };
+    let nothing = story.alice.create(new.clone()).await;
+    refused(
+        nothing,
+        ErrorKind::InvalidArgument,
+        "duration: is missing, and no policy is in force that has a default",
+    );
+    let with_default = TWO_STEPS.replace("idle = ", "default_duration = \"20m\"\nidle = ");
+    let roles = [&with_default, AUTOMATIC].concat();
+    apply(&mut world.admin, 0, files(&roles, &[])).await.expect("applied");
+    // The role that fits best has none, and another one is not taken for that.
+    let best = story.alice.create(new.clone()).await;
+    refused(
+        best,
+        ErrorKind::InvalidArgument,
+        "duration: is missing, and role `routine` (policy version 1) has no default",
+    );
+    new.role = "debug".into();
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let idle = wire::CreateRequestRequest { idle: seconds(1200), ..new.clone() };
+    let idle = story.alice.create(idle).await;
+    refused(idle, ErrorKind::InvalidArgument, "idle: 20m is not less than the duration, 20m");
+
+    let made = story.alice.create(new.clone()).await.expect("made");
+    assert_eq!((made.duration, made.idle), (Duration::from_secs(1200), Some(Duration::from_secs(600))));
+    assert_eq!(story.alice.create(new.clone()).await.expect("is there").id, made.id, "the same wish");
+    let named = wire::CreateRequestRequest { duration: seconds(1200), ..new.clone() };
+    let named = story.alice.create(named).await;
+    refused(named, ErrorKind::AlreadyExists, "key `4711` is that of request");
+
+    // The operator's cap holds for what a role says, too.
+    let long =
+        TWO_STEPS.replace("\"30m\"", "\"8h\"").replace("idle = ", "default_duration = \"7h\"\nidle = ");
+    apply(&mut world.admin, 1, files(&long, &[])).await.expect("applied");
+    new.key = String::new();
+    refused(
+        story.alice.create(new).await,
+        ErrorKind::InvalidArgument,
+        "duration: 7h is above the maximum of 1h",
+    );
+}
+
 #[tokio::test]
 async fn a_request_is_withdrawn_or_lapses() {
     let mut world = World::new().await;

@@ -464,7 +464,7 @@ impl Caller {
             resource: "db".parse().expect("valid"),
             subject: None,
             hosts: Vec::new(),
-            duration: Duration::from_secs(seconds),
+            duration: Some(Duration::from_secs(seconds)),
             reason: "ticket 4711".parse().expect("valid"),
             idle: None,
             while_running: None,

@@ -125,11 +125,12 @@ pub struct NewRequest {
     pub subject: Option<SubjectId>,
     /// From which hosts; empty: every host known now.
     pub hosts: Vec<HostName>,
-    /// For how long, from approval: whole seconds, at least one. The control plane knows the maximum.
-    pub duration: Duration,
+    /// For how long, from approval: whole seconds, at least one. The control plane knows the maximum. None: as its role says by default.
+    pub duration: Option<Duration>,
     /// Why.
     pub reason: Reason,
-    /// How long nothing may be let through until it ends: whole seconds, at least one, less than `duration`. None: no limit.
+    /// How long nothing may be let through until it ends: whole seconds, at least one, less than `duration`, or than what the role says
+    /// by default, which the control plane checks. None: no limit.
     pub idle: Option<Duration>,
     /// It ends when this cgroup is empty or gone; then `hosts` names one at most.
     pub while_running: Option<CgroupPath>,
@@ -147,9 +148,12 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
     type Error = Invalid;
 
     fn try_from(wire: wire::CreateRequestRequest) -> Result<Self, Invalid> {
-        let duration = whole_seconds("duration", wire.duration)?;
-        let idle = wire.idle.map(|idle| whole_seconds("idle", Some(idle))).transpose()?;
-        if let Some(idle) = idle.filter(|idle| *idle >= duration) {
+        let seconds = |field, wire: Option<_>| wire.map(|wire| whole_seconds(field, Some(wire))).transpose();
+        let duration = seconds("duration", wire.duration)?;
+        let idle = seconds("idle", wire.idle)?;
+        if let (Some(idle), Some(duration)) = (idle, duration)
+            && idle >= duration
+        {
             let problem = format_args!("{idle:?} is not less than the duration, {duration:?}");
             return Err(Invalid::new("idle", problem));
         }
@@ -207,7 +211,7 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             resource: new.resource.into(),
             subject: new.subject.map(Into::into).unwrap_or_default(),
             hosts: new.hosts.into_iter().map(Into::into).collect(),
-            duration: Some(duration_to_wire(new.duration)),
+            duration: new.duration.map(duration_to_wire),
             reason: new.reason.0,
             idle: new.idle.map(duration_to_wire),
             while_running: new.while_running.map(Into::into).unwrap_or_default(),
@@ -640,7 +644,7 @@ mod tests {
         check(|wire| wire.subject.clear(), Ok(()));
         check(|wire| wire.hosts = vec!["b".into(), "a".into()], Ok(()));
         check(|wire| wire.resource.clear(), Err("resource: "));
-        check(|wire| wire.duration = None, Err("duration: is missing"));
+        check(|wire| wire.duration = None, Ok(()));
         check(|wire| wire.duration = Some(duration_to_wire(Duration::ZERO)), Err("duration: 0ns is not 1 s"));
         check(|wire| wire.duration = Some(duration_to_wire(Duration::from_millis(1500))), Err("1.5s is not"));
         check(|wire| wire.reason = " \n ".into(), Err("reason: is empty"));
@@ -698,6 +702,8 @@ mod tests {
         let seconds = |seconds| Some(duration_to_wire(Duration::from_secs(seconds)));
         check(|wire| wire.idle = seconds(59), Ok(()));
         check(|wire| wire.idle = seconds(60), Err("idle: 60s is not less than the duration, 60s"));
+        // The control plane knows how long that is.
+        check(|wire| (wire.duration, wire.idle) = (None, seconds(60)), Ok(()));
         check(|wire| wire.idle = seconds(0), Err("idle: 0ns is not 1 s or more"));
         check(
             |wire| wire.idle = Some(duration_to_wire(Duration::from_millis(1500))),

@@ -264,7 +264,7 @@ impl Record {
             resource: "db".parse()?,
             subject: None,
             hosts: Vec::new(),
-            duration: Duration::from_secs(seconds),
+            duration: Some(Duration::from_secs(seconds)),
             reason: "the benchmark needs it".parse()?,
             idle: None,
             while_running: None,

@@ -141,7 +141,7 @@ async fn fill(stage: &Stage, size: Size, cgroups: &[Cgroup]) -> Result<()> {
                 resource: format!("db-{number}").parse()?,
                 subject: Some(id.clone()),
                 hosts: vec![HOST.parse()?],
-                duration: Duration::from_secs(4 * 3600),
+                duration: Some(Duration::from_secs(4 * 3600)),
                 reason: "a measurement".parse()?,
                 idle: None,
                 while_running: None,
