@@ -9,6 +9,8 @@ pub mod freeze;
 pub mod freezes;
 pub mod grants;
 pub mod host;
+pub mod incident;
+pub mod incidents;
 pub mod login;
 pub mod logout;
 pub mod policy;
@@ -69,6 +71,8 @@ pub enum Command {
     Thaw(thaw::Arguments),
     #[command(subcommand)]
     Report(report::Verb),
+    Incident(incident::Verb),
+    Incidents(incidents::Arguments),
     Run(run::Arguments),
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -106,6 +110,8 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Freezes(arguments) => freezes::run(arguments, context).await,
         Command::Thaw(arguments) => thaw::run(arguments, context).await,
         Command::Report(verb) => report::run(verb, context).await,
+        Command::Incident(verb) => incident::run(verb, context).await,
+        Command::Incidents(arguments) => incidents::run(arguments, context).await,
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Audit(verb) => audit::run(verb, context).await,
         Command::Status(arguments) => status::run(arguments, context).await,

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod freezes;
+pub mod incidents;
 pub mod policy;
 pub mod reports;
 pub mod reviews;

@@ -2,7 +2,7 @@
 //!
 //! Owns: when to look. Must not know: what ending or deciding means. Kernels end grants by themselves at their deadlines; this is what
 //! makes the record and the lists say so, what warns of it, what decides requests for which nobody has, what begins grants whose time
-//! has come, what notes that a freeze is over, and what asks the policy again about grants that live. Nothing is kept in memory: after
+//! has come, what notes that a freeze or an incident is over, and what asks the policy again about grants that live. Nothing is kept in memory: after
 //! a restart it looks, and goes on.
 
 use std::time::Duration;
@@ -64,6 +64,7 @@ async fn look(store: &Store) -> Result<Duration, StoreError> {
             store.next_deadline().await?,
             store.next_due_request().await?,
             store.next_thaw().await?,
+            store.next_closing().await?,
             store.next_warning(clock::now()).await?,
             store.next_beginning().await?,
         ];
@@ -76,6 +77,7 @@ async fn look(store: &Store) -> Result<Duration, StoreError> {
         while store.expire(now).await? {}
         while store.settle_due_requests(now).await? {}
         store.note_thawed(now).await?;
+        store.note_closed(now).await?;
         while store.warn(now).await? {}
     }
 }

@@ -14,6 +14,7 @@ pub mod expiring;
 pub mod extension;
 pub mod freeze;
 pub mod grant;
+pub mod incident;
 pub mod notify;
 pub mod numbering;
 pub mod placement;

@@ -24,6 +24,7 @@ mod freezes;
 mod grants;
 mod hooks;
 mod hosts;
+mod incidents;
 mod line;
 mod outbox;
 mod policies;

@@ -3,6 +3,7 @@
 //! Owns: trying single changes of the facts, and pairs of them, where a request is denied. Must not know: who asks. What it finds
 //! tells of rules: it is for those who keep the policy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp as Instant;
@@ -97,7 +98,7 @@ fn changes(policy: &Policy, facts: &Facts) -> Vec<Change> {
     if facts.incidents.is_empty() {
         changes.push(Change::new("an active incident", |facts| {
             if let Ok(id) = "incident".parse() {
-                facts.incidents.insert(id, facts.now.plus(Duration::from_secs(1)));
+                Arc::make_mut(&mut facts.incidents).insert(id, facts.now.plus(Duration::from_secs(1)));
             }
         }));
     }
@@ -140,7 +141,7 @@ fn later(window: &str, time: Timestamp) -> Change {
     let text = format!("window `{window}`, which opens at {}", moment(time));
     Change::new(text, move |facts| {
         let wait = time.since(facts.now);
-        facts.incidents.values_mut().for_each(|end| *end = end.plus(wait));
+        Arc::make_mut(&mut facts.incidents).values_mut().for_each(|end| *end = end.plus(wait));
         facts.now = time;
     })
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::types::{HostName, Invalid, ResourceName, SubjectId, Timestamp};
@@ -131,7 +132,8 @@ pub struct Facts {
     /// From which device.
     pub device: Option<Device>,
     /// Incidents, each with its end. One whose end is not after `now` is over.
-    pub incidents: BTreeMap<IncidentId, Timestamp>,
+    /// Shared: the same for all that is judged at a time.
+    pub incidents: Arc<BTreeMap<IncidentId, Timestamp>>,
     /// How many people have said yes so far.
     pub approvals: u32,
 }
@@ -154,7 +156,7 @@ impl Facts {
             mfa: false,
             login_age: None,
             device: None,
-            incidents: BTreeMap::new(),
+            incidents: Arc::default(),
             approvals: 0,
         }
     }

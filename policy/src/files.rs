@@ -10,6 +10,7 @@ mod shapes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::Weekday;
@@ -1018,7 +1019,7 @@ fn checked_case(file: &mut File<'_, '_>, entry: &shapes::Case) -> Option<Case> {
     let incidents = file.list("incidents", &entry.incidents, LIST_MAX);
     // Active: longer than the moment of the case.
     let end = facts.now.plus(Duration::from_secs(1));
-    facts.incidents = incidents.into_iter().map(|id| (id, end)).collect();
+    facts.incidents = Arc::new(incidents.into_iter().map(|id| (id, end)).collect());
     facts.approvals = entry.approvals;
     let expect = &entry.expect;
     let permitted = match expect.outcome.get_ref().as_str() {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use proto::types::{Invalid, ResourceName};
 
-pub use proto::types::RoleName;
+pub use proto::types::{IncidentId, RoleName};
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $field:literal) => {
@@ -50,10 +50,6 @@ name!(
 name!(
     /// The name of those who are on call for something, by the same rule as [`RoleName`].
     RotationName, "on_call"
-);
-name!(
-    /// An incident's id, by the same rule as [`RoleName`].
-    IncidentId, "incident"
 );
 name!(
     /// The `@id` of a Cedar policy, by the same rule as [`RoleName`].

@@ -13,6 +13,7 @@ mod grant;
 mod host;
 mod identity;
 mod ids;
+mod incident;
 mod labels;
 mod outage;
 mod policy;
@@ -40,9 +41,10 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    FreezeId, GrantId, HookName, HostName, ProviderName, RequestId, ResourceName, ResourceNumber, RoleName,
-    RunId, SubjectId, SubjectNumber,
+    FreezeId, GrantId, HookName, HostName, IncidentId, ProviderName, RequestId, ResourceName, ResourceNumber,
+    RoleName, RunId, SubjectId, SubjectNumber,
 };
+pub use incident::{Incident, NewIncident};
 pub use labels::{Label, Labels};
 pub use outage::Outage;
 pub use policy::{Difference, NewPolicy, PlannedEnd, PolicyFiles, PolicyPlan, PolicyVersion, What};

@@ -6,6 +6,7 @@ mod versions;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use policy::facts::{Channel, Device, Facts, Stage};
@@ -260,7 +261,7 @@ fn explain(arguments: Explain, context: &mut Context<'_>) -> Result<(), Error> {
         mfa: arguments.mfa,
         login_age: arguments.login_age,
         device: arguments.device,
-        incidents: arguments.incidents.into_iter().map(|id| (id, end)).collect(),
+        incidents: Arc::new(arguments.incidents.into_iter().map(|id| (id, end)).collect()),
         approvals: arguments.approvals,
         ..Facts::new(now, subject, resource)
     };

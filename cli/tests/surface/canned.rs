@@ -183,6 +183,18 @@ pub(crate) fn freeze() -> Freeze {
     }
 }
 
+pub(crate) fn incident() -> Incident {
+    Incident {
+        id: "inc-42".into(),
+        opened: at("2026-11-22T09:58:00Z"),
+        until: at("2026-11-22T13:58:00Z"),
+        reason: "nobody can log in".into(),
+        by: "user:bob".into(),
+        closed: None,
+        closed_by: String::new(),
+    }
+}
+
 pub(crate) fn active() -> Grant {
     grant(GrantState::Active, EndReason::Unspecified, [(true, ""), (true, "")])
 }
@@ -543,6 +555,38 @@ impl AccessService for Canned {
         self.enter(call)?;
         let (ended, ended_by) = (at("2026-11-22T09:59:00Z"), "user:admin".into());
         Ok(Response::new(ThawResponse { freeze: Some(Freeze { ended, ended_by, ..freeze() }) }))
+    }
+
+    async fn open_incident(
+        &self,
+        call: Call<OpenIncidentRequest>,
+    ) -> Result<Response<OpenIncidentResponse>, Status> {
+        let OpenIncidentRequest { id, reason, .. } = self.enter(call)?;
+        Ok(Response::new(OpenIncidentResponse { incident: Some(Incident { id, reason, ..incident() }) }))
+    }
+
+    async fn list_incidents(
+        &self,
+        call: Call<ListIncidentsRequest>,
+    ) -> Result<Response<ListIncidentsResponse>, Status> {
+        let mut incidents = vec![incident()];
+        if self.enter(call)?.all {
+            let closed = at("2026-11-22T09:59:00Z");
+            let closed_by = "user:admin".into();
+            incidents.push(Incident { id: "inc-41".into(), closed, closed_by, ..incident() });
+            incidents.push(Incident { id: "inc-40".into(), closed, reason: String::new(), ..incident() });
+        }
+        Ok(Response::new(ListIncidentsResponse { incidents }))
+    }
+
+    async fn close_incident(
+        &self,
+        call: Call<CloseIncidentRequest>,
+    ) -> Result<Response<CloseIncidentResponse>, Status> {
+        self.enter(call)?;
+        let (closed, closed_by) = (at("2026-11-22T09:59:00Z"), "user:admin".into());
+        let incident = Incident { closed, closed_by, ..incident() };
+        Ok(Response::new(CloseIncidentResponse { incident: Some(incident) }))
     }
 
     async fn activate_grant(

@@ -84,6 +84,11 @@ async fn access() {
             &["freezes"],
             &["freezes", "--all"],
             &["thaw", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e60", "--comment", "replaced"],
+            &["incident", "open", "inc-42", "--for", "4h", "--reason", "nobody can log in"],
+            &["incident", "open", "inc-43", "--for", "4h"],
+            &["incidents"],
+            &["incidents", "--all"],
+            &["incident", "close", "inc-42", "--comment", "rolled back"],
         ],
     )
     .await;

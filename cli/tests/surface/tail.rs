@@ -131,6 +131,14 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 comment: "freeze 019aac20-1f4e-7d22-8c55-0a9b8c7d6e60 of all resources: incident".into(),
                 ..event(position, "control-plane", kind)
             },
+            Kind::IncidentOpened | Kind::IncidentClosed => AuditEvent {
+                actor: "user:bob".into(),
+                credential: "session".into(),
+                reason: if kind == Kind::IncidentClosed { "closed".into() } else { String::new() },
+                comment: "incident inc-42: nobody can log in".into(),
+                expires,
+                ..event(position, "control-plane", kind)
+            },
             Kind::ResourceAdded | Kind::ResourceRemoved => {
                 AuditEvent { subject: String::new(), request: String::new(), ..about() }
             }

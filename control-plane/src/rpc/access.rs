@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, AccessPlace, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, Invalid,
-    NewApproval, NewExtension, NewFreeze, NewRequest, Outage, Reason, RequestId, RequestState, ResourceName,
-    Timestamp, page_limit,
+    AccessFilter, AccessPlace, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, IncidentId,
+    Invalid, NewApproval, NewExtension, NewFreeze, NewIncident, NewRequest, Outage, Reason, RequestId,
+    RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -386,6 +386,50 @@ impl AccessService for Access {
         let comment = Reason::optional("comment", &comment).map_err(invalid)?;
         match self.0.store.thaw(id, &caller.subject()?, &comment, clock::now()).await {
             Ok(freeze) => Ok(Response::new(wire::ThawResponse { freeze: Some(freeze.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn open_incident(
+        &self,
+        request: Request<wire::OpenIncidentRequest>,
+    ) -> Result<Response<wire::OpenIncidentResponse>, Status> {
+        let caller = admitted(&request)?;
+        let new: NewIncident = request.into_inner().try_into().map_err(invalid)?;
+        match self.0.store.open_incident(new, &caller.subject()?, clock::now()).await {
+            Ok(incident) => Ok(Response::new(wire::OpenIncidentResponse { incident: Some(incident.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_incidents(
+        &self,
+        request: Request<wire::ListIncidentsRequest>,
+    ) -> Result<Response<wire::ListIncidentsResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ListIncidentsRequest { all, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        match self.0.store.incidents(all, limit, clock::now()).await {
+            Ok(incidents) => {
+                let incidents = incidents.into_iter().map(Into::into).collect();
+                Ok(Response::new(wire::ListIncidentsResponse { incidents }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn close_incident(
+        &self,
+        request: Request<wire::CloseIncidentRequest>,
+    ) -> Result<Response<wire::CloseIncidentResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::CloseIncidentRequest { id, comment } = request.into_inner();
+        let id: IncidentId = id.parse().map_err(invalid)?;
+        let comment = Reason::optional("comment", &comment).map_err(invalid)?;
+        match self.0.store.close_incident(&id, &caller.subject()?, &comment, clock::now()).await {
+            Ok(incident) => {
+                Ok(Response::new(wire::CloseIncidentResponse { incident: Some(incident.into()) }))
+            }
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

@@ -150,6 +150,9 @@ calls! {
     Freeze = "AccessService.Freeze":                    No     No     All      No      All           No;
     ListFreezes = "AccessService.ListFreezes":          No     All    All      All     All           No;
     Thaw = "AccessService.Thaw":                        No     No     No       No      All           No;
+    OpenIncident = "AccessService.OpenIncident":        No     No     All      No      All           No;
+    ListIncidents = "AccessService.ListIncidents":      No     All    All      All     All           No;
+    CloseIncident = "AccessService.CloseIncident":      No     No     All      No      All           No;
     PlanPolicy = "PolicyService.PlanPolicy":            No     No     No       No      All           No;
     ApplyPolicy = "PolicyService.ApplyPolicy":          No     No     No       No      All           No;
     ListPolicies = "PolicyService.ListPolicies":        No     No     No       All     All           No;

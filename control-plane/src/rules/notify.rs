@@ -96,6 +96,8 @@ impl Severity {
             | EventKind::PolicyApplied
             | EventKind::FreezeBegan
             | EventKind::FreezeEnded
+            | EventKind::IncidentOpened
+            | EventKind::IncidentClosed
             | EventKind::ResourceChanged
             | EventKind::ResourceRemoved
             | EventKind::SubjectUnbound

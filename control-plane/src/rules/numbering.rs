@@ -80,6 +80,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::BreakGlassReviewed
         | EventKind::FreezeBegan
         | EventKind::FreezeEnded
+        | EventKind::IncidentOpened
+        | EventKind::IncidentClosed
         | EventKind::ResourceAdded
         | EventKind::ResourceChanged
         | EventKind::ResourceRemoved

@@ -3,7 +3,7 @@
 //!
 //! Owns: the operator's limits, which hold under every policy; the facts that a policy is asked with. Must not know: storage, what files mean.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use ::policy::approval::Step;
 use ::policy::decide::{Decision, Outcome, Terms, decide, steps_of};
 use ::policy::facts::{Channel, Facts, Stage};
 use ::policy::model::ClockStart;
-use ::policy::names::GroupName;
+use ::policy::names::{GroupName, IncidentId};
 use proto::types::{HostName, NewRequest, ResourceName, RoleName, SubjectId, Timestamp};
 
 use super::Refusal;
@@ -121,6 +121,15 @@ pub struct Numbered {
     pub policy: Arc<Policy>,
 }
 
+/// When something is judged, and what is so then for everybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// When.
+    pub now: Timestamp,
+    /// The incidents that are open, each with its end.
+    pub incidents: Arc<BTreeMap<IncidentId, Timestamp>>,
+}
+
 /// What is to be judged: what is asked for, or was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
@@ -142,7 +151,8 @@ pub struct Wish {
 
 impl Wish {
     /// As a policy is asked.
-    pub fn facts(&self, stage: Stage, now: Timestamp) -> Facts {
+    pub fn facts(&self, stage: Stage, moment: &Moment) -> Facts {
+        let now = moment.now;
         let Circumstances { channel, source, mfa, signed_in, groups } = &self.circumstances;
         Facts {
             stage,
@@ -155,35 +165,36 @@ impl Wish {
             source: *source,
             mfa: *mfa,
             login_age: signed_in.map(|signed_in| now.since(signed_in)),
+            incidents: Arc::clone(&moment.incidents),
             ..Facts::new(now, self.subject.clone(), self.resource.clone())
         }
     }
 
     /// On which terms `in_force` lets it be asked for.
-    pub fn terms(&self, in_force: &Numbered, now: Timestamp) -> Result<Terms, Refusal> {
-        self.terms_at(in_force, Stage::Request, now)
+    pub fn terms(&self, in_force: &Numbered, moment: &Moment) -> Result<Terms, Refusal> {
+        self.terms_at(in_force, Stage::Request, moment)
     }
 
     /// On which terms `in_force` lets it be asked for, begin, or live on.
-    pub fn terms_at(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<Terms, Refusal> {
-        permitted(in_force, decide(&in_force.policy, &self.facts(stage, now)))
+    pub fn terms_at(&self, in_force: &Numbered, stage: Stage, moment: &Moment) -> Result<Terms, Refusal> {
+        permitted(in_force, decide(&in_force.policy, &self.facts(stage, moment)))
     }
 
     /// When its time begins, if `in_force` lets it. What begins now is asked about as such; what begins later is asked about again then,
     /// and now only whether it could still be asked for.
-    pub fn clock(&self, in_force: &Numbered, now: Timestamp) -> Result<ClockStart, Refusal> {
+    pub fn clock(&self, in_force: &Numbered, moment: &Moment) -> Result<ClockStart, Refusal> {
         let role = self.role.as_ref().and_then(|name| in_force.policy.role(name));
         let stage = match role.map_or(ClockStart::Approval, |role| role.clock) {
             ClockStart::Activation => Stage::Request,
-            ClockStart::At(begins) if begins > now => Stage::Request,
+            ClockStart::At(begins) if begins > moment.now => Stage::Request,
             ClockStart::Approval | ClockStart::At(_) => Stage::Activate,
         };
-        Ok(self.terms_at(in_force, stage, now)?.clock)
+        Ok(self.terms_at(in_force, stage, moment)?.clock)
     }
 
     /// Whether `in_force` still lets it begin (`Stage::Activate`), or live on (`Stage::Keep`).
-    pub fn is_permitted(&self, in_force: &Numbered, stage: Stage, now: Timestamp) -> Result<(), Refusal> {
-        self.terms_at(in_force, stage, now).map(drop)
+    pub fn is_permitted(&self, in_force: &Numbered, stage: Stage, moment: &Moment) -> Result<(), Refusal> {
+        self.terms_at(in_force, stage, moment).map(drop)
     }
 }
 
@@ -301,14 +312,15 @@ mod tests {
         }
     }
 
-    fn now() -> Timestamp {
-        Timestamp::from_unix_ms(1_795_000_000_000).expect("in range")
+    fn now() -> Moment {
+        let now = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
+        Moment { now, incidents: Arc::default() }
     }
 
     #[test]
     fn a_policy_gives_terms_or_says_why_not() {
         let in_force = policy(&[]);
-        let terms = wish("user:alice", 30).terms(&in_force, now()).expect("permitted");
+        let terms = wish("user:alice", 30).terms(&in_force, &now()).expect("permitted");
         assert_eq!((terms.role.as_str(), terms.steps.len()), ("debug", 1));
         assert_eq!(terms.idle, Some(Duration::from_secs(600)));
         let steps = steps(
@@ -318,7 +330,7 @@ mod tests {
             &"user:alice".parse().expect("valid"),
         );
         assert_eq!(steps, Some(terms.steps));
-        let refused = |wish: Wish| wish.terms(&in_force, now()).expect_err("refused").to_string();
+        let refused = |wish: Wish| wish.terms(&in_force, &now()).expect_err("refused").to_string();
         assert_eq!(
             refused(wish("user:alice", 90)),
             "the policy (version 7) does not permit it: rule `role:debug`: 1h 30m is longer than 1h, which role `debug` can be had for \
@@ -394,15 +406,34 @@ mod tests {
         let in_force = policy(&[("conditions/a.cedar", condition)]);
         let mut wish = wish("user:alice", 30);
         assert_eq!(
-            wish.terms(&in_force, now()).expect_err("refused").to_string(),
+            wish.terms(&in_force, &now()).expect_err("refused").to_string(),
             "the policy (version 7) does not permit it: rule `mfa`: forbids it (what would help: sign in with a second factor)"
         );
         wish.circumstances.mfa = is_mfa(["pwd", "mfa"]);
-        assert!(wish.terms(&in_force, now()).is_ok());
+        assert!(wish.terms(&in_force, &now()).is_ok());
         assert!(!is_mfa(["pwd", "otp"]));
         for stage in [Stage::Activate, Stage::Keep] {
             wish.role = "debug".parse().ok();
-            assert_eq!(wish.is_permitted(&in_force, stage, now()), Ok(()));
+            assert_eq!(wish.is_permitted(&in_force, stage, &now()), Ok(()));
         }
+    }
+
+    #[test]
+    fn what_needs_an_incident_is_permitted_at_each_stage_while_one_is_open() {
+        let condition = "@id(\"incident\") @help(\"open one\")\nforbid (principal, action, resource) unless { context.incident_active };";
+        let in_force = policy(&[("conditions/a.cedar", condition)]);
+        let wish = Wish { role: "debug".parse().ok(), ..wish("user:alice", 30) };
+        let ends = |seconds| {
+            let end = now().now.plus(Duration::from_secs(seconds));
+            Moment { incidents: Arc::new([("inc-42".parse().expect("valid"), end)].into()), ..now() }
+        };
+        for stage in Stage::ALL {
+            assert!(wish.is_permitted(&in_force, stage, &ends(1)).is_ok(), "{stage}");
+            for without in [now(), ends(0)] {
+                let refused = wish.is_permitted(&in_force, stage, &without).expect_err("none is open");
+                assert!(refused.to_string().contains("rule `incident`: forbids it"), "{refused}");
+            }
+        }
+        assert!(wish.clock(&in_force, &ends(1)).is_ok() && wish.clock(&in_force, &now()).is_err());
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    FreezeId, GrantId, GrantState, HookName, HostName, ProviderName, RequestId, RequestKey, RequestState,
-    ResourceName, RoleName, SubjectId, Timestamp,
+    FreezeId, GrantId, GrantState, HookName, HostName, IncidentId, ProviderName, RequestId, RequestKey,
+    RequestState, ResourceName, RoleName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -113,6 +113,12 @@ pub enum Refusal {
     FreezeOver(FreezeId),
     #[error("{0} freezes hold already, and no more can")]
     TooManyFreezes(usize),
+    #[error("incident `{0}` is not known")]
+    UnknownIncident(IncidentId),
+    #[error("incident `{0}` is closed")]
+    IncidentClosed(IncidentId),
+    #[error("{0} incidents are open already, and no more can be")]
+    TooManyIncidents(usize),
     #[error("role `{0}` lets nothing be extended")]
     NoExtension(RoleName),
     #[error("grant {grant} has been extended {times} times, which is all that its role permits")]
@@ -229,6 +235,7 @@ impl Refusal {
             | Self::UnknownGrant(_)
             | Self::UnknownProvider(_)
             | Self::UnknownFreeze(_)
+            | Self::UnknownIncident(_)
             | Self::NotBrokenGlass(_)
             | Self::UnknownPolicy(_) => ErrorKind::NotFound,
             Self::KeyUsed { .. }
@@ -246,6 +253,7 @@ impl Refusal {
             | Self::ExtendedEnough { .. }
             | Self::Frozen { .. }
             | Self::FreezeOver(_)
+            | Self::IncidentClosed(_)
             | Self::AlreadyReviewed { .. }
             | Self::NotBound(_)
             | Self::NotDisabled(_)
@@ -289,7 +297,9 @@ impl Refusal {
             | Self::OtherName { .. }
             | Self::NotOfCluster { .. }
             | Self::OtherHost { .. } => ErrorKind::PermissionDenied,
-            Self::TooManySignIns | Self::TooManyFreezes(_) => ErrorKind::ResourceExhausted,
+            Self::TooManySignIns | Self::TooManyFreezes(_) | Self::TooManyIncidents(_) => {
+                ErrorKind::ResourceExhausted
+            }
             Self::IdTokenUsed
             | Self::TokenUsedUp(_)
             | Self::UnknownJoinToken
@@ -369,9 +379,12 @@ impl Refusal {
             }
             Self::UnknownFreeze(_) => "list what there is with `portcullis freezes --all`",
             Self::FreezeOver(_) | Self::AlreadyReviewed { .. } => "",
+            Self::UnknownIncident(_) => "list what there is with `portcullis incidents --all`",
+            Self::IncidentClosed(_) => "open it again with `portcullis incident open`",
             Self::NotReviewer { .. } | Self::NotBrokenGlass(_) => {
                 "`portcullis reviews` shows what is to be reviewed, and by whom"
             }
+            Self::TooManyIncidents(_) => "close one with `portcullis incident close`",
             Self::TooManyFreezes(_) => "lift one with `portcullis thaw`, or name more resources in one",
             Self::NoExtension(_) | Self::ExtendedEnough { .. } => {
                 "ask for access anew, with `portcullis request`"

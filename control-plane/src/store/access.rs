@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::disabling::refuse_if_disabled;
 use super::freezes::refuse_if_frozen;
+use super::incidents::moment;
 use super::policies::wish;
 use super::requests::request;
 use super::sql::{self, Transaction};
@@ -71,7 +72,7 @@ impl Store {
                     duration: new.duration,
                     circumstances: known.circumstances.clone(),
                 };
-                let terms = wish.terms(&in_force, now)?;
+                let terms = wish.terms(&in_force, &moment(tx.sql(), now).await?)?;
                 let duration = known.limits.duration(&new, Some((&in_force, &terms)))?;
                 (Some((in_force.version, terms)), duration)
             }
@@ -316,7 +317,7 @@ impl Store {
                 let hosts = extent.hosts.clone();
                 let wish =
                     Wish { hosts, duration: Some(extent.duration), ..wish(tx.sql(), before.id).await? };
-                wish.clock(&in_force, now)?
+                wish.clock(&in_force, &moment(tx.sql(), now).await?)?
             }
         };
         // It waits to be activated for as long as a request does to be decided.

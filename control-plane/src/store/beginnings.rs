@@ -7,6 +7,7 @@ use super::access::refuse_if_removed;
 use super::disabling::refuse_if_disabled;
 use super::freezes::refuse_if_frozen;
 use super::grants::{Kept, grant, kept};
+use super::incidents::moment;
 use super::policies::wish;
 use super::requests::request;
 use super::sql;
@@ -108,7 +109,8 @@ impl Store {
         refuse_if_frozen(tx.sql(), &grant.resource, now).await?;
         if let Some(in_force) = self.in_force(tx.sql()).await? {
             let hosts = grant.hosts.iter().map(|host| host.name.clone()).collect();
-            Wish { hosts, ..wish }.is_permitted(&in_force, Stage::Activate, now)?;
+            let moment = moment(tx.sql(), now).await?;
+            Wish { hosts, ..wish }.is_permitted(&in_force, Stage::Activate, &moment)?;
         }
         Ok(())
     }

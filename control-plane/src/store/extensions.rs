@@ -10,6 +10,7 @@ use super::access::{Known, refuse_if_removed, subject_number};
 use super::disabling::refuse_if_disabled;
 use super::freezes::refuse_if_frozen;
 use super::grants::{Kept, grant, kept};
+use super::incidents::moment;
 use super::policies::wish;
 use super::requests::request;
 use super::sql;
@@ -56,7 +57,7 @@ impl Store {
                     duration: Some(total),
                     circumstances: known.circumstances.clone().of_request(&requester.id, &before.subject),
                 };
-                let terms = wish.terms(&in_force, now)?;
+                let terms = wish.terms(&in_force, &moment(tx.sql(), now).await?)?;
                 extension::permitted(&terms, &before, by)?;
                 Some((in_force.version, terms))
             }
@@ -107,7 +108,7 @@ impl Store {
         if let Some(in_force) = self.in_force(tx.sql()).await? {
             let hosts = kept.grant.hosts.iter().map(|host| host.name.clone()).collect();
             let wish = Wish { hosts, duration: Some(total), ..wish(tx.sql(), asks.id).await? };
-            let terms = wish.terms_at(&in_force, Stage::Activate, now)?;
+            let terms = wish.terms_at(&in_force, Stage::Activate, &moment(tx.sql(), now).await?)?;
             extension::permitted(&terms, &kept.grant, extent.duration)?;
         }
         tx.decide(decided, actor.clone(), comment, now).await?;

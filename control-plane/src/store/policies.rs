@@ -19,6 +19,7 @@ use sqlx::FromRow;
 
 use super::directory::{refuse_if_taken, resources};
 use super::grants::kept;
+use super::incidents::moment;
 use super::sql::{self, Query, Rows, Transaction};
 use super::steps::Cause;
 use super::tx::{Tx, caused_by};
@@ -173,15 +174,21 @@ impl Store {
         let mut sql = self.read().await?;
         let Some(in_force) = self.in_force(&mut sql).await? else { return Ok(0) };
         let live = live(&mut sql).await?;
+        let seen = moment(&mut sql, now).await?;
         drop(sql);
         let mut ended = 0;
         for (grant, wish) in live {
-            let Err(refusal) = wish.is_permitted(&in_force, Stage::Keep, now) else { continue };
+            if wish.is_permitted(&in_force, Stage::Keep, &seen).is_ok() {
+                continue;
+            }
             let mut tx = self.write().await?;
             // Another one may have been put in force meanwhile, and have ended it.
             if newest(tx.sql()).await? != Some(in_force.version) {
                 return Ok(ended);
             }
+            // And an incident may have been opened.
+            let moment = moment(tx.sql(), now).await?;
+            let Err(refusal) = wish.is_permitted(&in_force, Stage::Keep, &moment) else { continue };
             tx.end_by_policy(grant, Actor::System, &refusal.to_string(), now).await?;
             tx.commit().await?;
             ended += 1;
@@ -288,9 +295,10 @@ async fn considered(
         }
     }
     let live = live(sql).await?;
+    let moment = moment(sql, now).await?;
     let facts: Vec<LiveGrant> = live
         .iter()
-        .map(|(grant, wish)| LiveGrant { grant: *grant, facts: wish.facts(Stage::Keep, now) })
+        .map(|(grant, wish)| LiveGrant { grant: *grant, facts: wish.facts(Stage::Keep, &moment) })
         .collect();
     let plan::Plan { differences, ends } = plan::plan(before.map(|before| &*before.policy), policy, &facts);
     let mut by_id: HashMap<GrantId, Wish> = live.into_iter().collect();

@@ -26,6 +26,7 @@ mod sqlite {
     mod freeze;
     mod histories;
     mod hooks;
+    mod incidents;
     mod notify;
     // It ends before any database is asked.
     mod peers;
@@ -59,6 +60,7 @@ mod postgres {
     mod freeze;
     mod histories;
     mod hooks;
+    mod incidents;
     mod notify;
     mod policy;
     mod reports;

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use proto::status::ErrorKind;
 use proto::types::{
     Access, AccessFilter, AuditEvent, EndedGrant, EventId, EventKind, Freeze, FreezeId, Grant, GrantId,
-    GrantSet, Host, HostEnd, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId,
+    GrantSet, Host, HostEnd, Incident, JoinToken, NewApproval, NewExtension, NewRequest, Request, RequestId,
     ResourceOptions, Review, SubjectIdentity, SubjectRole,
 };
 use proto::wire::access as wire;
@@ -551,6 +551,29 @@ impl Caller {
         let list = wire::ListFreezesRequest { all, limit: 0 };
         let freezes = self.access.list_freezes(list).await.expect("listed").into_inner().freezes;
         freezes.into_iter().map(|freeze| freeze.try_into().expect("valid")).collect()
+    }
+
+    /// Opens an incident for so long.
+    pub(crate) async fn open_incident(&mut self, id: &str, seconds: i64) -> Result<Incident, Status> {
+        let open = wire::OpenIncidentRequest {
+            id: id.to_owned(),
+            duration: Some(prost_types::Duration { seconds, nanos: 0 }),
+            reason: "nobody can log in".to_owned(),
+        };
+        let answer = self.access.open_incident(open).await?.into_inner();
+        Ok(answer.incident.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn close_incident(&mut self, id: &str) -> Result<Incident, Status> {
+        let close = wire::CloseIncidentRequest { id: id.to_owned(), comment: "rolled back".to_owned() };
+        let answer = self.access.close_incident(close).await?.into_inner();
+        Ok(answer.incident.expect("is there").try_into().expect("valid"))
+    }
+
+    pub(crate) async fn incidents(&mut self, all: bool) -> Vec<Incident> {
+        let list = wire::ListIncidentsRequest { all, limit: 0 };
+        let incidents = self.access.list_incidents(list).await.expect("listed").into_inner().incidents;
+        incidents.into_iter().map(|incident| incident.try_into().expect("valid")).collect()
     }
 
     /// Begins the time of a grant.

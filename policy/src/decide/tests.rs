@@ -1,6 +1,7 @@
 //! A table of decisions, and what holds of all of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proto::types::Timestamp;
 
@@ -150,7 +151,8 @@ fn decisions() {
     let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
     let oncall = "@id(\"incident\") @help(\"wait for an incident\") permit (principal, action, resource == Role::\"oncall\") when { context.incident_active };";
     let with_incident = |facts: &mut Facts| {
-        facts.incidents.insert("inc-1".parse().expect("valid"), facts.now.plus(Duration::from_secs(1)));
+        Arc::make_mut(&mut facts.incidents)
+            .insert("inc-1".parse().expect("valid"), facts.now.plus(Duration::from_secs(1)));
     };
     check("fewest approvals first", "", &|_| {});
     check("by name", "", &|facts| facts.role = "long".parse().ok());
@@ -186,7 +188,7 @@ fn decisions() {
     check("not met", oncall, &|facts| facts.role = "oncall".parse().ok());
     check("an incident that is over", oncall, &|facts| {
         facts.role = "oncall".parse().ok();
-        facts.incidents.insert("inc-1".parse().expect("valid"), facts.now);
+        Arc::make_mut(&mut facts.incidents).insert("inc-1".parse().expect("valid"), facts.now);
     });
     let forbid = "@id(\"mfa\") @help(\"sign in with a second factor\") forbid (principal, action, resource) unless { context.mfa };";
     check("forbid wins over a link", forbid, &|_| {});
@@ -256,7 +258,8 @@ fn facts_keep_to_the_schema() {
             least.device = Some(crate::facts::Device { managed: true, encrypted: false });
             least.login_age = Some(Duration::MAX);
             least.hosts.clear();
-            least.incidents.insert("inc-1".parse().expect("valid"), least.now.plus(Duration::from_secs(1)));
+            Arc::make_mut(&mut least.incidents)
+                .insert("inc-1".parse().expect("valid"), least.now.plus(Duration::from_secs(1)));
         }
         let groups = policy.directory.groups_of(&least.subject, &least.groups);
         let question = Question::new(&policy, &least, &groups);
@@ -302,8 +305,7 @@ mod any {
                 facts.duration = seconds.map(Duration::from_secs);
                 (facts.stage, facts.mfa, facts.approvals) = (stage, mfa, approvals);
                 if incident {
-                    facts
-                        .incidents
+                    Arc::make_mut(&mut facts.incidents)
                         .insert("inc-1".parse().expect("valid"), facts.now.plus(Duration::from_secs(1)));
                 }
                 facts

@@ -126,6 +126,10 @@ event_kinds! {
     FreezeBegan = "freeze.began",
     /// They are open again.
     FreezeEnded = "freeze.ended",
+    /// A flag is up that conditions of policies see; or its end has moved.
+    IncidentOpened = "incident.opened",
+    /// It is down again.
+    IncidentClosed = "incident.closed",
     /// A destination is protected from now on.
     ResourceAdded = "resource.added",
     /// A destination is guarded in another way from now on.

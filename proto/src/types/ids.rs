@@ -72,6 +72,10 @@ name!(
     RoleName, "role", label
 );
 name!(
+    /// The id of an incident, as people write it, by the same rule as [`ResourceName`].
+    IncidentId, "incident", label
+);
+name!(
     /// A subject's id: `user:NAME` or `workload:NAME`, NAME 1..=128 of `a-z`, `0-9`, `.`, `_`, `-`, `@`, `/`, `+`.
     SubjectId, "subject", subject_id
 );
