@@ -71,6 +71,7 @@ pub enum Command {
     Thaw(thaw::Arguments),
     #[command(subcommand)]
     Report(report::Verb),
+    #[command(subcommand)]
     Incident(incident::Verb),
     Incidents(incidents::Arguments),
     Run(run::Arguments),

@@ -368,7 +368,7 @@ mod tests {
                 NewRequest { duration: minutes.map(length), idle: idle.map(length), ..new_request(1, None) };
             let role = role.map(|role| role.parse().expect("valid"));
             let wish = Wish { role, duration: new.duration, ..wish("user:alice", 1) };
-            let terms = wish.terms(&in_force, now())?;
+            let terms = wish.terms(&in_force, &now())?;
             limits.duration(&new, Some((&in_force, &terms)))
         };
         let told = |judged: Result<Duration, Refusal>| match judged {

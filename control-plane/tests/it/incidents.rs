@@ -164,7 +164,7 @@ impl Clockwork {
             resource: "orders-db".parse().expect("valid"),
             subject: None,
             hosts: Vec::new(),
-            duration: Duration::from_secs(30 * 60),
+            duration: Some(Duration::from_secs(30 * 60)),
             reason: "INC-42".parse().expect("valid"),
             idle: None,
             while_running: None,
