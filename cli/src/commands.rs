@@ -4,6 +4,8 @@ pub mod activate;
 pub mod approve;
 pub mod audit;
 pub mod deny;
+pub mod draft;
+pub mod drafts;
 pub mod extend;
 pub mod freeze;
 pub mod freezes;
@@ -58,6 +60,9 @@ pub enum Command {
     Approve(approve::Arguments),
     Deny(deny::Arguments),
     Withdraw(withdraw::Arguments),
+    Drafts(drafts::Arguments),
+    #[command(subcommand)]
+    Draft(draft::Verb),
     Grants(grants::Arguments),
     WhoHas(who_has::Arguments),
     Revoke(revoke::Arguments),
@@ -99,6 +104,8 @@ pub(crate) async fn run(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Approve(arguments) => approve::run(arguments, context).await,
         Command::Deny(arguments) => deny::run(arguments, context).await,
         Command::Withdraw(arguments) => withdraw::run(arguments, context).await,
+        Command::Drafts(arguments) => drafts::run(arguments, context).await,
+        Command::Draft(verb) => draft::run(verb, context).await,
         Command::Grants(arguments) => grants::run(arguments, context).await,
         Command::WhoHas(arguments) => who_has::run(arguments, context).await,
         Command::Revoke(arguments) => revoke::run(arguments, context).await,

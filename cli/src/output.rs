@@ -4,6 +4,7 @@
 //! elsewhere. Must not know: the network, the clock. The JSON names are a promise; those of events are [`proto::json`]'s.
 
 pub mod audit;
+pub mod drafts;
 pub mod freezes;
 pub mod incidents;
 pub mod policy;

@@ -9,6 +9,7 @@ pub mod binding;
 pub mod browser;
 pub mod calls;
 pub mod claims;
+pub mod draft;
 pub mod enrolment;
 pub mod expiring;
 pub mod extension;

@@ -16,6 +16,7 @@ mod browsers;
 mod decode;
 mod directory;
 mod disabling;
+mod drafts;
 mod enrolment;
 mod error;
 mod expiring;

@@ -7,6 +7,7 @@ mod action;
 mod audit;
 mod delta;
 mod digest;
+mod draft;
 mod enrolment;
 mod freeze;
 mod grant;
@@ -32,6 +33,7 @@ pub use action::{ACTION_PATH, Action, ArgumentPattern, ExecutablePath, may_be_in
 pub use audit::{AuditEvent, Change, Closed, Connection, EventId, EventKind, Gap, Receipt};
 pub use delta::Delta;
 pub use digest::Digest;
+pub use draft::Draft;
 pub use enrolment::{Evidence, Fingerprint, Identity, Join, JoinToken, SigningRequest};
 pub use freeze::{Freeze, Frozen, NewFreeze};
 pub use grant::{EndReason, Grant, GrantHost, GrantState, HostEnd};
@@ -41,8 +43,8 @@ pub use identity::{
     WorkloadToken,
 };
 pub use ids::{
-    FreezeId, GrantId, HookName, HostName, IncidentId, ProviderName, RequestId, ResourceName, ResourceNumber,
-    RoleName, RunId, SubjectId, SubjectNumber,
+    DraftId, FreezeId, GrantId, HookName, HostName, IncidentId, ProviderName, RequestId, ResourceName,
+    ResourceNumber, RoleName, RunId, SubjectId, SubjectNumber,
 };
 pub use incident::{Incident, NewIncident};
 pub use labels::{Label, Labels};

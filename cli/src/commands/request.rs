@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use proto::types::{
-    CgroupPath, HostName, NewRequest, Reason, Request, RequestKey, ResourceName, RoleName, SubjectId,
+    CgroupPath, DraftId, HostName, NewRequest, Reason, Request, RequestKey, ResourceName, RoleName, SubjectId,
 };
 use proto::wire::access::CreateRequestRequest;
 
@@ -29,6 +29,7 @@ Examples:
   portcullis request db-prod --for 30m --reason 'slow query, INC-42' --wait && psql -h db-prod
   portcullis request db-prod --role debug --reason 'slow query, INC-42'
   portcullis request db-prod --for 8h --idle 10m --reason 'on call this week'
+  portcullis request --draft 019aac20-1f4e-7d22-8c55-0a9b8c7d6e61 --for 30m --reason 'slow query, INC-42'
   portcullis request db-prod --subject workload:ci/deploy --host ci-1,ci-2 --for 2h --reason 'release 7.3'
   portcullis request db-prod --subject workload:ci/deploy --host ci-1 --for 2h --reason 'job 4711' \\
     --while-running /system.slice/ci-job-4711.service
@@ -40,8 +41,8 @@ Exit codes of --wait:
   12  the time to wait is over; the request, or its grant, goes on")]
 pub struct Arguments {
     /// The resource, as `resource list` shows it
-    #[arg(value_parser = checked::<ResourceName>)]
-    resource: ResourceName,
+    #[arg(value_parser = checked::<ResourceName>, required_unless_present = "draft")]
+    resource: Option<ResourceName>,
     /// Whose processes are to be let through: `user:NAME` or `workload:NAME`; without it, your own
     #[arg(long, value_parser = checked::<SubjectId>)]
     subject: Option<SubjectId>,
@@ -75,6 +76,9 @@ pub struct Arguments {
     /// For scripts. 1 to 64 letters, digits, `.`, `_`, `:` or `-`. Another wish with a key that was used is refused.
     #[arg(long, value_parser = checked::<RequestKey>)]
     key: Option<RequestKey>,
+    /// Complete this draft, in the place of a resource and hosts: ask for what you were denied, from where you were: see `drafts`
+    #[arg(long, value_name = "DRAFT", value_parser = checked::<DraftId>, conflicts_with_all = ["resource", "subject", "hosts"])]
+    draft: Option<DraftId>,
     /// What for: 1 to 1000 characters that approvers and auditors read
     #[arg(long, value_name = "TEXT", value_parser = checked::<Reason>)]
     reason: Reason,
@@ -92,18 +96,31 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
     let Arguments {
         resource,
         subject,
-        hosts,
+        mut hosts,
         duration,
         idle,
         while_running,
         action_file,
         role,
         key,
+        draft,
         reason,
         wait,
         wait_timeout,
     } = arguments;
     let action = action_file.map(|path| super::action::read(&path)).transpose()?;
+    let mut connected = None;
+    let resource = match (resource, draft) {
+        (Some(resource), _) => resource,
+        (None, Some(id)) => {
+            let control_plane = context.connect().await?;
+            let draft = super::draft::find(&control_plane, id).await?;
+            connected = Some(control_plane);
+            hosts = vec![draft.host];
+            draft.resource
+        }
+        (None, None) => return Err(Error::Usage("no resource, and no draft of one".to_owned())),
+    };
     let what = format!("request access to `{resource}`");
     // By way of the wire, which checks the parts as the control plane will.
     let run = None;
@@ -120,10 +137,14 @@ pub(super) async fn run(arguments: Arguments, context: &mut Context<'_>) -> Resu
         action,
         role,
         key,
+        draft,
     }
     .into();
     NewRequest::try_from(message.clone()).map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
-    let mut control_plane = context.connect().await?;
+    let mut control_plane = match connected {
+        Some(control_plane) => control_plane,
+        None => context.connect().await?,
+    };
     let request = make(context, &mut control_plane, &what, message).await?;
     if !wait {
         return context.print_one(&RequestRow::from(request));

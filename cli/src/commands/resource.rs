@@ -115,6 +115,9 @@ pub struct Add {
     /// control plane is heard again, what is still granted is let through again.
     #[arg(long, value_name = "WHAT", default_value_t = Outage::HOLD, value_parser = args::outage)]
     outage: Outage,
+    /// Have a denied attempt open the draft of a request, which who was denied can complete: see `drafts`
+    #[arg(long)]
+    drafts: bool,
 }
 
 /// The arguments of `set`.
@@ -145,6 +148,10 @@ pub struct Set {
     /// What becomes of live grants on a host that does not hear the control plane: `hold`, `cut` or `shrink:TIME`
     #[arg(long, group = "options", value_name = "WHAT", value_parser = args::outage)]
     outage: Option<Outage>,
+    /// Have a denied attempt open the draft of a request: see `drafts`; with `--drafts=false` it opens none
+    #[arg(long, group = "options", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    drafts: Option<bool>,
 }
 
 /// The arguments of `remove`.
@@ -172,11 +179,12 @@ pub(super) async fn run(verb: Verb, context: &mut Context<'_>) -> Result<(), Err
 
 async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
     let what = format!("add resource `{}`", arguments.name);
-    let Add { name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage } = arguments;
+    let Add { name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage, drafts } =
+        arguments;
     let usage = |error| Error::Usage(format!("cannot {what}: {error}"));
     let serve_only = ResourceOptions::peers(serve_only).map_err(usage)?;
     let new = NewResource::with_unix(name, addresses, ports, unix).map_err(usage)?;
-    let options = ResourceOptions { mode, strict, check_senders, serve_only, outage };
+    let options = ResourceOptions { mode, strict, check_senders, serve_only, outage, drafts };
     let new = NewResource { options, ..new };
     let mut directory = context.connect().await?.directory();
     let message = AddResourceRequest { resource: Some(new.into()) };
@@ -186,12 +194,12 @@ async fn add(arguments: Add, context: &mut Context<'_>) -> Result<(), Error> {
 }
 
 async fn set(arguments: Set, context: &mut Context<'_>) -> Result<(), Error> {
-    let Set { name, mode, strict, check_senders, serve_only, serve_anyone, outage } = arguments;
+    let Set { name, mode, strict, check_senders, serve_only, serve_anyone, outage, drafts } = arguments;
     let what = format!("change resource `{name}`");
     let serve_only = if serve_anyone { Some(Vec::new()) } else { serve_only };
     let serve_only = serve_only.map(ResourceOptions::peers).transpose();
     let serve_only = serve_only.map_err(|error| Error::Usage(format!("cannot {what}: {error}")))?;
-    let change = ResourceChange { name, mode, strict, check_senders, serve_only, outage };
+    let change = ResourceChange { name, mode, strict, check_senders, serve_only, outage, drafts };
     let mut directory = context.connect().await?.directory();
     let answer =
         call(&what, directory.set_resource(proto::wire::access::SetResourceRequest::from(change))).await?;

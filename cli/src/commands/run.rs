@@ -167,6 +167,7 @@ fn wishes(arguments: &Arguments) -> Result<Vec<NewRequest>, Error> {
             action: None,
             role: role.clone(),
             key: None,
+            draft: None,
         };
         // By way of the wire, which checks the parts as the control plane will.
         let message = CreateRequestRequest::from(wish.clone());

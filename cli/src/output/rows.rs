@@ -32,6 +32,7 @@ pub struct ResourceRow {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub serve_only: Vec<String>,
     pub outage: String,
+    pub drafts: bool,
 }
 
 impl From<Resource> for ResourceRow {
@@ -47,6 +48,7 @@ impl From<Resource> for ResourceRow {
             check_senders: resource.options.check_senders,
             serve_only: resource.options.serve_only.iter().map(ToString::to_string).collect(),
             outage: resource.options.outage.to_string(),
+            drafts: resource.options.drafts,
         }
     }
 }
@@ -60,6 +62,7 @@ impl Row for ResourceRow {
             ("check-senders", self.check_senders),
             ("serve-only", !self.serve_only.is_empty()),
             (self.outage.as_str(), self.outage != "hold"),
+            ("drafts", self.drafts),
         ];
         let options: Vec<String> =
             options.into_iter().filter(|(_, on)| *on).map(|(option, _)| option.to_owned()).collect();

@@ -169,6 +169,19 @@ fn review(is_done: bool) -> Review {
     }
 }
 
+pub(crate) fn draft() -> Draft {
+    Draft {
+        id: "019aac20-1f4e-7d22-8c55-0a9b8c7d6e61".into(),
+        subject: "user:alice@example.com".into(),
+        resource: "db-prod".into(),
+        host: "db-7".into(),
+        first: at("2026-11-22T09:58:00Z"),
+        last: at("2026-11-22T09:59:00Z"),
+        attempts: 3,
+        lapses: at("2026-11-23T09:58:00Z"),
+    }
+}
+
 pub(crate) fn freeze() -> Freeze {
     Freeze {
         id: "019aac20-1f4e-7d22-8c55-0a9b8c7d6e60".into(),
@@ -214,6 +227,7 @@ pub(crate) fn resource() -> Resource {
             check_senders: true,
             serve_only: vec!["10.1.0.0/16".into()],
             outage: Some(Outage { limit: seconds(300) }),
+            drafts: true,
         }),
     }
 }
@@ -450,6 +464,19 @@ impl AccessService for Canned {
     ) -> Result<Response<WithdrawRequestResponse>, Status> {
         self.enter(call)?;
         Ok(Response::new(WithdrawRequestResponse { request: Some(request(RequestState::Withdrawn)) }))
+    }
+
+    async fn list_drafts(
+        &self,
+        call: Call<ListDraftsRequest>,
+    ) -> Result<Response<ListDraftsResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(ListDraftsResponse { drafts: vec![draft()], left_out: 2 }))
+    }
+
+    async fn drop_draft(&self, call: Call<DropDraftRequest>) -> Result<Response<DropDraftResponse>, Status> {
+        self.enter(call)?;
+        Ok(Response::new(DropDraftResponse { draft: Some(draft()) }))
     }
 
     async fn list_grants(

@@ -67,6 +67,10 @@ async fn access() {
             &["approve", REQUEST, "--for", "30m", "--host", "db-7"],
             &["deny", REQUEST],
             &["withdraw", REQUEST],
+            &["drafts"],
+            &["request", "--draft", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e61", "--reason", "slow query"],
+            &["request", "--draft", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e62", "--reason", "slow query"],
+            &["draft", "drop", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e61"],
             &["grants"],
             &["grants", "--all"],
             &["who-has"],
@@ -131,6 +135,9 @@ async fn what_is_asked() {
     world.run(&[&["request", "db", "--for", "1d", "--reason", "x"][..], &limits].concat()).await;
     // For so long as the role says, which may be longer than the idle limit.
     world.run(&["request", "db", "--reason", "x", "--role", "debug", "--idle", "1h", "--key=5"]).await;
+    let from_a_draft = ["--draft", "019aac20-1f4e-7d22-8c55-0a9b8c7d6e61", "--key=6"];
+    world.run(&[&["request", "--for", "30m", "--reason", "x"][..], &from_a_draft].concat()).await;
+    world.run(&["resource", "set", "db", "--drafts"]).await;
     world.run(&["resource", "set", "db", "--check-senders"]).await;
     world.run(&["resource", "set", "db", "--strict=false", "--mode=observe"]).await;
     world.run(&["resource", "set", "db", "--serve-only=10.2.0.0/16,::1", "--serve-only=10.1.0.0/16"]).await;

@@ -114,6 +114,14 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 expires,
                 ..about()
             },
+            Kind::DraftOpened => AuditEvent {
+                host: "db-7".into(),
+                actor: "system".into(),
+                request: String::new(),
+                comment: "complete it with: portcullis request --draft 019aac20-1f4e-7d22-8c55-0a9b8c7d6e61 --for 30m --reason TEXT".into(),
+                expires,
+                ..about()
+            },
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }

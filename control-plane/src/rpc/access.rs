@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use proto::status::{ErrorKind, status};
 use proto::types::{
-    AccessFilter, AccessPlace, EndReason, FreezeId, Grant, GrantId, GrantState, HostName, IncidentId,
-    Invalid, NewApproval, NewExtension, NewFreeze, NewIncident, NewRequest, Outage, Reason, RequestId,
-    RequestState, ResourceName, Timestamp, page_limit,
+    AccessFilter, AccessPlace, DraftId, EndReason, FreezeId, Grant, GrantId, GrantState, HostName,
+    IncidentId, Invalid, NewApproval, NewExtension, NewFreeze, NewIncident, NewRequest, Outage, Reason,
+    RequestId, RequestState, ResourceName, Timestamp, page_limit,
 };
 use proto::wire::access as wire;
 use proto::wire::access::access_service_server::AccessService;
@@ -215,6 +215,37 @@ impl AccessService for Access {
         let id: RequestId = request.into_inner().id.parse().map_err(invalid)?;
         match self.0.store.withdraw(id, &caller.subject()?, clock::now()).await {
             Ok(request) => Ok(Response::new(wire::WithdrawRequestResponse { request: Some(request.into()) })),
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn list_drafts(
+        &self,
+        request: Request<wire::ListDraftsRequest>,
+    ) -> Result<Response<wire::ListDraftsResponse>, Status> {
+        let caller = admitted(&request)?;
+        let wire::ListDraftsRequest { own, limit } = request.into_inner();
+        let limit = page_limit(limit).map_err(invalid)?;
+        let everybodys = caller.whose()?;
+        let whose = if own { Whose::Of(caller.subject()?.id) } else { everybodys.clone() };
+        match self.0.store.drafts(&whose, limit, clock::now()).await {
+            Ok((drafts, left_out)) => {
+                let drafts = drafts.into_iter().map(Into::into).collect();
+                let left_out = if everybodys == Whose::Everybodys { left_out } else { 0 };
+                Ok(Response::new(wire::ListDraftsResponse { drafts, left_out }))
+            }
+            Err(error) => Err(self.0.answer(&caller, error).await),
+        }
+    }
+
+    async fn drop_draft(
+        &self,
+        request: Request<wire::DropDraftRequest>,
+    ) -> Result<Response<wire::DropDraftResponse>, Status> {
+        let caller = admitted(&request)?;
+        let id: DraftId = request.into_inner().id.parse().map_err(invalid)?;
+        match self.0.store.drop_draft(id, &caller.whose()?, clock::now()).await {
+            Ok(draft) => Ok(Response::new(wire::DropDraftResponse { draft: Some(draft.into()) })),
             Err(error) => Err(self.0.answer(&caller, error).await),
         }
     }

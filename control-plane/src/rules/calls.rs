@@ -138,6 +138,8 @@ calls! {
     ApproveRequest = "AccessService.ApproveRequest":    No     Own    All      Own     All           No;
     DenyRequest = "AccessService.DenyRequest":          No     Own    All      Own     All           No;
     WithdrawRequest = "AccessService.WithdrawRequest":  No     Own    Own      Own     Own           No;
+    ListDrafts = "AccessService.ListDrafts":            No     Own    All      All     All           No;
+    DropDraft = "AccessService.DropDraft":              No     Own    Own      Own     All           No;
     ListGrants = "AccessService.ListGrants":            No     Own    All      All     All           No;
     ListAccess = "AccessService.ListAccess":            No     Own    All      All     All           No;
     RevokeGrant = "AccessService.RevokeGrant":          No     No     All      No      All           No;

@@ -81,6 +81,7 @@ impl Severity {
             | EventKind::GrantExtended
             | EventKind::BreakGlassReviewed
             | EventKind::GrantExpiring
+            | EventKind::DraftOpened
             | EventKind::GrantEnding
             | EventKind::GrantEnded
             | EventKind::ConnectionWouldDeny

@@ -105,7 +105,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::SignInRefused
         | EventKind::CallRefused
         | EventKind::NotificationFailed
-        | EventKind::GrantExpiring => false,
+        | EventKind::GrantExpiring
+        | EventKind::DraftOpened => false,
     }
 }
 

@@ -251,6 +251,7 @@ mod tests {
             action: None,
             role: None,
             key: None,
+            draft: None,
         }
     }
 

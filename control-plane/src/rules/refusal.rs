@@ -7,8 +7,8 @@ use std::time::Duration;
 use policy::approval::Ignored;
 use proto::status::ErrorKind;
 use proto::types::{
-    FreezeId, GrantId, GrantState, HookName, HostName, IncidentId, ProviderName, RequestId, RequestKey,
-    RequestState, ResourceName, RoleName, SubjectId, Timestamp,
+    DraftId, FreezeId, GrantId, GrantState, HookName, HostName, IncidentId, ProviderName, RequestId,
+    RequestKey, RequestState, ResourceName, RoleName, SubjectId, Timestamp,
 };
 
 /// Why something asked for is not done.
@@ -107,6 +107,10 @@ pub enum Refusal {
     AlreadyReviewed { grant: GrantId, by: SubjectId, at: Timestamp },
     #[error("grant {0} was not had by a role for emergencies")]
     NotBrokenGlass(GrantId),
+    #[error("draft {0} is not known")]
+    UnknownDraft(DraftId),
+    #[error("draft {draft} is of `{resource}` on host `{host}`, and the request is not")]
+    OtherThanDraft { draft: DraftId, resource: ResourceName, host: HostName },
     #[error("freeze {0} is not known")]
     UnknownFreeze(FreezeId),
     #[error("freeze {0} is over")]
@@ -236,6 +240,7 @@ impl Refusal {
             | Self::UnknownProvider(_)
             | Self::UnknownFreeze(_)
             | Self::UnknownIncident(_)
+            | Self::UnknownDraft(_)
             | Self::NotBrokenGlass(_)
             | Self::UnknownPolicy(_) => ErrorKind::NotFound,
             Self::KeyUsed { .. }
@@ -267,6 +272,7 @@ impl Refusal {
             | Self::NoSession => ErrorKind::FailedPrecondition,
             Self::TooLong { .. }
             | Self::NoDuration
+            | Self::OtherThanDraft { .. }
             | Self::NoDefaultDuration { .. }
             | Self::IdleTooLong { .. }
             | Self::ExtensionTooLong { .. }
@@ -377,6 +383,10 @@ impl Refusal {
             Self::Frozen { .. } => {
                 "wait until then; `portcullis freezes` shows what is closed, and an administrator lifts it with `portcullis thaw`"
             }
+            Self::UnknownDraft(_) => {
+                "list what there is with `portcullis drafts`; the next denied attempt opens another one"
+            }
+            Self::OtherThanDraft { .. } => "ask without the draft for anything else",
             Self::UnknownFreeze(_) => "list what there is with `portcullis freezes --all`",
             Self::FreezeOver(_) | Self::AlreadyReviewed { .. } => "",
             Self::UnknownIncident(_) => "list what there is with `portcullis incidents --all`",

@@ -19,7 +19,7 @@ use super::disabling::refuse_if_disabled;
 use super::freezes::refuse_if_frozen;
 use super::incidents::moment;
 use super::policies::wish;
-use super::requests::request;
+use super::requests::{Whose, request};
 use super::sql::{self, Transaction};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
@@ -29,7 +29,7 @@ use crate::rules::grant::event_of;
 use crate::rules::policy::{Circumstances, Limits, Wish};
 use crate::rules::request::{Decided, Outcome, Pending, Stand};
 use crate::rules::schedule::Begin;
-use crate::rules::{Refusal, policy};
+use crate::rules::{Refusal, draft, policy};
 
 /// How long a grant waits to be activated whose request could wait for ever.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -57,6 +57,13 @@ impl Store {
         let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
         policy::place(&new, hosts.len())?;
+        if let Some(id) = new.draft {
+            let completed = tx.take_draft(id, &Whose::Of(requester.id.clone()), now).await?;
+            if completed.subject != *subject {
+                return Err(Refusal::UnknownDraft(id).into());
+            }
+            draft::fits(&completed, &new)?;
+        }
         refuse_if_frozen(tx.sql(), &new.resource, now).await?;
         refuse_if_disabled(tx.sql(), subject).await?;
         let for_whom = subject_number(tx.sql(), subject).await?;

@@ -36,7 +36,8 @@ impl Store {
         let new = numbering::continuation(stored, events)?;
         let Some(last) = new.last() else { return Ok(Stored { epoch, sequence: stored }) };
         let sequence = last.id.sequence;
-        tx.append(new, &Origin::Itself, now).await?;
+        tx.append(new.clone(), &Origin::Itself, now).await?;
+        tx.open_drafts(host, &new, now).await?;
         tx.commit().await?;
         Ok(Stored { epoch, sequence })
     }

@@ -68,6 +68,11 @@ impl Store {
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("remove a resource"))?;
+        sql::query("DELETE FROM drafts WHERE resource = ?")
+            .bind(resource.number.get())
+            .execute(tx.sql())
+            .await
+            .map_err(StoreError::sql("forget drafts of a resource"))?;
         sql::query("DELETE FROM host_refusals WHERE resource = ?")
             .bind(resource.number.get())
             .execute(tx.sql())
@@ -182,8 +187,8 @@ impl Tx {
     ) -> Result<Resource, StoreError> {
         let number: i64 = sql::query_scalar(
             "INSERT INTO resources (name, addresses, ports, unix, mode, strict, check_senders, serve_only,
-                 outage, added_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+                 outage, drafts, added_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
         )
         .bind(new.name.as_str())
         .bind(join(&new.addresses()))
@@ -194,6 +199,7 @@ impl Tx {
         .bind(new.options.check_senders)
         .bind(join(&new.options.serve_only))
         .bind(new.options.outage.to_string())
+        .bind(new.options.drafts)
         .bind(now.unix_ms())
         .fetch_one(self.sql())
         .await
@@ -218,7 +224,8 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sql::query(
-            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?
+            "UPDATE resources SET mode = ?, strict = ?, check_senders = ?, serve_only = ?, outage = ?,
+                 drafts = ?
              WHERE number = ?",
         )
         .bind(after.options.mode.as_str())
@@ -226,6 +233,7 @@ impl Tx {
         .bind(after.options.check_senders)
         .bind(join(&after.options.serve_only))
         .bind(after.options.outage.to_string())
+        .bind(after.options.drafts)
         .bind(after.number.get())
         .execute(self.sql())
         .await
@@ -333,18 +341,29 @@ struct ResourceRow {
     check_senders: bool,
     serve_only: String,
     outage: String,
+    drafts: bool,
 }
 
 /// All resources that are protected, by name.
 pub(super) async fn resources(sql: &mut Transaction) -> Result<Vec<Resource>, StoreError> {
     let rows: Vec<ResourceRow> = sql::query_as(
-        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage
+        "SELECT number, name, addresses, ports, unix, mode, strict, check_senders, serve_only, outage,
+             drafts
          FROM resources WHERE removed_ms IS NULL ORDER BY name",
     )
     .fetch_all(sql)
     .await
     .map_err(StoreError::sql("read the resources"))?;
     rows.into_iter().map(decode_resource).collect()
+}
+
+/// The same, as hosts are told of them: without what only the control plane does, so that agents of any age agree on what they hold.
+pub(super) async fn resources_of_hosts(sql: &mut Transaction) -> Result<Vec<Resource>, StoreError> {
+    let mut resources = resources(sql).await?;
+    for resource in &mut resources {
+        resource.options.drafts = false;
+    }
+    Ok(resources)
 }
 
 /// The resource of this name that is protected.
@@ -371,6 +390,7 @@ fn decode_resource(row: ResourceRow) -> Result<Resource, StoreError> {
         check_senders: row.check_senders,
         serve_only: ResourceOptions::peers(peers).map_err(StoreError::broken("serve_only"))?,
         outage: decode::text("outage", &row.outage)?,
+        drafts: row.drafts,
     };
     let new = NewResource { options, ..new.map_err(StoreError::broken("resource"))? };
     Ok(Resource::numbered(decode::id_number("number", row.number)?, new))

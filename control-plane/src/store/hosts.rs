@@ -156,7 +156,7 @@ impl Store {
         match &*known {
             Some(directory) if directory.revision == revision => Ok(directory.clone()),
             _ => {
-                let resources = directory::resources(sql).await?.into();
+                let resources = directory::resources_of_hosts(sql).await?.into();
                 let subjects = directory::subjects(sql).await?.into();
                 Ok(known.insert(Directory { revision, resources, subjects }).clone())
             }

@@ -355,6 +355,7 @@ async fn a_grant_goes_on_where_no_host_has_ended_it() {
         action: None,
         role: None,
         key: None,
+        draft: None,
     }
     .into();
     let request = story.alice.create(new.clone()).await.expect("made");
@@ -587,6 +588,7 @@ async fn a_key_is_of_one_wish() {
         action: None,
         role: None,
         key: "4711".parse().ok(),
+        draft: None,
     };
     let made = story.alice.create(wish(60).into()).await.expect("made");
     assert_eq!(story.alice.create(wish(60).into()).await.expect("is there").id, made.id);

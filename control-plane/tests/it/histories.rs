@@ -177,6 +177,7 @@ impl World {
             action: None,
             role: None,
             key: None,
+            draft: None,
         };
         let limits = Limits {
             max_grant_duration: Duration::from_secs(3600),

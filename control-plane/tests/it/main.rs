@@ -20,6 +20,7 @@ mod sqlite {
     mod break_glass;
     mod browser;
     mod console;
+    mod drafts;
     mod enrolment;
     mod expiry;
     mod extension;
@@ -54,6 +55,7 @@ mod postgres {
     mod break_glass;
     mod browser;
     mod console;
+    mod drafts;
     mod enrolment;
     mod expiry;
     mod extension;

@@ -472,6 +472,7 @@ impl Caller {
             action: None,
             role: None,
             key: None,
+            draft: None,
         };
         self.create(new.into()).await
     }

@@ -198,6 +198,8 @@ event_kinds! {
     NotificationFailed = "notification.failed",
     /// A grant is about to end.
     GrantExpiring = "grant.expiring",
+    /// What was denied can be asked for.
+    DraftOpened = "draft.opened",
 }
 
 impl EventKind {

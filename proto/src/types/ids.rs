@@ -165,6 +165,10 @@ uuid_id!(
     GrantId, "grant"
 );
 uuid_id!(
+    /// The draft of a request.
+    DraftId, "draft"
+);
+uuid_id!(
     /// A freeze.
     FreezeId, "freeze"
 );

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    Action, CgroupPath, GrantId, HookName, HostName, Invalid, RequestId, ResourceName, RoleName, RunId,
-    SubjectId, Timestamp, all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup,
+    Action, CgroupPath, DraftId, GrantId, HookName, HostName, Invalid, RequestId, ResourceName, RoleName,
+    RunId, SubjectId, Timestamp, all, duration_from_wire, duration_to_wire, optional_action, optional_cgroup,
     optional_run, time,
 };
 use crate::wire::access as wire;
@@ -142,6 +142,8 @@ pub struct NewRequest {
     pub role: Option<RoleName>,
     /// By what it is told from the others of who asks; None: it is a wish of its own each time.
     pub key: Option<RequestKey>,
+    /// The draft that it completes: its resource, and its one host; None: none.
+    pub draft: Option<DraftId>,
 }
 
 impl TryFrom<wire::CreateRequestRequest> for NewRequest {
@@ -187,6 +189,7 @@ impl TryFrom<wire::CreateRequestRequest> for NewRequest {
             action,
             role: optional_role(&wire.role)?,
             key: (!wire.key.is_empty()).then(|| wire.key.parse()).transpose()?,
+            draft: (!wire.draft.is_empty()).then(|| wire.draft.parse()).transpose()?,
         })
     }
 }
@@ -219,6 +222,7 @@ impl From<NewRequest> for wire::CreateRequestRequest {
             action: new.action.map(Into::into),
             role: new.role.map(Into::into).unwrap_or_default(),
             key: new.key.map(|key| key.0).unwrap_or_default(),
+            draft: new.draft.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -627,6 +631,7 @@ mod tests {
             action: None,
             role: String::new(),
             key: String::new(),
+            draft: String::new(),
         };
         change(&mut wire);
         match (NewRequest::try_from(wire), expected) {
@@ -653,6 +658,8 @@ mod tests {
         check(|wire| wire.hosts = vec!["A!".into()], Err("hosts: `A!` is not a name"));
         check(|wire| wire.hosts = vec!["a".into(); 1001], Err("hosts: has 1001 entries"));
         check(|wire| wire.key = "ci:job-4711.2_a".into(), Ok(()));
+        check(|wire| wire.draft = DraftId::new().to_string(), Ok(()));
+        check(|wire| wire.draft = "mine".into(), Err("`mine` is not an id"));
         check(|wire| wire.key = "a b".into(), Err("key: is not 1 to 64 letters"));
         check(|wire| wire.key = "x".repeat(65), Err("key: is not 1 to 64 letters"));
     }

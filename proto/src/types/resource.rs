@@ -411,11 +411,13 @@ pub struct ResourceOptions {
     pub serve_only: Vec<Prefix>,
     /// What becomes of live grants on a host that does not hear the control plane.
     pub outage: Outage,
+    /// A denied attempt opens the draft of a request. Nothing that hosts know.
+    pub drafts: bool,
 }
 
 impl ResourceOptions {
     /// Each setting by its name, as people read it.
-    pub fn settings(&self) -> [(&'static str, String); 5] {
+    pub fn settings(&self) -> [(&'static str, String); 6] {
         let serve_only = match self.serve_only.is_empty() {
             true => "anyone".to_owned(),
             false => List(&self.serve_only).to_string(),
@@ -426,6 +428,7 @@ impl ResourceOptions {
             ("check_senders", self.check_senders.to_string()),
             ("serve_only", serve_only),
             ("outage", self.outage.to_string()),
+            ("drafts", self.drafts.to_string()),
         ]
     }
 
@@ -458,6 +461,7 @@ impl TryFrom<wire::ResourceOptions> for ResourceOptions {
             check_senders: wire.check_senders,
             serve_only: peers_from(wire.serve_only)?,
             outage: Outage::from_wire(wire.outage)?,
+            drafts: wire.drafts,
         })
     }
 }
@@ -470,6 +474,7 @@ impl From<ResourceOptions> for wire::ResourceOptions {
             check_senders: options.check_senders,
             serve_only: options.serve_only.iter().map(ToString::to_string).collect(),
             outage: (options.outage != Outage::HOLD).then(|| options.outage.into()),
+            drafts: options.drafts,
         }
     }
 }
@@ -489,6 +494,8 @@ pub struct ResourceChange {
     pub serve_only: Option<Vec<Prefix>>,
     /// See [`ResourceOptions`].
     pub outage: Option<Outage>,
+    /// See [`ResourceOptions`].
+    pub drafts: Option<bool>,
 }
 
 impl ResourceChange {
@@ -500,6 +507,7 @@ impl ResourceChange {
             check_senders: self.check_senders.unwrap_or(before.check_senders),
             serve_only: self.serve_only.clone().unwrap_or_else(|| before.serve_only.clone()),
             outage: self.outage.unwrap_or(before.outage),
+            drafts: self.drafts.unwrap_or(before.drafts),
         }
     }
 }
@@ -512,7 +520,8 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
         let is_empty = wire.strict.is_none()
             && wire.check_senders.is_none()
             && wire.serve_only.is_none()
-            && wire.outage.is_none();
+            && wire.outage.is_none()
+            && wire.drafts.is_none();
         if mode.is_none() && is_empty {
             return Err(Invalid::new(
                 "mode",
@@ -526,6 +535,7 @@ impl TryFrom<wire::SetResourceRequest> for ResourceChange {
             check_senders: wire.check_senders,
             serve_only: wire.serve_only.map(|peers| peers_from(peers.prefixes)).transpose()?,
             outage: wire.outage.map(|outage| Outage::from_wire(Some(outage))).transpose()?,
+            drafts: wire.drafts,
         })
     }
 }
@@ -541,6 +551,7 @@ impl From<ResourceChange> for wire::SetResourceRequest {
                 .serve_only
                 .map(|peers| wire::Peers { prefixes: peers.iter().map(ToString::to_string).collect() }),
             outage: change.outage.map(Into::into),
+            drafts: change.drafts,
         }
     }
 }
@@ -892,8 +903,14 @@ mod tests {
         let one = resource(&["10.0.0.1"], &["tcp/5432"]).expect("valid");
         for mode in ResourceMode::ALL {
             let serve_only = vec!["10.1.0.0/16".parse().expect("valid"), "::1".parse().expect("valid")];
-            let options =
-                ResourceOptions { mode, strict: true, check_senders: true, serve_only, outage: Outage::CUT };
+            let options = ResourceOptions {
+                mode,
+                strict: true,
+                check_senders: true,
+                serve_only,
+                outage: Outage::CUT,
+                drafts: true,
+            };
             let new = NewResource { options, ..one.clone() };
             assert_eq!(NewResource::try_from(wire::Resource::from(new.clone())), Ok(new));
             assert_eq!(mode.as_str().parse(), Ok(mode));
@@ -946,6 +963,7 @@ mod tests {
             check_senders: true,
             serve_only: vec!["10.1.0.0/16".parse().expect("valid")],
             outage: Outage::CUT,
+            drafts: true,
         };
         let expected = ResourceOptions { strict: false, ..before.clone() };
         assert_eq!(change.applied_to(&before), expected);

@@ -272,6 +272,7 @@ impl Record {
             action: None,
             role: None,
             key: None,
+            draft: None,
         };
         let known = Known { circumstances: &Circumstances::default(), limits: &LIMITS };
         Ok(self.store.create_request(new, &self.alice.id, &self.alice, known, now).await?.id)

@@ -149,6 +149,7 @@ async fn fill(stage: &Stage, size: Size, cgroups: &[Cgroup]) -> Result<()> {
                 action: None,
                 role: None,
                 key: None,
+                draft: None,
             };
             let requester = Acting { id: id.clone(), credential: Credential::Token };
             let known = Known { circumstances: &Circumstances::default(), limits: &LIMITS };

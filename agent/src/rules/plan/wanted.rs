@@ -73,7 +73,14 @@ pub struct ResourceOptions {
 
 impl From<&proto::types::ResourceOptions> for ResourceOptions {
     fn from(options: &proto::types::ResourceOptions) -> Self {
-        let proto::types::ResourceOptions { mode, strict, check_senders, serve_only: _, outage: _ } = options;
+        let proto::types::ResourceOptions {
+            mode,
+            strict,
+            check_senders,
+            serve_only: _,
+            outage: _,
+            drafts: _,
+        } = options;
         Self { observe: *mode == ResourceMode::Observe, strict_audit: *strict, per_send: *check_senders }
     }
 }
