@@ -21,12 +21,16 @@ pub const OF_ONE_SUBJECT_MAX: u64 = 100;
 /// How many there are at most.
 pub const MAX: u64 = 10_000;
 
-/// Who was denied what, by their names, and how often. The host is the one that says so.
+/// Why an attempt was denied that a grant would let through.
+const CURABLE: [&str; 3] = ["no_live_grant", "expired", "revoked"];
+
+/// Who was denied what for want of a grant, by their names, and how often. The host is the one that says so.
 pub fn attempts(events: &[AuditEvent]) -> BTreeMap<(String, String), u64> {
     let mut found = BTreeMap::new();
     for event in events {
         let is_known = !event.subject.is_empty() && !event.resource.is_empty();
-        if event.kind == EventKind::ConnectionDenied && is_known {
+        let is_curable = CURABLE.contains(&event.reason.as_str());
+        if event.kind == EventKind::ConnectionDenied && is_known && is_curable {
             *found.entry((event.subject.clone(), event.resource.clone())).or_default() += 1;
         }
     }
@@ -66,7 +70,8 @@ mod tests {
         let id = EventId { host: "db-7".parse().ok(), epoch: Uuid::from_u128(7), sequence: 1 };
         let time = Timestamp::from_unix_ms(1_795_000_000_000).expect("in range");
         let (subject, resource) = (subject.to_owned(), resource.to_owned());
-        AuditEvent { subject, resource, ..AuditEvent::new(id, kind, time) }
+        let reason = "no_live_grant".to_owned();
+        AuditEvent { subject, resource, reason, ..AuditEvent::new(id, kind, time) }
     }
 
     #[test]
@@ -79,6 +84,10 @@ mod tests {
             event(EventKind::ConnectionDenied, "user:alice", ""),
             event(EventKind::ConnectionAllowed, "user:alice", "db"),
             event(EventKind::ConnectionWouldDeny, "user:alice", "db"),
+            AuditEvent {
+                reason: "audit_unavailable".to_owned(),
+                ..event(EventKind::ConnectionDenied, "user:alice", "db")
+            },
         ];
         let found: Vec<_> = attempts(&events).into_iter().collect();
         let of = |resource: &str, times| (("user:alice".to_owned(), resource.to_owned()), times);

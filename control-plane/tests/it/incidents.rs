@@ -172,6 +172,7 @@ impl Clockwork {
             action: None,
             role: Some(role.parse().expect("valid")),
             key: None,
+            draft: None,
         };
         let circumstances = circumstances();
         let known = Known { circumstances: &circumstances, limits: &LIMITS };
