@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("benchmarks::every_part_of_kernel_runs", every_part_of_kernel_runs),
     ("benchmarks::a_small_fleet_is_measured", a_small_fleet_is_measured),
     ("benchmarks::an_agent_is_measured", an_agent_is_measured),
+    ("benchmarks::asking_is_measured", asking_is_measured),
 ];
 
 fn every_part_of_kernel_runs() -> Result<()> {
@@ -25,6 +26,10 @@ fn a_small_fleet_is_measured() -> Result<()> {
 
 fn an_agent_is_measured() -> Result<()> {
     everything_was_measured("agent", 1)
+}
+
+fn asking_is_measured() -> Result<()> {
+    everything_was_measured("access", 3)
 }
 
 fn everything_was_measured(what: &str, parts: usize) -> Result<()> {
