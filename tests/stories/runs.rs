@@ -194,7 +194,7 @@ fn exit_codes_and_signals_pass_through() -> Result<()> {
     )?;
     alice.fails(&["run", "--agent-socket", &socket, "--", "/etc/passwd"], 126, "cannot run `/etc/passwd`")?;
     alice.fails(&["run", "--agent-socket", "/absent/socket", "--", "true"], 1, "`/absent/socket`")?;
-    alice.fails(&["run", "--resource", "db", "--", "true"], 2, "--for")?;
+    alice.fails(&["run", "--resource", "db", "--", "true"], 2, "--reason")?;
 
     // What is sent to the one who waits is sent on, each signal once.
     let script = "n=0; trap 'n=$((n+1))' INT; trap 'echo got $n; exit 9' TERM; echo ready; while :; do sleep 0.05; done";

@@ -31,8 +31,8 @@ struct Acknowledgement {
     at: Timestamp,
 }
 
-/// One that waits to be written down, and where the outcome goes.
-type Turn = (Acknowledgement, oneshot::Sender<Result<(), StoreError>>);
+/// One that waits to be written down, and where it is told that somebody has begun to, and what came of it.
+type Turn = (Acknowledgement, oneshot::Sender<()>, oneshot::Sender<Result<(), StoreError>>);
 
 /// All that wait to be written down.
 #[derive(Debug, Default)]
@@ -55,12 +55,14 @@ impl Store {
             left_out: left_out.to_vec(),
             at: now,
         };
-        let (outcome, mut told) = oneshot::channel();
-        self.waiting.lock().push((acknowledgement, outcome));
+        let (begun, mut taken) = oneshot::channel();
+        let (outcome, told) = oneshot::channel();
+        self.waiting.lock().push((acknowledgement, begun, outcome));
         loop {
             tokio::select! {
                 biased;
-                outcome = &mut told => return outcome.unwrap_or(Err(StoreError::Abandoned)),
+                // Whoever goes on waiting for a turn would keep the transaction open in which theirs is.
+                _ = &mut taken => return told.await.unwrap_or(Err(StoreError::Abandoned)),
                 turn = self.write() => self.write_down(turn?).await,
             }
         }
@@ -78,7 +80,14 @@ impl Store {
         }
         let store = self.clone();
         let carried_through = tokio::spawn(async move {
-            let (said, outcomes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let mut said = Vec::with_capacity(batch.len());
+            let mut outcomes = Vec::with_capacity(batch.len());
+            for (one, begun, outcome) in batch {
+                // Whose session has ended need not know.
+                let _ = begun.send(());
+                said.push(one);
+                outcomes.push(outcome);
+            }
             if write_all(tx, &said).await.is_ok() {
                 return outcomes.into_iter().for_each(|outcome| drop(outcome.send(Ok(()))));
             }

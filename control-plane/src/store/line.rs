@@ -20,7 +20,7 @@ use super::outbox::Outbox;
 use super::signals::{Changes, Signals};
 use super::sql::{self, Transaction};
 
-/// How many changes share a transaction at the most: so long the first of them waits to be told.
+/// How many turns a transaction has at the most after the first one: so long that one waits to be told.
 const SHARED_MAX: usize = 32;
 
 /// How long a change waits for those before it, when a thousand hosts come at once.
@@ -75,6 +75,8 @@ pub(super) struct Shared {
     effects: Effects,
     /// Those whose changes are made, and are told when they are on disk.
     made: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    /// How often it was handed on, whether a change came of it or not.
+    handed_on: usize,
     stage: Stage,
 }
 
@@ -154,6 +156,7 @@ impl Shared {
             outbox,
             effects: Effects::default(),
             made: Vec::new(),
+            handed_on: 0,
             stage: Stage::First,
         }
     }
@@ -202,9 +205,11 @@ impl Shared {
     fn hand_on(self) {
         let line = self.permit.as_ref().and_then(|permit| permit.line.clone());
         let mut shared = self;
-        while shared.made.len() < SHARED_MAX {
+        // Counted by turns, not by changes: those who find nothing to do must not keep the others waiting for ever.
+        while shared.handed_on < SHARED_MAX {
             let next = line.as_ref().and_then(|line| line.state().waiting.pop_front());
             let Some(next) = next else { break };
+            shared.handed_on += 1;
             match next.send(Turn::Next(shared)) {
                 Ok(()) => return,
                 // Nobody waits there any more.
@@ -269,6 +274,7 @@ impl Drop for Shared {
             outbox: Arc::clone(&self.outbox),
             effects: std::mem::take(&mut self.effects),
             made: std::mem::take(&mut self.made),
+            handed_on: self.handed_on,
             stage: Stage::Left { is_clean },
         };
         shared.hand_on();
