@@ -9,8 +9,10 @@ use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::Refusal;
 use control_plane::rules::actor::Actor;
 use control_plane::rules::claims::{Expected, Proven};
-use control_plane::store::{Entry, HeldBy, NewJoinToken, Store, StoreError};
-use proto::types::{EventKind, HostName, Labels, NewResource, NewSubject, ProviderName, SubjectRole};
+use control_plane::store::{Entry, HeldBy, NewJoinToken, SessionNumber, Store, StoreError};
+use proto::types::{
+    Applied, EventKind, HostName, Labels, NewResource, NewSubject, ProviderName, SubjectRole,
+};
 
 use super::KIND;
 use crate::database::{Kind, TestDatabase};
@@ -207,6 +209,31 @@ async fn changes_are_one_after_the_other() {
     let transactions = sql.number("SELECT revision FROM timeline").await - before;
     assert!((1..20).contains(&transactions), "{transactions}");
     assert_eq!(sql.number("SELECT directory_revision FROM timeline").await, 20);
+}
+
+/// Many hosts say at once what their kernels hold: whose word somebody else writes down keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_acknowledge_at_once() {
+    let (_database, store) = opened().await;
+    let mut saying = Vec::new();
+    for index in 0..40_u64 {
+        let host: HostName = format!("db-{index}").parse().expect("valid");
+        let token = NewJoinToken { hash: TokenHash::of(host.as_str()), expires: clock::now() };
+        store.add_host(&host, &Labels::default(), &token, &Actor::System, clock::now()).await.expect("added");
+        saying.push((store.clone(), host));
+    }
+    let saying = saying.into_iter().map(|(store, host)| {
+        tokio::spawn(async move {
+            let applied = Applied { generation: 1, refused: Vec::new() };
+            // As before the first session of a host: what counts here is the line.
+            store.agent_applied(&host, SessionNumber::NONE, &applied, &[], clock::now()).await
+        })
+    });
+    for said in saying.collect::<Vec<_>>() {
+        super::world::within(said).await.expect("no panic").expect("written");
+    }
+    let hosts = store.hosts().await.expect("reads");
+    assert!(hosts.iter().all(|host| host.applied_generation == 1), "{hosts:?}");
 }
 
 /// Whoever asks for a change may be gone before it is done: it has happened whole or not at all, and those after it are not held up.

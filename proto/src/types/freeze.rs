@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::request::whole_seconds;
+use super::request::whole_seconds_up_to;
 use super::{FreezeId, Invalid, Reason, ResourceName, SubjectId, Timestamp, all, duration_to_wire, time};
 use crate::wire::access as wire;
 
@@ -69,14 +69,7 @@ impl TryFrom<wire::FreezeRequest> for NewFreeze {
             (true, false) => return Err(Invalid::new("resources", "are named, and all are meant, too")),
             (false, true) => return Err(Invalid::new("resources", "are none: name some, or mean all")),
         };
-        let duration = whole_seconds("duration", wire.duration)?;
-        if duration > DURATION_MAX {
-            let (asked, maximum) = (duration.as_secs(), DURATION_MAX.as_secs());
-            return Err(Invalid::new(
-                "duration",
-                format_args!("{asked} s is above the maximum of {maximum} s"),
-            ));
-        }
+        let duration = whole_seconds_up_to(DURATION_MAX, "duration", wire.duration)?;
         Ok(Self { what, duration, reason: wire.reason.parse()?, keep_live: wire.keep_live })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::request::whole_seconds;
+use super::request::whole_seconds_up_to;
 use super::{IncidentId, Invalid, Reason, SubjectId, Timestamp, duration_to_wire, time};
 use crate::wire::access as wire;
 
@@ -24,14 +24,7 @@ impl TryFrom<wire::OpenIncidentRequest> for NewIncident {
     type Error = Invalid;
 
     fn try_from(wire: wire::OpenIncidentRequest) -> Result<Self, Invalid> {
-        let duration = whole_seconds("duration", wire.duration)?;
-        if duration > DURATION_MAX {
-            let (asked, maximum) = (duration.as_secs(), DURATION_MAX.as_secs());
-            return Err(Invalid::new(
-                "duration",
-                format_args!("{asked} s is above the maximum of {maximum} s"),
-            ));
-        }
+        let duration = whole_seconds_up_to(DURATION_MAX, "duration", wire.duration)?;
         Ok(Self { id: wire.id.parse()?, duration, reason: Reason::optional("reason", &wire.reason)? })
     }
 }

@@ -208,6 +208,20 @@ pub(crate) fn whole_seconds(field: &str, wire: Option<prost_types::Duration>) ->
     }
 }
 
+/// The same, of which there is a longest.
+pub(crate) fn whole_seconds_up_to(
+    maximum: Duration,
+    field: &str,
+    wire: Option<prost_types::Duration>,
+) -> Result<Duration, Invalid> {
+    let duration = whole_seconds(field, wire)?;
+    let (asked, most) = (duration.as_secs(), maximum.as_secs());
+    match duration > maximum {
+        true => Err(Invalid::new(field, format_args!("{asked} s is above the maximum of {most} s"))),
+        false => Ok(duration),
+    }
+}
+
 impl From<NewRequest> for wire::CreateRequestRequest {
     fn from(new: NewRequest) -> Self {
         Self {
