@@ -1,6 +1,7 @@
 //! Requests: making and deciding them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::policy::approval::{Extent, Step};
@@ -10,23 +11,24 @@ use ::policy::names::GroupName;
 use prost::Message;
 use proto::types::{
     AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest,
-    Request, RequestId, SubjectId, Timestamp, Vote,
+    Request, RequestId, RequestState, ResourceName, SubjectId, Timestamp, Vote,
 };
 use proto::wire::access as wire;
 use sha2::{Digest, Sha256};
+use sqlx::FromRow;
 
 use super::disabling::refuse_if_disabled;
 use super::freezes::refuse_if_frozen;
 use super::incidents::moment;
 use super::policies::wish;
 use super::requests::{Whose, request};
-use super::sql::{self, Transaction};
+use super::sql::{self, Transaction, Value};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, decode, grants};
 use crate::rules::actor::{Acting, Actor};
 use crate::rules::calls::Reach;
 use crate::rules::grant::event_of;
-use crate::rules::policy::{Circumstances, Limits, Wish};
+use crate::rules::policy::{Circumstances, Limits, Moment, Wish};
 use crate::rules::request::{Decided, Outcome, Pending, Stand};
 use crate::rules::schedule::Begin;
 use crate::rules::{Refusal, draft, policy};
@@ -36,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// How many requests one transaction looks at because of the time, so that others get their turn at the database in between.
 const DUE_BATCH: u32 = 100;
+
+/// How many rows one statement writes: far from the number of values that either database takes in one.
+const ROWS_MAX: usize = 500;
 
 impl Store {
     /// Makes a request of `requester` for `subject`. What the policy in force lets begin without anybody's yes is approved at once.
@@ -52,9 +57,8 @@ impl Store {
         if let Some(made) = made_before(tx.sql(), &new, &requester.id, &digest).await? {
             return Ok(made);
         }
-        const PROTECTED: &str = "SELECT number FROM resources WHERE name = ? AND removed_ms IS NULL";
-        let resource = number(tx.sql(), PROTECTED, new.resource.as_str());
-        let resource = resource.await?.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
+        let footing = Footing::of(tx.sql(), &new.resource, subject, &requester.id, now).await?;
+        let resource = footing.resource.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
         let hosts = hosts(tx.sql(), &new.hosts).await?;
         policy::place(&new, hosts.len())?;
         if let Some(id) = new.draft {
@@ -64,11 +68,19 @@ impl Store {
             }
             draft::fits(&completed, &new)?;
         }
-        refuse_if_frozen(tx.sql(), &new.resource, now).await?;
-        refuse_if_disabled(tx.sql(), subject).await?;
-        let for_whom = subject_number(tx.sql(), subject).await?;
-        let by_whom = subject_number(tx.sql(), &requester.id).await?;
-        let (terms, duration) = match (self.in_force(tx.sql()).await?, &new.role) {
+        if footing.is_something_frozen {
+            refuse_if_frozen(tx.sql(), &new.resource, now).await?;
+        }
+        if footing.is_disabled {
+            return Err(Refusal::Disabled(subject.clone()).into());
+        }
+        let for_whom = footing.subject.ok_or_else(|| Refusal::UnknownSubject(subject.clone()))?;
+        let by_whom = footing.requester.ok_or_else(|| Refusal::UnknownSubject(requester.id.clone()))?;
+        let in_force = match footing.policy()? {
+            Some(version) => Some(self.numbered(tx.sql(), version).await?),
+            None => None,
+        };
+        let (terms, duration) = match (in_force, &new.role) {
             (Some(in_force), _) => {
                 let wish = Wish {
                     subject: subject.clone(),
@@ -79,79 +91,77 @@ impl Store {
                     duration: new.duration,
                     circumstances: known.circumstances.clone(),
                 };
-                let terms = wish.terms(&in_force, &moment(tx.sql(), now).await?)?;
+                let moment = match footing.is_incident_open {
+                    true => moment(tx.sql(), now).await?,
+                    false => Moment { now, incidents: Arc::default() },
+                };
+                let terms = wish.terms(&in_force, &moment)?;
                 let duration = known.limits.duration(&new, Some((&in_force, &terms)))?;
                 (Some((in_force.version, terms)), duration)
             }
             (None, Some(role)) => return Err(Refusal::NoPolicy(role.clone()).into()),
             (None, None) => (None, known.limits.duration(&new, None)?),
         };
-        let id = RequestId::new();
         let lapses = now.plus(known.limits.request_lifetime);
-        let idle = [new.idle, terms.as_ref().and_then(|(_, terms)| terms.idle)].into_iter().flatten().min();
-        let Circumstances { channel, source, mfa, signed_in, groups } = known.circumstances;
-        let groups: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
-        sql::query(
-            "INSERT INTO requests
-                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
-                  created_ms, policy, role, channel, source, mfa, signed_in_ms, named_groups, lapses_ms, due_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(id.to_string())
-        .bind(resource)
-        .bind(for_whom)
-        .bind(by_whom)
-        .bind(decode::sql(duration.as_secs()))
-        .bind(idle.map(|idle| decode::sql(idle.as_secs())))
-        .bind(new.while_running.as_ref().map(CgroupPath::as_str))
-        .bind(new.run.map(|id| id.to_string()))
-        .bind(new.action.clone().map(|action| wire::Action::from(action).encode_to_vec()))
-        .bind(new.reason.as_str())
-        .bind(now.unix_ms())
-        .bind(terms.as_ref().map(|(version, _)| decode::sql(*version)))
-        .bind(terms.as_ref().map(|(_, terms)| terms.role.as_str()))
-        .bind(channel.map(Channel::as_str))
-        .bind(source.map(|source| source.to_string()))
-        .bind(*mfa)
-        .bind(signed_in.map(Timestamp::unix_ms))
-        .bind(groups.join("\n"))
-        .bind(lapses.unix_ms())
-        .bind(lapses.unix_ms())
-        .execute(tx.sql())
-        .await
-        .map_err(StoreError::sql("make a request"))?;
+        let mut made = Request {
+            id: RequestId::new(),
+            state: RequestState::Pending,
+            resource: new.resource,
+            subject: subject.clone(),
+            hosts: hosts.iter().map(|(_, name)| name.clone()).collect(),
+            duration: Duration::from_secs(duration.as_secs()),
+            reason: new.reason,
+            requester: requester.id.clone(),
+            created: now,
+            decided: None,
+            comment: String::new(),
+            grant: None,
+            idle: [new.idle, terms.as_ref().and_then(|(_, terms)| terms.idle)].into_iter().flatten().min(),
+            while_running: new.while_running,
+            run: new.run,
+            action: new.action,
+            judged: terms.as_ref().map(|(version, terms)| (*version, terms.role.clone())),
+            lapses: Some(lapses),
+            votes: Vec::new(),
+            answers: Vec::new(),
+            waiting: None,
+            extends: None,
+        };
+        let is_break_glass = terms.as_ref().is_some_and(|(_, terms)| terms.break_glass);
+        // Nobody has said anything yet: what decides is that nobody has to.
+        let stand = match terms {
+            Some((_, terms)) => Some(Pending::of(&made, terms.steps)?.wait(now)),
+            None => None,
+        };
+        let due = match &stand {
+            Some(Stand::Waiting(due)) => *due,
+            Some(Stand::Decided(_)) | None => Some(lapses),
+        };
+        tx.insert_request(&made, (resource, for_whom, by_whom), known.circumstances, due).await?;
         if let Some(key) = &new.key {
             sql::query("INSERT INTO request_keys (requester, key, asked, request) VALUES (?, ?, ?, ?)")
                 .bind(by_whom)
                 .bind(key.as_str())
                 .bind(digest)
-                .bind(id.to_string())
+                .bind(made.id.to_string())
                 .execute(tx.sql())
                 .await
                 .map_err(StoreError::sql("keep a request's key"))?;
         }
-        for (host, _) in hosts {
-            sql::query("INSERT INTO request_hosts (request, host) VALUES (?, ?)")
-                .bind(id.to_string())
-                .bind(host)
-                .execute(tx.sql())
-                .await
-                .map_err(StoreError::sql("note a request's host"))?;
-        }
-        let made = request(tx.sql(), id).await?;
-        tx.record_request(EventKind::RequestCreated, &made, requester.clone().into(), &asked(&made), now)
-            .await?;
-        if let Some((_, terms)) = terms {
-            let break_glass = terms.break_glass;
-            // Nobody has said anything yet: what decides is that nobody has to.
-            let stand = Pending::of(&made, terms.steps)?.wait(now);
-            self.settle(&mut tx, &made, stand, Actor::System, "nobody has to approve it", now).await?;
-            if break_glass {
-                self.open_review(&mut tx, id, &requester.clone().into(), now).await?;
+        tx.insert_hosts(made.id, hosts.into_iter().map(|(number, _)| number).collect()).await?;
+        tx.record_request(EventKind::RequestCreated, &made, requester.clone().into(), &asked(&made), now);
+        match stand {
+            None => {}
+            Some(Stand::Waiting(_)) => self.ask_hooks(&mut tx, &made, now).await?,
+            Some(stand @ Stand::Decided(_)) => {
+                self.settle(&mut tx, &made, stand, Actor::System, "nobody has to approve it", now).await?;
+                made = request(tx.sql(), made.id).await?;
             }
         }
+        if is_break_glass {
+            self.open_review(&mut tx, made.id, &requester.clone().into(), now).await?;
+        }
         tx.wake_access();
-        let made = request(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(made)
     }
@@ -271,7 +281,7 @@ impl Store {
         let stand = pending.vote(&vote)?;
         tx.keep_vote(id, &vote).await?;
         if matches!(stand, Stand::Waiting(_)) {
-            tx.record_request(stand.event(), &before, voter.clone().into(), &left(&vote), now).await?;
+            tx.record_request(stand.event(), &before, voter.clone().into(), &left(&vote), now);
         }
         let grant = self.settle(&mut tx, &before, stand, voter.clone().into(), &vote.comment, now).await?;
         let request = request(tx.sql(), id).await?;
@@ -297,7 +307,7 @@ impl Store {
                     .execute(tx.sql())
                     .await
                     .map_err(StoreError::sql("note when a request is due"))?;
-                self.ask_hooks(tx, before.id, now).await?;
+                self.ask_hooks(tx, before, now).await?;
                 tx.wake_access();
                 return Ok(None);
             }
@@ -368,6 +378,58 @@ fn left(vote: &Vote) -> String {
 }
 
 impl Tx {
+    /// `numbers`: of the resource, of whom it is for, of who asks. `due`: when something next follows for it by itself.
+    async fn insert_request(
+        &mut self,
+        request: &Request,
+        numbers: (i64, i64, i64),
+        circumstances: &Circumstances,
+        due: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        let (resource, for_whom, by_whom) = numbers;
+        let Circumstances { channel, source, mfa, signed_in, groups } = circumstances;
+        let groups: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
+        sql::query(
+            "INSERT INTO requests
+                 (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
+                  created_ms, policy, role, channel, source, mfa, signed_in_ms, named_groups, lapses_ms, due_ms)
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(request.id.to_string())
+        .bind(resource)
+        .bind(for_whom)
+        .bind(by_whom)
+        .bind(decode::sql(request.duration.as_secs()))
+        .bind(request.idle.map(|idle| decode::sql(idle.as_secs())))
+        .bind(request.while_running.as_ref().map(CgroupPath::as_str))
+        .bind(request.run.map(|id| id.to_string()))
+        .bind(request.action.clone().map(|action| wire::Action::from(action).encode_to_vec()))
+        .bind(request.reason.as_str())
+        .bind(request.created.unix_ms())
+        .bind(request.judged.as_ref().map(|(version, _)| decode::sql(*version)))
+        .bind(request.judged.as_ref().map(|(_, role)| role.as_str()))
+        .bind(channel.map(Channel::as_str))
+        .bind(source.map(|source| source.to_string()))
+        .bind(*mfa)
+        .bind(signed_in.map(Timestamp::unix_ms))
+        .bind(groups.join("\n"))
+        .bind(request.lapses.map(Timestamp::unix_ms))
+        .bind(due.map(Timestamp::unix_ms))
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("make a request"))?;
+        Ok(())
+    }
+
+    async fn insert_hosts(&mut self, request: RequestId, hosts: Vec<i64>) -> Result<(), StoreError> {
+        for hosts in hosts.chunks(ROWS_MAX) {
+            let mut insert = sql::query("INSERT INTO request_hosts (request, host) VALUES ");
+            insert.push_rows(hosts.iter().map(|host| [Value::from(request.to_string()), (*host).into()]));
+            insert.execute(self.sql()).await.map_err(StoreError::sql("note a request's hosts"))?;
+        }
+        Ok(())
+    }
+
     async fn keep_vote(&mut self, request: RequestId, vote: &Vote) -> Result<(), StoreError> {
         let hosts: Vec<&str> = vote.hosts.iter().map(HostName::as_str).collect();
         sql::query(
@@ -407,7 +469,7 @@ impl Tx {
         .await
         .map_err(StoreError::sql("decide a request"))?;
         let request = request(self.sql(), decided.request).await?;
-        self.record_request(decided.outcome.event(), &request, actor, comment, now).await?;
+        self.record_request(decided.outcome.event(), &request, actor, comment, now);
         self.wake_access();
         Ok(())
     }
@@ -472,27 +534,25 @@ impl Tx {
             caused_by(event, actor);
             let parts = when.into_iter().chain(Some(limits).filter(|limits| !limits.is_empty()));
             event.comment = parts.collect::<Vec<_>>().join("; ");
-        })
-        .await?;
+        });
         Ok(grant)
     }
 
-    pub(super) async fn record_request(
+    pub(super) fn record_request(
         &mut self,
         kind: EventKind,
         request: &Request,
         actor: Actor,
         comment: &str,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) {
         self.record(kind, now, |event: &mut AuditEvent| {
             event.request = request.id.to_string();
             event.subject = request.subject.to_string();
             event.resource = request.resource.to_string();
             caused_by(event, &actor);
             event.comment = comment.to_owned();
-        })
-        .await
+        });
     }
 }
 
@@ -548,39 +608,83 @@ async fn made_before(
     }
 }
 
-async fn number(
-    sql: &mut Transaction,
-    statement: &'static str,
-    name: &str,
-) -> Result<Option<i64>, StoreError> {
-    sql::query_scalar(statement)
-        .bind(name)
+pub(super) async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, StoreError> {
+    let number = sql::query_scalar("SELECT number FROM subjects WHERE id = ?")
+        .bind(id.as_str())
         .fetch_optional(sql)
         .await
-        .map_err(StoreError::sql("look up a name"))
-}
-
-pub(super) async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Result<i64, StoreError> {
-    let number = number(sql, "SELECT number FROM subjects WHERE id = ?", id.as_str()).await?;
+        .map_err(StoreError::sql("look up a subject"))?;
     Ok(number.ok_or_else(|| Refusal::UnknownSubject(id.clone()))?)
 }
 
-/// The hosts of these names, with their numbers; without names, every host.
+/// What a new request stands on: read in one go, as a request is one of the few things that come by the thousand.
+#[derive(FromRow)]
+struct Footing {
+    /// The number of what is asked for; None: it is not protected.
+    resource: Option<i64>,
+    /// The number of whom it is for; None: nobody knows them.
+    subject: Option<i64>,
+    is_disabled: bool,
+    /// The number of who asks.
+    requester: Option<i64>,
+    /// Whether some freeze holds, of whatever resource.
+    is_something_frozen: bool,
+    /// Whether some incident is open.
+    is_incident_open: bool,
+    /// The version in force.
+    policy: Option<i64>,
+}
+
+impl Footing {
+    async fn of(
+        sql: &mut Transaction,
+        resource: &ResourceName,
+        subject: &SubjectId,
+        requester: &SubjectId,
+        now: Timestamp,
+    ) -> Result<Self, StoreError> {
+        sql::query_as(
+            "SELECT (SELECT number FROM resources WHERE name = ? AND removed_ms IS NULL) AS resource,
+                 (SELECT number FROM subjects WHERE id = ?) AS subject,
+                 EXISTS (SELECT 1 FROM subjects WHERE id = ? AND disabled_ms IS NOT NULL) AS is_disabled,
+                 (SELECT number FROM subjects WHERE id = ?) AS requester,
+                 EXISTS (SELECT 1 FROM freezes WHERE ended_ms IS NULL AND until_ms > ?) AS is_something_frozen,
+                 EXISTS (SELECT 1 FROM incidents WHERE closed_ms IS NULL AND until_ms > ?) AS is_incident_open,
+                 (SELECT max(version) FROM policies) AS policy",
+        )
+        .bind(resource.as_str())
+        .bind(subject.as_str())
+        .bind(subject.as_str())
+        .bind(requester.as_str())
+        .bind(now.unix_ms())
+        .bind(now.unix_ms())
+        .fetch_one(sql)
+        .await
+        .map_err(StoreError::sql("look up what a request is about"))
+    }
+
+    fn policy(&self) -> Result<Option<u64>, StoreError> {
+        self.policy.map(|version| decode::number("policy", version)).transpose()
+    }
+}
+
+/// The hosts of these names, or without names every host, by their names; each with its number.
 async fn hosts(sql: &mut Transaction, names: &[HostName]) -> Result<Vec<(i64, HostName)>, StoreError> {
-    if names.is_empty() {
-        let all: Vec<(i64, String)> = sql::query_as("SELECT number, name FROM hosts ORDER BY name")
-            .fetch_all(sql)
-            .await
-            .map_err(StoreError::sql("read the hosts"))?;
-        if all.is_empty() {
-            return Err(Refusal::NoHost.into());
-        }
-        return all.into_iter().map(|(number, name)| Ok((number, decode::text("host", &name)?))).collect();
+    let mut query = sql::query_as("SELECT number, name FROM hosts");
+    if !names.is_empty() {
+        query.push(" WHERE name IN ").push_list(names.iter().map(HostName::as_str));
     }
-    let mut found = Vec::with_capacity(names.len());
-    for name in names {
-        let number = number(sql, "SELECT number FROM hosts WHERE name = ?", name.as_str()).await?;
-        found.push((number.ok_or_else(|| Refusal::UnknownHost(name.clone()))?, name.clone()));
+    query.push(" ORDER BY name");
+    let rows: Vec<(i64, String)> = query.fetch_all(sql).await.map_err(StoreError::sql("read the hosts"))?;
+    let found: Vec<(i64, HostName)> = rows
+        .into_iter()
+        .map(|(number, name)| Ok((number, decode::text("host", &name)?)))
+        .collect::<Result<_, StoreError>>()?;
+    if let Some(unknown) = names.iter().find(|name| !found.iter().any(|(_, found)| found == *name)) {
+        return Err(Refusal::UnknownHost(unknown.clone()).into());
     }
-    Ok(found)
+    match found.is_empty() {
+        true => Err(Refusal::NoHost.into()),
+        false => Ok(found),
+    }
 }

@@ -5,13 +5,17 @@ use proto::types::{AuditEvent, EventKind, HostName, Timestamp};
 use proto::wire::audit as wire;
 use uuid::Uuid;
 
+use super::outbox::Outbox;
 use super::sql::{self, Transaction, Value};
 use super::tx::caused_by;
-use super::{Store, StoreError, decode};
+use super::{Store, StoreError, decode, uses};
 use crate::rules::calls::Method;
 use crate::rules::notify::Origin;
 use crate::rules::numbering;
 use crate::rules::throttle::Key;
+
+/// How many events of our own one statement writes: far from the number of values that either database takes in one.
+const ROWS_MAX: usize = 500;
 
 /// What was kept of an agent's batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +40,7 @@ impl Store {
         let new = numbering::continuation(stored, events)?;
         let Some(last) = new.last() else { return Ok(Stored { epoch, sequence: stored }) };
         let sequence = last.id.sequence;
-        tx.append(new.clone(), &Origin::Itself, now).await?;
+        tx.append(new.clone(), now).await?;
         tx.open_drafts(host, &new, now).await?;
         tx.commit().await?;
         Ok(Stored { epoch, sequence })
@@ -91,8 +95,7 @@ impl Store {
             }
             event.reason = refused.reason.to_owned();
             event.comment = comment;
-        })
-        .await?;
+        });
         tx.commit().await
     }
 }
@@ -114,23 +117,57 @@ pub(super) async fn last_sequence(
     decode::number("sequence", last)
 }
 
-/// Puts events, which are not empty, at the end of the record. Returns them with their positions.
+/// An event of our own that is to be written into the record. It has no number yet.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) event: AuditEvent,
+    pub(super) origin: Origin,
+}
+
+/// Numbers our own events, which are all of one epoch, and puts them at the end of the record. Returns whether somebody is to be told
+/// of one.
+pub(super) async fn write_down(
+    sql: &mut Transaction,
+    outbox: &Outbox,
+    noted: Vec<Noted>,
+) -> Result<bool, StoreError> {
+    let Some(first) = noted.first() else { return Ok(false) };
+    let mut sequence = last_sequence(sql, None, first.event.id.epoch).await?;
+    let mut is_filled = false;
+    let mut noted = noted.into_iter().peekable();
+    while let Some(Noted { event, origin }) = noted.next() {
+        let mut events = vec![event];
+        while events.len() < ROWS_MAX
+            && let Some(next) = noted.next_if(|next| next.origin == origin)
+        {
+            events.push(next.event);
+        }
+        for event in &mut events {
+            sequence = sequence.saturating_add(1);
+            event.id.sequence = sequence;
+        }
+        is_filled |= append(sql, outbox, events, &origin, None).await?;
+    }
+    Ok(is_filled)
+}
+
+/// Puts events, which are not empty, of one source and have their numbers, at the end of the record, with who is to be told of them.
+/// Returns whether somebody is. `received`: when they came here; None: they are of here.
 pub(super) async fn append(
     sql: &mut Transaction,
+    outbox: &Outbox,
     mut events: Vec<AuditEvent>,
-) -> Result<Vec<AuditEvent>, StoreError> {
+    origin: &Origin,
+    received: Option<Timestamp>,
+) -> Result<bool, StoreError> {
     let newest: i64 = sql::query_scalar("SELECT coalesce(max(position), 0) FROM audit_events")
         .fetch_one(&mut *sql)
         .await
         .map_err(StoreError::sql("read the newest position"))?;
-    let mut insert =
-        sql::query("INSERT INTO audit_events (position, source, epoch, sequence, payload) VALUES ");
+    let mut rows = Vec::with_capacity(events.len());
     for (position, event) in (newest + 1..).zip(&mut events) {
-        if position > newest + 1 {
-            insert.push(", ");
-        }
         let payload = wire::AuditEvent { position: 0, ..event.clone().into() }.encode_to_vec();
-        insert.push_list([
+        rows.push([
             position.into(),
             source(event.id.host.as_ref()).into(),
             event.id.epoch.to_string().into(),
@@ -139,8 +176,12 @@ pub(super) async fn append(
         ]);
         event.position = decode::number("position", position)?;
     }
-    insert.execute(sql).await.map_err(StoreError::sql("append audit events"))?;
-    Ok(events)
+    let mut insert =
+        sql::query("INSERT INTO audit_events (position, source, epoch, sequence, payload) VALUES ");
+    insert.push_rows(rows);
+    insert.execute(&mut *sql).await.map_err(StoreError::sql("append audit events"))?;
+    uses::note(sql, &events).await?;
+    outbox.post(sql, &events, origin, received).await
 }
 
 /// The event at a position.

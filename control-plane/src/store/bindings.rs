@@ -34,8 +34,7 @@ impl Store {
             if !comment.is_empty() {
                 event.comment += &format!(": {comment}");
             }
-        })
-        .await?;
+        });
         tx.commit().await
     }
 }
@@ -67,8 +66,8 @@ impl Tx {
             caused_by(event, &acting.clone().into());
             event.subject = subject.to_string();
             event.comment = format!("provider `{}`, {}", entry.provider, told(&account));
-        })
-        .await
+        });
+        Ok(())
     }
 
     /// The account that has a name; None: none yet.

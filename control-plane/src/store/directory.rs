@@ -84,8 +84,7 @@ impl Store {
             caused_by(event, actor);
             event.comment = resource.destination();
             event.comment.truncate(COMMENT_MAX_BYTES);
-        })
-        .await?;
+        });
         tx.commit().await
     }
 
@@ -139,8 +138,7 @@ impl Store {
             event.host = name.to_string();
             caused_by(event, actor);
             event.comment = labels.to_string();
-        })
-        .await?;
+        });
         tx.issue_join_token(name, token, actor, now).await?;
         tx.commit().await
     }
@@ -210,8 +208,7 @@ impl Tx {
             caused_by(event, actor);
             event.comment = format!("{}; {}", settings(&resource.options), resource.destination());
             event.comment.truncate(COMMENT_MAX_BYTES);
-        })
-        .await?;
+        });
         Ok(resource)
     }
 
@@ -242,8 +239,8 @@ impl Tx {
             event.resource = after.name.to_string();
             caused_by(event, actor);
             event.changes = changes(&before.options, &after.options);
-        })
-        .await
+        });
+        Ok(())
     }
 
     async fn refuse_if_granted(&mut self, resource: &Resource) -> Result<(), StoreError> {
@@ -292,8 +289,7 @@ impl Tx {
             event.subject = subject.id.to_string();
             caused_by(event, actor);
             event.comment = format!("role {}", subject.role);
-        })
-        .await?;
+        });
         Ok(subject)
     }
 

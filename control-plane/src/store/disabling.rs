@@ -70,8 +70,7 @@ impl Store {
             if !comment.is_empty() {
                 event.comment += &format!(": {comment}");
             }
-        })
-        .await?;
+        });
         let why = format!("`{subject}` was disabled");
         for kept in live {
             let cause = Cause { actor: actor.clone(), comment: why.clone() };
@@ -107,8 +106,7 @@ impl Store {
             caused_by(event, actor);
             event.subject = subject.to_string();
             event.comment = comment.to_owned();
-        })
-        .await?;
+        });
         tx.commit().await
     }
 

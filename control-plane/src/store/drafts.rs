@@ -144,8 +144,7 @@ impl Tx {
             caused_by(event, &Actor::System);
             event.expires = Some(draft.lapses);
             event.comment = rules::told(id);
-        })
-        .await?;
+        });
         Ok(true)
     }
 

@@ -79,8 +79,7 @@ impl Store {
                 tx.record_grant(EventKind::GrantExpiring, grant, now, |event| {
                     caused_by(event, &Actor::System);
                     event.reason = warning.name.to_owned();
-                })
-                .await?;
+                });
             }
             tx.commit().await?;
             return Ok(true);

@@ -76,7 +76,7 @@ impl Store {
         }
         let asks = request(tx.sql(), made).await?;
         let told = format!("{id} for {} longer: {reason}", humantime::format_duration(by));
-        tx.record_request(EventKind::RequestCreated, &asks, requester.clone().into(), &told, now).await?;
+        tx.record_request(EventKind::RequestCreated, &asks, requester.clone().into(), &told, now);
         if let Some((_, terms)) = terms {
             let needs_approval = terms.extension.is_none_or(|extension| extension.approval);
             let steps = if needs_approval { terms.steps } else { Vec::new() };
@@ -120,8 +120,7 @@ impl Store {
             caused_by(event, &actor);
             event.request = asks.id.to_string();
             event.comment = format!("by {by}, {total} in all", total = humantime::format_duration(total));
-        })
-        .await?;
+        });
         Ok(after)
     }
 }

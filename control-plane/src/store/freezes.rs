@@ -53,7 +53,7 @@ impl Store {
         let live_ones = if keep_live { "none" } else { &ended.to_string() };
         let comment =
             format!("{told} for {length}, which ends {live_ones} of the live grants: {}", freeze.reason);
-        tx.record_freeze(EventKind::FreezeBegan, &freeze, &actor, "", comment, now).await?;
+        tx.record_freeze(EventKind::FreezeBegan, &freeze, &actor, "", comment, now);
         for kept in live {
             let cause = Cause { actor: actor.clone(), comment: format!("freeze {id}: {}", freeze.reason) };
             tx.end(kept, EndReason::Frozen, cause, now).await?;
@@ -161,10 +161,11 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("end a freeze"))?;
-        self.record_freeze(EventKind::FreezeEnded, freeze, actor, reason, comment, now).await
+        self.record_freeze(EventKind::FreezeEnded, freeze, actor, reason, comment, now);
+        Ok(())
     }
 
-    async fn record_freeze(
+    fn record_freeze(
         &mut self,
         kind: EventKind,
         freeze: &Freeze,
@@ -172,7 +173,7 @@ impl Tx {
         reason: &str,
         comment: String,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) {
         self.record(kind, now, |event| {
             caused_by(event, actor);
             if let Frozen::These(names) = &freeze.what
@@ -183,8 +184,7 @@ impl Tx {
             event.reason = reason.to_owned();
             event.comment = comment;
             event.expires = Some(freeze.until);
-        })
-        .await
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use proto::types::{EventKind, HookAnswer, HookName, Request, RequestId, RequestS
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::requests::{request, requests};
+use super::requests::{self, requests};
 use super::sql;
 use super::tx::Tx;
 use super::{Store, StoreError, decode};
@@ -120,7 +120,7 @@ impl Store {
             .execute(tx.sql())
             .await
             .map_err(StoreError::sql("take a question away"))?;
-        let before = request(tx.sql(), *id).await?;
+        let before = requests::request(tx.sql(), *id).await?;
         let steps = self.steps(tx.sql(), &before).await?;
         // Nobody waits for it any more.
         let (1.., RequestState::Pending, Some(steps)) = (gone, before.state, steps) else {
@@ -134,7 +134,7 @@ impl Store {
         let actor = Actor::Hook(hook.clone());
         let (actor, comment) = match &stand {
             Stand::Waiting(_) => {
-                tx.record_request(EventKind::ApprovalGiven, &before, actor.clone(), comment, now).await?;
+                tx.record_request(EventKind::ApprovalGiven, &before, actor.clone(), comment, now);
                 (actor, comment)
             }
             Stand::Decided(Decided { outcome: Outcome::Denied, .. }) if yes => {
@@ -157,11 +157,16 @@ impl Store {
     pub(super) async fn ask_hooks(
         &self,
         tx: &mut Tx,
-        id: RequestId,
+        request: &Request,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let request = request(tx.sql(), id).await?;
-        let Some(steps) = self.steps(tx.sql(), &request).await? else { return Ok(()) };
+        let id = request.id;
+        let Some(steps) = self.steps(tx.sql(), request).await? else { return Ok(()) };
+        if steps.iter().all(|step| step.hooks.is_empty()) {
+            return Ok(());
+        }
+        // With what was said about it meanwhile.
+        let request = requests::request(tx.sql(), id).await?;
         for hook in Pending::of(&request, steps)?.asks(now) {
             let asked = sql::query(
                 "INSERT INTO hook_questions (request, hook, asked_ms, due_ms) VALUES (?, ?, ?, ?)

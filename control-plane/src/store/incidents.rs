@@ -35,7 +35,7 @@ impl Store {
         tx.keep_incident(&after).await?;
         let length = format!("{} {length}", if is_moved { "from now on for" } else { "for" });
         let said = if said.is_empty() { length } else { format!("{length}: {said}") };
-        tx.record_incident(EventKind::IncidentOpened, &after, &by.clone().into(), "", &said, now).await?;
+        tx.record_incident(EventKind::IncidentOpened, &after, &by.clone().into(), "", &said, now);
         // Whoever watches the time looks at this one's end, too.
         tx.wake_access();
         tx.commit().await?;
@@ -134,10 +134,11 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("close an incident"))?;
-        self.record_incident(EventKind::IncidentClosed, incident, actor, reason, comment, now).await
+        self.record_incident(EventKind::IncidentClosed, incident, actor, reason, comment, now);
+        Ok(())
     }
 
-    async fn record_incident(
+    fn record_incident(
         &mut self,
         kind: EventKind,
         incident: &Incident,
@@ -145,14 +146,13 @@ impl Tx {
         reason: &str,
         said: &str,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) {
         self.record(kind, now, |event| {
             caused_by(event, actor);
             event.reason = reason.to_owned();
             event.comment = rules::told(incident, said);
             event.expires = Some(incident.until);
-        })
-        .await
+        });
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::StoreError;
+use super::audit::{self, Noted};
 use super::outbox::Outbox;
 use super::signals::{Changes, Signals};
 use super::sql::{self, Transaction};
@@ -52,9 +53,11 @@ pub(super) struct Permit {
     line: Option<Arc<Line>>,
 }
 
-/// Whom to tell when all is on disk, and what woke.
+/// What is to be written at the end, whom to tell when all is on disk, and what woke.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
+    /// In the order in which it happened.
+    pub(super) noted: Vec<Noted>,
     pub(super) changes: Changes,
     /// Whether there is something new in the outbox.
     pub(super) fills_outbox: bool,
@@ -182,6 +185,7 @@ impl Shared {
     /// The change is made. Returns when it is on disk, with those before it and those that came behind it. It is carried through, even
     /// if nobody waits for that: else a change could happen and nobody be woken.
     pub(super) async fn done(mut self, effects: Effects) -> Result<(), StoreError> {
+        self.effects.noted.extend(effects.noted);
         self.effects.changes.add(effects.changes);
         self.effects.fills_outbox |= effects.fills_outbox;
         self.stage = Stage::Left { is_clean: true };
@@ -247,12 +251,15 @@ impl Shared {
     }
 
     async fn end(&mut self) -> Result<(), StoreError> {
-        if self.stage == (Stage::Left { is_clean: false }) {
-            // Until it is known how that went, nothing can be kept.
-            self.stage = Stage::Between;
+        let is_clean = self.stage != Stage::Left { is_clean: false };
+        // Until it is known how this goes, nothing can be kept.
+        self.stage = Stage::Between;
+        if !is_clean {
             self.run("ROLLBACK TO SAVEPOINT change", "give up the last change").await?;
         }
-        let Some(transaction) = self.transaction.take() else { return Err(StoreError::Abandoned) };
+        let Some(mut transaction) = self.transaction.take() else { return Err(StoreError::Abandoned) };
+        let noted = std::mem::take(&mut self.effects.noted);
+        self.effects.fills_outbox |= audit::write_down(&mut transaction, &self.outbox, noted).await?;
         transaction.commit().await.map_err(StoreError::sql("commit a change"))
     }
 }

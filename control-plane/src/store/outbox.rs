@@ -13,7 +13,7 @@ use proto::types::{AuditEvent, EventKind, ProviderName, Timestamp};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::sql::{self, Value};
+use super::sql::{self, Transaction, Value};
 use super::tx::{Tx, caused_by};
 use super::{Store, StoreError, audit, decode};
 use crate::rules::actor::Actor;
@@ -184,7 +184,7 @@ impl Store {
                 .execute(tx.sql())
                 .await
                 .map_err(StoreError::sql("take a message away"))?;
-            tx.count_waiting(target, -decode::sql(gone)).await?;
+            count_waiting(tx.sql(), target, -decode::sql(gone)).await?;
             if let (1.., Outcome::GivenUp(why)) = (gone, outcome) {
                 let told_of_failure = message.event.kind == EventKind::NotificationFailed;
                 let all = given_up.entry(why).or_insert(GivenUp {
@@ -199,7 +199,7 @@ impl Store {
             }
         }
         for (why, all) in given_up {
-            tx.record_given_up(target, "undeliverable", &all, why, now).await?;
+            tx.record_given_up(target, "undeliverable", &all, why, now);
         }
         tx.commit().await
     }
@@ -237,7 +237,7 @@ impl Store {
             // One may have been; nobody is told of it, so that it ends here.
             told_of_failure: false,
         };
-        tx.record_given_up(target, "queue_full", &all, "too many waited", now).await?;
+        tx.record_given_up(target, "queue_full", &all, "too many waited", now);
         tx.commit().await?;
         Ok(true)
     }
@@ -255,7 +255,7 @@ impl Store {
             return Ok(false);
         };
         let stranger = decode::text("target", &stranger)?;
-        let all = tx.give_up_oldest(&stranger, GIVE_UP_BATCH).await?;
+        let all = give_up_oldest(tx.sql(), &stranger, GIVE_UP_BATCH).await?;
         if all.count == 0 {
             // The count was not what it counts: that is put right, so that this comes to an end.
             sql::query("UPDATE outbox_targets SET waiting = 0 WHERE target = ?")
@@ -265,107 +265,51 @@ impl Store {
                 .map_err(StoreError::sql("count the messages for a target"))?;
         } else {
             let why = "it is not in the configuration any more";
-            tx.record_given_up(&stranger, "target_removed", &all, why, now).await?;
+            tx.record_given_up(&stranger, "target_removed", &all, why, now);
         }
         tx.commit().await?;
         Ok(true)
     }
 }
 
-impl Tx {
-    /// Writes down who is to be told of these events, which have just got their positions.
+impl Outbox {
+    /// Writes down who is to be told of these events, which have just got their positions. `received`: when they came here; None: they
+    /// are of here. Returns whether somebody is.
     pub(super) async fn post(
-        &mut self,
+        &self,
+        sql: &mut Transaction,
         events: &[AuditEvent],
         origin: &Origin,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let outbox = Arc::clone(self.outbox());
-        for subscription in &outbox.subscriptions {
-            let wanted: Vec<i64> = events
-                .iter()
-                .filter(|event| subscription.wants(event, origin))
-                .map(|event| decode::sql(event.position))
-                .collect();
+        received: Option<Timestamp>,
+    ) -> Result<bool, StoreError> {
+        let mut is_filled = false;
+        for subscription in &self.subscriptions {
+            let wanted: Vec<&AuditEvent> =
+                events.iter().filter(|event| subscription.wants(event, origin)).collect();
             if wanted.is_empty() {
                 continue;
             }
             let target = &subscription.target;
             let mut insert = sql::query("INSERT INTO outbox (target, position, made_ms, due_ms) VALUES ");
-            for (index, position) in wanted.iter().enumerate() {
-                if index > 0 {
-                    insert.push(", ");
-                }
-                let now = Value::from(now.unix_ms());
-                insert.push_list([target.as_str().into(), (*position).into(), now.clone(), now]);
-            }
-            insert.execute(self.sql()).await.map_err(StoreError::sql("write down who is to be told"))?;
-            let waiting = self.count_waiting(target, i64::try_from(wanted.len()).unwrap_or(i64::MAX)).await?;
+            insert.push_rows(wanted.iter().map(|event| {
+                let made = Value::from(received.unwrap_or(event.time).unix_ms());
+                [target.as_str().into(), decode::sql(event.position).into(), made.clone(), made]
+            }));
+            insert.execute(&mut *sql).await.map_err(StoreError::sql("write down who is to be told"))?;
+            let more = i64::try_from(wanted.len()).unwrap_or(i64::MAX);
+            let waiting = count_waiting(sql, target, more).await?;
             let excess = waiting - i64::from(subscription.waiting_max);
             if let Ok(excess @ 1..) = u32::try_from(excess) {
-                let all = self.give_up_oldest(target, excess).await?;
-                self.count_dropped(target, &all).await?;
+                let all = give_up_oldest(sql, target, excess).await?;
+                count_dropped(sql, target, &all).await?;
             }
-            self.fill_outbox();
+            is_filled = true;
         }
-        Ok(())
+        Ok(is_filled)
     }
+}
 
-    /// Counts messages that came or went. Returns how many wait now.
-    async fn count_waiting(&mut self, target: &ProviderName, more: i64) -> Result<i64, StoreError> {
-        sql::query_scalar(
-            "INSERT INTO outbox_targets (target, waiting) VALUES (?, ?)
-             ON CONFLICT (target) DO UPDATE SET waiting = outbox_targets.waiting + ? RETURNING waiting",
-        )
-        .bind(target.as_str())
-        .bind(more.max(0))
-        .bind(more)
-        .fetch_one(self.sql())
-        .await
-        .map_err(StoreError::sql("count the messages for a target"))
-    }
-
-    async fn count_dropped(&mut self, target: &ProviderName, all: &GivenUp) -> Result<(), StoreError> {
-        if all.count == 0 {
-            return Ok(());
-        }
-        sql::query(
-            "UPDATE outbox_targets SET dropped = dropped + ?, dropped_first = coalesce(dropped_first, ?),
-             dropped_last = ? WHERE target = ?",
-        )
-        .bind(decode::sql(all.count))
-        .bind(decode::sql(all.first))
-        .bind(decode::sql(all.last))
-        .bind(target.as_str())
-        .execute(self.sql())
-        .await
-        .map_err(StoreError::sql("count messages that were given up"))?;
-        Ok(())
-    }
-
-    /// Takes at most so many messages away, the oldest first.
-    async fn give_up_oldest(&mut self, target: &ProviderName, count: u32) -> Result<GivenUp, StoreError> {
-        let oldest: Vec<i64> =
-            sql::query_scalar("SELECT position FROM outbox WHERE target = ? ORDER BY position LIMIT ?")
-                .bind(target.as_str())
-                .bind(count)
-                .fetch_all(self.sql())
-                .await
-                .map_err(StoreError::sql("read the oldest messages"))?;
-        let (Some(first), Some(last)) = (oldest.first(), oldest.last()) else {
-            return Ok(GivenUp { count: 0, first: 0, last: 0, told_of_failure: false });
-        };
-        let gone = sql::query("DELETE FROM outbox WHERE target = ? AND position <= ?")
-            .bind(target.as_str())
-            .bind(*last)
-            .execute(self.sql())
-            .await
-            .map_err(StoreError::sql("take the oldest messages away"))?;
-        self.count_waiting(target, -decode::sql(gone)).await?;
-        let (first, last) = (decode::number("position", *first)?, decode::number("position", *last)?);
-        Ok(GivenUp { count: gone, first, last, told_of_failure: false })
-    }
-
+impl Tx {
     async fn give_up_unreadable(
         &mut self,
         target: &ProviderName,
@@ -378,33 +322,96 @@ impl Tx {
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("take a message away"))?;
-        self.count_waiting(target, -decode::sql(gone)).await?;
+        count_waiting(self.sql(), target, -decode::sql(gone)).await?;
         let position = decode::number("position", position)?;
         let all = GivenUp { count: gone, first: position, last: position, told_of_failure: false };
-        self.record_given_up(target, "undeliverable", &all, "the event cannot be read", now).await
+        self.record_given_up(target, "undeliverable", &all, "the event cannot be read", now);
+        Ok(())
     }
 
-    async fn record_given_up(
+    fn record_given_up(
         &mut self,
         target: &ProviderName,
         reason: &str,
         all: &GivenUp,
         why: &str,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) {
         let GivenUp { count, first, last, told_of_failure } = all;
         tracing::warn!(%target, reason, count, first, last, why, "notifications were given up");
         let origin = match told_of_failure {
             true => Origin::FailureToTellOfFailure,
             false => Origin::FailureOf(target.clone()),
         };
-        self.record_from(EventKind::NotificationFailed, &origin, now, |event| {
+        self.record_from(EventKind::NotificationFailed, origin, now, |event| {
             caused_by(event, &Actor::System);
             event.reason = reason.to_owned();
             event.comment = format!(
                 "target `{target}`: {count} notifications, of events at positions {first} to {last}: {why}"
             );
-        })
-        .await
+        });
     }
+}
+
+/// Counts messages that came or went. Returns how many wait now.
+async fn count_waiting(sql: &mut Transaction, target: &ProviderName, more: i64) -> Result<i64, StoreError> {
+    sql::query_scalar(
+        "INSERT INTO outbox_targets (target, waiting) VALUES (?, ?)
+         ON CONFLICT (target) DO UPDATE SET waiting = outbox_targets.waiting + ? RETURNING waiting",
+    )
+    .bind(target.as_str())
+    .bind(more.max(0))
+    .bind(more)
+    .fetch_one(sql)
+    .await
+    .map_err(StoreError::sql("count the messages for a target"))
+}
+
+async fn count_dropped(
+    sql: &mut Transaction,
+    target: &ProviderName,
+    all: &GivenUp,
+) -> Result<(), StoreError> {
+    if all.count == 0 {
+        return Ok(());
+    }
+    sql::query(
+        "UPDATE outbox_targets SET dropped = dropped + ?, dropped_first = coalesce(dropped_first, ?),
+         dropped_last = ? WHERE target = ?",
+    )
+    .bind(decode::sql(all.count))
+    .bind(decode::sql(all.first))
+    .bind(decode::sql(all.last))
+    .bind(target.as_str())
+    .execute(&mut *sql)
+    .await
+    .map_err(StoreError::sql("count messages that were given up"))?;
+    Ok(())
+}
+
+/// Takes at most so many messages away, the oldest first.
+async fn give_up_oldest(
+    sql: &mut Transaction,
+    target: &ProviderName,
+    count: u32,
+) -> Result<GivenUp, StoreError> {
+    let oldest: Vec<i64> =
+        sql::query_scalar("SELECT position FROM outbox WHERE target = ? ORDER BY position LIMIT ?")
+            .bind(target.as_str())
+            .bind(count)
+            .fetch_all(&mut *sql)
+            .await
+            .map_err(StoreError::sql("read the oldest messages"))?;
+    let (Some(first), Some(last)) = (oldest.first(), oldest.last()) else {
+        return Ok(GivenUp { count: 0, first: 0, last: 0, told_of_failure: false });
+    };
+    let gone = sql::query("DELETE FROM outbox WHERE target = ? AND position <= ?")
+        .bind(target.as_str())
+        .bind(*last)
+        .execute(&mut *sql)
+        .await
+        .map_err(StoreError::sql("take the oldest messages away"))?;
+    count_waiting(sql, target, -decode::sql(gone)).await?;
+    let (first, last) = (decode::number("position", *first)?, decode::number("position", *last)?);
+    Ok(GivenUp { count: gone, first, last, told_of_failure: false })
 }

@@ -101,8 +101,7 @@ impl Store {
         tx.record(EventKind::PolicyApplied, now, |event| {
             caused_by(event, &actor);
             event.comment = told(&version, &plan);
-        })
-        .await?;
+        });
         let is_guarded_otherwise = !adds.is_empty() || !hardens.is_empty();
         for new in adds {
             tx.insert_resource(new, &actor, now).await?;

@@ -235,7 +235,7 @@ impl Tx {
             event.host = host.to_string();
             event.actor = Actor::System.to_string();
             event.reason = reason.to_owned();
-        })
-        .await
+        });
+        Ok(())
     }
 }

@@ -72,8 +72,7 @@ impl Store {
         tx.record_grant(EventKind::BreakGlassReviewed, &reviewed, now, |event| {
             caused_by(event, &by.clone().into());
             event.comment = comment.to_string();
-        })
-        .await?;
+        });
         let (after, _) = self.review_of(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(after)
@@ -102,8 +101,8 @@ impl Store {
             caused_by(event, actor);
             let by_what = by_what.unwrap_or_default();
             event.comment = format!("{by_what}: {}; not asked: {}", used.reason, rules::told(skipped));
-        })
-        .await
+        });
+        Ok(())
     }
 
     /// Who would have had to approve a request, by the policy that it was judged by. Of a version that cannot be read any more: nobody.

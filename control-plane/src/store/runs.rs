@@ -27,8 +27,7 @@ impl Store {
             event.host = host.to_string();
             event.subject = subject.id.to_string();
             caused_by(event, &subject.clone().into());
-        })
-        .await?;
+        });
         tx.commit().await
     }
 }

@@ -141,8 +141,7 @@ impl Store {
             event.reason = if is_renewed { "renewed" } else { "signed_in" }.to_owned();
             event.expires = Some(expires);
             event.comment = told(entry, role);
-        })
-        .await?;
+        });
         tx.commit().await?;
         Ok(session.identity())
     }
@@ -191,8 +190,7 @@ impl Store {
             event.expires = Some(expires);
             let account: String = account.chars().flat_map(char::escape_debug).collect();
             event.comment = format!("issuer `{}`, account `{account}`, {shown}", entry.issuer);
-        })
-        .await?;
+        });
         tx.commit().await?;
         Ok(session.identity())
     }
@@ -211,8 +209,7 @@ impl Store {
         tx.record(EventKind::SubjectSignedOut, now, |event| {
             caused_by(event, &acting.clone().into());
             event.subject = acting.id.to_string();
-        })
-        .await?;
+        });
         tx.commit().await
     }
 
@@ -390,8 +387,8 @@ impl Tx {
             caused_by(event, &acting.into());
             event.subject = id.to_string();
             event.comment = "somebody else signed in with the same browser".to_owned();
-        })
-        .await
+        });
+        Ok(())
     }
 
     async fn begin(&mut self, session: &NewSession<'_>) -> Result<(), StoreError> {

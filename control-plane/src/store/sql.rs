@@ -230,12 +230,42 @@ impl<O> Query<O> {
 
     /// `(?, ?, …)` with these values. The list that follows an `IN` must not be empty.
     pub(super) fn push_list(&mut self, values: impl IntoIterator<Item: Into<Value>>) -> &mut Self {
-        self.is_fixed = false;
-        for (index, value) in values.into_iter().enumerate() {
-            self.push(if index == 0 { "(" } else { ", " });
-            self.push_bind(value);
+        let count = self.push_values(values);
+        // A list of one is what most are: that text is worth keeping, and those of all the other lengths are too many.
+        self.is_fixed &= count == 1;
+        self
+    }
+
+    /// `(?, ?, …), (?, ?, …), …` with the values of these rows, of which there is one at least.
+    pub(super) fn push_rows(
+        &mut self,
+        rows: impl IntoIterator<Item = impl IntoIterator<Item: Into<Value>>>,
+    ) -> &mut Self {
+        let mut count = 0;
+        for row in rows {
+            if count > 0 {
+                self.push(", ");
+            }
+            self.push_values(row);
+            count += 1;
         }
-        self.push(")")
+        self.is_fixed &= count == 1;
+        self
+    }
+
+    /// Returns how many there were.
+    fn push_values(&mut self, values: impl IntoIterator<Item: Into<Value>>) -> usize {
+        self.push("(");
+        let mut count = 0;
+        for value in values {
+            if count > 0 {
+                self.push(", ");
+            }
+            self.push_bind(value);
+            count += 1;
+        }
+        self.push(")");
+        count
     }
 }
 
@@ -370,5 +400,19 @@ mod tests {
         query.push_list(["x", "y"]).push(" AND c = ").push_bind(7_i64);
         assert_eq!(query.text, "DELETE FROM a WHERE b IN (?, ?) AND c = ?");
         assert_eq!((query.values.len(), query.is_fixed), (3, false));
+        let mut query = super::query("DELETE FROM a WHERE b IN ");
+        query.push_list(["x"]);
+        assert_eq!((query.text.as_ref(), query.is_fixed), ("DELETE FROM a WHERE b IN (?)", true));
+    }
+
+    #[test]
+    fn rows_have_a_place_for_each_value() {
+        let insert = |count: i64| {
+            let mut query = query("INSERT INTO a (b, c) VALUES ");
+            query.push_rows((0..count).map(|row| [Value::from(row), "x".into()]));
+            (query.text.into_owned(), query.values.len(), query.is_fixed)
+        };
+        assert_eq!(insert(1), ("INSERT INTO a (b, c) VALUES (?, ?)".to_owned(), 2, true));
+        assert_eq!(insert(2), ("INSERT INTO a (b, c) VALUES (?, ?), (?, ?)".to_owned(), 4, false));
     }
 }

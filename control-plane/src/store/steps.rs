@@ -171,7 +171,7 @@ impl Tx {
             self.note_state_of(grant.id, life.state(), now).await?;
         }
         for (state, cause) in entered {
-            self.record_step(&grant, state, &cause, now).await?;
+            self.record_step(&grant, state, &cause, now);
         }
         self.wake_access();
         Ok(())
@@ -295,28 +295,21 @@ impl Tx {
         Ok(())
     }
 
-    async fn record_step(
-        &mut self,
-        grant: &Grant,
-        state: GrantState,
-        cause: &Cause,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    fn record_step(&mut self, grant: &Grant, state: GrantState, cause: &Cause, now: Timestamp) {
         self.record_grant(event_of(state), grant, now, |event| {
             event.reason = state.end_reason().map(|reason| reason.to_string()).unwrap_or_default();
             caused_by(event, &cause.actor);
             event.comment.clone_from(&cause.comment);
-        })
-        .await
+        });
     }
 
-    pub(super) async fn record_grant(
+    pub(super) fn record_grant(
         &mut self,
         kind: EventKind,
         grant: &Grant,
         now: Timestamp,
         fill: impl FnOnce(&mut AuditEvent),
-    ) -> Result<(), StoreError> {
+    ) {
         self.record(kind, now, |event| {
             event.request = grant.request.to_string();
             event.grant = grant.id.to_string();
@@ -324,7 +317,6 @@ impl Tx {
             event.resource = grant.resource.to_string();
             event.expires = Some(grant.expires);
             fill(event);
-        })
-        .await
+        });
     }
 }

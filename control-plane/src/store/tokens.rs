@@ -92,7 +92,7 @@ impl Tx {
         self.record(EventKind::TokenIssued, now, |event| {
             event.subject = subject.to_string();
             caused_by(event, actor);
-        })
-        .await
+        });
+        Ok(())
     }
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use proto::types::{AuditEvent, EventId, EventKind, HostName, Timestamp};
 use uuid::Uuid;
 
+use super::audit::Noted;
 use super::line::{Effects, Shared};
 use super::outbox::Outbox;
 use super::sql::{self, Transaction};
-use super::{StoreError, audit, decode, uses};
+use super::{StoreError, audit, decode};
+
 use crate::rules::actor::Actor;
 use crate::rules::notify::Origin;
 
@@ -31,10 +33,6 @@ impl Tx {
     /// One that others are told of.
     pub(super) fn new(shared: Shared, timeline: Uuid, outbox: Arc<Outbox>) -> Self {
         Self { shared, timeline, effects: Effects::default(), outbox }
-    }
-
-    pub(super) fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
     }
 
     /// Those who deliver are woken.
@@ -70,42 +68,33 @@ impl Tx {
         Ok(())
     }
 
-    /// Writes one line of our own into the record; `fill` says what there is to say.
-    pub(super) async fn record(
-        &mut self,
-        kind: EventKind,
-        now: Timestamp,
-        fill: impl FnOnce(&mut AuditEvent),
-    ) -> Result<(), StoreError> {
-        self.record_from(kind, &Origin::Itself, now, fill).await
+    /// One line of our own for the record, where it is written when the transaction ends; `fill` says what there is to say.
+    pub(super) fn record(&mut self, kind: EventKind, now: Timestamp, fill: impl FnOnce(&mut AuditEvent)) {
+        self.record_from(kind, Origin::Itself, now, fill);
     }
 
     /// The same, of an event that came about so.
-    pub(super) async fn record_from(
+    pub(super) fn record_from(
         &mut self,
         kind: EventKind,
-        origin: &Origin,
+        origin: Origin,
         now: Timestamp,
         fill: impl FnOnce(&mut AuditEvent),
-    ) -> Result<(), StoreError> {
-        let epoch = self.timeline;
-        let sequence = audit::last_sequence(self.sql(), None, epoch).await?.saturating_add(1);
-        let id = EventId { host: None, epoch, sequence };
+    ) {
+        // It gets its number when it is written.
+        let id = EventId { host: None, epoch: self.timeline, sequence: 0 };
         let mut event = AuditEvent::new(id, kind, now);
         fill(&mut event);
-        self.append(vec![event], origin, now).await
+        self.effects.noted.push(Noted { event, origin });
+        self.wake_followers();
     }
 
-    /// Puts events, which are not empty, at the end of the record, with who is to be told of them.
-    pub(super) async fn append(
-        &mut self,
-        events: Vec<AuditEvent>,
-        origin: &Origin,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let events = audit::append(self.sql(), events).await?;
-        uses::note(self.sql(), &events).await?;
-        self.post(&events, origin, now).await?;
+    /// Puts events of a host, which have their numbers and are not empty, at the end of the record at once: if they cannot be written,
+    /// nobody else's change is lost with them.
+    pub(super) async fn append(&mut self, events: Vec<AuditEvent>, now: Timestamp) -> Result<(), StoreError> {
+        let outbox = Arc::clone(&self.outbox);
+        let is_filled = audit::append(self.sql(), &outbox, events, &Origin::Itself, Some(now)).await?;
+        self.effects.fills_outbox |= is_filled;
         self.wake_followers();
         Ok(())
     }

@@ -59,16 +59,16 @@ async fn note_of_host(
         let mut insert = sql::query(
             "INSERT INTO grant_uses (grant_id, host, place, first_ms, last_ms, connections) VALUES ",
         );
-        for (index, ((grant, place), seen)) in uses.into_iter().enumerate() {
-            separate(&mut insert, index).push_list([
+        insert.push_rows(uses.into_iter().map(|((grant, place), seen)| {
+            [
                 Value::from(grant.to_string()),
                 number.into(),
                 place.into(),
                 seen.first.unix_ms().into(),
                 seen.last.unix_ms().into(),
                 decode::sql(seen.connections).into(),
-            ]);
-        }
+            ]
+        }));
         insert.push(
             " ON CONFLICT (grant_id, host, place) DO UPDATE SET
                  first_ms = CASE WHEN excluded.first_ms < grant_uses.first_ms
@@ -82,15 +82,15 @@ async fn note_of_host(
     for receipts in chunks(seen.receipts) {
         let mut insert =
             sql::query("INSERT INTO grant_receipts (grant_id, host, exits, ends, admitted_ms) VALUES ");
-        for (index, (grant, receipts)) in receipts.into_iter().enumerate() {
-            separate(&mut insert, index).push_list([
+        insert.push_rows(receipts.into_iter().map(|(grant, receipts)| {
+            [
                 Value::from(grant.to_string()),
                 number.into(),
                 decode::sql(receipts.exits).into(),
                 decode::sql(receipts.ends).into(),
                 receipts.admitted.map(Timestamp::unix_ms).into(),
-            ]);
-        }
+            ]
+        }));
         insert.push(
             " ON CONFLICT (grant_id, host) DO UPDATE SET
                  exits = grant_receipts.exits + excluded.exits,
@@ -103,9 +103,7 @@ async fn note_of_host(
     }
     for hours in chunks(seen.gap_hours) {
         let mut insert = sql::query("INSERT INTO use_gaps (host, hour_ms) VALUES ");
-        for (index, hour) in hours.into_iter().enumerate() {
-            separate(&mut insert, index).push_list([Value::from(number), hour.into()]);
-        }
+        insert.push_rows(hours.into_iter().map(|hour| [Value::from(number), hour.into()]));
         insert.push(" ON CONFLICT (host, hour_ms) DO NOTHING");
         insert.execute(&mut *sql).await.map_err(StoreError::sql("note that verdicts were lost"))?;
     }
@@ -138,20 +136,12 @@ async fn places(
 async fn refer(sql: &mut Transaction, refs: Vec<(String, &AuditEvent)>) -> Result<(), StoreError> {
     for refs in chunks(refs) {
         let mut insert = sql::query("INSERT INTO event_refs (about, position, kind) VALUES ");
-        for (index, (about, event)) in refs.into_iter().enumerate() {
-            separate(&mut insert, index).push_list([
-                Value::from(about),
-                decode::sql(event.position).into(),
-                event.kind.as_str().into(),
-            ]);
-        }
+        insert.push_rows(refs.into_iter().map(|(about, event)| {
+            [Value::from(about), decode::sql(event.position).into(), event.kind.as_str().into()]
+        }));
         insert.execute(&mut *sql).await.map_err(StoreError::sql("note what an event is about"))?;
     }
     Ok(())
-}
-
-fn separate(insert: &mut sql::Query<()>, index: usize) -> &mut sql::Query<()> {
-    if index > 0 { insert.push(", ") } else { insert }
 }
 
 /// Parts of a list, none of them empty.

@@ -20,8 +20,8 @@ use policy::Policy;
 use policy::decide::{Outcome, decide};
 use policy::facts::Facts;
 use proto::types::{
-    Credential, GrantState, HostName, Labels, NewApproval, NewRequest, NewResource, NewSubject, RequestId,
-    SubjectRole, Timestamp,
+    Credential, GrantState, HostName, Labels, NewApproval, NewPolicy, NewRequest, NewResource, NewSubject,
+    PolicyFiles, RequestId, SubjectRole, Timestamp,
 };
 use sqlx::AssertSqlSafe;
 
@@ -221,7 +221,29 @@ impl Kind {
     }
 }
 
-/// A record with a resource, a host, somebody who asks and somebody who approves.
+/// What everybody is judged by.
+const POLICY: [(&str, &str); 6] = [
+    ("limits.toml", "maximum_duration = \"12h\"\n"),
+    ("hosts.toml", "[[host]]\nname = \"db-7\"\n"),
+    ("resources.toml", "[[resource]]\nname = \"db\"\naddresses = [\"10.0.0.7\"]\nports = [\"tcp/5432\"]\n"),
+    (
+        "subjects.toml",
+        "[[subject]]\nid = \"user:alice\"\n[[subject]]\nid = \"user:dora\"\n\
+         [[group]]\nname = \"dba\"\nmembers = [\"user:dora\"]\n",
+    ),
+    (
+        "roles.toml",
+        "[[role]]\nname = \"debug\"\nto = [\"user:alice\"]\nresources = [\"db\"]\nhosts = [\"*\"]\n\
+         maximum_duration = \"12h\"\n[[role.step]]\napprovers = [\"group:dba\"]\n",
+    ),
+    (
+        "conditions/all.cedar",
+        "@id(\"short-from-afar\") forbid (principal, action, resource)\n\
+         when { context has source && context.source.isMulticast() && context.duration > 3600 };\n",
+    ),
+];
+
+/// A record with a resource, a host, somebody who asks and somebody who approves, and a policy in force.
 struct Record {
     kind: Kind,
     database: Database,
@@ -256,6 +278,10 @@ impl Record {
         store.add_resource(new, &Actor::System, now).await?;
         let token = NewJoinToken { hash: Token::for_subject().hash(), expires: now };
         store.add_host(&"db-7".parse()?, &Labels::default(), &token, &Actor::System, now).await?;
+        let files = POLICY.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+        let files = PolicyFiles::new(files.collect())?;
+        let new = NewPolicy { files, before: 0, comment: String::new(), restores: None };
+        store.apply_policy(new, &dora, now).await?;
         Ok(Self { kind, database, store, alice, dora })
     }
 
