@@ -215,7 +215,7 @@ impl Store {
         let mut tx = self.write().await?;
         let before = request(tx.sql(), id).await?;
         let decided = Pending::of(&before, Vec::new())?.withdraw(&caller.id)?;
-        tx.decide(&decided, caller.clone().into(), "", now).await?;
+        tx.decide(&before, &decided, caller.clone().into(), "", now).await?;
         let request = request(tx.sql(), id).await?;
         tx.commit().await?;
         Ok(request)
@@ -250,7 +250,7 @@ impl Store {
             // What would be a grant, had the policy or the resource not changed, is none.
             if let Err(StoreError::Refused(refusal)) = settled {
                 let decided = Decided { request: before.id, outcome: Outcome::Denied, by: None };
-                tx.decide(&decided, Actor::System, &refusal.to_string(), now).await?;
+                tx.decide(&before, &decided, Actor::System, &refusal.to_string(), now).await?;
             } else {
                 settled?;
             }
@@ -319,7 +319,7 @@ impl Store {
             // Whoever it was that came.
             let is_by_hook = matches!(actor, Actor::Hook(_));
             let actor = if decided.by.is_some() || is_by_hook { actor } else { Actor::System };
-            tx.decide(&decided, actor, comment, now).await?;
+            tx.decide(before, &decided, actor, comment, now).await?;
             return Ok(None);
         };
         refuse_if_removed(tx.sql(), before).await?;
@@ -340,7 +340,7 @@ impl Store {
         // It waits to be activated for as long as a request does to be decided.
         let patience = before.lapses.map_or(PATIENCE, |lapses| lapses.since(before.created));
         let begin = Begin::of(clock, extent.duration, patience, now)?;
-        tx.decide(&decided, actor.clone(), comment, now).await?;
+        tx.decide(before, &decided, actor.clone(), comment, now).await?;
         tx.issue(before, extent, begin, &actor, now).await.map(Some)
     }
 }
@@ -449,8 +449,10 @@ impl Tx {
         Ok(())
     }
 
+    /// `before`: the request, as it was until now.
     pub(super) async fn decide(
         &mut self,
+        before: &Request,
         decided: &Decided,
         actor: Actor,
         comment: &str,
@@ -468,8 +470,7 @@ impl Tx {
         .execute(self.sql())
         .await
         .map_err(StoreError::sql("decide a request"))?;
-        let request = request(self.sql(), decided.request).await?;
-        self.record_request(decided.outcome.event(), &request, actor, comment, now);
+        self.record_request(decided.outcome.event(), before, actor, comment, now);
         self.wake_access();
         Ok(())
     }

@@ -106,15 +106,16 @@ pub(super) async fn last_sequence(
     host: Option<&HostName>,
     epoch: Uuid,
 ) -> Result<u64, StoreError> {
-    let last: i64 = sql::query_scalar(
-        "SELECT coalesce(max(sequence), 0) FROM audit_events WHERE source = ? AND epoch = ?",
+    // Not `max(…)`: PostgreSQL, as long as it takes the table for small, reads all of a source's events for that.
+    let last: Option<i64> = sql::query_scalar(
+        "SELECT sequence FROM audit_events WHERE source = ? AND epoch = ? ORDER BY sequence DESC LIMIT 1",
     )
     .bind(source(host))
     .bind(epoch.to_string())
-    .fetch_one(sql)
+    .fetch_optional(sql)
     .await
     .map_err(StoreError::sql("read the last sequence number"))?;
-    decode::number("sequence", last)
+    decode::number("sequence", last.unwrap_or(0))
 }
 
 /// An event of our own that is to be written into the record. It has no number yet.

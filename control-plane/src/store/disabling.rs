@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use proto::types::{EndReason, EventKind, RequestId, SubjectId, Timestamp};
+use proto::types::{EndReason, EventKind, SubjectId, Timestamp};
 
 use super::grants::{GRANTS, read};
+use super::requests::request;
 use super::sql::{self, Transaction};
 use super::steps::Cause;
 use super::tx::caused_by;
@@ -77,9 +78,9 @@ impl Store {
             tx.end(kept, EndReason::IdentityDisabled, cause, now).await?;
         }
         for id in waiting {
-            let request: RequestId = decode::text("request", &id)?;
-            let decided = Decided { request, outcome: Outcome::Denied, by: None };
-            tx.decide(&decided, actor.clone(), &why, now).await?;
+            let before = request(tx.sql(), decode::text("request", &id)?).await?;
+            let decided = Decided { request: before.id, outcome: Outcome::Denied, by: None };
+            tx.decide(&before, &decided, actor.clone(), &why, now).await?;
         }
         tx.commit().await?;
         Ok(ended)

@@ -111,7 +111,7 @@ impl Store {
             let terms = wish.terms_at(&in_force, Stage::Activate, &moment(tx.sql(), now).await?)?;
             extension::permitted(&terms, &kept.grant, extent.duration)?;
         }
-        tx.decide(decided, actor.clone(), comment, now).await?;
+        tx.decide(asks, decided, actor.clone(), comment, now).await?;
         let cause = Cause { actor: actor.clone(), comment: comment.to_owned() };
         tx.step(kept, Step::Extend(until), cause, now).await?;
         let after = grant(tx.sql(), id).await?;

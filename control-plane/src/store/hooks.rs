@@ -146,7 +146,7 @@ impl Store {
         // What would be a grant, had the policy or the resource not changed, is none.
         if let Err(StoreError::Refused(refusal)) = settled {
             let decided = Decided { request: *id, outcome: Outcome::Denied, by: None };
-            tx.decide(&decided, Actor::System, &refusal.to_string(), now).await?;
+            tx.decide(&before, &decided, Actor::System, &refusal.to_string(), now).await?;
         } else {
             settled?;
         }

@@ -43,7 +43,7 @@ pub(super) enum Turn {
     /// They begin a transaction.
     First(Permit),
     /// They go on with the one of those before them.
-    Next(Shared),
+    Next(Box<Shared>),
 }
 
 /// The right to have a transaction open. Dropped, it goes to the next.
@@ -214,10 +214,10 @@ impl Shared {
             let next = line.as_ref().and_then(|line| line.state().waiting.pop_front());
             let Some(next) = next else { break };
             shared.handed_on += 1;
-            match next.send(Turn::Next(shared)) {
+            match next.send(Turn::Next(Box::new(shared))) {
                 Ok(()) => return,
                 // Nobody waits there any more.
-                Err(Turn::Next(back)) => shared = back,
+                Err(Turn::Next(back)) => shared = *back,
                 Err(Turn::First(_)) => return,
             }
         }
