@@ -21,6 +21,7 @@ mod enrolment;
 mod error;
 mod expiring;
 mod extensions;
+mod footing;
 mod freezes;
 mod grants;
 mod hooks;

@@ -11,13 +11,13 @@ use ::policy::names::GroupName;
 use prost::Message;
 use proto::types::{
     AuditEvent, CgroupPath, EventKind, Grant, GrantId, GrantState, HostName, NewApproval, NewRequest,
-    Request, RequestId, RequestState, ResourceName, SubjectId, Timestamp, Vote,
+    Request, RequestId, RequestState, SubjectId, Timestamp, Vote,
 };
 use proto::wire::access as wire;
 use sha2::{Digest, Sha256};
-use sqlx::FromRow;
 
 use super::disabling::refuse_if_disabled;
+use super::footing::{all_of, footing};
 use super::freezes::refuse_if_frozen;
 use super::incidents::moment;
 use super::policies::wish;
@@ -57,9 +57,9 @@ impl Store {
         if let Some(made) = made_before(tx.sql(), &new, &requester.id, &digest).await? {
             return Ok(made);
         }
-        let footing = Footing::of(tx.sql(), &new.resource, subject, &requester.id, now).await?;
+        let (footing, hosts) = footing(tx.sql(), &new, subject, &requester.id, now).await?;
         let resource = footing.resource.ok_or_else(|| Refusal::UnknownResource(new.resource.clone()))?;
-        let hosts = hosts(tx.sql(), &new.hosts).await?;
+        let hosts = all_of(&new.hosts, hosts)?;
         policy::place(&new, hosts.len())?;
         if let Some(id) = new.draft {
             let completed = tx.take_draft(id, &Whose::Of(requester.id.clone()), now).await?;
@@ -616,76 +616,4 @@ pub(super) async fn subject_number(sql: &mut Transaction, id: &SubjectId) -> Res
         .await
         .map_err(StoreError::sql("look up a subject"))?;
     Ok(number.ok_or_else(|| Refusal::UnknownSubject(id.clone()))?)
-}
-
-/// What a new request stands on: read in one go, as a request is one of the few things that come by the thousand.
-#[derive(FromRow)]
-struct Footing {
-    /// The number of what is asked for; None: it is not protected.
-    resource: Option<i64>,
-    /// The number of whom it is for; None: nobody knows them.
-    subject: Option<i64>,
-    is_disabled: bool,
-    /// The number of who asks.
-    requester: Option<i64>,
-    /// Whether some freeze holds, of whatever resource.
-    is_something_frozen: bool,
-    /// Whether some incident is open.
-    is_incident_open: bool,
-    /// The version in force.
-    policy: Option<i64>,
-}
-
-impl Footing {
-    async fn of(
-        sql: &mut Transaction,
-        resource: &ResourceName,
-        subject: &SubjectId,
-        requester: &SubjectId,
-        now: Timestamp,
-    ) -> Result<Self, StoreError> {
-        sql::query_as(
-            "SELECT (SELECT number FROM resources WHERE name = ? AND removed_ms IS NULL) AS resource,
-                 (SELECT number FROM subjects WHERE id = ?) AS subject,
-                 EXISTS (SELECT 1 FROM subjects WHERE id = ? AND disabled_ms IS NOT NULL) AS is_disabled,
-                 (SELECT number FROM subjects WHERE id = ?) AS requester,
-                 EXISTS (SELECT 1 FROM freezes WHERE ended_ms IS NULL AND until_ms > ?) AS is_something_frozen,
-                 EXISTS (SELECT 1 FROM incidents WHERE closed_ms IS NULL AND until_ms > ?) AS is_incident_open,
-                 (SELECT max(version) FROM policies) AS policy",
-        )
-        .bind(resource.as_str())
-        .bind(subject.as_str())
-        .bind(subject.as_str())
-        .bind(requester.as_str())
-        .bind(now.unix_ms())
-        .bind(now.unix_ms())
-        .fetch_one(sql)
-        .await
-        .map_err(StoreError::sql("look up what a request is about"))
-    }
-
-    fn policy(&self) -> Result<Option<u64>, StoreError> {
-        self.policy.map(|version| decode::number("policy", version)).transpose()
-    }
-}
-
-/// The hosts of these names, or without names every host, by their names; each with its number.
-async fn hosts(sql: &mut Transaction, names: &[HostName]) -> Result<Vec<(i64, HostName)>, StoreError> {
-    let mut query = sql::query_as("SELECT number, name FROM hosts");
-    if !names.is_empty() {
-        query.push(" WHERE name IN ").push_list(names.iter().map(HostName::as_str));
-    }
-    query.push(" ORDER BY name");
-    let rows: Vec<(i64, String)> = query.fetch_all(sql).await.map_err(StoreError::sql("read the hosts"))?;
-    let found: Vec<(i64, HostName)> = rows
-        .into_iter()
-        .map(|(number, name)| Ok((number, decode::text("host", &name)?)))
-        .collect::<Result<_, StoreError>>()?;
-    if let Some(unknown) = names.iter().find(|name| !found.iter().any(|(_, found)| found == *name)) {
-        return Err(Refusal::UnknownHost(unknown.clone()).into());
-    }
-    match found.is_empty() {
-        true => Err(Refusal::NoHost.into()),
-        false => Ok(found),
-    }
 }

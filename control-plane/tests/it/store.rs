@@ -11,8 +11,10 @@ use control_plane::rules::actor::Actor;
 use control_plane::rules::claims::{Expected, Proven};
 use control_plane::store::{Entry, HeldBy, NewJoinToken, SessionNumber, Store, StoreError};
 use proto::types::{
-    Applied, EventKind, HostName, Labels, NewResource, NewSubject, ProviderName, SubjectRole,
+    Applied, AuditEvent, EventId, EventKind, HostName, Labels, NewResource, NewSubject, ProviderName,
+    SubjectRole,
 };
+use uuid::Uuid;
 
 use super::KIND;
 use crate::database::{Kind, TestDatabase};
@@ -209,6 +211,47 @@ async fn changes_are_one_after_the_other() {
     let transactions = sql.number("SELECT revision FROM timeline").await - before;
     assert!((1..20).contains(&transactions), "{transactions}");
     assert_eq!(sql.number("SELECT directory_revision FROM timeline").await, 20);
+}
+
+/// What hosts say and what happens here is numbered together, also where it comes at once and some of it is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_that_come_at_once_have_numbers_without_holes() {
+    let (_database, store) = opened().await;
+    let changes = (0..20_u64).map(|index| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let host: HostName = format!("db-{index}").parse().expect("valid");
+            let token = NewJoinToken { hash: TokenHash::of(host.as_str()), expires: clock::now() };
+            store
+                .add_host(&host, &Labels::default(), &token, &Actor::System, clock::now())
+                .await
+                .expect("added");
+            // Of every fourth host the first event is missing.
+            let first = if index % 4 == 0 { 2 } else { 1 };
+            let events = (first..first + 3).map(|sequence| {
+                let id = EventId { host: Some(host.clone()), epoch: Uuid::from_u128(7), sequence };
+                AuditEvent {
+                    host: host.to_string(),
+                    ..AuditEvent::new(id, EventKind::AgentStarted, clock::now())
+                }
+            });
+            store.receive(&host, events.collect(), clock::now()).await.is_ok()
+        })
+    });
+    let mut received = 0;
+    for change in changes.collect::<Vec<_>>() {
+        received += usize::from(super::world::within(change).await.expect("no panic"));
+    }
+    assert_eq!(received, 15);
+    let events = store.events(0, 1000).await.expect("reads");
+    let positions: Vec<u64> = events.iter().map(|event| event.position).collect();
+    assert_eq!(positions, (1..).take(events.len()).collect::<Vec<_>>());
+    let mut last: BTreeMap<_, u64> = BTreeMap::new();
+    for event in &events {
+        let before = last.insert((event.id.host.clone(), event.id.epoch), event.id.sequence).unwrap_or(0);
+        assert_eq!(event.id.sequence, before + 1, "{event:?}");
+    }
+    assert_eq!(last.len(), 16, "fifteen hosts, and the control plane");
 }
 
 /// Many hosts say at once what their kernels hold: whose word somebody else writes down keeps nobody waiting.

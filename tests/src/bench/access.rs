@@ -90,6 +90,9 @@ pub fn measure(size: Size) -> Result<Report> {
             progress(&format!("{}: {} requests that are over", record.kind.name(), size.old));
             record.grow_old(size.old).await?;
         }
+        for record in few.iter().chain(&many) {
+            record.analyze().await?;
+        }
         let lists = lists(size, &few, &many).await?;
         for record in few.iter().chain(&many) {
             record.store.close().await;
@@ -363,7 +366,7 @@ impl Record {
         Ok(())
     }
 
-    /// Puts so many requests with their grants into the record that are long over, past its own code: as copies of one.
+    /// Puts so many requests with their votes and grants into the record that are long over, past its own code: as copies of one.
     async fn grow_old(&self, count: u32) -> Result<()> {
         let request = self.ask(1, clock::now()).await?;
         self.approve(request, clock::now()).await?;
@@ -374,7 +377,10 @@ impl Record {
         ensure!(matches!(grant.state, GrantState::Ended(_)), "the grant is {}", grant.state);
         let copies = [
             ("requests", "id", request.to_string(), vec![("id", "01")]),
+            ("request_hosts", "request", request.to_string(), vec![("request", "01")]),
+            ("votes", "request", request.to_string(), vec![("request", "01")]),
             ("grants", "id", grant.id.to_string(), vec![("id", "02"), ("request", "01")]),
+            ("grant_hosts", "grant_id", grant.id.to_string(), vec![("grant_id", "02")]),
         ];
         for (table, key, of, changed) in copies {
             self.copy(table, key, &of, &changed, count).await?;
@@ -404,7 +410,6 @@ impl Record {
                 );
                 let statement = copies(table, key, of, &columns, changed, &series, id, "series");
                 sqlx::query(AssertSqlSafe(statement)).execute(&mut sql).await?;
-                sqlx::query("ANALYZE").execute(&mut sql).await?;
             }
             Database::Postgres(database) => {
                 let mut sql = connect_postgres(database).await?;
@@ -419,7 +424,19 @@ impl Record {
                 let series = format!("generate_series(1, {count}) AS series (n)");
                 let statement = copies(table, key, of, &columns, changed, "", id, &series);
                 sqlx::query(AssertSqlSafe(statement)).execute(&mut sql).await?;
-                sqlx::query("ANALYZE").execute(&mut sql).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the database look at what its tables hold, as one does by itself from time to time.
+    async fn analyze(&self) -> Result<()> {
+        match &self.database {
+            Database::Sqlite(path) => {
+                sqlx::query("ANALYZE").execute(&mut connect_sqlite(path).await?).await?;
+            }
+            Database::Postgres(database) => {
+                sqlx::query("ANALYZE").execute(&mut connect_postgres(database).await?).await?;
             }
         }
         Ok(())
