@@ -100,7 +100,7 @@ pub(super) enum Value {
     Integer(Option<i64>),
     Text(Option<String>),
     Bytes(Option<Vec<u8>>),
-    Truth(bool),
+    Truth(Option<bool>),
 }
 
 /// Implements `From` for what can be bound, and for what may be absent.
@@ -126,12 +126,7 @@ values! {
     Integer: i64, u32;
     Text: &str, &String, String;
     Bytes: &[u8], Vec<u8>;
-}
-
-impl From<bool> for Value {
-    fn from(value: bool) -> Self {
-        Self::Truth(value)
-    }
+    Truth: bool;
 }
 
 /// What becomes of the rows of a statement.
