@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::ConfigError;
 use super::issuers::{self, Problem, optional_duration, read, refused};
 use crate::identity::oidc::Client;
-use crate::rules::claims::Expected;
+use crate::rules::claims::{DeviceClaims, Expected};
 
 /// Long enough that people do not sign in all day, short enough that who leaves is gone within the hour.
 const SESSION_LIFETIME_DEFAULT: Duration = Duration::from_secs(60 * 60);
@@ -75,6 +75,8 @@ pub(super) struct Raw {
     subject_claim: Option<String>,
     groups_claim: Option<String>,
     groups_prefix: Option<String>,
+    device_managed_claim: Option<String>,
+    device_encrypted_claim: Option<String>,
     ca_file: Option<PathBuf>,
     algorithms: Option<Vec<String>>,
     max_auth_age: Option<String>,
@@ -164,11 +166,11 @@ fn check_one(raw: Raw, folder: &Path) -> Result<IdentityProvider, Problem> {
         client_id: provider.client_id.clone(),
         subject_claim: claim("identity_provider.subject_claim", raw.subject_claim, "email")?,
         groups_claim: claim("identity_provider.groups_claim", raw.groups_claim, "groups")?,
-        groups_prefix: raw
-            .groups_prefix
-            .map(|text| short("identity_provider.groups_prefix", text))
-            .transpose()?
-            .unwrap_or_default(),
+        groups_prefix: optional("identity_provider.groups_prefix", raw.groups_prefix)?.unwrap_or_default(),
+        device: DeviceClaims {
+            managed: optional("identity_provider.device_managed_claim", raw.device_managed_claim)?,
+            encrypted: optional("identity_provider.device_encrypted_claim", raw.device_encrypted_claim)?,
+        },
         roles: roles(raw.roles)?,
         default_role: raw
             .default_role
@@ -195,6 +197,10 @@ fn short(field: &'static str, text: String) -> Result<String, Problem> {
 
 fn claim(field: &'static str, text: Option<String>, default: &str) -> Result<String, Problem> {
     text.map_or_else(|| Ok(default.to_owned()), |text| short(field, text))
+}
+
+fn optional(field: &'static str, text: Option<String>) -> Result<Option<String>, Problem> {
+    text.map(|text| short(field, text)).transpose()
 }
 
 fn role(field: &'static str, text: String) -> Result<SubjectRole, Problem> {
@@ -277,6 +283,7 @@ mod tests {
         assert_eq!(provider.scopes, SCOPES_DEFAULT);
         assert_eq!((expected.subject_claim.as_str(), expected.groups_claim.as_str()), ("email", "groups"));
         assert_eq!((expected.default_role, expected.max_auth_age), (None, None));
+        assert_eq!(expected.device, DeviceClaims::default());
         assert_eq!(session_lifetime.as_secs(), 3600);
         assert_eq!((algorithms.as_slice(), authority), (ALGORITHMS_DEFAULT.as_slice(), None));
         assert!(parse("").expect("usable").is_empty());
@@ -289,6 +296,20 @@ mod tests {
         assert_eq!(expected.roles.get("sre"), Some(&SubjectRole::Approver));
         refused("roles = { sre = 'root' }", "identity_provider.roles = \"root\" is not member");
         refused("default_role = 'nobody'", "default_role = \"nobody\" is not member");
+    }
+
+    #[test]
+    fn claims_about_devices_are_named() {
+        let device = |lines: &str| taken(lines).expected.device;
+        let managed = device("device_managed_claim = 'managed'");
+        assert_eq!((managed.managed.as_deref(), managed.encrypted), (Some("managed"), None));
+        let encrypted = device("device_encrypted_claim = 'https://login.example.com/encrypted'").encrypted;
+        assert_eq!(encrypted.as_deref(), Some("https://login.example.com/encrypted"));
+        refused(
+            "device_managed_claim = ''",
+            "identity_provider.device_managed_claim = \"\" is empty or longer than",
+        );
+        refused("device_encrypted_claim = true", "expected a string");
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! What an ID token says → who signs in, with which role, or why not.
+//! What an ID token says → who signs in, with which role, and what conditions may judge by; or why not.
 //!
 //! Owns: every rule about claims. Must not know: how a token came, whose signature it has, who is in the directory.
 //!
 //! Invariants: what is not proven is refused, by name; a claim that is there and cannot be read is never taken for absent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ::policy::facts::Device;
+use ::policy::names::GroupName;
 use proto::types::{Invalid, SubjectId, SubjectRole, Timestamp};
 use serde_json::{Map, Value};
 
@@ -22,6 +24,10 @@ const ACCOUNT_MAX_CHARS: usize = 255;
 const METHODS_MAX: usize = 16;
 const METHOD_MAX_CHARS: usize = 64;
 
+/// How many groups one person may have that a policy could name: each session and each request keeps all of them. A name has 63 bytes at
+/// most, so that all of them and what separates them fit into 64 KiB.
+const GROUPS_MAX: usize = 1000;
+
 /// What an operator expects of the tokens of one provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
@@ -35,12 +41,23 @@ pub struct Expected {
     pub groups_claim: String,
     /// Only groups that begin with it count, and they are named without it.
     pub groups_prefix: String,
+    /// The claims that say something of the person's device.
+    pub device: DeviceClaims,
     /// What a group's members may do.
     pub roles: BTreeMap<String, SubjectRole>,
     /// What somebody may do who is in none of these groups and not in the directory; None: they are refused.
     pub default_role: Option<SubjectRole>,
     /// How long ago a person may have proven who they are; None: no limit.
     pub max_auth_age: Option<Duration>,
+}
+
+/// What the claims are called that say something of the device that somebody signs in from; None: there is none that says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceClaims {
+    /// It belongs to those that somebody looks after.
+    pub managed: Option<String>,
+    /// Its disk is encrypted.
+    pub encrypted: Option<String>,
 }
 
 /// What a token proves.
@@ -54,6 +71,10 @@ pub struct Proven {
     pub role: Option<SubjectRole>,
     /// The groups of theirs that have a role, as the operator named them; none has a line feed.
     pub groups: Vec<String>,
+    /// All groups of theirs that a policy could name, with a role or without.
+    pub named_groups: BTreeSet<GroupName>,
+    /// What is said of their device; None: nothing.
+    pub device: Option<Device>,
     /// When they proved who they are; None: the provider did not say.
     pub proven: Option<Timestamp>,
     /// How they did (`amr`), in the provider's words.
@@ -89,9 +110,14 @@ pub enum ClaimsError {
     #[error("claim `{claim}` names nobody that can be a subject: {problem}")]
     UnusableSubject { claim: String, problem: String },
     #[error(
-        "the provider left the groups out of the token, as there are too many (`{marker}`): which roles they give is not known"
+        "the provider left the groups out of the token, as there are too many (`{marker}`): which roles they give, and what a policy \
+         forbids them, is not known"
     )]
     TooManyGroups { marker: &'static str },
+    #[error(
+        "claim `{claim}` names {found} groups that a policy could name, above the maximum of {GROUPS_MAX}"
+    )]
+    GroupsBeyondMaximum { claim: String, found: usize },
 }
 
 impl ClaimsError {
@@ -108,7 +134,7 @@ impl ClaimsError {
             Self::NoAuthTime | Self::StaleAuthentication { .. } => "stale_authentication",
             Self::UnverifiedEmail => "unverified_email",
             Self::UnusableSubject { .. } => "unusable_subject",
-            Self::TooManyGroups { .. } => "too_many_groups",
+            Self::TooManyGroups { .. } | Self::GroupsBeyondMaximum { .. } => "too_many_groups",
         }
     }
 
@@ -132,6 +158,9 @@ impl ClaimsError {
             Self::TooManyGroups { .. } => {
                 "an operator limits the groups in the token to those assigned to the application, or uses app roles"
             }
+            Self::GroupsBeyondMaximum { .. } => {
+                "an operator has the provider put only the groups into the token that are used here, or sets `groups_prefix`"
+            }
             Self::Malformed { .. } => "",
         }
     }
@@ -153,15 +182,16 @@ pub fn check(
     let proven = check_authentication(claims, expected, now)?;
     let account = account(claims)?;
     let subject = subject(claims, expected)?;
-    let known: BTreeMap<&String, &SubjectRole> = groups(claims, expected)?
-        .into_iter()
-        .filter_map(|group| expected.roles.get_key_value(group))
-        .collect();
+    let groups = groups(claims, expected)?;
+    let known: BTreeMap<&String, &SubjectRole> =
+        groups.iter().filter_map(|group| expected.roles.get_key_value(*group)).collect();
     Ok(Proven {
         subject,
         account: account.to_owned(),
         role: known.values().copied().max().copied(),
         groups: known.into_keys().cloned().collect(),
+        named_groups: named_groups(&groups, &expected.groups_claim)?,
+        device: device(claims, &expected.device)?,
         proven,
         methods: methods(claims)?,
         usable_until,
@@ -214,6 +244,17 @@ pub(super) fn texts<'a>(
             list.iter().map(|item| item.as_str().ok_or_else(refuse)).collect::<Result<_, _>>().map(Some)
         }
         Some(_) => Err(refuse()),
+    }
+}
+
+/// True or false. Some providers write a boolean as a text.
+fn truth(claims: &Map<String, Value>, claim: &str) -> Result<Option<bool>, ClaimsError> {
+    match claims.get(claim) {
+        None => Ok(None),
+        Some(Value::Bool(truth)) => Ok(Some(*truth)),
+        Some(Value::String(text)) if text == "true" => Ok(Some(true)),
+        Some(Value::String(text)) if text == "false" => Ok(Some(false)),
+        Some(_) => Err(malformed(claim, "is neither true nor false")),
     }
 }
 
@@ -314,11 +355,9 @@ fn subject(claims: &Map<String, Value>, expected: &Expected) -> Result<SubjectId
     })
 }
 
-/// The groups that count, by the names that the operator gave them. Where no group has a role, none is looked at.
+/// The groups that count, by the names that the operator gave them. They are looked at whether or not any has a role: a policy can
+/// forbid something to any of them.
 fn groups<'a>(claims: &'a Map<String, Value>, expected: &Expected) -> Result<Vec<&'a str>, ClaimsError> {
-    if expected.roles.is_empty() {
-        return Ok(Vec::new());
-    }
     let claim = expected.groups_claim.as_str();
     refuse_overage(claims, claim)?;
     let all = texts(claims, claim)?.unwrap_or_default();
@@ -326,7 +365,8 @@ fn groups<'a>(claims: &'a Map<String, Value>, expected: &Expected) -> Result<Vec
 }
 
 /// Entra leaves the groups out when there are too many, and says so in one of two ways. Without this check such a person would
-/// look like one without groups, and be let in by the directory or the default with another role than the groups give.
+/// look like one without groups, be let in by the directory or the default with another role than the groups give, and have what a
+/// policy forbids to one of them.
 fn refuse_overage(claims: &Map<String, Value>, groups_claim: &str) -> Result<(), ClaimsError> {
     let named_elsewhere = claims.get("_claim_names").is_some_and(|names| names.get(groups_claim).is_some());
     if named_elsewhere {
@@ -336,6 +376,26 @@ fn refuse_overage(claims: &Map<String, Value>, groups_claim: &str) -> Result<(),
         None | Some(Value::Bool(false)) => Ok(()),
         Some(_) => Err(ClaimsError::TooManyGroups { marker: "hasgroups" }),
     }
+}
+
+/// Those whose name a group of a policy can have; no policy says anything of the others.
+fn named_groups(groups: &[&str], claim: &str) -> Result<BTreeSet<GroupName>, ClaimsError> {
+    let named: BTreeSet<GroupName> = groups.iter().filter_map(|group| group.parse().ok()).collect();
+    match named.len() {
+        0..=GROUPS_MAX => Ok(named),
+        found => Err(ClaimsError::GroupsBeyondMaximum { claim: claim.to_owned(), found }),
+    }
+}
+
+/// What is said of the device; None: nothing. Of what is not said nobody has said yes.
+fn device(claims: &Map<String, Value>, names: &DeviceClaims) -> Result<Option<Device>, ClaimsError> {
+    let said = |claim: &Option<String>| claim.as_deref().map_or(Ok(None), |claim| truth(claims, claim));
+    Ok(match (said(&names.managed)?, said(&names.encrypted)?) {
+        (None, None) => None,
+        (managed, encrypted) => {
+            Some(Device { managed: managed.unwrap_or(false), encrypted: encrypted.unwrap_or(false) })
+        }
+    })
 }
 
 fn methods(claims: &Map<String, Value>) -> Result<Vec<String>, ClaimsError> {
@@ -364,6 +424,10 @@ mod tests {
             subject_claim: "email".to_owned(),
             groups_claim: "groups".to_owned(),
             groups_prefix: "pc-".to_owned(),
+            device: DeviceClaims {
+                managed: Some("managed".to_owned()),
+                encrypted: Some("https://idp.example/encrypted".to_owned()),
+            },
             roles: [role("approvers", SubjectRole::Approver), role("admins", SubjectRole::Administrator)]
                 .into(),
             default_role: None,
@@ -412,9 +476,15 @@ mod tests {
         assert_eq!(proven.subject.as_str(), "user:alice@example.com");
         assert_eq!((proven.account.as_str(), proven.role), ("00u1", Some(SubjectRole::Approver)));
         assert_eq!(proven.groups, ["approvers"], "those that have a role");
+        assert_eq!(named(&proven), ["approvers"]);
+        assert_eq!(proven.device, None);
         assert_eq!(proven.methods, ["pwd", "otp"]);
         assert_eq!(proven.proven.map(Timestamp::unix_ms), Some((NOW_S - 10) * 1000));
         assert_eq!(proven.usable_until.unix_ms(), (NOW_S + 360) * 1000);
+    }
+
+    fn named(proven: &Proven) -> Vec<&str> {
+        proven.named_groups.iter().map(GroupName::as_str).collect()
     }
 
     #[test]
@@ -502,6 +572,89 @@ mod tests {
     }
 
     #[test]
+    fn conditions_see_every_group_that_a_policy_could_name() {
+        let long = "x".repeat(63);
+        let groups = json!([
+            "pc-staff",
+            "pc-approvers",
+            "staff-too",
+            "pc-Night Shift",
+            "pc-staff",
+            "pc-",
+            format!("pc-{long}"),
+            format!("pc-{long}x"),
+            "pc-on\ncall",
+            "pc-db\u{430}"
+        ]);
+        let proven = taken(json!({"groups": groups}));
+        assert_eq!(named(&proven), ["approvers", "staff", long.as_str()]);
+        assert_eq!(proven.groups, ["approvers"]);
+        assert!(taken(json!({"groups": null})).named_groups.is_empty());
+
+        let many = |count: usize| -> Vec<String> {
+            (0..count).map(|index| format!("pc-{index:0>63}")).chain(["Others".to_owned()]).collect()
+        };
+        let kept = taken(json!({"groups": many(1000)}));
+        assert_eq!(kept.named_groups.len(), 1000);
+        assert!(named(&kept).join("\n").len() <= 64 * 1024);
+        let words = "claim `groups` names 1001 groups that a policy could name, above the maximum of 1000";
+        refused("too_many_groups", words, json!({"groups": many(1001)}));
+    }
+
+    /// A policy can forbid something to a group that has no role.
+    #[test]
+    fn groups_that_were_left_out_are_missed_without_roles_too() {
+        let without = Expected { roles: BTreeMap::new(), ..expected() };
+        let now = Timestamp::from_unix_ms(NOW_S * 1000).expect("in range");
+        let judged = |claim: &str, value: Value| {
+            let mut claims = claims();
+            claims[claim] = value;
+            check(claims.as_object().expect("an object"), &without, Some("n"), now)
+        };
+        let proven = judged("amr", json!("mfa")).expect("is taken");
+        assert_eq!((proven.role, named(&proven)), (None, vec!["approvers"]));
+        assert_eq!(judged("hasgroups", json!(true)), Err(ClaimsError::TooManyGroups { marker: "hasgroups" }));
+        assert_eq!(
+            judged("_claim_names", json!({"groups": "src1"})),
+            Err(ClaimsError::TooManyGroups { marker: "_claim_names" })
+        );
+        assert!(matches!(judged("groups", json!([7])), Err(ClaimsError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_device_is_what_the_token_says_of_it() {
+        const ENCRYPTED: &str = "https://idp.example/encrypted";
+        let check = |managed: Value, encrypted: Value, device| {
+            assert_eq!(taken(json!({"managed": managed, ENCRYPTED: encrypted})).device, device);
+        };
+        let device = |managed, encrypted| Some(Device { managed, encrypted });
+        check(json!(true), json!(true), device(true, true));
+        check(json!("true"), json!("false"), device(true, false));
+        check(json!(false), json!("true"), device(false, true));
+        // What one claim does not say is no yes.
+        check(json!(true), Value::Null, device(true, false));
+        check(Value::Null, json!(true), device(false, true));
+        check(json!(false), Value::Null, device(false, false));
+        check(Value::Null, Value::Null, None);
+        for bad in [json!("yes"), json!("True"), json!(""), json!(1), json!([true]), json!({"a": true})] {
+            refused("malformed", "`managed` is neither true nor false", json!({"managed": bad}));
+        }
+        refused("malformed", ENCRYPTED, json!({"managed": true, ENCRYPTED: 0}));
+
+        // A null is there, and says nothing.
+        let mut claims = claims();
+        claims["managed"] = Value::Null;
+        let now = Timestamp::from_unix_ms(NOW_S * 1000).expect("in range");
+        let judged = |expected: &Expected| {
+            super::check(claims.as_object().expect("an object"), expected, Some("n"), now)
+        };
+        assert!(matches!(judged(&expected()), Err(ClaimsError::Malformed { .. })));
+        // Nobody has said that these claims are about a device.
+        let without = Expected { device: DeviceClaims::default(), ..expected() };
+        assert_eq!(judged(&without).expect("is taken").device, None);
+    }
+
+    #[test]
     fn roles_come_from_groups_then_the_directory_then_the_default() {
         use SubjectRole::{Administrator, Approver, Auditor, Member};
         let check = |group: Option<SubjectRole>, directory, default_role, role_is| {
@@ -517,7 +670,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_claims_panic(claim in "(iss|aud|azp|exp|iat|nbf|nonce|auth_time|amr|sub|email|groups|_claim_names)",
+        fn no_claims_panic(claim in "(iss|aud|azp|exp|iat|nbf|nonce|auth_time|amr|sub|email|groups|_claim_names|hasgroups|managed)",
                            value in "[-0-9\"a-z{}\\[\\],:.e]{0,12}") {
             if let Ok(value) = serde_json::from_str::<Value>(&value) {
                 let _ = checked(&json!({ claim: value }));

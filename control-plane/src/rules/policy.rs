@@ -11,7 +11,7 @@ use std::time::Duration;
 use ::policy::Policy;
 use ::policy::approval::Step;
 use ::policy::decide::{Decision, Outcome, Terms, decide, steps_of};
-use ::policy::facts::{Channel, Facts, Stage};
+use ::policy::facts::{Channel, Device, Facts, Stage};
 use ::policy::model::ClockStart;
 use ::policy::names::{GroupName, IncidentId};
 use proto::types::{HostName, NewRequest, ResourceName, RoleName, SubjectId, Timestamp};
@@ -96,6 +96,8 @@ pub struct Circumstances {
     pub signed_in: Option<Timestamp>,
     /// The groups that it named for them.
     pub groups: BTreeSet<GroupName>,
+    /// What it said of the device that they signed in from; None: nothing.
+    pub device: Option<Device>,
 }
 
 impl Circumstances {
@@ -153,7 +155,7 @@ impl Wish {
     /// As a policy is asked.
     pub fn facts(&self, stage: Stage, moment: &Moment) -> Facts {
         let now = moment.now;
-        let Circumstances { channel, source, mfa, signed_in, groups } = &self.circumstances;
+        let Circumstances { channel, source, mfa, signed_in, groups, device } = &self.circumstances;
         Facts {
             stage,
             requester: self.requester.clone(),
@@ -165,6 +167,7 @@ impl Wish {
             source: *source,
             mfa: *mfa,
             login_age: signed_in.map(|signed_in| now.since(signed_in)),
+            device: *device,
             incidents: Arc::clone(&moment.incidents),
             ..Facts::new(now, self.subject.clone(), self.resource.clone())
         }
@@ -417,6 +420,42 @@ mod tests {
             wish.role = "debug".parse().ok();
             assert_eq!(wish.is_permitted(&in_force, stage, &now()), Ok(()));
         }
+    }
+
+    #[test]
+    fn who_has_signed_in_from_no_managed_device_may_not() {
+        let condition = "@id(\"managed\")\nforbid (principal, action, resource) unless { context has device && context.device.managed };";
+        let in_force = policy(&[("conditions/a.cedar", condition)]);
+        for (device, is_managed) in [
+            (None, false),
+            (Some(Device { managed: false, encrypted: true }), false),
+            (Some(Device { managed: true, encrypted: false }), true),
+        ] {
+            let mut wish = Wish { role: "debug".parse().ok(), ..wish("user:alice", 30) };
+            wish.circumstances.device = device;
+            for stage in Stage::ALL {
+                assert_eq!(
+                    wish.is_permitted(&in_force, stage, &now()).is_ok(),
+                    is_managed,
+                    "{device:?}, {stage}"
+                );
+            }
+        }
+    }
+
+    /// The sign-in is whoever's asks; the groups are whoever's it is for.
+    #[test]
+    fn what_is_known_of_who_asks_for_somebody_else() {
+        let known = Circumstances {
+            mfa: true,
+            groups: ["dba".parse().expect("valid")].into(),
+            device: Some(Device { managed: true, encrypted: true }),
+            ..Circumstances::default()
+        };
+        let (alice, bob) = ("user:alice".parse().expect("valid"), "user:bob".parse().expect("valid"));
+        assert_eq!(known.clone().of_request(&alice, &alice), known);
+        let for_bob = Circumstances { groups: BTreeSet::new(), ..known.clone() };
+        assert_eq!(known.of_request(&alice, &bob), for_bob);
     }
 
     #[test]

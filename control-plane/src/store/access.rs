@@ -387,13 +387,14 @@ impl Tx {
         due: Option<Timestamp>,
     ) -> Result<(), StoreError> {
         let (resource, for_whom, by_whom) = numbers;
-        let Circumstances { channel, source, mfa, signed_in, groups } = circumstances;
+        let Circumstances { channel, source, mfa, signed_in, groups, device } = circumstances;
         let groups: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
         sql::query(
             "INSERT INTO requests
                  (id, state, resource, subject, requester, duration_s, idle_s, while_running, run, action, reason,
-                  created_ms, policy, role, channel, source, mfa, signed_in_ms, named_groups, lapses_ms, due_ms)
-             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                  created_ms, policy, role, channel, source, mfa, signed_in_ms, named_groups, device_managed,
+                  device_encrypted, lapses_ms, due_ms)
+             VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(request.id.to_string())
         .bind(resource)
@@ -413,6 +414,8 @@ impl Tx {
         .bind(*mfa)
         .bind(signed_in.map(Timestamp::unix_ms))
         .bind(groups.join("\n"))
+        .bind(device.map(|device| device.managed))
+        .bind(device.map(|device| device.encrypted))
         .bind(request.lapses.map(Timestamp::unix_ms))
         .bind(due.map(Timestamp::unix_ms))
         .execute(self.sql())

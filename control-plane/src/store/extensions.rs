@@ -144,8 +144,8 @@ impl Tx {
         sql::query(
             "INSERT INTO requests
                  (id, state, resource, subject, requester, duration_s, reason, created_ms, channel, source, mfa,
-                  signed_in_ms, named_groups, lapses_ms, due_ms, extends, extends_until_ms)
-             SELECT ?, 'pending', requests.resource, requests.subject, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, grants.id, ?
+                  signed_in_ms, named_groups, device_managed, device_encrypted, lapses_ms, due_ms, extends, extends_until_ms)
+             SELECT ?, 'pending', requests.resource, requests.subject, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, grants.id, ?
              FROM grants JOIN requests ON requests.id = grants.request WHERE grants.id = ?",
         )
         .bind(id.to_string())
@@ -158,6 +158,8 @@ impl Tx {
         .bind(seen.mfa)
         .bind(seen.signed_in.map(Timestamp::unix_ms))
         .bind(groups.join("\n"))
+        .bind(seen.device.map(|device| device.managed))
+        .bind(seen.device.map(|device| device.encrypted))
         // Once the grant has ended nothing can be extended any more.
         .bind(lapses.unix_ms())
         .bind(lapses.unix_ms())

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::policy::Policy;
 use ::policy::decide::Outcome;
-use ::policy::facts::{Channel, Stage};
+use ::policy::facts::{Channel, Device, Stage};
 use ::policy::names::GroupName;
 use ::policy::plan::{self, LiveGrant};
 use prost::Message;
@@ -153,17 +153,19 @@ impl Store {
         token: &TokenHash,
         circumstances: Circumstances,
     ) -> Result<Circumstances, StoreError> {
-        let row: Option<(String, Option<i64>, String)> =
-            sql::query_as("SELECT methods, proven_ms, role_groups FROM sign_ins WHERE hash = ?")
-                .bind(token.as_bytes().as_slice())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(StoreError::sql("look up a session"))?;
-        let Some((methods, proven, groups)) = row else { return Ok(circumstances) };
+        let row: Option<SignInRow> = sql::query_as(
+            "SELECT methods, proven_ms, named_groups, device_managed, device_encrypted FROM sign_ins WHERE hash = ?",
+        )
+        .bind(token.as_bytes().as_slice())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(StoreError::sql("look up a session"))?;
+        let Some(row) = row else { return Ok(circumstances) };
         Ok(Circumstances {
-            mfa: is_mfa(methods.split('\n')),
-            signed_in: proven.map(|proven| decode::time("proven", proven)).transpose()?,
-            groups: group_names(&groups),
+            mfa: is_mfa(row.methods.split('\n')),
+            signed_in: row.proven_ms.map(|proven| decode::time("proven", proven)).transpose()?,
+            groups: group_names(&row.named_groups),
+            device: device(row.device_managed, row.device_encrypted),
             ..circumstances
         })
     }
@@ -172,7 +174,7 @@ impl Store {
     pub async fn end_what_is_not_permitted(&self, now: Timestamp) -> Result<usize, StoreError> {
         let mut sql = self.read().await?;
         let Some(in_force) = self.in_force(&mut sql).await? else { return Ok(0) };
-        let live = live(&mut sql).await?;
+        let live = live(&mut sql, &[&*in_force.policy]).await?;
         let seen = moment(&mut sql, now).await?;
         drop(sql);
         let mut ended = 0;
@@ -293,7 +295,8 @@ async fn considered(
             }
         }
     }
-    let live = live(sql).await?;
+    let asked: Vec<&Policy> = before.map(|before| &*before.policy).into_iter().chain([policy]).collect();
+    let live = live(sql, &asked).await?;
     let moment = moment(sql, now).await?;
     let facts: Vec<LiveGrant> = live
         .iter()
@@ -399,10 +402,21 @@ fn decode_version(row: VersionRow) -> Result<PolicyVersion, StoreError> {
     })
 }
 
+/// What is known of a session.
+#[derive(FromRow)]
+struct SignInRow {
+    methods: String,
+    proven_ms: Option<i64>,
+    named_groups: String,
+    device_managed: Option<bool>,
+    device_encrypted: Option<bool>,
+}
+
 const WISHES: &str = "
     SELECT grants.id AS grant_id, grants.begins_ms, grants.expires_ms, resources.name AS resource,
         subjects.id AS subject, requesters.id AS requester, requests.duration_s, requests.role, requests.channel,
-        requests.source, requests.mfa, requests.signed_in_ms, requests.named_groups
+        requests.source, requests.mfa, requests.signed_in_ms, requests.named_groups,
+        requests.device_managed, requests.device_encrypted
     FROM requests
     JOIN resources ON resources.number = requests.resource
     JOIN subjects ON subjects.number = requests.subject
@@ -424,6 +438,8 @@ struct WishRow {
     mfa: bool,
     signed_in_ms: Option<i64>,
     named_groups: String,
+    device_managed: Option<bool>,
+    device_encrypted: Option<bool>,
 }
 
 /// What a request asks for, as a policy is asked; the caller knows what is left of it.
@@ -434,8 +450,11 @@ pub(super) async fn wish(sql: &mut Transaction, request: RequestId) -> Result<Wi
     decode_wish(row.ok_or(Refusal::UnknownRequest(request))?, BTreeSet::new())
 }
 
-/// Every live grant, as a policy is asked about it.
-async fn live(sql: &mut Transaction) -> Result<Vec<(GrantId, Wish)>, StoreError> {
+/// Every live grant, as `policies` are asked about it. Groups that none of them has are left out: of many people in many groups they would
+/// take much room, and say nothing.
+async fn live(sql: &mut Transaction, policies: &[&Policy]) -> Result<Vec<(GrantId, Wish)>, StoreError> {
+    let is_known =
+        |name: &GroupName| policies.iter().any(|policy| policy.directory.groups.contains_key(name));
     let mut found = Vec::new();
     let mut after = String::new();
     loop {
@@ -459,7 +478,9 @@ async fn live(sql: &mut Transaction) -> Result<Vec<(GrantId, Wish)>, StoreError>
         for row in rows {
             let Some(grant) = row.grant_id.clone() else { continue };
             let hosts = hosts.remove(&grant).unwrap_or_default();
-            found.push((decode::text("grant", &grant)?, decode_wish(row, hosts)?));
+            let mut wish = decode_wish(row, hosts)?;
+            wish.circumstances.groups.retain(is_known);
+            found.push((decode::text("grant", &grant)?, wish));
         }
     }
 }
@@ -480,6 +501,7 @@ fn decode_wish(row: WishRow, hosts: BTreeSet<HostName>) -> Result<Wish, StoreErr
         mfa: row.mfa,
         signed_in: row.signed_in_ms.map(|time| decode::time("signed_in", time)).transpose()?,
         groups: group_names(&row.named_groups),
+        device: device(row.device_managed, row.device_encrypted),
     };
     Ok(Wish {
         subject: decode::text("subject", &row.subject)?,
@@ -495,4 +517,10 @@ fn decode_wish(row: WishRow, hosts: BTreeSet<HostName>) -> Result<Wish, StoreErr
 /// Groups of an identity provider, a line each. Those that cannot be the name of a group of a policy are none of it.
 fn group_names(lines: &str) -> BTreeSet<GroupName> {
     lines.split('\n').filter_map(|line| line.parse().ok()).collect()
+}
+
+/// What was said of a device: of both or of neither.
+fn device(managed: Option<bool>, encrypted: Option<bool>) -> Option<Device> {
+    let (managed, encrypted) = managed.zip(encrypted)?;
+    Some(Device { managed, encrypted })
 }

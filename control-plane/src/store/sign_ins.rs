@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ::policy::facts::Device;
+use ::policy::names::GroupName;
 use proto::types::{
     Credential, EventKind, NewSubject, ProviderName, SignIn, SignInBy, SubjectId, SubjectIdentity,
     SubjectRole, Timestamp,
@@ -84,6 +86,8 @@ struct NewSession<'a> {
     proven: Option<Timestamp>,
     methods: &'a [String],
     groups: &'a [String],
+    named_groups: Vec<&'a str>,
+    device: Option<Device>,
     token: &'a TokenHash,
     held_by: HeldBy,
     began: Timestamp,
@@ -117,7 +121,7 @@ impl Store {
             tx.end_session_of_another(before, now).await?;
         }
         let expires = now.plus(entry.lifetime);
-        let Proven { account, proven, methods, groups, .. } = entry.proven;
+        let Proven { account, proven, methods, groups, named_groups, device, .. } = entry.proven;
         let session = NewSession {
             subject,
             role,
@@ -127,6 +131,8 @@ impl Store {
             proven: *proven,
             methods,
             groups,
+            named_groups: named_groups.iter().map(GroupName::as_str).collect(),
+            device: *device,
             token: &entry.token,
             held_by: entry.held_by,
             began: now,
@@ -177,6 +183,8 @@ impl Store {
             proven: None,
             methods: &[],
             groups: &[],
+            named_groups: Vec::new(),
+            device: None,
             token: &entry.token,
             held_by: HeldBy::Tool,
             began: now,
@@ -284,12 +292,19 @@ pub(super) async fn forget_what_is_over(sql: &mut Transaction, now: Timestamp) -
 
 /// For people: with which provider, as whom, how proven.
 fn told(entry: &Entry<'_>, role: SubjectRole) -> String {
-    let Proven { account, methods, .. } = entry.proven;
+    let Proven { account, methods, device, .. } = entry.proven;
     let account: String = account.chars().flat_map(char::escape_debug).collect();
     let mut text = format!("provider `{}`, account `{account}`, role {role}", entry.provider);
     if !methods.is_empty() {
         text += &format!(", by {}", methods.join(" "));
     }
+    text += match device {
+        None => "",
+        Some(Device { managed: true, encrypted: true }) => ", device managed and encrypted",
+        Some(Device { managed: true, encrypted: false }) => ", device managed",
+        Some(Device { managed: false, encrypted: true }) => ", device encrypted",
+        Some(Device { managed: false, encrypted: false }) => ", device neither managed nor encrypted",
+    };
     if entry.held_by == HeldBy::Browser {
         text += ", at the console";
     }
@@ -409,9 +424,9 @@ impl Tx {
         .map_err(StoreError::sql("end the oldest sessions"))?;
         sql::query(
             "INSERT INTO sign_ins
-                 (hash, subject, role, credential, provider, account, proven_ms, methods, role_groups, began_ms,
-                 expires_ms, used_ms)
-             SELECT ?, number, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
+                 (hash, subject, role, credential, provider, account, proven_ms, methods, role_groups, named_groups,
+                 device_managed, device_encrypted, began_ms, expires_ms, used_ms)
+             SELECT ?, number, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM subjects WHERE id = ?",
         )
         .bind(session.token.as_bytes().as_slice())
         .bind(session.role.as_str())
@@ -421,6 +436,9 @@ impl Tx {
         .bind(session.proven.map(Timestamp::unix_ms))
         .bind(session.methods.join("\n"))
         .bind(session.groups.join("\n"))
+        .bind(session.named_groups.join("\n"))
+        .bind(session.device.map(|device| device.managed))
+        .bind(session.device.map(|device| device.encrypted))
         .bind(session.began.unix_ms())
         .bind(session.expires.unix_ms())
         .bind((session.held_by == HeldBy::Browser).then(|| session.began.unix_ms()))

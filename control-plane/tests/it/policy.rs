@@ -81,7 +81,7 @@ pub(crate) async fn apply(
     Ok((version, answer.plan.expect("is there").try_into().expect("valid")))
 }
 
-async fn plan(caller: &mut Caller, files: PolicyFiles) -> Result<PolicyPlan, Status> {
+pub(crate) async fn plan(caller: &mut Caller, files: PolicyFiles) -> Result<PolicyPlan, Status> {
     let request = policy_wire::PlanPolicyRequest { files: files.into() };
     let answer = caller.policy.plan_policy(request).await?.into_inner();
     Ok(answer.plan.expect("is there").try_into().expect("valid"))

@@ -10,6 +10,7 @@ use control_plane::clock;
 use control_plane::config::{Config, Database};
 use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::actor::Actor;
+use control_plane::rules::policy::Circumstances;
 use control_plane::rules::roster::Presence;
 use control_plane::store::{NewJoinToken, Others, RequestFilter, SessionNumber, Store, StoreError, Whose};
 use proto::status::ErrorKind;
@@ -380,6 +381,8 @@ async fn older_tables_are_brought_up_to_date() {
             &format!(
                 "INSERT INTO grant_hosts (grant_id, host, holding, since_generation) VALUES ('{grant}', 1, 'held', 1)"
             ),
+            "INSERT INTO sign_ins (hash, subject, role, provider, account, methods, role_groups, began_ms, expires_ms)
+             VALUES (sha256('pcs_secret'), 1, 'member', 'corp', '00u1', 'mfa', E'dba\\nNight Shift', 1, 253402300799999)",
         ] {
             sql.execute(statement).await.unwrap_or_else(|error| panic!("{version}: {statement}: {error}"));
         }
@@ -393,6 +396,11 @@ async fn older_tables_are_brought_up_to_date() {
         let [kept] = &store.grants(&filter).await.expect("reads")[..] else { panic!("one grant") };
         assert_eq!((kept.resource.as_str(), kept.hosts[0].held, kept.idle), ("db", true, None));
         assert_eq!(store.requests(&filter, clock::now()).await.expect("reads")[0].comment, "yes");
+        // Of a session that was under way the groups are known that have a role; of one that began since, it is as it began.
+        let session = TokenHash::of("pcs_secret");
+        let known = store.circumstances(&session, Circumstances::default()).await.expect("reads");
+        let groups = if version < 10 { ["dba".parse().expect("valid")].into() } else { [].into() };
+        assert_eq!(known, Circumstances { mfa: true, groups, ..Circumstances::default() }, "{version}");
         write(&store, "db-8").await.expect("written");
         store.close().await;
     }

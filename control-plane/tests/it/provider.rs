@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use control_plane::config::IdentityProvider;
 use control_plane::identity::oidc::Client;
-use control_plane::rules::claims::Expected;
+use control_plane::rules::claims::{DeviceClaims, Expected};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::types::{Provider, SubjectRole};
@@ -154,6 +154,7 @@ impl TestProvider {
                 subject_claim: "email".to_owned(),
                 groups_claim: "groups".to_owned(),
                 groups_prefix: String::new(),
+                device: DeviceClaims::default(),
                 roles: roles
                     .map(|(group, role)| (group.to_owned(), role))
                     .into_iter()

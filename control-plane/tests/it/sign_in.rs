@@ -1,15 +1,19 @@
 //! Signing in with a provider: who is let in and as what, who is not, and what is on record of it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use control_plane::clock;
 use control_plane::config::IdentityProvider;
-use control_plane::rules::claims::Expected;
+use control_plane::rules::claims::{DeviceClaims, Expected};
+use control_plane::store::{RequestFilter, Store, Whose};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proto::status::ErrorKind;
-use proto::types::{AuditEvent, Credential, EventKind, SubjectIdentity, SubjectRole};
+use proto::types::{
+    AuditEvent, Credential, EndReason, EventKind, GrantId, PolicyFiles, SubjectIdentity, SubjectRole,
+};
 use proto::wire::access::{
     CreateRequestRequest, DisableSubjectRequest, EnableSubjectRequest, UnbindSubjectRequest,
 };
@@ -19,6 +23,7 @@ use proto::wire::policy::{ApplyPolicyRequest, PolicyFile};
 use serde_json::{Value, json};
 use tonic::Status;
 
+use super::policy::{apply, plan};
 use super::world::{Caller, World, refused, within};
 use crate::provider::{Key, TestProvider};
 
@@ -343,6 +348,11 @@ async fn bad_tokens_are_refused_and_on_record() {
             "left the groups out",
             of(json!({ "groups": null, "_claim_names": { "groups": "src1" } })),
         ),
+        (
+            "too_many_groups",
+            "names 1001 groups that a policy could name",
+            of(json!({ "groups": (0..1001).map(|index| format!("g{index}")).collect::<Vec<_>>() })),
+        ),
         ("not_let_in", "`user:alice@example.com` is not let in", of(json!({ "groups": ["staff"] }))),
         ("wrong_algorithm", "algorithm `none`", forged("none", &claims(json!({})), &office.key)),
         ("wrong_algorithm", "algorithm `None`", forged("None", &claims(json!({})), &office.key)),
@@ -539,6 +549,128 @@ async fn a_policy_knows_how_somebody_signed_in() {
     refused(alice.request(60).await, ErrorKind::PermissionDenied, "rule `fresh`: forbids it");
     let (mut alice, _) = office.sign_in(json!({ "amr": ["pwd", "mfa"], "auth_time": now })).await;
     alice.request(60).await.expect("permitted");
+}
+
+/// A role is for people with a managed device, another one for a group that has no role at the control plane; `else_if` lets others in. The
+/// names of the rules end with `mark`.
+fn by_device_and_by_group(mark: &str, else_if: &str) -> PolicyFiles {
+    let people = ["alice", "bob", "carol"].map(|name| format!("user:{name}@example.com"));
+    let subjects = people.each_ref().map(|id| format!("[[subject]]\nid = \"{id}\"\n")).concat();
+    let role = |name: &str| {
+        format!(
+            "[[role]]\nname = \"{name}\"\nto = {people:?}\nresources = [\"db\"]\nhosts = [\"*\"]\nautomatic = true\n\
+             extension = {{ times = 1, by = \"10m\", approval = false }}\n"
+        )
+    };
+    let conditions = format!(
+        "@id(\"managed{mark}\")\nforbid (principal, action, resource == Role::\"by-device\")\n\
+         unless {{ {else_if}(context has device && context.device.managed) }};\n\
+         @id(\"responders{mark}\")\nforbid (principal, action, resource == Role::\"by-group\")\n\
+         unless {{ {else_if}principal in Group::\"responders\" }};\n"
+    );
+    let files = [
+        ("limits.toml", "maximum_duration = \"8h\"\n".to_owned()),
+        ("hosts.toml", "[[host]]\nname = \"db-7\"\n".to_owned()),
+        (
+            "resources.toml",
+            "[[resource]]\nname = \"db\"\naddresses = [\"10.0.0.7\"]\nports = [\"tcp/5432\"]\n".to_owned(),
+        ),
+        ("subjects.toml", subjects + "[[group]]\nname = \"responders\"\nmembers = []\n"),
+        ("roles.toml", role("by-device") + &role("by-group")),
+        ("conditions/facts.cedar", conditions),
+    ];
+    PolicyFiles::new(files.map(|(path, text)| (path.to_owned(), text)).into()).expect("within bounds")
+}
+
+async fn ask_for(caller: &mut Caller, role: &str) -> Result<GrantId, Status> {
+    let new = CreateRequestRequest {
+        resource: "db".into(),
+        duration: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
+        reason: "why not".into(),
+        role: role.into(),
+        ..CreateRequestRequest::default()
+    };
+    let request = caller.create(new).await?;
+    Ok(request.grant.expect("nobody has to approve it"))
+}
+
+/// What the provider says of somebody's device, and all groups that it names: at the request, under another version of the policy, and
+/// while grants live.
+#[tokio::test]
+async fn a_policy_knows_devices_and_groups_without_a_role() {
+    let mut office = Office::open_with(|configured| {
+        let Expected { device, default_role, .. } = &mut configured.expected;
+        *device = DeviceClaims { managed: Some("managed".to_owned()), encrypted: None };
+        *default_role = Some(SubjectRole::Member);
+    })
+    .await;
+    office.world.resource("db", "10.0.0.7").await;
+    office.world.host("db-7").await;
+    let files = by_device_and_by_group("", "context.incident_active || ");
+    apply(&mut office.world.admin, 0, files).await.expect("applied");
+
+    // 1. Alice has a managed device, and is in a group that gives her no role.
+    let claims = json!({ "groups": ["responders", "Night Shift"], "managed": "true" });
+    let (mut alice, identity) = office.sign_in(claims).await;
+    assert_eq!(identity.role, SubjectRole::Member);
+    let told = office.world.last(EventKind::SubjectSignedIn).await.comment;
+    assert_eq!(told, "provider `corp`, account `00u1`, role member, device managed");
+    let roles = ["by-device", "by-group"];
+    let mut kept = BTreeSet::new();
+    for role in roles {
+        let grant = ask_for(&mut alice, role).await.expect("permitted");
+        alice.extend(grant, 60).await.expect("permitted");
+        kept.insert(grant);
+    }
+    // 2. Bob has another device and another group; of Carol's device no claim says anything that an operator has named.
+    let bob = json!({ "email": "bob@example.com", "sub": "00u2", "groups": ["approvers"], "managed": false });
+    let carol = json!({ "email": "carol@example.com", "sub": "00u3", "groups": null, "encrypted": true });
+    let mut others = [office.sign_in(bob).await.0, office.sign_in(carol).await.0];
+    for other in &mut others {
+        for (role, rule) in [("by-device", "managed"), ("by-group", "responders")] {
+            let words = format!("rule `{rule}`: forbids it");
+            refused(ask_for(other, role).await, ErrorKind::PermissionDenied, &words);
+        }
+    }
+    // 3. A claim that cannot be read is not taken for absent.
+    let token = office.token(json!({ "managed": "yes" }));
+    refused(office.present(token).await, ErrorKind::Unauthenticated, "`managed` is neither true nor false");
+    assert_eq!(office.world.last(EventKind::SignInRefused).await.reason, "malformed");
+    // 4. In an incident all are let through. A policy that knows none would end what the others have, and nothing else.
+    let mut admin = office.world.admin.clone();
+    admin.open_incident("inc-42", 900).await.expect("opened");
+    let mut lost = BTreeSet::new();
+    for other in &mut others {
+        for role in roles {
+            lost.insert(ask_for(other, role).await.expect("permitted"));
+        }
+    }
+    let planned = plan(&mut admin, by_device_and_by_group("", "")).await.expect("planned");
+    let ends: BTreeSet<GrantId> = planned.ends.iter().map(|end| end.grant).collect();
+    assert_eq!((&ends, ends.len()), (&lost, 4));
+    let files = by_device_and_by_group("-again", "context.incident_active || ");
+    let (_, planned) = apply(&mut admin, 1, files).await.expect("applied");
+    assert_eq!(planned.ends, []);
+    // 5. The incident is over, and Alice has signed out: what was known of each request is so still.
+    alice.identity.sign_out(wire::SignOutRequest {}).await.expect("signed out");
+    admin.close_incident("inc-42").await.expect("closed");
+    office.world.stop().await;
+    let store = Store::open(&office.world.database.database).await.expect("opens");
+    store.end_what_is_not_permitted(clock::now()).await.expect("asked");
+    let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 100 };
+    for grant in store.grants(&filter).await.expect("reads") {
+        let expected = (!kept.contains(&grant.id)).then_some(EndReason::PolicyChanged);
+        assert_eq!(grant.state.end_reason(), expected, "{grant:?}");
+        assert!(kept.contains(&grant.id) || lost.contains(&grant.id));
+    }
+    let events = store.events(0, 1000).await.expect("reads");
+    let ended = events.iter().filter(|event| event.kind == EventKind::GrantEnding);
+    let mut why: Vec<&str> = ended.map(|event| event.comment.as_str()).collect();
+    why.sort_unstable();
+    let told =
+        |rule: &str| format!("the policy (version 2) does not permit it: rule `{rule}-again`: forbids it");
+    assert_eq!(why, [told("managed"), told("managed"), told("responders"), told("responders")]);
+    store.close().await;
 }
 
 /// Whoever asks for somebody else does not bring them their own groups.

@@ -1,8 +1,9 @@
 //! The record in a SQLite file: what only that has.
 
 use control_plane::clock;
-use control_plane::identity::Token;
+use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::Refusal;
+use control_plane::rules::policy::Circumstances;
 use control_plane::store::{RequestFilter, SessionNumber, Store, StoreError, Whose};
 use proto::types::HostName;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -82,6 +83,48 @@ async fn indexes_fit_the_queries() {
     }
 }
 
+/// Makes the tables as that version had them.
+async fn migrate(sql: &mut SqliteConnection, version: i64) {
+    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations/sqlite")).await.expect("read");
+    let older = all.iter().filter(|migration| migration.version <= version).cloned().collect();
+    sqlx::migrate::Migrator {
+        migrations: std::borrow::Cow::Owned(older),
+        ..sqlx::migrate::Migrator::DEFAULT
+    }
+    .run(sql)
+    .await
+    .expect("an older version");
+}
+
+/// Of a session that was under way the groups are known that have a role, until it is renewed.
+#[tokio::test]
+async fn a_session_from_before_there_were_named_groups() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("cp.db");
+    std::fs::write(&path, "").expect("made");
+    let mut sql = raw(&folder).await;
+    migrate(&mut sql, 19).await;
+    let token = TokenHash::of("pcs_secret");
+    for statement in [
+        "INSERT INTO timeline (only_row, id, created_ms) VALUES (1, '01940000-0000-4000-8000-000000000000', 1)",
+        "INSERT INTO subjects (number, id, role, added_ms) VALUES (1, 'user:alice', 'member', 1)",
+        "INSERT INTO sign_ins (hash, subject, role, provider, account, methods, role_groups, began_ms, expires_ms)
+         VALUES (?, 1, 'member', 'corp', '00u1', 'pwd\nmfa', 'dba\nNight Shift', 1, 253402300799999)",
+    ] {
+        let query = match statement.contains('?') {
+            true => sqlx::query(statement).bind(token.as_bytes().as_slice()),
+            false => sqlx::query(statement),
+        };
+        query.execute(&mut sql).await.expect("inserted");
+    }
+    sql.close().await.expect("closed");
+    let store = Store::open(&path).await.expect("opens");
+    let known = store.circumstances(&token, Circumstances::default()).await.expect("reads");
+    let groups = ["dba".parse().expect("valid")].into();
+    assert_eq!(known, Circumstances { mfa: true, groups, ..Circumstances::default() });
+    store.close().await;
+}
+
 /// What the first version wrote is there after the second one's tables were made, and refers to the same things.
 #[tokio::test]
 async fn an_older_database_is_brought_up_to_date() {
@@ -89,15 +132,7 @@ async fn an_older_database_is_brought_up_to_date() {
     let path = folder.path().join("cp.db");
     std::fs::write(&path, "").expect("made");
     let mut sql = raw(&folder).await;
-    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations/sqlite")).await.expect("read");
-    let first = all.iter().filter(|migration| migration.version == 1).cloned().collect();
-    sqlx::migrate::Migrator {
-        migrations: std::borrow::Cow::Owned(first),
-        ..sqlx::migrate::Migrator::DEFAULT
-    }
-    .run(&mut sql)
-    .await
-    .expect("the first version");
+    migrate(&mut sql, 1).await;
     let (request, grant) = ("01940000-0000-7000-8000-000000000001", "01940000-0000-7000-8000-000000000002");
     for statement in [
         "INSERT INTO timeline VALUES (1, '01940000-0000-4000-8000-000000000000', 1)".to_owned(),

@@ -1,6 +1,6 @@
 //! The record itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use control_plane::clock;
 use control_plane::identity::{Token, TokenHash};
 use control_plane::rules::Refusal;
 use control_plane::rules::actor::Actor;
-use control_plane::rules::claims::{Expected, Proven};
+use control_plane::rules::claims::{DeviceClaims, Expected, Proven};
 use control_plane::store::{Entry, HeldBy, NewJoinToken, SessionNumber, Store, StoreError};
 use proto::types::{
     Applied, AuditEvent, EventId, EventKind, HostName, Labels, NewResource, NewSubject, ProviderName,
@@ -103,6 +103,7 @@ pub(crate) fn expected() -> Expected {
         subject_claim: "email".to_owned(),
         groups_claim: "groups".to_owned(),
         groups_prefix: String::new(),
+        device: DeviceClaims::default(),
         roles: BTreeMap::new(),
         default_role: Some(SubjectRole::Member),
         max_auth_age: None,
@@ -115,6 +116,8 @@ pub(crate) fn proven(subject: &str, account: &str) -> Proven {
         account: account.to_owned(),
         role: None,
         groups: Vec::new(),
+        named_groups: BTreeSet::new(),
+        device: None,
         proven: None,
         methods: Vec::new(),
         usable_until: clock::now().plus(Duration::from_secs(60)),
