@@ -139,6 +139,7 @@ impl Store {
             expires,
         };
         tx.begin(&session).await?;
+        tx.note_groups(subject, &session.named_groups).await?;
         tx.record(EventKind::SubjectSignedIn, now, |event| {
             caused_by(event, &acting.into());
             event.subject = subject.to_string();
@@ -369,6 +370,25 @@ impl Tx {
             .execute(self.sql())
             .await
             .map_err(StoreError::sql("note a subject's role"))?;
+        Ok(())
+    }
+
+    /// Whoever is in other groups by now is judged by these, in what they have asked for themselves and what lives of it: who has left a
+    /// group does not keep what it gave.
+    async fn note_groups(&mut self, subject: &SubjectId, groups: &[&str]) -> Result<(), StoreError> {
+        sql::query(
+            "UPDATE requests SET named_groups = ?
+             WHERE id IN (
+                 SELECT id FROM requests WHERE state = 'pending'
+                 UNION ALL SELECT request FROM grants WHERE state <> 'ended'
+             ) AND subject = (SELECT number FROM subjects WHERE id = ?) AND requester = subject AND named_groups <> ?",
+        )
+        .bind(groups.join("\n"))
+        .bind(subject.as_str())
+        .bind(groups.join("\n"))
+        .execute(self.sql())
+        .await
+        .map_err(StoreError::sql("note which groups somebody is in"))?;
         Ok(())
     }
 

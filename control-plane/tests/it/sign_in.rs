@@ -673,6 +673,39 @@ async fn a_policy_knows_devices_and_groups_without_a_role() {
     store.close().await;
 }
 
+/// Who signs in again, in other groups, is judged by those: what a group gave ends when the provider does not name it any more.
+#[tokio::test]
+async fn who_has_left_a_group_loses_what_it_gave() {
+    let mut office = Office::open_with(|configured| {
+        configured.expected.default_role = Some(SubjectRole::Member);
+        configured.expected.device = DeviceClaims { managed: Some("managed".to_owned()), encrypted: None };
+    })
+    .await;
+    office.world.resource("db", "10.0.0.7").await;
+    office.world.host("db-7").await;
+    apply(&mut office.world.admin, 0, by_device_and_by_group("", "")).await.expect("applied");
+    let (mut alice, _) = office.sign_in(json!({ "groups": ["responders", "staff"], "managed": true })).await;
+    let by_group = ask_for(&mut alice, "by-group").await.expect("permitted");
+    let by_device = ask_for(&mut alice, "by-device").await.expect("permitted");
+    let bob = json!({ "email": "bob@example.com", "sub": "00u2", "groups": ["responders"] });
+    let (mut bob, _) = office.sign_in(bob).await;
+    let of_bob = ask_for(&mut bob, "by-group").await.expect("permitted");
+
+    let (mut alice, _) = office.sign_in(json!({ "groups": ["staff"] })).await;
+    let words = "rule `responders`: forbids it";
+    refused(ask_for(&mut alice, "by-group").await, ErrorKind::PermissionDenied, words);
+    office.world.stop().await;
+    let store = Store::open(&office.world.database.database).await.expect("opens");
+    store.end_what_is_not_permitted(clock::now()).await.expect("asked");
+    let filter = RequestFilter { all: true, whose: Whose::Everybodys, limit: 100 };
+    let grants = store.grants(&filter).await.expect("reads");
+    let ends = |id| grants.iter().find(|grant| grant.id == id).and_then(|grant| grant.state.end_reason());
+    assert_eq!(ends(by_group), Some(EndReason::PolicyChanged));
+    // What was said of a device at the request stays with it, and Bob's groups are his own.
+    assert_eq!((ends(by_device), ends(of_bob)), (None, None));
+    store.close().await;
+}
+
 /// Whoever asks for somebody else does not bring them their own groups.
 #[tokio::test]
 async fn groups_are_nobody_elses() {
