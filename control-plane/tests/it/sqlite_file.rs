@@ -70,9 +70,12 @@ async fn indexes_fit_the_queries() {
             "grant_hosts_open",
         ),
         (
-            "SELECT max(sequence) FROM audit_events WHERE source = 'x' AND epoch = 'y'",
+            "SELECT sequence FROM audit_events WHERE source = 'x' AND epoch = 'y' ORDER BY sequence DESC LIMIT 1",
             "autoindex_audit_events",
         ),
+        ("SELECT min(due_ms) FROM requests WHERE state = 'pending'", "requests_due"),
+        ("SELECT about FROM event_refs WHERE kind = 'x' AND about IN ('y', 'z')", "PRIMARY KEY"),
+        ("SELECT id FROM requests WHERE extends IN ('x', 'y')", "requests_by_extended"),
         ("SELECT payload FROM audit_events WHERE position > 5 ORDER BY position LIMIT 5", "PRIMARY KEY"),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
