@@ -122,6 +122,12 @@ pub(crate) fn every_kind() -> Vec<AuditEvent> {
                 expires,
                 ..about()
             },
+            Kind::ClockStepped => AuditEvent {
+                actor: "system".into(),
+                reason: "forward".into(),
+                comment: "the wall clock of `cp-1` was set forward by 1h; grants keep their time".into(),
+                ..event(position, "control-plane", kind)
+            },
             Kind::GrantEnding | Kind::GrantEnded => {
                 AuditEvent { grant: GRANT.into(), reason: "revoked".into(), expires, ..about() }
             }

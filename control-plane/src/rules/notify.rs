@@ -109,7 +109,8 @@ impl Severity {
             | EventKind::RunRefused
             | EventKind::CallRefused
             | EventKind::SignInRefused
-            | EventKind::NotificationFailed => Self::Medium,
+            | EventKind::NotificationFailed
+            | EventKind::ClockStepped => Self::Medium,
             EventKind::BreakGlassUsed
             | EventKind::HostKeyCopied
             | EventKind::HostDrift

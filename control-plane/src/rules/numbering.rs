@@ -106,7 +106,8 @@ fn is_of_an_agent(kind: EventKind) -> bool {
         | EventKind::CallRefused
         | EventKind::NotificationFailed
         | EventKind::GrantExpiring
-        | EventKind::DraftOpened => false,
+        | EventKind::DraftOpened
+        | EventKind::ClockStepped => false,
     }
 }
 

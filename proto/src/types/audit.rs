@@ -200,6 +200,8 @@ event_kinds! {
     GrantExpiring = "grant.expiring",
     /// What was denied can be asked for.
     DraftOpened = "draft.opened",
+    /// The wall clock of a control plane was set.
+    ClockStepped = "clock.stepped",
 }
 
 impl EventKind {
