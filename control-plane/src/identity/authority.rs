@@ -30,8 +30,9 @@ const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60
 /// Of the certificates by which hosts know the control plane; made anew, in memory, at half of it.
 pub(crate) const SERVER_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// Clocks of hosts may be a little behind; but the middle of a life must not lie before its begin, for renewal is due then.
-const CLOCK_LEEWAY: Duration = Duration::from_secs(5 * 60);
+/// Clocks of hosts may be behind, or ours ahead, without keeping them out; but the middle of a life must not lie before its begin, for
+/// renewal is due then.
+const CLOCK_LEEWAY: Duration = Duration::from_secs(24 * 60 * 60);
 const LEEWAY_OF_LIFE: u32 = 10;
 
 /// In which hosts are named, unless `init` is told otherwise.
