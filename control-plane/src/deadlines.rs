@@ -2,15 +2,18 @@
 //!
 //! Owns: when to look. Must not know: what ending or deciding means. Kernels end grants by themselves at their deadlines; this is what
 //! makes the record and the lists say so, what warns of it, what decides requests for which nobody has, what begins grants whose time
-//! has come, what notes that a freeze or an incident is over, and what asks the policy again about grants that live. Nothing is kept in memory: after
-//! a restart it looks, and goes on.
+//! has come, what notes that a freeze or an incident is over, and what asks the policy again about grants that live. It also looks after the wall
+//! clock, and writes down where ours is. But for what was seen of that nothing is kept in memory: after a restart it looks, and goes on.
 
 use std::time::Duration;
 
-use crate::clock;
+use nix::unistd::gethostname;
+
+use crate::clock::{self, Reading};
+use crate::rules::steady::Watch;
 use crate::store::{Store, StoreError};
 
-/// It looks at least this often, so that a wall clock that was set is noticed.
+/// It looks at least this often, so that a wall clock that was set is noticed while it is of interest.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How often the policy is asked about live grants: so long can one outlive what permits it, and ends within a minute.
@@ -19,11 +22,18 @@ const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// How long it waits after the database failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until it is dropped.
-pub(crate) async fn run(store: Store) {
+/// Runs until it is dropped. `watch` is what was seen of the wall clock on this boot of the machine.
+pub(crate) async fn run(store: Store, boot_id: String, mut watch: Watch) {
     let mut changed = store.signals().access();
     loop {
         changed.mark_unchanged();
+        if let Err(error) = look_at_clocks(&store, &boot_id, &mut watch).await {
+            // It is seen again the next time.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cannot write down what was seen of the clocks"
+            );
+        }
         let pause = match look(&store).await {
             Ok(pause) => pause,
             Err(error) => {
@@ -36,6 +46,33 @@ pub(crate) async fn run(store: Store) {
             Ok(()) = changed.changed() => {}
         }
     }
+}
+
+/// Puts it on record when the wall clock was set, says so when it is far from ours, and writes down where ours is.
+async fn look_at_clocks(store: &Store, boot_id: &str, watch: &mut Watch) -> Result<(), StoreError> {
+    let reading = clock::read();
+    let Reading { now, wall, .. } = reading;
+    let look = watch.look(now, wall);
+    let anchor = reading.anchor(boot_id);
+    if let Some(step) = look.step {
+        let machine = gethostname().unwrap_or_default();
+        tracing::warn!(
+            by = step.length(),
+            direction = step.word(),
+            "the wall clock was set; grants keep their time"
+        );
+        store.clock_stepped(step, &machine.to_string_lossy(), &anchor).await?;
+    } else if look.keeps {
+        store.keep_anchor(&anchor).await?;
+    }
+    if let Some(apart) = &look.apart {
+        tracing::warn!(
+            steady = apart,
+            "the wall clock is not where ours is, which comes to it by 1 % of the time: see docs/database.md#clocks"
+        );
+    }
+    watch.done(&look, now, wall);
+    Ok(())
 }
 
 /// Asks the policy in force about live grants, again and again. Runs until it is dropped.

@@ -169,7 +169,7 @@ impl Hooks {
 impl Hook {
     async fn ask(&self, question: &Question) -> Result<Vec<u8>, DeliveryError> {
         let body = asked(question);
-        let headers = signature::headers(&self.secrets, &id(question), clock::now(), &body);
+        let headers = signature::headers(&self.secrets, &id(question), clock::wall(), &body);
         let mut response = self.poster.post(body, &headers).await?;
         let mut answer = Vec::new();
         while let Some(chunk) =

@@ -78,12 +78,12 @@ impl Credential {
         }
     }
 
-    /// How long it counts from `now` on, as far as it says itself.
-    pub fn lifetime(&self, now: Timestamp) -> Duration {
+    /// How long it counts from now on, as far as it says itself, for whom the wall clock says `wall`.
+    pub fn lifetime(&self, wall: Timestamp) -> Duration {
         match self {
             Self::None | Self::Token(_) => Duration::MAX,
             Self::Certificate(certificate) => {
-                let left = certificate.not_after_unix_s.saturating_mul(1000).saturating_sub(now.unix_ms());
+                let left = certificate.not_after_unix_s.saturating_mul(1000).saturating_sub(wall.unix_ms());
                 Duration::from_millis(u64::try_from(left).unwrap_or(0))
             }
         }

@@ -179,7 +179,7 @@ impl Target {
     /// Tries once.
     async fn attempt(&self, timeline: Uuid, message: &Message) -> Outcome {
         let id = message::id(timeline, message.event.position);
-        let tried = timeout(self.time_limit, self.send(&id, &message.event, clock::now())).await;
+        let tried = timeout(self.time_limit, self.send(&id, &message.event, clock::wall())).await;
         let Err(error) = tried.unwrap_or(Err(DeliveryError::Late(self.time_limit))) else {
             return Outcome::Arrived;
         };

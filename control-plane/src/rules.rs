@@ -27,6 +27,7 @@ pub mod review;
 pub mod roster;
 pub mod schedule;
 pub mod session;
+pub mod steady;
 pub mod throttle;
 pub mod uses;
 pub mod workload;

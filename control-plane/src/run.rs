@@ -22,6 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
+use crate::clock::{BOOT_ID, Reading};
 use crate::config::{CertificateFiles, Config, ConsoleConfig, Listen};
 use crate::console::{self, Console};
 use crate::hooks::Hooks;
@@ -34,6 +35,7 @@ use crate::rpc::admission::Admission;
 use crate::rpc::{Gate, access, agent, audit, directory, enrolment, identity, policy, report};
 use crate::rules::calls;
 use crate::rules::policy::Limits;
+use crate::rules::steady::Watch;
 use crate::store::{Store, StoreError};
 use crate::{clock, deadlines, replicas};
 
@@ -84,6 +86,9 @@ pub enum ServeError {
     /// Nobody could be told of anything.
     #[error(transparent)]
     Notify(#[from] PrepareError),
+    /// It cannot be told whether the machine was started again.
+    #[error("cannot read `{BOOT_ID}`")]
+    Boot(#[source] std::io::Error),
     /// There are methods of which nobody has said who may call them, or the other way round: a fault of the program.
     #[error("the table of calls is not whole: without {lacking:?}, with {besides:?}")]
     Calls {
@@ -109,6 +114,7 @@ impl ServeError {
             Self::Notify(_) => {
                 "compare `[[notify]]` and `[[decision_hook]]` in the configuration with docs/notifications.md"
             }
+            Self::Boot(_) => "let it be read: see that /proc is mounted where this runs",
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
@@ -140,6 +146,8 @@ pub async fn serve(
     let notifier = Notifier::new(config.notify, console_origin)?;
     let hooks = Hooks::new(config.decision_hooks)?;
     let store = Store::open(&config.database).await?.notifying(subscriptions).asking(hooks.names());
+    // Before anything asks what time it is.
+    let (boot_id, watch) = begin_clock(&store).await?;
     let authority = Arc::new(Authority::open(&config.authority)?);
     let fingerprint = authority.fingerprint();
     store.begin_work(fingerprint, clock::now()).await?;
@@ -185,7 +193,7 @@ pub async fn serve(
     };
     let (running, mut sessions) = mpsc::channel(1);
     let mut background = vec![
-        tokio::spawn(deadlines::run(store.clone())),
+        tokio::spawn(deadlines::run(store.clone(), boot_id.clone(), watch)),
         tokio::spawn(deadlines::ask_policy(store.clone())),
         tokio::spawn(replicas::follow(store.clone())),
         tokio::spawn(replicas::beat(store.clone(), fingerprint, Arc::clone(&gate.sessions))),
@@ -237,8 +245,22 @@ pub async fn serve(
     // Each session still has its end to write down; nobody sends, the channel closes with the last of them.
     let _ = timeout(STOP_LIMIT, sessions.recv()).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
+    if let Err(error) = store.keep_anchor(&clock::read().anchor(&boot_id)).await {
+        // The next one goes on from what was kept before.
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot write down where the clock is");
+    }
     store.close().await;
     Ok(served?)
+}
+
+/// Has the clock begin where the record says. Returns which boot of the machine it is, and what watches the wall clock from here on.
+async fn begin_clock(store: &Store) -> Result<(String, Watch), ServeError> {
+    let boot_id = clock::boot_id().map_err(ServeError::Boot)?;
+    store.compare_clocks(clock::wall).await?;
+    let Reading { boot, wall, .. } = clock::peek();
+    let start = store.begin_clock(&boot_id, boot, wall).await?;
+    clock::begin(start.at, boot);
+    Ok((boot_id, Watch::new(&start)))
 }
 
 async fn bind(listen: &[Listen]) -> Result<(Vec<Listener>, Vec<Listen>), ListenError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::status::ErrorKind;
 use proto::types::{ProviderName, SubjectIdentity, Timestamp};
 
-use crate::clock;
+use crate::clock::{self, Reading};
 use crate::identity::oidc::{self, Known, TokenError};
 use crate::identity::workloads::NobodyVouches;
 use crate::identity::{Svid, TokenHash};
@@ -142,9 +142,14 @@ impl Gate {
     pub(crate) async fn sign_in(&self, shown: Shown<'_>) -> Result<SubjectIdentity, NotSignedIn> {
         let Shown { known, expected, id_token, nonce, token, held_by, replaces } = shown;
         let claims = known.issuer.claims(id_token).await.map_err(NotSignedIn::Token)?;
-        // The provider may have taken its time with its keys.
-        let now = clock::now();
-        let proven = claims::check(&claims, expected, nonce, now).map_err(NotSignedIn::Claims)?;
+        // The provider may have taken its time with its keys. What it has dated is compared with the wall clock, and kept by ours.
+        let clocks = clock::read();
+        let proven = claims::check(&claims, expected, nonce, clocks.wall).map_err(NotSignedIn::Claims)?;
+        let proven = claims::Proven {
+            usable_until: clocks.not_before(proven.usable_until),
+            proven: proven.proven.map(|date| clocks.dated(date)),
+            ..proven
+        };
         let entry = Entry {
             proven: &proven,
             provider: &known.provider.name,
@@ -155,7 +160,7 @@ impl Gate {
             held_by,
             replaces,
         };
-        Ok(self.store.sign_in(&entry, now).await?)
+        Ok(self.store.sign_in(&entry, clocks.now).await?)
     }
 
     /// Begins a workload's session, if its token is worth one.
@@ -166,8 +171,10 @@ impl Gate {
     ) -> Result<SubjectIdentity, NotSignedIn> {
         let vouching = self.vouchers.issuer(shown)?;
         let claims = vouching.issuer.claims(shown).await.map_err(NotSignedIn::Token)?;
-        let now = clock::now();
-        let proven = workload::check(&claims, &vouching.expected, now).map_err(NotSignedIn::Workload)?;
+        let clocks = clock::read();
+        let proven = workload::check(&claims, &vouching.expected, clocks.wall);
+        let proven = proven.map_err(NotSignedIn::Workload)?;
+        let proven = workload::Proven { usable_until: clocks.not_before(proven.usable_until), ..proven };
         let entry = WorkloadEntry {
             proven: &proven,
             issuer: &vouching.name,
@@ -175,7 +182,7 @@ impl Gate {
             used: Some(oidc::mark(shown)),
             token,
         };
-        Ok(self.store.sign_in_workload(&entry, now).await?)
+        Ok(self.store.sign_in_workload(&entry, clocks.now).await?)
     }
 
     /// The same of a workload that its connection's certificate names; None: it has shown none.
@@ -184,15 +191,15 @@ impl Gate {
         svid: Option<&Svid>,
         token: TokenHash,
     ) -> Result<SubjectIdentity, NotSignedIn> {
-        let now = clock::now();
+        let Reading { now, wall, .. } = clock::read();
         let no_certificate = || NotSignedIn::Workload(WorkloadError::NoCertificate);
         let svid = svid.ok_or_else(no_certificate)?;
         let known = self.trust_domains.expected(svid).ok_or_else(no_certificate)?;
         // One that is out of range is over.
-        let not_after = Timestamp::from_unix_ms(svid.not_after_unix_s.saturating_mul(1000)).unwrap_or(now);
-        let proven = workload::check_id(&svid.id, not_after, &known.subjects, now);
+        let not_after = Timestamp::from_unix_ms(svid.not_after_unix_s.saturating_mul(1000)).unwrap_or(wall);
+        let proven = workload::check_id(&svid.id, not_after, &known.subjects, wall);
         let proven = proven.map_err(NotSignedIn::Workload)?;
-        let left = Duration::from_millis(u64::try_from(not_after.unix_ms() - now.unix_ms()).unwrap_or(0));
+        let left = Duration::from_millis(u64::try_from(not_after.unix_ms() - wall.unix_ms()).unwrap_or(0));
         let entry = WorkloadEntry {
             proven: &proven,
             issuer: &known.name,

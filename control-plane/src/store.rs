@@ -13,6 +13,7 @@ mod audit;
 mod beginnings;
 mod bindings;
 mod browsers;
+mod clock;
 mod decode;
 mod directory;
 mod disabling;

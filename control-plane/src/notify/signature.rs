@@ -10,7 +10,8 @@ use sha2::Sha256;
 
 use crate::config::SigningSecrets;
 
-/// The headers of one try: the id, which never changes; when it is tried; a signature for each secret.
+/// The headers of one try: the id, which never changes; when it is tried, by the wall clock, which others compare with theirs; a signature
+/// for each secret.
 pub(crate) fn headers(
     secrets: &SigningSecrets,
     id: &str,

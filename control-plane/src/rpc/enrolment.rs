@@ -13,7 +13,7 @@ use crate::identity::oidc::{self, TokenError};
 use crate::identity::workloads::NobodyVouches;
 use crate::rules::calls::Method;
 use crate::rules::throttle::Key;
-use crate::rules::workload::{self, WorkloadError};
+use crate::rules::workload::{self, ProvenNode, WorkloadError};
 use crate::store::{ClusterJoin, NewCertificate, StoreError};
 
 /// Answers for agents that need a certificate.
@@ -34,6 +34,7 @@ impl Enrolment {
             certificate: issued.certificate.to_vec(),
             authorities: vec![self.0.authority.certificate().to_vec()],
         };
+        // Its date is for others; how long it counts here is told by our clock.
         Ok((identity, NewCertificate { serial: issued.serial, expires: clock::now().plus(lifetime) }))
     }
 }
@@ -91,15 +92,16 @@ impl Enrolment {
     ) -> Result<(), NotJoined> {
         let vouching = self.0.vouchers.cluster(token.as_str())?;
         let claims = vouching.issuer.claims(token.as_str()).await?;
-        let now = clock::now();
-        let node = workload::check_agent(&claims, &vouching.expected, host, now)?;
+        let clocks = clock::read();
+        let node = workload::check_agent(&claims, &vouching.expected, host, clocks.wall)?;
+        let node = ProvenNode { usable_until: clocks.not_before(node.usable_until), ..node };
         let join = ClusterJoin {
             node: &node,
             cluster: &vouching.name,
             labels: &vouching.labels,
             used: oidc::mark(token.as_str()),
         };
-        self.0.store.join_by_cluster(&join, certificate, now).await.map_err(NotJoined::Failed)
+        self.0.store.join_by_cluster(&join, certificate, clocks.now).await.map_err(NotJoined::Failed)
     }
 }
 

@@ -219,7 +219,7 @@ impl Session {
         changed.mark_unchanged();
         self.send_set().await?;
         let mut silence = std::pin::pin!(sleep(SILENCE_LIMIT));
-        let mut over = std::pin::pin!(sleep(self.caller.credential.lifetime(clock::now())));
+        let mut over = std::pin::pin!(sleep(self.caller.credential.lifetime(clock::wall())));
         loop {
             tokio::select! {
                 said = self.incoming.message() => {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use proto::json::utc;
 use proto::status::ErrorKind;
-use proto::types::{Fingerprint, HostName, Invalid};
+use proto::types::{Fingerprint, HostName, Invalid, Timestamp};
 
 use crate::rules::Refusal;
 
@@ -79,6 +80,20 @@ pub enum StoreError {
         /// By which the other one does.
         theirs: String,
     },
+    /// Our wall clock or the server's is wrong.
+    #[error(
+        "the wall clock of this machine says {}, and that of the server of database `{database}` {}",
+        utc(*ours),
+        utc(*theirs)
+    )]
+    ClocksApart {
+        /// Which database.
+        database: String,
+        /// By this machine.
+        ours: Timestamp,
+        /// By the server.
+        theirs: Timestamp,
+    },
     /// A newer session of the host has begun, here or elsewhere.
     #[error("a newer session of host `{0}` has begun")]
     Superseded(HostName),
@@ -130,6 +145,7 @@ impl StoreError {
             | Self::Incomplete(_)
             | Self::InUse(_)
             | Self::OtherAuthority { .. }
+            | Self::ClocksApart { .. }
             | Self::File { .. }
             | Self::Migrate { .. } => ErrorKind::Internal,
         }
@@ -160,6 +176,9 @@ impl StoreError {
             Self::Outdated(_) => "run this one from the same version",
             Self::OtherAuthority { .. } => {
                 "give all control planes on a database the same folder `authority`: copy that of the first one"
+            }
+            Self::ClocksApart { .. } => {
+                "set the wrong one right (`timedatectl`, `chronyc tracking`), and start again: by a wrong clock everybody's grants would end at the wrong time"
             }
             Self::Incomplete(_) => "if it was left by an interrupted `init`, remove it and run `init` again",
             Self::InUse(_) => "stop the other control plane first",

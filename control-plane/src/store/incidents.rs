@@ -116,7 +116,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn close_incident(
+    pub(super) async fn close_incident(
         &mut self,
         incident: &Incident,
         by: Option<&SubjectId>,
@@ -168,6 +168,13 @@ pub(super) async fn moment(sql: &mut Transaction, now: Timestamp) -> Result<Mome
         |(id, until): (String, i64)| Ok((decode::text("incident", &id)?, decode::time("until", until)?));
     let incidents = rows.into_iter().map(decode).collect::<Result<BTreeMap<_, _>, StoreError>>()?;
     Ok(Moment { now, incidents: Arc::new(incidents) })
+}
+
+/// Those that nobody has closed, and that no time has been noted to.
+pub(super) async fn open_incidents(sql: &mut Transaction) -> Result<Vec<Incident>, StoreError> {
+    let mut query = sql::query_as(INCIDENTS);
+    query.push(" WHERE incidents.closed_ms IS NULL");
+    read(sql, query).await
 }
 
 async fn count_open(sql: &mut Transaction, now: Timestamp) -> Result<usize, StoreError> {

@@ -298,6 +298,11 @@ impl Server {
         Ok(listener)
     }
 
+    /// The database, as it is named to people.
+    pub(super) fn name(&self) -> &str {
+        &self.database
+    }
+
     /// Closes the connections.
     pub(super) async fn close(&self) {
         self.listener.lock().await.take();

@@ -19,6 +19,7 @@ mod sqlite {
     mod binary;
     mod break_glass;
     mod browser;
+    mod clock;
     mod console;
     mod drafts;
     mod enrolment;
@@ -54,6 +55,7 @@ mod postgres {
     mod binary;
     mod break_glass;
     mod browser;
+    mod clock;
     mod console;
     mod drafts;
     mod enrolment;

@@ -9,7 +9,7 @@ use super::policy::{TWO_STEPS, apply, files};
 use super::world::{Caller, FakeAgent, Story, World, refused, until};
 
 /// One step, and this clock.
-fn roles(clock: &str) -> String {
+pub(crate) fn roles(clock: &str) -> String {
     let one = TWO_STEPS.replace("[[role.step]]\napprovers = [\"user:fay\"]\n", "");
     one.replace("idle = \"10m\"", &format!("clock = \"{clock}\""))
 }

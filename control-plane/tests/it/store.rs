@@ -23,7 +23,7 @@ async fn create(database: &TestDatabase) -> Result<(), StoreError> {
     Store::create(&database.database, &Token::for_subject().hash(), clock::now()).await
 }
 
-async fn opened() -> (TestDatabase, Store) {
+pub(crate) async fn opened() -> (TestDatabase, Store) {
     let database = TestDatabase::new(KIND);
     create(&database).await.expect("made");
     let store = Store::open(&database.database).await.expect("opens");
