@@ -27,4 +27,5 @@ pub mod stage;
 pub mod stranger;
 pub mod tampering;
 pub mod unix_probe;
+pub mod wall_clock;
 pub mod workload_api;

@@ -20,6 +20,7 @@ use crate::other_agent;
 use crate::postgres::Postgres;
 use crate::process::{Background, output, wait_for};
 use crate::sandbox::{Cgroup, Sandbox};
+use crate::wall_clock::WallClock;
 
 /// How long a daemon may take until it answers. These machines are shared: it is a bound, not a measure.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,6 +49,8 @@ pub struct Stage {
     network: Option<Network>,
     /// What two control planes share.
     database: Option<Postgres>,
+    /// The control plane's own.
+    wall_clock: Option<WallClock>,
     sandbox: Sandbox,
 }
 
@@ -66,6 +69,8 @@ pub struct Plan<'a> {
     pub state_bytes: Option<u64>,
     /// There are two control planes on a PostgreSQL database; the agent knows both.
     pub has_replica: bool,
+    /// The control plane has a wall clock of its own, which can be set: [`Stage::set_wall_clock`].
+    pub has_own_clock: bool,
 }
 
 /// A binary of the project, built beside this one.
@@ -95,7 +100,9 @@ impl Stage {
         let network = plan.is_apart.then(|| Network::new(sandbox.dir())).transpose()?;
         let server = || Postgres::start(sandbox.dir(), sandbox.address(), DATABASE_PORT);
         let database = plan.has_replica.then(server).transpose()?;
-        let mut stage = Self { control_plane: None, replica: None, agent: None, network, database, sandbox };
+        let wall_clock = plan.has_own_clock.then(|| WallClock::new(sandbox.dir())).transpose()?;
+        let mut stage =
+            Self { control_plane: None, replica: None, agent: None, network, database, wall_clock, sandbox };
         stage.write_control_plane_configuration(plan.control_plane)?;
         stage.init_control_plane()?;
         stage.start_control_plane()?;
@@ -252,13 +259,24 @@ impl Stage {
             Some(network) => network.control_plane.command(program),
         };
         command.args(["serve", "--config"]).arg(self.path(configuration)).arg("--ready-file").arg(&ready);
+        if let Some(clock) = &self.wall_clock {
+            clock.show(&mut command);
+        }
         let log = self.path(configuration).with_extension("log");
         let mut process = Background::start("the control plane", &mut command, &log)?;
+        if let Some(clock) = &self.wall_clock {
+            clock.is_shown_to(process.pid());
+        }
         wait_for("the control plane to answer", START_TIMEOUT, || {
             process.ensure_running()?;
             Ok(ready.exists().then_some(()))
         })?;
         Ok(process)
+    }
+
+    /// Sets the wall clock of the control plane, of an installation where it has its own, so many seconds before or after what is right.
+    pub fn set_wall_clock(&self, off_seconds: i64) -> Result<()> {
+        self.wall_clock.as_ref().context("the control plane has no wall clock of its own")?.set(off_seconds)
     }
 
     /// Starts the agent.

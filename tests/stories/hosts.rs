@@ -32,6 +32,7 @@ const SHORT: Plan<'_> = Plan {
     is_apart: false,
     state_bytes: None,
     has_replica: false,
+    has_own_clock: false,
 };
 const SHORT_LIFETIME: &str = "host_certificate_lifetime = \"10s\"";
 

@@ -5,6 +5,7 @@ mod actions;
 mod bad_input;
 mod benchmarks;
 mod borrowed;
+mod clocks;
 mod deadlines;
 mod full_disk;
 mod hosts;
@@ -31,6 +32,7 @@ fn main() {
             psql::TESTS,
             sessions::TESTS,
             deadlines::TESTS,
+            clocks::TESTS,
             full_disk::TESTS,
             outages::TESTS,
             upgrades::TESTS,

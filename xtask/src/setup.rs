@@ -71,10 +71,12 @@ pub(crate) enum Thing {
     ContainerRuntimes,
     /// A mail server, for Debian's Python, to be told of events by.
     MailServer,
+    /// A library that shows a program another wall clock.
+    FakeTime,
 }
 
 impl Thing {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::RustComponents,
         Self::BpfLinker,
         Self::CargoDeny,
@@ -91,6 +93,7 @@ impl Thing {
         Self::Chromium,
         Self::ContainerRuntimes,
         Self::MailServer,
+        Self::FakeTime,
     ];
 
     fn name(self) -> &'static str {
@@ -111,6 +114,7 @@ impl Thing {
             Self::Chromium => "chromium",
             Self::ContainerRuntimes => "container runtimes",
             Self::MailServer => "aiosmtpd",
+            Self::FakeTime => "libfaketime",
         }
     }
 
@@ -137,6 +141,7 @@ impl Thing {
                 .collect::<Result<Vec<_>>>()
                 .map(|paths| paths.join(", ")),
             Self::MailServer => check_mail_server(),
+            Self::FakeTime => check_fake_time(),
         }
     }
 
@@ -161,6 +166,7 @@ impl Thing {
             Self::Chromium => apt_install(&["chromium"]),
             Self::ContainerRuntimes => apt_install(&CONTAINER_RUNTIMES.map(|(_, package)| package)),
             Self::MailServer => apt_install(&["python3-aiosmtpd"]),
+            Self::FakeTime => apt_install(&["libfaketime"]),
         }
     }
 }
@@ -388,6 +394,16 @@ fn check_mail_server() -> Result<String> {
         sh::command("/usr/bin/python3").args(["-c", "import aiosmtpd; print(aiosmtpd.__version__)"]),
     )?;
     Ok(printed.trim().to_owned())
+}
+
+/// Where Debian has it; `tests/src/wall_clock.rs` looks there too.
+fn check_fake_time() -> Result<String> {
+    let of_machines = fs::read_dir("/usr/lib").context("cannot list /usr/lib")?;
+    of_machines
+        .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
+        .find(|path| path.is_file())
+        .map(shown)
+        .context("`libfaketimeMT.so.1` is not below /usr/lib")
 }
 
 fn check_virtual_machines() -> Result<String> {

@@ -17,8 +17,10 @@ use crate::{
     sh::{self, Checkout},
 };
 
-/// Without these nothing can be built, or tests fail: the control plane is tested on each database that it can have, and sends mail.
-const NEEDED: [Thing; 4] = [Thing::RustComponents, Thing::BpfLinker, Thing::Postgres, Thing::MailServer];
+/// Without these nothing can be built, or tests fail: the control plane is tested on each database that it can have, and sends mail, and its
+/// clock is set.
+const NEEDED: [Thing; 5] =
+    [Thing::RustComponents, Thing::BpfLinker, Thing::Postgres, Thing::MailServer, Thing::FakeTime];
 /// Without these some tests are skipped.
 const WANTED: [Thing; 10] = [
     Thing::SystemdAnalyze,
