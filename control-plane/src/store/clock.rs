@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use proto::types::{EndReason, EventKind, RequestId, Timestamp};
+use proto::types::{EndReason, EventKind, Timestamp};
 
 use super::grants::{GRANTS, read};
 use super::incidents::open_incidents;
+use super::requests::request;
 use super::setup::Hold;
 use super::sql::{self, Transaction};
 use super::steps::Cause;
@@ -81,7 +82,7 @@ impl Store {
             step.word(),
             step.length()
         );
-        tx.record_step_of_clock(step, comment, anchor.steady).await?;
+        tx.record_step_of_clock(step, comment, anchor.steady);
         tx.keep_anchor(anchor).await?;
         tx.commit().await
     }
@@ -134,18 +135,12 @@ impl Tx {
         Ok(())
     }
 
-    async fn record_step_of_clock(
-        &mut self,
-        step: Step,
-        comment: String,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    fn record_step_of_clock(&mut self, step: Step, comment: String, now: Timestamp) {
         self.record(EventKind::ClockStepped, now, |event| {
             event.actor = Actor::System.to_string();
             event.reason = step.word().to_owned();
             event.comment = comment;
-        })
-        .await
+        });
     }
 
     /// The clock begins anew, so far from where it was that it is another time. Ahead, what has run out has run out. Behind, nobody can
@@ -157,7 +152,8 @@ impl Tx {
                 "the wall clock is {} ahead of where it was expected to be: the control plane goes by it",
                 step.length()
             );
-            return self.record_step_of_clock(step, comment, now).await;
+            self.record_step_of_clock(step, comment, now);
+            return Ok(());
         }
         let mut query = sql::query_as(GRANTS);
         query.push(" WHERE grants.state IN ('scheduled', 'activating', 'active')");
@@ -179,15 +175,15 @@ impl Tx {
             waiting.len(),
             incidents.len()
         );
-        self.record_step_of_clock(step, comment, now).await?;
+        self.record_step_of_clock(step, comment, now);
         for kept in live {
             let cause = Cause { actor: Actor::System, comment: WHY.to_owned() };
             self.end(kept, EndReason::Revoked, cause, now).await?;
         }
         for id in waiting {
-            let request: RequestId = decode::text("request", &id)?;
-            let decided = Decided { request, outcome: Outcome::Denied, by: None };
-            self.decide(&decided, Actor::System, WHY, now).await?;
+            let before = request(self.sql(), decode::text("request", &id)?).await?;
+            let decided = Decided { request: before.id, outcome: Outcome::Denied, by: None };
+            self.decide(&before, &decided, Actor::System, WHY, now).await?;
         }
         for incident in incidents {
             self.close_incident(&incident, None, &Actor::System, "closed", WHY, now).await?;
