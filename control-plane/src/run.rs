@@ -114,7 +114,9 @@ impl ServeError {
             Self::Notify(_) => {
                 "compare `[[notify]]` and `[[decision_hook]]` in the configuration with docs/notifications.md"
             }
-            Self::Boot(_) => "let it be read: see that /proc is mounted where this runs",
+            Self::Boot(_) => {
+                "let it be read: see that /proc is mounted where this runs, and that a unit has no `ProcSubset=pid`"
+            }
             Self::Calls { .. } | Self::Transport(_) => "",
         }
     }
