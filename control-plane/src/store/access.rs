@@ -39,9 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// How many requests one transaction looks at because of the time, so that others get their turn at the database in between.
 const DUE_BATCH: u32 = 100;
 
-/// How many rows one statement writes: far from the number of values that either database takes in one.
-const ROWS_MAX: usize = 500;
-
 impl Store {
     /// Makes a request of `requester` for `subject`. What the policy in force lets begin without anybody's yes is approved at once.
     pub async fn create_request(
@@ -425,7 +422,7 @@ impl Tx {
     }
 
     async fn insert_hosts(&mut self, request: RequestId, hosts: Vec<i64>) -> Result<(), StoreError> {
-        for hosts in hosts.chunks(ROWS_MAX) {
+        for hosts in hosts.chunks(sql::ROWS_MAX) {
             let mut insert = sql::query("INSERT INTO request_hosts (request, host) VALUES ");
             insert.push_rows(hosts.iter().map(|host| [Value::from(request.to_string()), (*host).into()]));
             insert.execute(self.sql()).await.map_err(StoreError::sql("note a request's hosts"))?;

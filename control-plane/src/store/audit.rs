@@ -14,9 +14,6 @@ use crate::rules::notify::Origin;
 use crate::rules::numbering;
 use crate::rules::throttle::Key;
 
-/// How many events of our own one statement writes: far from the number of values that either database takes in one.
-const ROWS_MAX: usize = 500;
-
 /// What was kept of an agent's batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
@@ -138,7 +135,7 @@ pub(super) async fn write_down(
     let mut noted = noted.into_iter().peekable();
     while let Some(Noted { event, origin }) = noted.next() {
         let mut events = vec![event];
-        while events.len() < ROWS_MAX
+        while events.len() < sql::ROWS_MAX
             && let Some(next) = noted.next_if(|next| next.origin == origin)
         {
             events.push(next.event);

@@ -14,6 +14,9 @@ use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Error, FromRow, PgPool, Postgres, Sqlite, SqlitePool};
 
+/// How many rows one statement writes: far from the number of values that either database takes in one.
+pub(super) const ROWS_MAX: usize = 500;
+
 /// Connections to a database.
 #[derive(Clone, Debug)]
 pub(super) enum Pool {

@@ -10,9 +10,6 @@ use super::sql::{self, Transaction, Value};
 use super::{StoreError, decode};
 use crate::rules::uses::Seen;
 
-/// How many rows one statement writes: far from the number of values that either database takes in one.
-const ROWS_MAX: usize = 500;
-
 /// Notes what reports need of events that have just been appended, which are all of one source.
 pub(super) async fn note(sql: &mut Transaction, events: &[AuditEvent]) -> Result<(), StoreError> {
     let Some(first) = events.first() else { return Ok(()) };
@@ -149,7 +146,7 @@ fn chunks<T>(all: impl IntoIterator<Item = T>) -> Vec<Vec<T>> {
     let mut chunks: Vec<Vec<T>> = Vec::new();
     for item in all {
         match chunks.last_mut() {
-            Some(last) if last.len() < ROWS_MAX => last.push(item),
+            Some(last) if last.len() < sql::ROWS_MAX => last.push(item),
             _ => chunks.push(vec![item]),
         }
     }
