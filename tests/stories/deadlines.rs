@@ -1,7 +1,7 @@
 //! A grant ends at its deadline, whoever is still there to end it.
 
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{ChildStdout, Stdio};
 use std::time::Duration;
 
 use agent::clock::now_boot_ns;
@@ -21,6 +21,40 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// The promise of SPECIFICATION.md: no connection that begins later than this after the deadline is let through.
 const LATE_MAX: Duration = Duration::from_millis(100);
+
+/// Reads what a prober says of its attempts until so many were denied that began [`LATE_MAX`] after `latest`. The deadline lies between
+/// `earliest` and `latest`: somebody is let through before, nobody is denied before, and nobody is let through so late. Returns when the first
+/// one that was denied began. All moments are of the boot clock, in nanoseconds.
+pub(crate) fn until_shut(
+    lines: Lines<BufReader<ChildStdout>>,
+    earliest: u64,
+    latest: u64,
+    denials: usize,
+) -> Result<u64> {
+    let late = latest + u64::try_from(LATE_MAX.as_nanos())?;
+    let (mut allowed, mut first_denial, mut denied_late) = (0, None, 0);
+    for line in lines {
+        let line = line?;
+        let (began, result) = line.split_once(' ').context("two words")?;
+        let began: u64 = began.parse()?;
+        match result {
+            "ok" if began >= late => bail!("let through {} ns after the deadline", began - latest),
+            "ok" => allowed += 1,
+            "EPERM" if began < earliest => bail!("denied {} ns before the deadline", earliest - began),
+            "EPERM" => {
+                first_denial.get_or_insert(began);
+                denied_late += usize::from(began >= late);
+            }
+            other => bail!("an attempt failed otherwise: {other}"),
+        }
+        if denied_late >= denials {
+            break;
+        }
+    }
+    ensure_eq!(allowed > 0, true, "no attempt before the deadline was let through");
+    ensure_eq!(denied_late, denials, "the prober ended too soon");
+    first_denial.context("no attempt was denied")
+}
 
 fn alone() -> Result<()> {
     const DURATION: Duration = Duration::from_secs(4);
@@ -42,36 +76,14 @@ fn alone() -> Result<()> {
     //    between these two. She is let through before the earlier one, and never once the later one is over.
     let duration_ns = u64::try_from(DURATION.as_nanos())?;
     let (earliest, latest) = (before_boot_ns + duration_ns, active_boot_ns + duration_ns);
-    let late_max_ns = u64::try_from(LATE_MAX.as_nanos())?;
-    let (mut allowed, mut first_denial, mut denied_late) = (0, None, 0);
-    for line in lines {
-        let line = line?;
-        let (began, result) = line.split_once(' ').context("two words")?;
-        let began: u64 = began.parse()?;
-        match result {
-            "ok" if began >= latest + late_max_ns => {
-                bail!("let through {} ns after the deadline", began - latest)
-            }
-            "ok" => allowed += 1,
-            "EPERM" if began < earliest => bail!("denied {} ns before the deadline", earliest - began),
-            "EPERM" => {
-                first_denial.get_or_insert(began);
-                denied_late += usize::from(began >= latest + late_max_ns);
-            }
-            other => bail!("an attempt failed otherwise: {other}"),
-        }
-        // Long enough to see that it stays shut.
-        if denied_late >= 500 {
-            break;
-        }
-    }
+    // Long enough to see that it stays shut.
+    let first_denial = until_shut(lines, earliest, latest, 500)?;
     prober.kill()?;
     prober.wait()?;
-    ensure_eq!(allowed > 0, true, "no attempt before the deadline was let through");
 
     // 4. Exactly: the deadline that the kernel holds. No attempt begun at or after it was let through, and the first denial
     //    is the end of the grant, not another one.
-    ensure_eq!(first_denial.is_some_and(|began| began >= earliest), true, "{first_denial:?}");
+    ensure_eq!(first_denial >= earliest, true, "{first_denial}");
     stage.agent()?.signal(Signal::SIGCONT)?;
     Ok(())
 }

@@ -10,7 +10,6 @@ use super::line::{Effects, Shared};
 use super::outbox::Outbox;
 use super::sql::{self, Transaction};
 use super::{StoreError, audit, decode};
-
 use crate::rules::actor::Actor;
 use crate::rules::notify::Origin;
 

@@ -229,7 +229,7 @@ pub struct AuditEvent {
     pub id: EventId,
     /// What kind of line.
     pub kind: EventKind,
-    /// When it happened, by the source's wall clock.
+    /// When it happened, by the source's wall clock; of the control plane by its steady clock.
     pub time: Timestamp,
     /// Where the control plane stored it, from 1; 0: not stored yet.
     pub position: u64,
